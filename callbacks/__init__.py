@@ -1,0 +1,1 @@
+"""Lightning callbacks: what is logged and written."""

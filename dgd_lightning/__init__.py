@@ -1,0 +1,1 @@
+"""dgd-lightning: draft-guided decoding with test-time training."""

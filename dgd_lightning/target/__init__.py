@@ -1,0 +1,1 @@
+"""The frozen target: loading, chunked prefill, steps at absolute positions, tapped features."""

@@ -1,0 +1,74 @@
+"""The few records that travel from room to room, so that each room can be tested alone on CPU.
+
+Letters: B batch rows, S context length, Q query tokens of one forward, H target hidden size, F tapped layers,
+K block size, N anchors, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+StopReason = Literal["stop", "length"]
+
+
+class TargetStep(NamedTuple):
+    """What one target forward gives."""
+
+    logits: Tensor | None  # [B, Q, V], or [B, 1, V] where one position per row was asked for
+    features: Tensor | None  # [B, Q, F·H], tapped layers concatenated in the order of their ids
+
+
+class Prefill(NamedTuple):
+    """What reading the prompts gives; row b's next token has position ``lengths[b]``."""
+
+    logits: Tensor  # [B, V], at each row's last prompt token
+    features: Tensor | None  # [B, S, F·H] (kept only on request), rows padded on the right
+    lengths: Tensor  # [B], prompt lengths
+
+
+class DecodeTrace(NamedTuple):
+    """How a row was decoded. Seconds are those of the whole batch the row was in (rows share forwards)."""
+
+    verified_lengths: list[int]  # tokens agreed per verification + 1, not cut at a stop token or the limit
+    target_forwards: int  # verifications (or single steps) this row took part in, prefill excluded
+    draft_forwards: int
+    prefill_seconds: float  # wall seconds of the batch's prefill
+    decode_seconds: float  # wall seconds of the batch's decode loop
+    batch_tokens: int  # tokens committed by the whole batch in those decode seconds, first tokens excluded
+    seed: int | None  # the row's own seed; None for greedy decoding
+
+
+class DecodeOutput(NamedTuple):
+    """One row's result."""
+
+    tokens: Tensor  # [T] LongTensor on CPU, new tokens only, stop token included
+    acceptance_lengths: list[int]  # tokens each verification committed, bonus included; sums to T − 1 (the prefill's
+    # first token belongs to none); tokens past a stop token or the limit are not counted
+    stop_reason: StopReason
+    trace: DecodeTrace
+
+
+class Task(NamedTuple):
+    """One question. ``row`` is the input row as read, so that predictions can carry it on unchanged."""
+
+    idx: str  # unique in a run (CL-bench's task_id)
+    messages: list[dict[str, str]] | None  # chat messages, or None for a raw prompt
+    prompt: str | None  # raw text prompt, or None for chat messages
+    row: dict[str, Any]
+
+
+class ContextTasks(NamedTuple):
+    """The tasks of one context, decoded together."""
+
+    context_id: str
+    tasks: list[Task]
+
+
+class Score(NamedTuple):
+    """A graded answer; ``value`` is None where grading failed, never a silent 0."""
+
+    value: float | None
+    status: list[str]  # per rubric: "yes" or "no"
+    rationale: str
