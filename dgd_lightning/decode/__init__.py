@@ -1,1 +1,1 @@
-"""."""
+"""Decoding: exact samplers over the pair, each fast loop beside its slow oracle."""

@@ -1,0 +1,109 @@
+"""Position-addressed noise: every random number of a row is fixed by the row's seed, the position and the stream.
+
+A row's history up to position p depends on noise at positions before p only: a proposal at p is looked at only when
+everything before p was accepted, and then p is committed in that very cycle. So the numbers at p are fresh whenever
+they matter, however often discarded proposals have read them, and a result does not depend on batch, rank or order.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dgd_lightning.decode.sampling import draw
+from dgd_lightning.errors import InputError
+
+Stream = Literal[0, 1, 2]
+DRAFT: Stream = 0  # the draft's proposal at a position
+ACCEPT: Stream = 1  # whether that proposal is accepted
+TARGET: Stream = 2  # the target's own token there: plain draw, residual or bonus
+STREAMS = 3
+SEED_BITS = 63  # row seeds fit a signed 64-bit integer, so that any file format can carry them
+
+
+class Noise(Protocol):
+    """What the loops ask for randomness. A test may substitute a chooser that explores every outcome."""
+
+    def categorical(self, probs: Tensor, stream: Stream, positions: Tensor) -> Tensor:
+        """Token ids [B, Q] drawn from ``probs`` [B, Q, V] for the absolute ``positions`` [B, Q]."""
+        ...
+
+    def bernoulli(self, probs: Tensor, stream: Stream, positions: Tensor) -> Tensor:
+        """Booleans [B, Q], true with ``probs`` [B, Q], for the absolute ``positions`` [B, Q]."""
+        ...
+
+    def select(self, rows: Tensor) -> Noise:
+        """The noise of the rows [R] that stay when others leave the batch."""
+        ...
+
+
+class TableNoise:
+    """Noise read from a table made once.
+
+    Args:
+        table: [B, P, 3] fp64 uniforms in [0, 1); entry i belongs to a row's i-th new token.
+        starts: [B] absolute position of each row's first new token.
+    """
+
+    def __init__(self, table: Tensor, starts: Tensor) -> None:
+        self.table, self.starts = table, starts
+
+    def _uniform(self, stream: Stream, positions: Tensor) -> Tensor:
+        return self.table[:, :, stream].gather(1, positions - self.starts[:, None])  # [B, Q]
+
+    def categorical(self, probs: Tensor, stream: Stream, positions: Tensor) -> Tensor:
+        """Token ids [B, Q], by inverse CDF."""
+        return draw(probs, self._uniform(stream, positions))
+
+    def bernoulli(self, probs: Tensor, stream: Stream, positions: Tensor) -> Tensor:
+        """Booleans [B, Q]: uniform < probability, so 0 is never and 1 always true."""
+        return self._uniform(stream, positions) < probs
+
+    def select(self, rows: Tensor) -> TableNoise:
+        """Keep rows [R]."""
+        return TableNoise(self.table[rows], self.starts[rows])
+
+
+def noise_table(seeds: Sequence[int], positions: int) -> Tensor:
+    """Uniforms [B, positions, 3] in fp64 on CPU; a longer table begins with the shorter one."""
+    rows = [np.random.Generator(np.random.PCG64(seed)).random((positions, STREAMS)) for seed in seeds]
+    return torch.from_numpy(np.stack(rows))
+
+
+def row_seeds(seed: int | Sequence[int] | None, batch: int) -> list[int]:
+    """One seed per row.
+
+    Args:
+        seed: an integer, from which row b's seed is derived with b; a sequence with each row's own seed, used as it is;
+            or None for fresh entropy.
+        batch: number of rows.
+
+    Raises:
+        InputError: a seed is not a non-negative integer, or the sequence has another length than the batch.
+    """
+    if seed is None:
+        return [secrets.randbits(SEED_BITS) for _ in range(batch)]
+    if isinstance(seed, int):
+        _check_seed(seed)
+        derived = (np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)[0] for row in range(batch))
+        return [int(value) >> (64 - SEED_BITS) for value in derived]
+    if not isinstance(seed, Sequence) or isinstance(seed, str) or len(seed) != batch:
+        raise InputError(
+            "seed",
+            expected=f"an integer, None, or one integer per prompt ({batch})",
+            received=f"{len(seed)} values" if isinstance(seed, Sequence) else type(seed).__name__,
+            mend="pass one seed per prompt, or a single integer",
+        )
+    for value in seed:
+        _check_seed(value)
+    return list(seed)
+
+
+def _check_seed(seed: int) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise InputError("seed", expected="integers in 0 … 2**64 - 1", received=repr(seed), mend="use e.g. seed=0")

@@ -1,0 +1,95 @@
+"""From logits to a distribution and from one uniform to a token; nothing here draws a random number itself."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dgd_lightning.errors import InputError
+
+MIN_TEMPERATURE = 1e-4  # below it fp32 logits overflow when divided, and the distribution is the argmax's anyway
+
+
+class SamplingParams(NamedTuple):
+    """How a token is drawn. ``temperature`` 0 is greedy: the one token with the largest logit."""
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    @property
+    def greedy(self) -> bool:
+        """True where no random number is needed."""
+        return self.temperature == 0.0
+
+
+def sampling_params(temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None) -> SamplingParams:
+    """Check the three knobs and pack them.
+
+    Args:
+        temperature: 0 for greedy, otherwise at least ``MIN_TEMPERATURE``.
+        top_k: keep the k largest logits (and whatever ties with the smallest kept), or None for all.
+        top_p: keep the smallest set of likeliest tokens that holds this mass, in (0, 1], or None for all.
+
+    Raises:
+        InputError: a knob is out of its range.
+    """
+    number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
+    if not number or not math.isfinite(temperature) or not (temperature == 0 or temperature >= MIN_TEMPERATURE):
+        raise InputError(
+            "temperature",
+            expected=f"0 (greedy) or a finite number of at least {MIN_TEMPERATURE}",
+            received=repr(temperature),
+            mend="use temperature=0 for greedy decoding or e.g. temperature=1.0 for sampling",
+        )
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+        raise InputError("top_k", expected="an integer of at least 1, or None", received=repr(top_k), mend="use None")
+    if top_p is not None and (isinstance(top_p, bool) or not isinstance(top_p, int | float) or not 0 < top_p <= 1):
+        raise InputError("top_p", expected="a number in (0, 1], or None", received=repr(top_p), mend="use None")
+    return SamplingParams(float(temperature), top_k, None if top_p is None else float(top_p))
+
+
+def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
+    """The distribution that a token is drawn from: temperature, then top-k, then top-p, then renormalised.
+
+    Args:
+        logits: [.., V], any float dtype.
+        params: temperature 0 gives the one-hot vector of the argmax.
+
+    Returns:
+        [.., V] in fp32, or fp64 where the logits are fp64; rows sum to 1.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # [.., V]
+    if params.greedy:
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    scaled = (logits - logits.amax(-1, keepdim=True)) / params.temperature  # [.., V], at most 0: cannot overflow
+    if params.top_k is not None and params.top_k < scaled.shape[-1]:
+        smallest_kept = scaled.topk(params.top_k, dim=-1).values[..., -1:]  # [.., 1]
+        scaled = scaled.masked_fill(scaled < smallest_kept, -math.inf)
+    if params.top_p is not None and params.top_p < 1.0:
+        # Stable, so that equal logits are cut in the order of their ids, whatever the batch.
+        ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
+        mass = ordered.softmax(-1)
+        before = mass.cumsum(-1) - mass  # [.., V], mass of all likelier tokens; 0 for the first, so one always stays
+        dropped = torch.zeros_like(before, dtype=torch.bool).scatter_(-1, order, before >= params.top_p)
+        scaled = scaled.masked_fill(dropped, -math.inf)
+    return scaled.softmax(-1)
+
+
+def draw(probs: Tensor, uniform: Tensor) -> Tensor:
+    """Draw by inverse CDF, so that one uniform decides one token on every device and in every batch.
+
+    Args:
+        probs: [.., V], non-negative, need not sum to exactly 1.
+        uniform: [..] fp64 in [0, 1).
+
+    Returns:
+        [..] token ids; a token of probability 0 is never drawn.
+    """
+    cdf = probs.cumsum(-1, dtype=torch.float64)  # [.., V]
+    # The first index whose CDF exceeds u·total; scaling by the total absorbs a sum of 1 ± rounding.
+    point = (uniform[..., None] * cdf[..., -1:]).contiguous()  # [.., 1]
+    return torch.searchsorted(cdf.contiguous(), point, right=True).squeeze(-1)

@@ -1,0 +1,98 @@
+"""Accept or reject a proposed block: pure functions, vectorised over rows and slots, no word from the host.
+
+A block of K tokens is the anchor and K - 1 proposals. Logits of slot j belong to the token at anchor + j + 1, so the
+K distributions stand for the K - 1 proposals and one bonus token.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dgd_lightning.decode.noise import ACCEPT, TARGET, Noise
+
+
+class Verdict(NamedTuple):
+    """What one verification commits: ``tokens[b, :lengths[b]]``; the entries beyond are without meaning."""
+
+    tokens: Tensor  # [B, K] accepted proposals, then the target's own token
+    lengths: Tensor  # [B] accepted proposals + 1
+
+
+def leading_true(flags: Tensor) -> Tensor:
+    """How many flags [B, N] stand before the first false one, per row [B]."""
+    return flags.long().cumprod(1).sum(1)
+
+
+def verify_match(proposals: Tensor, target_tokens: Tensor) -> Verdict:
+    """Accept while the proposal is the token that the target itself chose, by argmax or by a draw of its own.
+
+    Exact for any proposals: every committed token is the target's, given the tokens before it.
+
+    Args:
+        proposals: [B, K - 1] drafted tokens.
+        target_tokens: [B, K] the target's token after the anchor and after each proposal.
+    """
+    accepted = leading_true(proposals == target_tokens[:, :-1])  # [B]
+    return Verdict(target_tokens, accepted + 1)  # accepted proposals are the target's tokens by definition
+
+
+def residual(p: Tensor, q: Tensor) -> Tensor:
+    """The distribution a token is drawn from after a rejection: ``norm(max(p - q, 0))``.
+
+    Where nothing is left (p equals q, so a rejection had probability 0 but for rounding) it is p.
+
+    Args:
+        p: [.., V] the target's distribution.
+        q: [.., V] the distribution that the rejected token was drawn from; zeros where nothing was rejected.
+
+    Source: Leviathan et al. 2023 (arXiv 2211.17192), section 2.3; Chen et al. 2023 (arXiv 2302.01318), algorithm 2.
+    """
+    rest = (p - q).clamp(min=0)  # [.., V]
+    mass = rest.sum(-1, keepdim=True)  # [.., 1]
+    return torch.where(mass > 0, rest / mass.clamp(min=torch.finfo(mass.dtype).tiny), p)
+
+
+def accept_probability(p: Tensor, q: Tensor, proposals: Tensor) -> Tensor:
+    """``min(1, p(x) / q(x))`` for the proposed tokens x.
+
+    Args:
+        p: [B, N, V] the target's distributions.
+        q: [B, N, V] the distributions the proposals were drawn from.
+        proposals: [B, N]
+
+    Returns:
+        [B, N]
+
+    Source: Leviathan et al. 2023 (arXiv 2211.17192), section 2.3.
+    """
+    chosen = proposals[..., None]  # [B, N, 1]
+    return (p.gather(-1, chosen) / q.gather(-1, chosen)).squeeze(-1).clamp(max=1.0)
+
+
+def verify_rejection(proposals: Tensor, q: Tensor, p: Tensor, noise: Noise, positions: Tensor) -> Verdict:
+    """Rejection sampling: the committed tokens have the target's law whatever q is, and q's closeness sets the speed.
+
+    Args:
+        proposals: [B, K - 1] tokens drawn from q.
+        q: [B, K - 1, V] the draft's distributions after temperature and filters.
+        p: [B, K, V] the target's distributions after the same.
+        noise: source of the accept (stream ``ACCEPT``) and final (stream ``TARGET``) draws.
+        positions: [B, K] absolute positions of the proposals and of the bonus token.
+    """
+    drafted = proposals.shape[1]
+    accept = noise.bernoulli(accept_probability(p[:, :-1], q, proposals), ACCEPT, positions[:, :-1])  # [B, K - 1]
+    accepted = leading_true(accept)[:, None]  # [B, 1]
+    p_last = _at(p, accepted)  # [B, 1, V] after the last accepted proposal
+    # All accepted: nothing was rejected, q counts as zero and the residual is p, the bonus token's distribution.
+    q_last = _at(q, accepted.clamp(max=drafted - 1)) * (accepted < drafted)[..., None]  # [B, 1, V]
+    last = noise.categorical(residual(p_last, q_last), TARGET, positions.gather(1, accepted))  # [B, 1]
+    tokens = torch.cat([proposals, last], dim=1).scatter(1, accepted, last)  # [B, K]
+    return Verdict(tokens, accepted[:, 0] + 1)
+
+
+def _at(rows: Tensor, slot: Tensor) -> Tensor:
+    """Rows [B, N, V] at slot [B, 1] -> [B, 1, V]."""
+    return rows.gather(1, slot[..., None].expand(-1, -1, rows.shape[-1]))

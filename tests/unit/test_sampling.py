@@ -1,0 +1,96 @@
+"""Sampling: filters against transformers' own, the inverse CDF against frequencies, position-addressed noise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from dgd_lightning.decode.noise import ACCEPT, DRAFT, TARGET, TableNoise, noise_table, row_seeds
+from dgd_lightning.decode.sampling import draw, probabilities, sampling_params
+from dgd_lightning.errors import InputError
+
+FP64_ROUNDING = 1e-14  # softmax over fewer than 100 entries, twice, in fp64
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize(("top_k", "top_p"), [(None, None), (3, None), (None, 0.6), (5, 0.8), (1, None), (99, 1.0)])
+def test_filters_match_transformers(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    logits = 3 * torch.randn(64, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)  # [64, V]
+    expected = TemperatureLogitsWarper(temperature)(None, logits)
+    if top_k is not None:
+        expected = TopKLogitsWarper(top_k)(None, expected)
+    if top_p is not None:
+        expected = TopPLogitsWarper(top_p)(None, expected)
+    got = probabilities(logits, sampling_params(temperature, top_k, top_p))
+    torch.testing.assert_close(got, expected.softmax(-1), rtol=0, atol=FP64_ROUNDING)
+
+
+def test_dtypes_and_greedy() -> None:
+    logits = torch.tensor([[1.0, 3.0, 3.0, -torch.inf]])
+    greedy = probabilities(logits, sampling_params(0.0))
+    assert greedy.tolist() == [[0.0, 1.0, 0.0, 0.0]]
+    assert probabilities(logits.bfloat16(), sampling_params(1.0)).dtype == torch.float32
+    assert probabilities(logits.double(), sampling_params(1.0)).dtype == torch.float64
+    cold = probabilities(1e4 * logits, sampling_params(1e-4))  # a naive division overflows fp32 here
+    assert cold.tolist() == [[0.0, 0.5, 0.5, 0.0]]
+
+
+def test_draw_frequencies_and_edges() -> None:
+    probs = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0])
+    n = 4000
+    grid = torch.arange(n, dtype=torch.float64) / n  # an exact grid of uniforms gives exact counts
+    counts = draw(probs.expand(n, -1), grid).bincount(minlength=6)
+    assert counts.tolist() == [0, n // 4, 0, n // 2, n // 4, 0]
+    largest = torch.tensor(1 - 2.0**-53, dtype=torch.float64)
+    for total in (1 - 1e-6, 1.0, 1 + 1e-6):  # the sum of an fp32 softmax
+        assert draw(probs * total, largest).item() == 4
+        assert draw(probs * total, torch.zeros((), dtype=torch.float64)).item() == 1
+
+
+def test_noise_is_the_rows_own() -> None:
+    table = noise_table([7, 8, 7], 20)  # [3, 20, 3]
+    assert torch.equal(table[0], table[2])
+    assert not torch.equal(table[0], table[1])
+    assert torch.equal(noise_table([8], 50)[0, :20], table[1])
+    assert table.dtype == torch.float64
+    assert table.unique().numel() == 2 * 20 * 3  # no number serves two streams or positions
+
+
+def test_table_noise_is_addressed_by_position() -> None:
+    noise = TableNoise(noise_table([1, 2], 10), torch.tensor([5, 100]))
+    probs = torch.full((2, 3, 50), 1 / 50, dtype=torch.float64)
+    positions = torch.tensor([[6, 7, 8], [101, 102, 103]])
+    together = noise.categorical(probs, DRAFT, positions)
+    assert torch.equal(noise.categorical(probs[:, :1], DRAFT, positions[:, 1:2]), together[:, 1:2])
+    assert torch.equal(noise.select(torch.tensor([1])).categorical(probs[1:], DRAFT, positions[1:]), together[1:])
+    assert not torch.equal(noise.categorical(probs, TARGET, positions), together)
+    certain = torch.ones(2, 3, dtype=torch.float64)
+    assert noise.bernoulli(certain, ACCEPT, positions).all()
+    assert not noise.bernoulli(0 * certain, ACCEPT, positions).any()
+
+
+def test_row_seeds() -> None:
+    seeds = row_seeds(3, 4)
+    assert seeds[:2] == row_seeds(3, 2)  # a row's seed does not depend on how many follow
+    assert len(set(seeds) | set(row_seeds(4, 4))) == 8
+    assert row_seeds([5, 6], 2) == [5, 6]
+    assert row_seeds(None, 2) != row_seeds(None, 2)
+    assert all(0 <= seed < 2**63 for seed in seeds + row_seeds(None, 3))
+
+
+@pytest.mark.parametrize("seed", [-1, [1], [1, -2], "ab", 1.5, True, [1, 2.0]])
+def test_bad_seeds(seed: object) -> None:
+    with pytest.raises(InputError, match=r"^seed: expected"):
+        row_seeds(seed, 2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", v) for v in (-1.0, float("nan"), float("inf"), 1e-9, "1", True)]
+    + [("top_k", v) for v in (0, -1, 2.0, True)]
+    + [("top_p", v) for v in (0.0, 1.5, -0.1, float("nan"), "1", True)],
+)
+def test_bad_params(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=f"^{name}: expected"):
+        sampling_params(**{"temperature": 1.0, name: value})  # type: ignore[arg-type]
