@@ -1,0 +1,143 @@
+"""The `dgd` command: fit, validate, test and predict, each a LightningCLI run described by one YAML file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from dgd_lightning.errors import InputError
+
+USAGE = """usage: dgd SUBCOMMAND [--config FILE.yaml] [--key value ...]
+
+Draft-guided decoding of language models.
+
+subcommands:
+  predict    decode tasks with a target and its draft; write predictions, metrics and a table
+  fit        train a draft or a miniature target
+  validate   run the validation loop of a training module
+  test       run the test loop of a training module
+
+Every value of a YAML file can be overridden: dgd predict --config configs/quickstart.yaml --data.limit 8
+Start with:                                  dgd predict --config configs/quickstart.yaml
+All keys of one subcommand:                  dgd predict --help
+All keys of one class:                       dgd predict --model.help Decoding   (also --data.help, --trainer.callbacks.help)
+"""
+
+# Lightning's remarks that tell a user nothing he could act on here.
+_QUIET_WARNINGS = (
+    r".*does not have many workers.*",
+    r".*LightningCLI's args parameter.*",
+    r".*predict returned None.*",
+    r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+    r".*Experiment logs directory .* exists and is not empty.*",
+    r".*smaller than the logging interval.*",
+    r".*DistributedSampler.*",
+    r".*You are using a CUDA device.*Tensor Cores.*",
+    r".*No seed found.*",
+    r".*destroy_process_group.*",
+)
+_QUIET_LOG = ("Tip", "GPU available", "TPU available", "HPU available", "LOCAL_RANK", "Seed set to", "Missing logger folder",
+              "Initializing distributed", "distributed_backend=", "All distributed processes registered",
+              "Starting with ", "-----")  # fmt: skip
+
+
+class _Quiet(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return not any(part in message for part in _QUIET_LOG) or record.levelno > logging.INFO
+
+
+def _hush() -> None:
+    """Drops the messages listed above; everything else still comes through."""
+    for message in _QUIET_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        for handler in logging.getLogger(name).handlers:
+            if not any(isinstance(f, _Quiet) for f in handler.filters):
+                handler.addFilter(_Quiet())
+
+
+def _lightning(argv: Sequence[str]) -> int:
+    """fit, validate, test, predict. Importing Lightning takes seconds, so it happens here, not at the top."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from jsonargparse import ArgumentError
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from dgd_lightning.cli_errors import from_parser_message
+    from dgd_lightning.cli_lightning import ProjectCLI, import_plugins
+
+    _hush()
+    try:
+        import_plugins()
+        ProjectCLI(args=list(argv))
+    except ArgumentError as error:
+        raise from_parser_message(str(error)) from error
+    except MisconfigurationException as error:
+        raise InputError("configuration", expected="a combination that Lightning accepts", received=error,
+                         mend="change the named argument") from error  # fmt: skip
+    return 0
+
+
+# Subcommand -> what runs it with the whole argument list; commands without a model register their own function.
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "fit": _lightning,
+    "validate": _lightning,
+    "test": _lightning,
+    "predict": _lightning,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one `dgd` command.
+
+    Args:
+        argv: the arguments after the program's name; those of the process where None.
+
+    Returns:
+        0 on success, 2 on a user's mistake (told on stderr in one line), 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"dgd-lightning {version('dgd-lightning')}")
+        return 0
+    try:
+        command = COMMANDS.get(argv[0])
+        if command is None:
+            raise InputError(
+                "subcommand", expected=f"one of {', '.join(COMMANDS)}", received=argv[0], mend="see `dgd --help`"
+            )
+        return command(argv)
+    except InputError as error:
+        _tell(error)
+        return 2
+    except KeyboardInterrupt:
+        print("dgd: interrupted; the same command continues an unfinished predict run", file=sys.stderr)
+        return 130
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into exit code 1
+            print("dgd: interrupted; the same command continues an unfinished predict run", file=sys.stderr)
+            return 130
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException as error:
+        if type(error).__name__ == "SIGTERMException":
+            print("dgd: terminated", file=sys.stderr)
+            return 143
+        raise
+
+
+def _tell(error: InputError) -> None:
+    """One line on stderr. All ranks meet most mistakes at once, so the launched ones keep quiet."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"dgd: error: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
