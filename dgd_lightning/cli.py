@@ -23,7 +23,7 @@ subcommands:
 Every value of a YAML file can be overridden: dgd predict --config configs/quickstart.yaml --data.limit 8
 Start with:                                  dgd predict --config configs/quickstart.yaml
 All keys of one subcommand:                  dgd predict --help
-All keys of one class:                       dgd predict --model.help Decoding   (also --data.help, --trainer.callbacks.help)
+All keys of one class:                       dgd predict --model.help Decoding   (or --data.help ContextsData)
 """
 
 # Lightning's remarks that tell a user nothing he could act on here.
@@ -39,9 +39,20 @@ _QUIET_WARNINGS = (
     r".*No seed found.*",
     r".*destroy_process_group.*",
 )
-_QUIET_LOG = ("Tip", "GPU available", "TPU available", "HPU available", "LOCAL_RANK", "Seed set to", "Missing logger folder",
-              "Initializing distributed", "distributed_backend=", "All distributed processes registered",
-              "Starting with ", "-----")  # fmt: skip
+_QUIET_LOG = (
+    "Tip",
+    "GPU available",
+    "TPU available",
+    "HPU available",
+    "LOCAL_RANK",
+    "Seed set to",
+    "Missing logger folder",
+    "Initializing distributed",
+    "distributed_backend=",
+    "All distributed processes registered",
+    "Starting with ",
+    "-----",
+)
 
 
 class _Quiet(logging.Filter):
@@ -76,8 +87,12 @@ def _lightning(argv: Sequence[str]) -> int:
     except ArgumentError as error:
         raise from_parser_message(str(error)) from error
     except MisconfigurationException as error:
-        raise InputError("configuration", expected="a combination that Lightning accepts", received=error,
-                         mend="change the named argument") from error  # fmt: skip
+        raise InputError(
+            "configuration",
+            expected="a combination that Lightning accepts",
+            received=error,
+            mend="change the named argument",
+        ) from error
     return 0
 
 

@@ -55,11 +55,19 @@ def _unknown(message: str, path: str) -> InputError | None:
         mend = f"did you mean {close[0]!r}?" if close else "remove it, or see `--help`"
         if known and not close:
             mend = f"remove it, or use one of {', '.join(known)}"
-        return InputError(key if path == "command line" else f"{path}.{key}", expected=f"a key {where}",
-                          received=f"unknown key {key!r}", mend=mend)  # fmt: skip
+        return InputError(
+            key if path == "command line" else f"{path}.{key}",
+            expected=f"a key {where}",
+            received=f"unknown key {key!r}",
+            mend=mend,
+        )
     if match := re.search(r"unrecognized arguments: (.+)", message):
-        return InputError(match[1].split()[0], expected="a known argument", received=_short(match[1]),
-                          mend="see `dgd SUBCOMMAND --help`")  # fmt: skip
+        return InputError(
+            match[1].split()[0],
+            expected="a known argument",
+            received=_short(match[1]),
+            mend="see `dgd SUBCOMMAND --help`",
+        )
     return None
 
 
@@ -70,8 +78,12 @@ def _required(message: str, path: str) -> InputError | None:
             name, expected="a value", received="nothing", mend="set it in the YAML or on the command line"
         )
     if 'expected "subcommand"' in message:
-        return InputError("subcommand", expected="one of fit, validate, test, predict", received="nothing",
-                          mend="for example `dgd predict --config FILE.yaml`")  # fmt: skip
+        return InputError(
+            "subcommand",
+            expected="one of fit, validate, test, predict",
+            received="nothing",
+            mend="for example `dgd predict --config FILE.yaml`",
+        )
     return None
 
 
@@ -94,8 +106,12 @@ def _bad_class(message: str, path: str) -> InputError | None:
 
 def _file(message: str, path: str) -> InputError | None:
     if match := re.search(r"(?:File does not exist|is not readable|unable to read)[^']*'([^']+)'", message, re.I):
-        return InputError("--config" if path == "config" else path, expected="a readable file", received=match[1],
-                          mend="check the path")  # fmt: skip
+        return InputError(
+            "--config" if path == "config" else path,
+            expected="a readable file",
+            received=match[1],
+            mend="check the path",
+        )
     if match := re.search(r"Problems? parsing config[^:]*: (.+)", message, re.S):
         return InputError("--config", expected="a YAML file", received=_short(match[1]), mend="correct the YAML")
     return None

@@ -48,8 +48,12 @@ class ProjectCLI(LightningCLI):
         return super().init_parser(**{**kwargs, "exit_on_error": False, "prog": "dgd"})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--name", type=str | None, default=None,
-                            help="Name of the run: it goes to LOGS_DIR/NAME/version_N. Default: the config file's name.")  # fmt: skip
+        parser.add_argument(
+            "--name",
+            type=str | None,
+            default=None,
+            help="The run goes to LOGS_DIR/NAME/version_N. Default: the config file's name.",
+        )
         parser.add_argument("--logs_dir", type=str, default="logs", help="Folder of all runs.")
 
     @staticmethod
@@ -95,5 +99,9 @@ def _writable(folder: Path) -> None:
         probe.touch()
         probe.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError("logs_dir", expected="a folder that can be written", received=f"{folder} ({error.strerror})",
-                         mend="choose another with --logs_dir") from error  # fmt: skip
+        raise InputError(
+            "logs_dir",
+            expected="a folder that can be written",
+            received=f"{folder} ({error.strerror})",
+            mend="choose another with --logs_dir",
+        ) from error

@@ -1,0 +1,84 @@
+"""CL-bench-format JSONL: rows of chat messages, rubrics and metadata, graded or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from dgd_lightning.data.rows import Row, check_unique, field, read_jsonl
+from dgd_lightning.data.tasks import Names, TaskData
+from dgd_lightning.errors import InputError
+from dgd_lightning.types import Task
+
+ROLES = ("system", "user", "assistant")
+METADATA = ("task_id", "context_id", "context_category", "sub_category")
+# What an earlier model's answer and its grading left in a row; a new answer must not carry them on.
+STALE = ("model_output", "score", "requirement_status", "grading_rationale", "dgd")
+
+
+def parse_row(row: Row) -> Task:
+    """The task of one CL-bench row.
+
+    Raises:
+        InputError: a field is missing or of a wrong type.
+    """
+    messages = field(row, "messages", list, "a list of messages")
+    if not messages:
+        raise InputError(
+            row.place, expected="at least one message", received="none", mend="correct the field 'messages'"
+        )
+    for message in messages:
+        if (
+            not isinstance(message, dict)
+            or not isinstance(message.get("content"), str)
+            or message.get("role") not in ROLES
+        ):
+            raise InputError(
+                row.place,
+                expected=f"messages with 'role' ({', '.join(ROLES)}) and a text 'content'",
+                received=str(message)[:80],
+                mend="correct the field 'messages'",
+            )
+    field(row, "rubrics", list, "a list")
+    for key in METADATA:
+        field(row, f"metadata.{key}", str, "a string")
+    kept = {key: value for key, value in row.value.items() if key not in STALE}
+    idx = row.value["metadata"]["task_id"]
+    return Task(idx, [{"role": m["role"], "content": m["content"]} for m in messages], None, kept)
+
+
+def parse_rows(rows: Iterable[Row]) -> list[Task]:
+    """Tasks of CL-bench rows; their task ids must be unique."""
+    tasks, places = [], []
+    for row in rows:
+        tasks.append(parse_row(row))
+        places.append((row.place, tasks[-1].idx))
+    check_unique(places, "metadata.task_id")
+    return tasks
+
+
+class ContextsData(TaskData):
+    """Tasks of a CL-bench-format JSONL file.
+
+    Args:
+        path: the file (``.jsonl`` or ``.jsonl.gz``).
+        batch_size: tasks decoded together; those of one context stand side by side.
+        limit: only the first so many tasks that pass the filter.
+        category: keep tasks of these ``metadata.context_category`` values only.
+        sub_category: keep tasks of these ``metadata.sub_category`` values only.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        batch_size: int = 1,
+        limit: int | None = None,
+        category: Names = None,
+        sub_category: Names = None,
+    ) -> None:
+        super().__init__(batch_size=batch_size, limit=limit, category=category, sub_category=sub_category)
+        self.path = Path(path)
+
+    def read(self) -> list[Task]:
+        """See `TaskData.read`."""
+        return parse_rows(read_jsonl(self.path, "data.path"))

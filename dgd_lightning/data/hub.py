@@ -1,0 +1,95 @@
+"""Tasks of a data set of the `datasets` library: a Hub id, or a local folder that it can load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Literal
+
+from dgd_lightning.data.contexts import parse_rows
+from dgd_lightning.data.prompts import PromptFormat
+from dgd_lightning.data.rows import Row
+from dgd_lightning.data.tasks import Names, TaskData
+from dgd_lightning.errors import InputError
+from dgd_lightning.types import Task
+
+
+def load_rows(
+    path: str, *, name: str | None, split: str, revision: str | None, streaming: bool, limit: int | None
+) -> Iterator[Row]:
+    """Rows of ``datasets.load_dataset(path, name, split=…)``; code of a data set is never run.
+
+    Raises:
+        InputError: the library can't load it; its own reason is told.
+    """
+    import datasets
+
+    try:
+        data = datasets.load_dataset(path, name, split=split, revision=revision, streaming=streaming)
+        for number, row in enumerate(islice(data, limit), 1):
+            yield Row(f"data.path row {number}", number, dict(row))
+    except (
+        Exception
+    ) as error:  # the library raises dozens of kinds, from its own to those of the file system and the net
+        raise InputError(
+            "data.path",
+            expected="a `datasets` id or folder with this name, split and revision",
+            received=f"{path!r}, name {name!r}, split {split!r}: {type(error).__name__}: {str(error)[:200]}",
+            mend="check the id and the split, log in for gated data, or download it and give a file or a folder",
+        ) from error
+
+
+class HubData(TaskData):
+    """Tasks of a `datasets` id.
+
+    Args:
+        path: the id (``openai/gsm8k``) or a local folder.
+        name: the configuration's name.
+        split: the split.
+        revision: a commit, tag or branch.
+        streaming: read row by row instead of downloading everything.
+        format: ``prompts``: one field holds the prompt; ``contexts``: CL-bench rows.
+        field: the field that holds the prompt.
+        id_field: the field that holds the id; None numbers the rows.
+        template: the user's message; ``{prompt}`` stands for the prompt.
+        system: a system message.
+        chat: render with the tokenizer's chat template; false gives the raw text to the model.
+        batch_size: tasks decoded together.
+        limit: only the first so many tasks that pass the filter.
+        category: keep tasks of these ``metadata.context_category`` values only.
+        sub_category: keep tasks of these ``metadata.sub_category`` values only.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        name: str | None = None,
+        split: str = "test",
+        revision: str | None = None,
+        streaming: bool = False,
+        format: Literal["prompts", "contexts"] = "prompts",
+        field: str = "prompt",
+        id_field: str | None = None,
+        template: str = "{prompt}",
+        system: str | None = None,
+        chat: bool = True,
+        batch_size: int = 8,
+        limit: int | None = None,
+        category: Names = None,
+        sub_category: Names = None,
+    ) -> None:
+        super().__init__(batch_size=batch_size, limit=limit, category=category, sub_category=sub_category)
+        self.source = {"name": name, "split": split, "revision": revision, "streaming": streaming}
+        self.path, self.kind = path, format
+        prefix = f"{path.rstrip('/').rpartition('/')[2]}-{split}"
+        self.format = PromptFormat(
+            field=field, id_field=id_field, prefix=prefix, template=template, system=system, chat=chat
+        )
+
+    def read(self) -> list[Task]:
+        """See `TaskData.read`."""
+        filtered = any(names is not None for names in self.filters.values())
+        rows = load_rows(self.path, **self.source, limit=None if filtered else self.limit)  # type: ignore[arg-type]
+        if self.kind == "contexts":
+            return parse_rows(rows)
+        return self.format.tasks(rows)

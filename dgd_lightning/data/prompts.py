@@ -1,0 +1,118 @@
+"""Single prompts from a text file (one a line), JSONL, gzipped JSONL or a JSON array: GSM8K, HumanEval, MATH-500 …"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from dgd_lightning.data.rows import Row, check_unique, field, read_json_array, read_jsonl, read_lines
+from dgd_lightning.data.tasks import TaskData
+from dgd_lightning.errors import InputError
+from dgd_lightning.types import Task
+
+
+class PromptFormat:
+    """How a row becomes a task.
+
+    Args:
+        field: the field that holds the prompt.
+        id_field: the field that holds the id; None numbers the rows: ``PREFIX-1``, ``PREFIX-2`` …
+        prefix: of numbered ids.
+        template: the user's message; ``{prompt}`` stands for the prompt.
+        system: a system message.
+        chat: render with the tokenizer's chat template; otherwise the filled template is the raw prompt.
+    """
+
+    def __init__(
+        self, *, field: str, id_field: str | None, prefix: str, template: str, system: str | None, chat: bool
+    ) -> None:
+        if "{prompt}" not in template:
+            raise InputError(
+                "data.template",
+                expected="a text with {prompt} in it",
+                received=repr(template[:80]),
+                mend="put {prompt} where the prompt belongs",
+            )
+        if system is not None and not chat:
+            raise InputError(
+                "data.system",
+                expected="null with chat: false",
+                received=repr(system[:80]),
+                mend="set data.chat: true, or write it into data.template",
+            )
+        self.field, self.id_field, self.prefix = field, id_field, prefix
+        self.template, self.system, self.chat = template, system, chat
+
+    def tasks(self, rows: Iterable[Row]) -> list[Task]:
+        """Tasks of the rows.
+
+        Raises:
+            InputError: a field is missing, a prompt is no text or empty, or an id comes twice.
+        """
+        tasks, places = [], []
+        for row in rows:
+            text = field(row, self.field, str, "a text")
+            if not text.strip():
+                raise InputError(
+                    row.place, expected=f"a prompt in {self.field!r}", received="an empty text", mend="remove it"
+                )
+            idx = f"{self.prefix}-{row.number}"
+            if self.id_field is not None:
+                idx = str(field(row, self.id_field, (str, int), "a string or an integer"))
+            prompt = self.template.replace("{prompt}", text)
+            messages = None
+            if self.chat:
+                system = [] if self.system is None else [{"role": "system", "content": self.system}]
+                messages = [*system, {"role": "user", "content": prompt}]
+            tasks.append(Task(idx, messages, None if self.chat else prompt, dict(row.value)))
+            places.append((row.place, idx))
+        check_unique(places, f"id in {self.id_field!r}")
+        return tasks
+
+
+def read_prompt_rows(path: Path, argument: str) -> Iterable[Row]:
+    """Rows of a prompts file by the end of its name; a text file gives rows with the one field ``prompt``."""
+    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
+    kind = suffixes[-1].lower() if suffixes else ""
+    if kind == ".jsonl":
+        return read_jsonl(path, argument)
+    if kind == ".json":
+        return read_json_array(path, argument)
+    return (Row(f"{argument} line {number}", number, {"prompt": line}) for number, line in read_lines(path, argument))
+
+
+class PromptsData(TaskData):
+    """Tasks of a file of prompts: ``.txt`` (one a line), ``.jsonl``, ``.jsonl.gz``, or ``.json`` (one array).
+
+    Args:
+        path: the file.
+        field: the field that holds the prompt; text files have the one field ``prompt``.
+        id_field: the field that holds the id; None numbers the rows by line or item.
+        template: the user's message; ``{prompt}`` stands for the prompt.
+        system: a system message.
+        chat: render with the tokenizer's chat template; false gives the raw text to the model.
+        batch_size: tasks decoded together.
+        limit: only the first so many tasks.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        field: str = "prompt",
+        id_field: str | None = None,
+        template: str = "{prompt}",
+        system: str | None = None,
+        chat: bool = True,
+        batch_size: int = 8,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__(batch_size=batch_size, limit=limit)
+        self.path = Path(path)
+        prefix = self.path.name.split(".")[0]
+        self.format = PromptFormat(
+            field=field, id_field=id_field, prefix=prefix, template=template, system=system, chat=chat
+        )
+
+    def read(self) -> list[Task]:
+        """See `TaskData.read`."""
+        return self.format.tasks(read_prompt_rows(self.path, "data.path"))

@@ -1,0 +1,144 @@
+"""Rows of JSON, JSONL (plain or gzipped) and text files, each with the place it came from, for errors of one line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dgd_lightning.errors import InputError
+
+
+class Row(NamedTuple):
+    """A row and where it stands, for messages: ``data.path line 3``."""
+
+    place: str
+    number: int  # line or item number, from 1
+    value: dict[str, Any]
+
+
+def require_file(path: Path, argument: str) -> None:
+    """Raises:
+    InputError: there is no such file.
+    """
+    if path.is_dir():
+        raise InputError(argument, expected="a file", received=f"the folder {path}", mend="name a file in it")
+    if not path.is_file():
+        raise InputError(argument, expected="an existing file", received=path, mend="check the path")
+
+
+def read_lines(path: Path, argument: str) -> Iterator[tuple[int, str]]:
+    """Lines of a text file, gunzipped where its name ends in ``.gz``, numbered from 1; blank ones left out."""
+    require_file(path, argument)
+    found = False
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    found = True
+                    yield number, line.rstrip("\n")
+    except (OSError, EOFError) as error:
+        raise InputError(argument, expected="a readable file", received=f"{path} ({error})", mend="check it") from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            argument,
+            expected="UTF-8 text",
+            received=f"{path} ({error.reason} at byte {error.start})",
+            mend="convert the file to UTF-8",
+        ) from error
+    if not found:
+        raise InputError(
+            argument, expected="at least one row", received=f"the empty file {path}", mend="check the file"
+        )
+
+
+def read_jsonl(path: Path, argument: str) -> Iterator[Row]:
+    """Objects of a JSONL file, one a line.
+
+    Raises:
+        InputError: no file, an empty one, or a line that is no JSON object (its number is told).
+    """
+    for number, line in read_lines(path, argument):
+        place = f"{argument} line {number}"
+        yield Row(place, number, _object(_parse(line, place), place))
+
+
+def read_json_array(path: Path, argument: str) -> Iterator[Row]:
+    """Objects of a JSON file that holds one array."""
+    text = "\n".join(line for _, line in read_lines(path, argument))
+    items = _parse(text, argument)
+    if not isinstance(items, list) or not items:
+        raise InputError(
+            argument, expected="a JSON array of objects", received=_kind(items), mend="use one array, or JSONL"
+        )
+    for number, item in enumerate(items, 1):
+        place = f"{argument} item {number}"
+        yield Row(place, number, _object(item, place))
+
+
+def _parse(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            place,
+            expected="valid JSON",
+            received=f"{error.msg} at column {error.colno}: {text[:60]!r}",
+            mend="correct the line",
+        ) from error
+
+
+def _object(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(place, expected="a JSON object", received=_kind(value), mend="write one object a row")
+    return value
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    return f"{type(value).__name__} {str(value)[:40]!r}"
+
+
+def field(row: Row, path: str, kind: type | tuple[type, ...], what: str) -> Any:
+    """The value at a dotted path of a row.
+
+    Args:
+        row: the row.
+        path: ``metadata.task_id``.
+        kind: the type or types that will do.
+        what: the type in words.
+
+    Raises:
+        InputError: the field is missing or has another type.
+    """
+    value: Any = row.value
+    for key in path.split("."):
+        if not isinstance(value, dict) or key not in value:
+            keys = ", ".join(map(str, value)) if isinstance(value, dict) else _kind(value)
+            raise InputError(
+                row.place,
+                expected=f"the field {path!r}",
+                received=f"fields {keys}"[:200],
+                mend="add the field, or name another one",
+            )
+        value = value[key]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise InputError(row.place, expected=f"{path!r} to be {what}", received=_kind(value), mend="correct the field")
+    return value
+
+
+def check_unique(places: Iterable[tuple[str, str]], what: str) -> None:
+    """Raises InputError where an id of the (place, id) pairs comes twice."""
+    seen: dict[str, str] = {}
+    for place, idx in places:
+        if idx in seen:
+            raise InputError(
+                place,
+                expected=f"a {what} of its own",
+                received=f"{idx!r}, already at {seen[idx]}",
+                mend="make the ids unique",
+            )
+        seen[idx] = place

@@ -1,0 +1,117 @@
+"""`TaskData`: what every source of tasks shares: filter, limit, grouping, fingerprint, predict dataloader."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from dgd_lightning.errors import InputError
+from dgd_lightning.types import Task
+
+Names = list[str] | str | None
+
+
+def context_of(task: Task) -> str:
+    """The context a task belongs to: CL-bench's ``metadata.context_id``, or the task itself."""
+    metadata = task.row.get("metadata")
+    return str(metadata["context_id"]) if isinstance(metadata, dict) and "context_id" in metadata else task.idx
+
+
+def group_tasks(tasks: Sequence[Task], batch_size: int) -> list[list[Task]]:
+    """Groups of at most ``batch_size`` tasks that are decoded together; tasks of one context stand side by side.
+
+    Groups are formed before they are sharded over ranks, so that no number depends on how many ranks there are.
+    """
+    contexts: dict[str, list[Task]] = {}
+    for task in tasks:
+        contexts.setdefault(context_of(task), []).append(task)
+    ordered = [task for members in contexts.values() for task in members]
+    return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+
+
+class TaskData(LightningDataModule):
+    """Base of the predict datamodules: a subclass implements `read`.
+
+    Args:
+        batch_size: tasks decoded together.
+        limit: only the first so many tasks that pass the filter.
+        category: keep tasks of these ``metadata.context_category`` values only.
+        sub_category: keep tasks of these ``metadata.sub_category`` values only.
+    """
+
+    def __init__(
+        self, *, batch_size: int = 8, limit: int | None = None, category: Names = None, sub_category: Names = None
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("limit", limit)):
+            if value is not None and value < 1:
+                raise InputError(f"data.{name}", expected="a positive integer", received=value, mend="use 1 or more")
+        self.batch_size, self.limit = batch_size, limit
+        self.filters = {"context_category": category, "sub_category": sub_category}
+
+    def read(self) -> list[Task]:
+        """All tasks in the order of their source.
+
+        Raises:
+            InputError: the source can't be read.
+        """
+        raise NotImplementedError
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """The tasks to decode, in the order of their source."""
+        tasks = self.read()
+        for key, names in self.filters.items():
+            tasks = _keep(tasks, key, names)
+        return tasks[: self.limit]
+
+    @cached_property
+    def groups(self) -> list[list[Task]]:
+        """The tasks as they are decoded together."""
+        return group_tasks(self.tasks, self.batch_size)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that reaches the model, and of how it is batched."""
+        digest = hashlib.sha256(f"batch_size={self.batch_size}".encode())
+        for task in self.tasks:
+            digest.update(json.dumps(task, sort_keys=True, default=str).encode())
+        return digest.hexdigest()
+
+    def check_ranks(self, ranks: int) -> None:
+        """Raises:
+        InputError: there are fewer groups than ranks, so that some would have nothing to do.
+        """
+        if len(self.groups) < ranks:
+            raise InputError(
+                "trainer.devices",
+                expected=f"at most {len(self.groups)} ranks, one per group of {self.batch_size} tasks",
+                received=f"{ranks} ranks for {len(self.tasks)} tasks",
+                mend="use fewer devices or a smaller data.batch_size",
+            )
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Yields one group (a list of `Task`) at a time; Lightning shards the groups over the ranks."""
+        self.check_ranks(self.trainer.world_size if self.trainer else 1)
+        return DataLoader(self.groups, batch_size=None)  # type: ignore[arg-type]
+
+
+def _keep(tasks: list[Task], key: str, names: Names) -> list[Task]:
+    if names is None:
+        return tasks
+    wanted = {names} if isinstance(names, str) else set(names)
+    found = {str((task.row.get("metadata") or {}).get(key)) for task in tasks}
+    if missing := wanted - found:
+        argument = "data.category" if key == "context_category" else "data.sub_category"
+        raise InputError(
+            argument,
+            expected=f"one of {', '.join(sorted(found))}",
+            received=", ".join(sorted(missing)),
+            mend="use a value that the data has",
+        )
+    return [task for task in tasks if (task.row.get("metadata") or {}).get(key) in wanted]
