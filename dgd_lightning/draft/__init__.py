@@ -1,1 +1,1 @@
-"""."""
+"""The DFlash draft: configuration, network, attention masks, checkpoints, training objective."""

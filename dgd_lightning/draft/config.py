@@ -1,0 +1,255 @@
+"""The draft's hyperparameters: read from, and written as, the published ``config.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dgd_lightning.errors import InputError
+
+SUPPORTED_ROPE = ("default", "linear", "llama3", "yarn")  # frequencies that do not depend on the sequence length
+ARCHITECTURE = "DFlashDraftModel"
+_OTHER_HEADS = ("domino", "dspark", "eagle", "speculator")
+# Settings of `dflash_config` that change what is computed; a draft that turns one on is another network.
+_FOREIGN_SETTINGS = (
+    "shift_label",
+    "pure_draft_prefix_len",
+    "enable_confidence_head",
+    "markov_rank",
+    "gru_hidden_dim",
+    "emb_dim",
+    "causal",
+    "is_causal",
+    "sample_from_anchor",
+)
+
+
+@dataclass(frozen=True)
+class DraftConfig:
+    """What defines a DFlash draft.
+
+    ``target_layer_ids`` are 0-based decoder layers of the target: id ``i`` is transformers' ``hidden_states[i + 1]``.
+    ``extra`` carries every other key of the file it was read from, so that saving loses nothing.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    block_size: int
+    mask_token_id: int
+    target_layer_ids: tuple[int, ...]
+    num_target_layers: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: Mapping[str, Any] | None = None
+    attention_bias: bool = False
+    max_positions: int = 40960
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        sizes = (
+            "hidden_size",
+            "intermediate_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "vocab_size",
+        )
+        for name in (*sizes, "block_size", "num_target_layers"):
+            value = getattr(self, name)
+            least = 2 if name == "block_size" else 1
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"draft.{name}", expected=f"an integer ≥ {least}", received=value, mend=_MEND)
+        if self.num_heads % self.num_kv_heads:
+            raise InputError(
+                "draft.num_attention_heads",
+                expected=f"a multiple of num_key_value_heads = {self.num_kv_heads}",
+                received=self.num_heads,
+                mend=_MEND,
+            )
+        if self.head_dim % 2:
+            raise InputError("draft.head_dim", expected="an even number", received=self.head_dim, mend=_MEND)
+        if not self.target_layer_ids or not all(0 <= i < self.num_target_layers for i in self.target_layer_ids):
+            raise InputError(
+                "draft.target_layer_ids",
+                expected=f"ids of the target's layers, 0…{self.num_target_layers - 1}",
+                received=list(self.target_layer_ids),
+                mend=_MEND,
+            )
+
+    @property
+    def num_features(self) -> int:
+        """F·H, the width of the tapped features."""
+        return len(self.target_layer_ids) * self.hidden_size
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], *, argument: str = "draft") -> DraftConfig:
+        """Read a published ``config.json`` (z-lab, SpecForge; rope in 4.x or 5.x spelling).
+
+        Raises:
+            InputError: for what this network is not (another head, sliding-window layers), and for missing keys.
+        """
+        _refuse_other_formats(raw, argument)
+        settings = raw.get("dflash_config") or {}
+        num_layers = _need(raw, "num_hidden_layers", argument)
+        num_target_layers = _need(raw, "num_target_layers", argument)
+        _refuse_sliding(raw, num_layers, argument)
+        ids = settings.get("target_layer_ids") or default_layer_ids(num_target_layers, num_layers)
+        heads = _need(raw, "num_attention_heads", argument)
+        hidden = _need(raw, "hidden_size", argument)
+        theta, scaling = _rope(raw, argument)
+        return cls(
+            hidden_size=hidden,
+            intermediate_size=_need(raw, "intermediate_size", argument),
+            num_layers=num_layers,
+            num_heads=heads,
+            num_kv_heads=raw.get("num_key_value_heads") or heads,
+            head_dim=raw.get("head_dim") or hidden // heads,
+            vocab_size=_need(raw, "vocab_size", argument),
+            block_size=_either(raw, settings, "block_size", argument),
+            mask_token_id=_either(raw, settings, "mask_token_id", argument),
+            target_layer_ids=tuple(int(i) for i in ids),
+            num_target_layers=num_target_layers,
+            rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            attention_bias=bool(raw.get("attention_bias", False)),
+            max_positions=int(raw.get("max_position_embeddings", 40960)),
+            extra={k: v for k, v in raw.items() if k not in _NOT_CARRIED},
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The published layout, in the 4.x spelling of rope, which every reader still understands."""
+        settings = dict(self.extra.get("dflash_config") or {})
+        settings |= {"mask_token_id": self.mask_token_id, "target_layer_ids": list(self.target_layer_ids)}
+        written = {
+            "architectures": [ARCHITECTURE],
+            "attention_bias": self.attention_bias,
+            "attention_dropout": 0.0,
+            "block_size": self.block_size,
+            "dflash_config": settings,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "hidden_size": self.hidden_size,
+            "initializer_range": 0.02,
+            "intermediate_size": self.intermediate_size,
+            "layer_types": ["full_attention"] * self.num_layers,
+            "max_position_embeddings": self.max_positions,
+            "max_window_layers": self.num_layers,
+            "model_type": "qwen3",
+            "num_attention_heads": self.num_heads,
+            "num_hidden_layers": self.num_layers,
+            "num_key_value_heads": self.num_kv_heads,
+            "num_target_layers": self.num_target_layers,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_scaling": dict(self.rope_scaling) if self.rope_scaling else None,
+            "rope_theta": self.rope_theta,
+            "sliding_window": None,
+            "tie_word_embeddings": False,
+            "use_cache": True,
+            "use_sliding_window": False,
+            "vocab_size": self.vocab_size,
+        }
+        return {**self.extra, **written}
+
+
+_MEND = "use a draft whose config.json is consistent"
+# Keys that saving writes in another spelling, or that are no longer true of what it writes.
+_NOT_CARRIED = ("rope_parameters", "partial_rotary_factor", "auto_map", "dtype", "torch_dtype", "transformers_version")
+
+
+def default_layer_ids(num_target_layers: int, num_draft_layers: int) -> tuple[int, ...]:
+    """Tapped layers where the config names none: one per draft layer, evenly from layer 1 to layer L − 3.
+
+    A single draft layer taps the middle. Halves round to even, as the published drafts were built (z-lab/dflash).
+    """
+    if num_draft_layers == 1:
+        return (num_target_layers // 2,)
+    step = (num_target_layers - 4) / (num_draft_layers - 1)
+    return tuple(round(1 + i * step) for i in range(num_draft_layers))
+
+
+def _need(raw: Mapping[str, Any], key: str, argument: str) -> Any:
+    if raw.get(key) is None:
+        raise InputError(argument, expected=f"a DFlash config.json with {key!r}", received="none", mend=_MEND)
+    return raw[key]
+
+
+def _either(raw: Mapping[str, Any], settings: Mapping[str, Any], key: str, argument: str) -> Any:
+    return raw[key] if raw.get(key) is not None else _need(settings, key, argument)
+
+
+def _refuse_other_formats(raw: Mapping[str, Any], argument: str) -> None:
+    if "speculators_model_type" in raw or "transformer_layer_config" in raw:
+        raise InputError(
+            argument,
+            expected="a draft in the published z-lab or SpecForge layout",
+            received="a speculators export (speculators_model_type / transformer_layer_config)",
+            mend="use the draft's original checkpoint; drafts with their own vocabulary are not supported",
+        )
+    settings = raw.get("dflash_config") or {}
+    names = [str(a) for a in raw.get("architectures") or []]
+    head = settings.get("projector_type") or raw.get("projector_type") or "dflash"
+    other = next((n for n in [*names, str(head)] if any(o in n.lower() for o in _OTHER_HEADS)), None)
+    foreign = next((k for k in _FOREIGN_SETTINGS if settings.get(k) or (k != "emb_dim" and raw.get(k))), None)
+    if other or foreign or head != "dflash":
+        raise InputError(
+            argument,
+            expected="a plain DFlash draft (projector_type dflash)",
+            received=other or (f"dflash_config.{foreign} = {settings.get(foreign)!r}" if foreign else head),
+            mend="Domino, DSpark, EAGLE and speculators heads are not supported: use a DFlash checkpoint",
+        )
+    if (names and ARCHITECTURE not in names) or not ("dflash_config" in raw or "block_size" in raw):
+        raise InputError(
+            argument,
+            expected=f"a DFlash draft (architectures: [{ARCHITECTURE}])",
+            received=names or "a config.json without dflash_config and block_size",
+            mend="give the draft's folder or Hub id, e.g. z-lab/Qwen3-8B-DFlash-b16",
+        )
+    if raw.get("draft_vocab_size") not in (None, raw.get("vocab_size")):
+        raise InputError(
+            argument,
+            expected="a draft that speaks the target's vocabulary",
+            received=f"draft_vocab_size = {raw['draft_vocab_size']}",
+            mend="drafts with a vocabulary head of their own are not supported",
+        )
+    if raw.get("hidden_act", "silu") != "silu":
+        raise InputError(argument, expected="hidden_act silu", received=raw["hidden_act"], mend=_MEND)
+
+
+def _refuse_sliding(raw: Mapping[str, Any], num_layers: int, argument: str) -> None:
+    types = raw.get("layer_types")
+    if types is None:  # transformers' own rule for files that do not list the layers
+        slides = bool(raw.get("use_sliding_window")) and raw.get("sliding_window") is not None
+        first = raw.get("max_window_layers", num_layers)
+        types = ["sliding_attention" if slides and i >= first else "full_attention" for i in range(num_layers)]
+    if len(types) != num_layers or any(t != "full_attention" for t in types):
+        raise InputError(
+            f"{argument}.layer_types",
+            expected=f"{num_layers} × full_attention",
+            received=types,
+            mend="drafts with sliding-window layers are not supported: use a full-attention draft",
+        )
+
+
+def _rope(raw: Mapping[str, Any], argument: str) -> tuple[float, dict[str, Any] | None]:
+    """(theta, scaling or None) from ``rope_parameters`` (5.x) or ``rope_theta`` + ``rope_scaling`` (4.x)."""
+    params = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    theta = float(params.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0)
+    kind = params.get("rope_type") or params.pop("type", None) or "default"
+    params["rope_type"] = kind
+    partial = params.pop("partial_rotary_factor", None) or raw.get("partial_rotary_factor") or 1.0
+    if kind not in SUPPORTED_ROPE or partial != 1.0:
+        raise InputError(
+            f"{argument}.rope_parameters",
+            expected=f"a rope_type of {', '.join(SUPPORTED_ROPE)} over the whole head",
+            received=f"{kind}, partial_rotary_factor {partial}",
+            mend="use a draft with one of these",
+        )
+    return theta, None if kind == "default" else params

@@ -1,0 +1,341 @@
+"""The DFlash draft: a small block-diffusion transformer that reads hidden states of the target.
+
+Sources: the DFlash paper and z-lab/dflash (checkpoint layout and arithmetic); Qwen3 for norm, MLP and rotary.
+Letters: B rows, S context length, H hidden size, F tapped layers, N anchors, K block size, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache as memoise
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dgd_lightning.draft.config import DraftConfig
+from dgd_lightning.draft.masks import multi_anchor_mask, multi_anchor_mask_mod, single_block_mask
+from dgd_lightning.errors import InputError
+from dgd_lightning.target.cache import PositionCache
+
+Attention = Literal["sdpa", "flex"]
+FOLD_QUERIES = 64  # up to here query groups are folded into the query axis, so that keys need not be repeated
+
+
+class Turns(NamedTuple):
+    """Cosines and sines of the rotary embedding, [B, 1, S, D] each."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm as in Qwen3: fp32 inside for half precision, never below the input's own precision."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class Rotary(nn.Module):
+    """Rotary angles in fp32 for every model dtype: they depend on the position alone, and drafts were trained so."""
+
+    inv_freq: Tensor  # [D/2], fp32
+
+    def __init__(self, config: DraftConfig) -> None:
+        super().__init__()
+        inv_freq, self.scale = _inverse_frequencies(config)
+        self._exact = inv_freq
+        self.register_buffer("inv_freq", inv_freq.clone(), persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Rotary:
+        super()._apply(fn, recurse)
+        self.inv_freq = self._exact.to(self.inv_freq.device)  # `.to(bfloat16)` would round the frequencies
+        return self
+
+    @torch.no_grad()
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> Turns:
+        angles = positions[..., None].to(torch.float32) * self.inv_freq  # [B, S, D/2]
+        angles = torch.cat([angles, angles], dim=-1)[:, None]  # [B, 1, S, D]
+        return Turns((angles.cos() * self.scale).to(dtype), (angles.sin() * self.scale).to(dtype))
+
+
+class Attend(nn.Module):
+    """Queries from the block; keys and values from context and block alike."""
+
+    def __init__(self, config: DraftConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        inner, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, inner, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv, bias=config.attention_bias)
+        self.o_proj = nn.Linear(inner, config.hidden_size, bias=config.attention_bias)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+
+    def _heads(self, x: Tensor) -> Tensor:  # [B, S, h·D] -> [B, S, h, D]
+        return x.unflatten(-1, (-1, self.head_dim))
+
+    def queries(self, x: Tensor, turns: Turns) -> Tensor:  # [B, Q, H] -> [B, heads, Q, D]
+        return _rotate(self.q_norm(self._heads(self.q_proj(x))).transpose(1, 2), turns)
+
+    def keys_values(self, x: Tensor, turns: Turns) -> tuple[Tensor, Tensor]:  # [B, S, H] -> 2 × [B, kv heads, S, D]
+        keys = _rotate(self.k_norm(self._heads(self.k_proj(x))).transpose(1, 2), turns)
+        values = self._heads(self.v_proj(x)).transpose(1, 2)
+        return keys.to(values.dtype), values  # under autocast the norm's fp32 weight widens the keys
+
+    def output(self, mixed: Tensor) -> Tensor:  # [B, heads, Q, D] -> [B, Q, H]
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """The gated feed-forward layer of Qwen3."""
+
+    def __init__(self, config: DraftConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    """One draft layer; the parameter names are those of the checkpoint."""
+
+    def __init__(self, config: DraftConfig) -> None:
+        super().__init__()
+        self.self_attn = Attend(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def finish(self, hidden: Tensor, mixed: Tensor) -> Tensor:
+        """Add what attention gathered ([B, heads, Q, D]) and the MLP to ``hidden`` [B, Q, H]."""
+        hidden = hidden + self.self_attn.output(mixed)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+    def over(self, hidden: Tensor, context: Tensor, turns: Turns, context_turns: Turns, mask: Any) -> Tensor:
+        """The layer over an uncached context: hidden [B, N·K, H], context [B, S, H]."""
+        x = self.input_layernorm(hidden)
+        keys, values = self.self_attn.keys_values(x, turns)
+        context_keys, context_values = self.self_attn.keys_values(context, context_turns)
+        keys = torch.cat([context_keys, keys], dim=2)  # [B, kv heads, S + N·K, D]
+        values = torch.cat([context_values, values], dim=2)
+        mix = attend if isinstance(mask, Tensor) else _flex
+        return self.finish(hidden, mix(self.self_attn.queries(x, turns), keys, values, mask))
+
+
+class DFlashDraft(nn.Module):
+    """The draft network. It has no embedding and no head: both are the target's.
+
+    Slot j of a block anchored at p (slot 0: the given token at p, the rest: mask tokens) predicts position p + j.
+    """
+
+    def __init__(self, config: DraftConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.fc = nn.Linear(config.num_features, config.hidden_size, bias=False)
+        self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary = Rotary(config)
+        self.gradient_checkpointing = False  # set True to recompute layers in the backward of `multi_anchor`
+
+    @property
+    def _stack(self) -> Iterable[Layer]:
+        return cast(Iterable[Layer], self.layers)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.norm.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.norm.weight.device
+
+    def new_cache(self, batch: int, capacity: int) -> PositionCache:
+        """Room for context keys and values (and, in passing, one block's) at positions 0…capacity−1 of each row."""
+        return PositionCache(self.config.num_layers, batch, capacity)
+
+    def context(self, features: Tensor) -> Tensor:
+        """What the layers read of the target: features [B, S, F·H] -> [B, S, H]."""
+        return self.hidden_norm(self.fc(features))
+
+    def extend(self, cache: PositionCache, features: Tensor, positions: Tensor) -> None:
+        """Write context keys and values of ``features`` [B, S, F·H] at ``positions`` [B, S].
+
+        Features past a row's length may be written too: they lie beyond its next anchor, hidden and overwritten later.
+        """
+        context = self.context(features)
+        turns = self.rotary(positions, context.dtype)
+        cache.at(positions)
+        for layer, slot in zip(self._stack, cache.slots, strict=True):
+            slot.write(*layer.self_attn.keys_values(context, turns))
+
+    def block(self, cache: PositionCache, embeddings: Tensor, anchors: Tensor, *, max_length: int) -> Tensor:
+        """Hidden states of N blocks per row over the cached context strictly before each anchor.
+
+        With one block per row (the decoding loop) the block's own keys are written into the cache at their positions,
+        where no context stands yet; the next ``extend`` overwrites them. With more, they are joined to a view of it.
+
+        Args:
+            cache: what ``extend`` filled.
+            embeddings: [B, N·K, H], the target's embedding of ``[anchor token, mask, …]`` for each block.
+            anchors: [B, N] absolute positions.
+            max_length: host-known, at least the largest anchor. N = 1 needs a capacity of ``max_length + K``.
+
+        Returns:
+            [B, N·K, H], after the final norm.
+        """
+        blocks = anchors.shape[1]
+        size = embeddings.shape[1] // blocks  # K
+        positions = block_positions(anchors, size)
+        hidden = embeddings
+        turns = self.rotary(positions, hidden.dtype)
+        in_place = blocks == 1
+        cache.at(positions, max_length=max_length + size if in_place else max_length)
+        if in_place:
+            mask = single_block_mask(anchors, size, cache.max_length)
+        else:
+            mask = multi_anchor_mask(anchors, cache.max_length, size)
+        for layer, slot in zip(self._stack, cache.slots, strict=True):
+            x = layer.input_layernorm(hidden)
+            keys, values = layer.self_attn.keys_values(x, turns)
+            if in_place:
+                slot.write(keys, values)
+                keys, values = slot.view()
+            else:
+                seen_keys, seen_values = slot.view()
+                keys, values = torch.cat([seen_keys, keys], dim=2), torch.cat([seen_values, values], dim=2)
+            hidden = layer.finish(hidden, attend(layer.self_attn.queries(x, turns), keys, values, mask))
+        return self.norm(hidden)
+
+    def multi_anchor(
+        self,
+        features: Tensor,
+        embeddings: Tensor,
+        anchors: Tensor,
+        keep: Tensor | None = None,
+        *,
+        attention: Attention = "sdpa",
+    ) -> Tensor:
+        """Hidden states of N blocks per row in one forward with gradients, no cache: the training forward.
+
+        Args:
+            features: [B, S, F·H] at positions 0…S−1 (rows padded on the right).
+            embeddings: [B, N·K, H].
+            anchors: [B, N] absolute positions, each block reads context strictly before its own.
+            keep: [B, N]; rows of a dropped block are finite and meaningless.
+            attention: ``sdpa`` (a dense mask, [B, 1, N·K, S + N·K]) or ``flex`` (FlexAttention, CUDA).
+
+        Returns:
+            [B, N·K, H], after the final norm.
+
+        Raises:
+            InputError: unknown ``attention``, or ``flex`` off CUDA.
+        """
+        blocks, length = anchors.shape[1], features.shape[1]
+        size = embeddings.shape[1] // blocks  # K
+        mask: Any
+        if attention == "sdpa":
+            mask = multi_anchor_mask(anchors, length, size, keep)
+        elif attention == "flex" and features.is_cuda:
+            mask = _block_mask(anchors, length, size, keep)
+        else:
+            raise InputError(
+                "attention",
+                expected="'sdpa', or 'flex' on a CUDA device",
+                received=f"{attention!r} on {features.device.type}",
+                mend="use attention='sdpa'",
+            )
+        context = self.context(features)
+        hidden = embeddings
+        turns = self.rotary(block_positions(anchors, size), hidden.dtype)
+        context_turns = self.rotary(torch.arange(length, device=features.device)[None], context.dtype)
+        for layer in self._stack:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                hidden = checkpoint(layer.over, hidden, context, turns, context_turns, mask, use_reentrant=False)
+            else:
+                hidden = layer.over(hidden, context, turns, context_turns, mask)
+        return self.norm(hidden)
+
+
+def block_positions(anchors: Tensor, block_size: int) -> Tensor:
+    """Absolute positions of every slot: anchors [B, N] -> [B, N·K]."""
+    return (anchors[..., None] + torch.arange(block_size, device=anchors.device)).flatten(1)
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Grouped-query attention under a boolean mask shared by the heads.
+
+    Args:
+        queries: [B, heads, Q, D].
+        keys, values: [B, kv heads, L, D].
+        mask: [B, 1, Q, L], True where attention is allowed.
+
+    Returns:
+        [B, heads, Q, D].
+    """
+    queries = queries.to(values.dtype)
+    batch, heads, length, width = queries.shape
+    groups = heads // keys.shape[1]
+    if groups > 1 and length <= FOLD_QUERIES:
+        folded = queries.reshape(batch, -1, groups * length, width)  # [B, kv heads, g·Q, D]
+        mixed = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask.repeat(1, 1, groups, 1))
+        return mixed.reshape(batch, heads, length, width)
+    keys, values = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (keys, values))
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+
+
+@memoise
+def _compiled_flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def _flex(queries: Tensor, keys: Tensor, values: Tensor, mask: Any) -> Tensor:
+    return _compiled_flex()(queries.to(values.dtype), keys, values, block_mask=mask, enable_gqa=True)
+
+
+def _block_mask(anchors: Tensor, length: int, block_size: int, keep: Tensor | None) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    queries = anchors.shape[1] * block_size
+    rule = multi_anchor_mask_mod(anchors, length, block_size, keep)
+    return create_block_mask(rule, anchors.shape[0], None, queries, length + queries, device=anchors.device)
+
+
+def _rotate(x: Tensor, turns: Turns) -> Tensor:  # [B, heads, S, D]
+    first, second = x.chunk(2, dim=-1)
+    return x * turns.cos + torch.cat([-second, first], dim=-1) * turns.sin
+
+
+def _inverse_frequencies(config: DraftConfig) -> tuple[Tensor, float]:
+    """([D/2] fp32, factor on cos and sin). Scaled variants are transformers' own, of fixed length dependence."""
+    if config.rope_scaling is None:
+        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+        return 1.0 / (config.rope_theta**exponents), 1.0
+    from transformers import Qwen3Config
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    shim = Qwen3Config(
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.max_positions,
+        rope_parameters={"rope_theta": config.rope_theta, **config.rope_scaling},
+    )
+    inv_freq, scale = ROPE_INIT_FUNCTIONS[config.rope_scaling["rope_type"]](shim)
+    return inv_freq.to(torch.float32), float(scale)

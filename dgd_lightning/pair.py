@@ -1,0 +1,102 @@
+"""A target and its draft, checked against each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dgd_lightning.draft.checkpoint import load_draft
+from dgd_lightning.draft.config import DraftConfig
+from dgd_lightning.draft.model import DFlashDraft
+from dgd_lightning.errors import InputError
+from dgd_lightning.target.load import TOKENIZER_FILES, fetch_folder, load_target
+from dgd_lightning.target.model import Target
+
+
+@dataclass
+class Pair:
+    """What every decoder takes."""
+
+    target: Target
+    draft: DFlashDraft | None  # None: a target alone, for autoregressive decoding
+    tokenizer: Any | None  # a transformers tokenizer, or None where the target's folder has none
+
+
+def load_pair(
+    target: str | os.PathLike[str],
+    draft: str | os.PathLike[str] | None,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | Mapping[str, Any] = "auto",
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+) -> Pair:
+    """Load a frozen target, its draft and the target's tokenizer; the draft follows the target's dtype and device.
+
+    Args:
+        target: folder or Hub id of a causal LM (Qwen3, Qwen3-MoE, Llama, Qwen2).
+        draft: folder or Hub id of a DFlash draft, or None for the target alone.
+        dtype: ``auto`` (the target checkpoint's), a torch dtype or its name.
+        device: ``auto``, a device, or a ``device_map``.
+        attn_implementation: of the target, ``sdpa`` (default) or ``eager``.
+        revision: Hub revision of the target.
+
+    Raises:
+        InputError: either cannot be loaded, or they do not belong together.
+    """
+    loaded = load_target(target, dtype=dtype, device=device, attn_implementation=attn_implementation, revision=revision)
+    network = None
+    if draft is not None:
+        head = loaded.model.get_output_embeddings()
+        shared = {"embed_tokens.weight": loaded.embedding.weight, "lm_head.weight": head.weight}
+        network = load_draft(draft, dtype=loaded.dtype, device=loaded.device, shared=shared)
+        check_pair(loaded, network.config)
+    return Pair(loaded, network, load_tokenizer(target, revision=revision))
+
+
+def check_pair(target: Target, draft: DraftConfig) -> None:
+    """Check that a draft was made for a target of this shape.
+
+    Raises:
+        InputError: naming the first thing that differs.
+    """
+    mend = "use a draft trained for this target"
+    for name, ours, theirs in (
+        ("hidden_size", draft.hidden_size, target.hidden_size),
+        ("vocab_size", draft.vocab_size, target.vocab_size),
+        ("num_target_layers", draft.num_target_layers, target.num_layers),
+    ):
+        if ours != theirs:
+            raise InputError(f"draft.{name}", expected=f"{theirs}, the target's", received=ours, mend=mend)
+    rows = target.embedding.num_embeddings
+    if not 0 <= draft.mask_token_id < rows:
+        raise InputError(
+            "draft.mask_token_id",
+            expected=f"a row of the target's embedding, 0…{rows - 1}",
+            received=draft.mask_token_id,
+            mend=mend,
+        )
+
+
+def load_tokenizer(target: str | os.PathLike[str], *, revision: str | None = None) -> Any | None:
+    """The tokenizer of a target's folder or Hub id, or None where it has none.
+
+    Raises:
+        InputError: there is one, and it cannot be read without remote code.
+    """
+    folder = fetch_folder("target", target, revision, ("config.json", *TOKENIZER_FILES))
+    if not any(Path(folder, name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(
+            "target", expected="a readable tokenizer", received=f"{folder.name}: {error}", mend="fetch it again"
+        ) from error

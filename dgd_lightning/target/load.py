@@ -1,0 +1,262 @@
+"""From a Hub id or folder to a :class:`Target`; what cannot be served is refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dgd_lightning.errors import InputError
+from dgd_lightning.target.model import ATTENTION, Target
+
+# model_type -> the causal LM class that the weights must be of
+FAMILIES = {
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+}
+_RECURRENT = re.compile(
+    r"qwen3_next|qwen3_5|lfm2|mamba|jamba|rwkv|bamba|zamba|recurrent|falcon_h1|granitemoehybrid|nemotron_h"
+)
+_RECURRENT_LAYERS = ("linear_attention", "conv", "mamba", "recurrent", "hybrid")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+_MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.jinja")
+
+
+def load_target(
+    name_or_path: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | Mapping[str, Any] = "auto",
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+) -> Target:
+    """Load a frozen target from a folder or the Hugging Face Hub: safetensors only, never remote code.
+
+    Args:
+        name_or_path: folder, or Hub id.
+        dtype: ``auto`` (the checkpoint's), a torch dtype or its name.
+        device: ``auto`` (CUDA where there is one), a device, or a ``device_map``: a dict, ``balanced``, ``sequential``.
+        attn_implementation: ``sdpa`` (default) or ``eager``.
+        revision: Hub revision.
+
+    Raises:
+        InputError: nothing there, no network, no safetensors, another architecture, an unsupported option.
+    """
+    if attn_implementation is not None and attn_implementation not in ATTENTION:
+        raise InputError(
+            "attn_implementation",
+            expected=f"{' or '.join(ATTENTION)}: rows stand at different positions, which takes a mask",
+            received=attn_implementation,
+            mend="leave it unset",
+        )
+    wanted = as_dtype(dtype)
+    folder = fetch_folder("target", name_or_path, revision, (*_MODEL_FILES, *TOKENIZER_FILES))
+    check_family(read_json(folder / "config.json", "target"))
+    find_weights(folder, "target")
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    where = as_device_map(device)
+    try:
+        # with output_loading_info it gives a pair, which its annotations do not say
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=wanted,
+            device_map=where,
+            attn_implementation=attn_implementation or "sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise InputError(
+            "target", expected="a readable checkpoint", received=f"{folder.name}: {error}", mend="fetch it again"
+        ) from error
+    model, info = found
+    broken = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind) or ())
+    if broken:
+        raise InputError(
+            "target",
+            expected="weights for every parameter of the architecture",
+            received=f"missing or misshapen: {shorten(broken)}",
+            mend="fetch the checkpoint again, or check that config.json belongs to it",
+        )
+    return Target(model)
+
+
+def check_family(config: Mapping[str, Any]) -> None:
+    """Refuse targets that the position-addressed cache cannot serve.
+
+    Raises:
+        InputError: naming what the target is and what is supported.
+    """
+    kind = str(config.get("model_type"))
+    names = [str(a) for a in config.get("architectures") or []]
+    layers = [str(t) for t in config.get("layer_types") or ()]
+    recurrent = next((t for t in layers if any(r in t for r in _RECURRENT_LAYERS)), None)
+    if recurrent or _RECURRENT.search(kind):
+        raise InputError(
+            "target",
+            expected="a target whose every layer is attention over a key/value cache",
+            received=f"{kind}, a hybrid or linear-attention model ({recurrent or ', '.join(names) or kind})",
+            mend=f"use one of {', '.join(FAMILIES)}: a recurrent state cannot drop rejected tokens",
+        )
+    if kind not in FAMILIES or (names and FAMILIES[kind] not in names):
+        raise InputError(
+            "target",
+            expected=f"a causal LM of one of {', '.join(FAMILIES.values())}",
+            received=f"model_type {kind}, architectures {names}",
+            mend="choose a target of these families",
+        )
+
+
+def fetch_folder(
+    argument: str, name_or_path: str | os.PathLike[str], revision: str | None, patterns: Sequence[str]
+) -> Path:
+    """The local folder of a checkpoint, downloaded (or found in the Hub cache) if it is a Hub id.
+
+    Raises:
+        InputError: no such folder or Hub id, or no way to reach the Hub.
+    """
+    name = os.fspath(name_or_path)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if not _HUB_ID.fullmatch(name) or "--" in name or ".." in name or name.endswith((".git", ".", "-")):
+        raise InputError(
+            argument,
+            expected="a folder with config.json and model.safetensors, or a Hub id such as Qwen/Qwen3-8B",
+            received=f"{name!r} ({'a file' if folder.exists() else 'no such folder'})",
+            mend="check the path",
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    expected = "a local folder or a Hub id that can be read"
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+    except GatedRepoError as error:
+        mend = "accept its terms on the Hub, then run `hf auth login`"
+        raise InputError(argument, expected=expected, received=f"{name!r}, which is gated", mend=mend) from error
+    except RevisionNotFoundError as error:
+        raise InputError("revision", expected=f"one of {name}", received=revision, mend="check its name") from error
+    except RepositoryNotFoundError as error:
+        mend = "check the spelling; for a private one run `hf auth login`; for a folder give its path"
+        raise InputError(argument, expected=expected, received=f"{name!r}, unknown to the Hub", mend=mend) from error
+    except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
+        # no route, a proxy's refusal, offline mode without a cached copy: the Hub's client has many words for it
+        raise InputError(
+            argument,
+            expected=expected,
+            received=f"{name!r}: no such folder, no cached copy, no answer from the Hub ({type(error).__name__})",
+            mend="check the network, or give the path of a downloaded copy",
+        ) from error
+
+
+def read_json(path: Path, argument: str) -> dict[str, Any]:
+    """A checkpoint's JSON file.
+
+    Raises:
+        InputError: it is missing or is not a JSON object.
+    """
+    if not path.is_file():
+        raise InputError(
+            argument,
+            expected=f"a folder with {path.name}",
+            received=f"{path.parent}, which has none",
+            mend="check the path",
+        )
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(
+            argument, expected=f"JSON in {path.name}", received=str(error), mend="fetch it again"
+        ) from error
+    if not isinstance(raw, dict):
+        raise InputError(
+            argument, expected=f"an object in {path.name}", received=type(raw).__name__, mend="fetch it again"
+        )
+    return raw
+
+
+def find_weights(folder: Path, argument: str) -> list[Path]:
+    """The checkpoint's safetensors files: one, or those of its index.
+
+    Raises:
+        InputError: there are none, or the index names files that are missing.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        shards = sorted({folder / str(name) for name in read_json(index, argument).get("weight_map", {}).values()})
+        absent = [shard.name for shard in shards if shard.parent != folder or not shard.is_file()]
+        if shards and not absent:
+            return shards
+        received = f"{index.name} naming {shorten(absent) or 'no files'}, absent"
+        raise InputError(argument, expected="every file of the index", received=received, mend="fetch it again")
+    others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
+    raise InputError(
+        argument,
+        expected="model.safetensors (or model.safetensors.index.json)",
+        received=f"{folder}, which has {shorten(others) or 'no weights'}",
+        mend="pickled weights are never loaded: convert to safetensors" if others else "check the path",
+    )
+
+
+def as_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    """``auto`` or a torch dtype.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if dtype == "auto" or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in _DTYPES:
+        raise InputError("dtype", expected=f"auto, {', '.join(_DTYPES)}", received=dtype, mend="use one of these")
+    return _DTYPES[dtype]
+
+
+def as_device_map(device: str | torch.device | Mapping[str, Any]) -> Any:
+    """What ``from_pretrained(device_map=…)`` takes.
+
+    Raises:
+        InputError: an unknown device, or CUDA without one.
+    """
+    if isinstance(device, Mapping):
+        return dict(device)
+    if device in ("balanced", "balanced_low_0", "sequential"):
+        return device
+    if device == "auto":
+        return {"": "cuda:0"} if torch.cuda.is_available() else None
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        expected = "auto, cpu, cuda, cuda:N, or a device_map"
+        raise InputError("device", expected=expected, received=device, mend="use one of these") from error
+    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            "device",
+            expected=f"one of {torch.cuda.device_count()} CUDA devices",
+            received=where,
+            mend="use device=auto",
+        )
+    return None if where.type == "cpu" else {"": str(where)}
+
+
+def shorten(names: Sequence[str], most: int = 4) -> str:
+    """The first few names, and how many more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,273 @@
+"""The frozen target: prefill in chunks and step, keeping tapped features and the logits that are asked for, no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dgd_lightning.errors import InputError
+from dgd_lightning.target.cache import PositionCache
+from dgd_lightning.types import Prefill, TargetStep
+
+ATTENTION = ("sdpa", "eager")  # implementations that take an explicit mask of key positions
+
+
+class Target(nn.Module):
+    """A frozen Hugging Face causal LM read at absolute positions, with features of intermediate layers.
+
+    Features of layer id i are transformers' ``hidden_states[i + 1]``: the layer's output, and after the final norm for
+    the last layer. In float64 the norms and the expert router keep float64 (transformers narrows them to fp32).
+
+    Args:
+        model: a loaded causal LM of a supported family (:func:`dgd_lightning.target.load.load_target`).
+
+    Raises:
+        InputError: the model runs an attention implementation that takes no explicit mask.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        config = model.config
+        if config._attn_implementation not in ATTENTION:
+            raise InputError(
+                "attn_implementation",
+                expected=f"{' or '.join(ATTENTION)}: rows stand at different positions, which takes a mask",
+                received=config._attn_implementation,
+                mend="leave attn_implementation unset",
+            )
+        self.model = model.eval().requires_grad_(False)
+        self.vocab_size: int = config.vocab_size
+        self.hidden_size: int = config.hidden_size
+        self.num_layers: int = config.num_hidden_layers
+        self.max_positions: int = config.max_position_embeddings
+        self.stop_token_ids = _stop_tokens(model)
+        self._layers: list[nn.Module] = list(model.get_decoder().layers)[: self.num_layers]
+        if self.dtype == torch.float64:
+            _keep_float64(model)
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        return self.model.get_input_embeddings()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where ids go in and features come out (the embedding's device under a ``device_map``)."""
+        return self.embedding.weight.device
+
+    def train(self, mode: bool = True) -> Target:
+        """Frozen: stays in eval mode, also inside a module that is being trained."""
+        return super().train(False)
+
+    def new_cache(self, batch: int, capacity: int) -> PositionCache:
+        """A cache for ``batch`` rows of up to ``capacity`` positions each (prompt + new tokens + one block)."""
+        return PositionCache(self.num_layers, batch, capacity)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids [..] -> [.., H]."""
+        return self.embedding(ids)
+
+    def lm_head(self, hidden: Tensor) -> Tensor:
+        """Hidden states after a final norm [.., H] -> logits [.., V]; differentiable in ``hidden``."""
+        head = self.model.get_output_embeddings()
+        return head(hidden.to(head.weight.device)).to(hidden.device)
+
+    @torch.no_grad()
+    def step(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        cache: PositionCache,
+        *,
+        max_length: int,
+        layer_ids: Sequence[int] = (),
+        logits_at: Tensor | None = None,
+        want_logits: bool = True,
+    ) -> TargetStep:
+        """One forward on Q tokens per row, each at its own position; keys and values are written there.
+
+        Nothing here waits for the device (mixture-of-experts kernels of transformers may).
+
+        Args:
+            ids: [B, Q].
+            positions: [B, Q], absolute, distinct within a row; everything below a row's smallest one is in the cache.
+            cache: from :meth:`new_cache`.
+            max_length: host-known bound, more than every position: keys 0…max_length−1 are read.
+            layer_ids: tapped layers, 0-based.
+            logits_at: [B], the one query index per row whose logits are wanted; None for all.
+            want_logits: False skips the head.
+        """
+        hidden, features = self._forward(ids, positions, cache, max_length, layer_ids)
+        if not want_logits:
+            return TargetStep(None, features)
+        if logits_at is not None:
+            hidden = _pick(hidden, logits_at)  # [B, 1, H]
+        return TargetStep(self.lm_head(hidden), features)
+
+    @torch.no_grad()
+    def prefill(
+        self,
+        ids: Tensor,
+        lengths: Tensor | Sequence[int],
+        cache: PositionCache,
+        *,
+        layer_ids: Sequence[int] = (),
+        chunk_size: int = 1024,
+        on_features: Callable[[Tensor, Tensor], None] | None = None,
+        keep_features: bool = False,
+    ) -> Prefill:
+        """Read prompts from position 0 in chunks, so that memory holds one chunk's activations and mask at a time.
+
+        Padding writes keys past its row's length, where they are hidden and later overwritten.
+
+        Args:
+            ids: [B, S], rows padded on the right (with any valid id).
+            lengths: [B], 1…S.
+            cache: at least S positions.
+            layer_ids: tapped layers, 0-based.
+            chunk_size: tokens per forward.
+            on_features: called per chunk with features [B, C, F·H] and positions [B, C]; padding is included.
+            keep_features: also return all features [B, S, F·H].
+        """
+        batch, length = ids.shape
+        ends = torch.as_tensor(lengths, dtype=torch.long).to(ids.device)  # [B]
+        last = ids.new_zeros((batch, 1, self.hidden_size), dtype=self.dtype)
+        kept: Tensor | None = None
+        for start in range(0, length, chunk_size):
+            stop = min(start + chunk_size, length)
+            positions = torch.arange(start, stop, device=ids.device).expand(batch, -1)  # [B, C]
+            hidden, features = self._forward(ids[:, start:stop], positions, cache, stop, layer_ids)
+            at = ends - 1 - start  # [B]
+            here = _pick(hidden, at.clamp(0, stop - start - 1)).to(last.device)
+            last = torch.where(((at >= 0) & (at < stop - start))[:, None, None], here, last)
+            if features is not None and on_features is not None:
+                on_features(features, positions)
+            if features is not None and keep_features:
+                if kept is None:
+                    kept = features.new_empty((batch, length, features.shape[-1]))
+                kept[:, start:stop] = features
+        return Prefill(self.lm_head(last)[:, 0], kept, ends)
+
+    def _forward(
+        self, ids: Tensor, positions: Tensor, cache: PositionCache, max_length: int, layer_ids: Sequence[int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """(last hidden states [B, Q, H], features [B, Q, F·H] or None)."""
+        cache.at(positions, max_length=max_length)
+        with self._tapped(layer_ids) as taps:
+            output = self.model.get_decoder()(
+                input_ids=ids,
+                attention_mask=self._masks(positions, max_length),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            )
+        hidden = output.last_hidden_state  # [B, Q, H]
+        if not layer_ids:
+            return hidden, None
+        if self.num_layers - 1 in layer_ids:
+            taps[self.num_layers - 1] = hidden  # transformers' last hidden state stands after the final norm
+        return hidden, torch.cat([taps[i].to(self.device) for i in layer_ids], dim=-1)
+
+    @contextmanager
+    def _tapped(self, layer_ids: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        """Collect the outputs of these layers during the block."""
+        taps: dict[int, Tensor] = {}
+        handles = []
+        for i in set(layer_ids):
+            if not 0 <= i < self.num_layers:
+                raise InputError(
+                    "layer_ids",
+                    expected=f"layers within 0…{self.num_layers - 1}",
+                    received=i,
+                    mend="use a draft made for this target",
+                )
+
+            def keep(module: nn.Module, inputs: Any, output: Any, i: int = i) -> None:
+                taps[i] = output[0] if isinstance(output, tuple) else output
+
+            handles.append(self._layers[i].register_forward_hook(keep))
+        try:
+            yield taps
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _masks(self, positions: Tensor, max_length: int) -> Tensor | dict[str, Tensor]:
+        """The attention mask that the family's decoder takes: one, or one per kind of layer."""
+        config = self.model.config
+        window = getattr(config, "sliding_window", None)
+        if config.model_type == "qwen3_moe":  # one window for every layer; its config lists no kinds of layers
+            return self._mask(positions, max_length, window)
+        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+            return {
+                "full_attention": self._mask(positions, max_length, None),
+                "sliding_attention": self._mask(positions, max_length, window),
+            }
+        return self._mask(positions, max_length, None)
+
+    def _mask(self, positions: Tensor, max_length: int, window: int | None) -> Tensor:
+        allowed = position_mask(positions, max_length, window)
+        if self.model.config._attn_implementation == "sdpa":
+            return allowed
+        return torch.zeros_like(allowed, dtype=self.dtype).masked_fill_(~allowed, torch.finfo(self.dtype).min)
+
+
+def position_mask(positions: Tensor, key_length: int, window: int | None = None) -> Tensor:
+    """Which cached positions a query sees: ``key ≤ query``, and ``key > query − window`` in sliding layers.
+
+    Args:
+        positions: [B, Q] of the queries.
+        key_length: L.
+        window: positions a sliding layer looks back on, itself included, or None.
+
+    Returns:
+        [B, 1, Q, L] boolean.
+    """
+    keys = torch.arange(key_length, device=positions.device)
+    queries = positions[:, None, :, None]  # [B, 1, Q, 1]
+    allowed = keys <= queries
+    return allowed if window is None else allowed & (keys > queries - window)
+
+
+def _pick(hidden: Tensor, index: Tensor) -> Tensor:
+    """hidden [B, Q, H], index [B] -> [B, 1, H]."""
+    index = index.to(hidden.device)
+    return hidden.gather(1, index[:, None, None].expand(-1, 1, hidden.shape[-1]))
+
+
+def _stop_tokens(model: Any) -> tuple[int, ...]:
+    """End-of-sequence ids of the generation config, or of the model config where it names none."""
+    ids = getattr(model.generation_config, "eos_token_id", None)
+    ids = model.config.eos_token_id if ids is None else ids
+    if ids is None:
+        return ()
+    return (ids,) if isinstance(ids, int) else tuple(ids)
+
+
+def _keep_float64(model: nn.Module) -> None:
+    """Let norms and routers of a float64 model compute in float64, so that exactness can be told from rounding."""
+
+    def norm(self: Any, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon))
+
+    def route(self: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = nn.functional.linear(x.reshape(-1, self.hidden_dim), self.weight)  # [B·Q, experts]
+        weights, experts = logits.softmax(-1).topk(self.top_k, dim=-1)
+        if self.norm_topk_prob:
+            weights = weights / weights.sum(-1, keepdim=True)
+        return logits, weights, experts
+
+    for module in model.modules():
+        name = type(module).__name__
+        if name.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+            module.forward = MethodType(norm, module)
+        elif name == "Qwen3MoeTopKRouter":
+            module.forward = MethodType(route, module)

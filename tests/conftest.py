@@ -1,0 +1,46 @@
+"""Fixtures shared by the tests: tiny random pairs, a seeded generator, the conformance folder where there is one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import FAMILIES, make_pair, make_target
+
+from dgd_lightning.pair import Pair
+from dgd_lightning.target.model import Target
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the default suite never asks the network
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def target(family: str) -> Target:
+    """A tiny random target of each family, fp64."""
+    return make_target(family)
+
+
+@pytest.fixture
+def pair() -> Pair:
+    """A tiny random Qwen3 target and a matching draft, fp64."""
+    return make_pair()
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def conformance() -> Path:
+    """The conformance folder named by DGD_CONFORMANCE; tests that need it are skipped without."""
+    folder = os.environ.get("DGD_CONFORMANCE")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("DGD_CONFORMANCE names no folder")
+    return Path(folder)
