@@ -1,0 +1,24 @@
+# Everything a developer runs; `make help` lists it.
+PYTHON ?= .venv/bin/python
+
+.PHONY: help quality test test-all bench lab
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+quality: ## lint, formatting, types
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+test: ## the default suite
+	$(PYTHON) -m pytest
+
+test-all: ## the default suite and the slow tests
+	$(PYTHON) -m pytest -m "not gpu"
+
+bench: ## decoding benchmarks, side by side in one run
+	$(PYTHON) benchmarks/decode.py
+
+lab: ## make the bundled pair again (hours on two cores)
+	$(PYTHON) -m dgd_lightning.cli fit --config configs/lab/target.yaml
+	$(PYTHON) -m dgd_lightning.cli fit --config configs/lab/draft.yaml

@@ -1,0 +1,77 @@
+"""From lab contexts to CL-bench-format rows, and the fixed evaluation sets."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from dgd_lightning.lab.families import FAMILIES
+from dgd_lightning.lab.names import Split
+from dgd_lightning.lab.shifted import SHIFTED
+from dgd_lightning.lab.world import LabContext, LabTask, World
+
+ALL_FAMILIES = {**FAMILIES, **SHIFTED}
+EVAL_SEED = 20_261_123  # evaluation contexts: this seed and held-out names; training seeds never reach it
+EVAL_CONTRADICT = 0.5
+
+
+def make_context(seed: int, family: str, *, split: Split, size: int, contradict: float) -> LabContext:
+    """One context, fully determined by its arguments."""
+    return ALL_FAMILIES[family](World(random.Random(f"{split}/{family}/{seed}"), split, size, contradict))
+
+
+def messages(context: LabContext, task: LabTask) -> list[dict[str, str]]:
+    """The chat of one task: the system line, then the context with the question under it."""
+    return [
+        {"role": "system", "content": context.system},
+        {"role": "user", "content": f"{context.text}\n\n{task.question}"},
+    ]
+
+
+def to_row(context: LabContext, task: LabTask, context_id: str, number: int) -> dict[str, Any]:
+    """A CL-bench-format row; ``metadata.lab`` holds what the program check needs (`checks.grade`)."""
+    return {
+        "messages": messages(context, task),
+        "rubrics": task.rubrics,
+        "metadata": {
+            "task_id": f"{context_id}-{number}",
+            "context_id": context_id,
+            "context_category": context.category,
+            "sub_category": context.sub_category,
+            "lab": {
+                "answer": task.answer,
+                "checks": task.checks,
+                "kind": task.kind,
+                "prior": task.prior,
+                "prior_answer": task.prior_answer,
+                "long": task.long,
+            },
+        },
+    }
+
+
+def eval_rows(
+    contexts_per_family: int, *, families: Sequence[str] = tuple(FAMILIES), sizes: tuple[int, int] = (7, 11), seed: int = 0
+) -> list[dict[str, Any]]:
+    """Rows of held-out contexts: per context one long task where it has one, and up to three short ones.
+
+    Args:
+        contexts_per_family: contexts of each family.
+        families: names of families (`families.FAMILIES`, `shifted.SHIFTED`).
+        sizes: smallest and largest number of facts, inclusive.
+        seed: added to the evaluation seed; 0 is the bundled set.
+    """
+    rows = []
+    for family in families:
+        for number in range(contexts_per_family):
+            context_seed = EVAL_SEED + seed * 10_000 + number
+            rng = random.Random(f"tasks/{family}/{context_seed}")
+            context = make_context(
+                context_seed, family, split="eval", size=rng.randint(*sizes), contradict=EVAL_CONTRADICT
+            )
+            short = [task for task in context.tasks if not task.long and task.prior != "closed"]
+            chosen = [task for task in context.tasks if task.long] + rng.sample(short, min(3, len(short)))
+            context_id = f"lab-{family}-{seed}-{number}"
+            rows += [to_row(context, task, context_id, i) for i, task in enumerate(chosen)]
+    return rows

@@ -1,0 +1,213 @@
+"""Training of a DFlash draft on its frozen target's own responses: the recipe of the DFlash paper (DESIGN §3.9).
+
+A step reads a batch of conversations with the target (no gradients), draws random anchors inside the responses, runs all
+their blocks in one multi-anchor forward and weights slot k by exp(−(k − 1)/γ). Validation is the real decoding loop: τ.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from dgd_lightning.decode import speculative_generate
+from dgd_lightning.draft.checkpoint import save_draft
+from dgd_lightning.draft.config import DraftConfig, default_layer_ids
+from dgd_lightning.draft.model import DFlashDraft
+from dgd_lightning.draft.objective import BlockLoss, block_ids, block_loss, default_gamma, sample_anchors
+from dgd_lightning.errors import InputError
+from dgd_lightning.metrics.functional import tau_macro, tau_micro
+from dgd_lightning.modules.schedule import cosine_with_warmup
+from dgd_lightning.pair import Pair, load_pair
+
+
+class DraftTraining(L.LightningModule):
+    """Train a draft from scratch, or continue a published one, for a frozen target.
+
+    Training batches have ``input_ids`` [B, S] (padded on the right) and ``loss_mask`` [B, S] (true at response tokens).
+    Validation batches are lists of prompts, 1-D LongTensors, decoded speculatively.
+
+    Args:
+        target: Hub id or folder of the frozen target.
+        draft: Hub id or folder of a draft to continue; None trains a new one of the sizes below.
+        dtype: the target's dtype (``auto``: the checkpoint's); the draft trains in fp32 under ``trainer.precision``.
+        attn_implementation: the target's attention.
+        revision: the target's revision on the Hub.
+        num_layers: layers of a new draft.
+        block_size: K of a new draft, the anchor included.
+        target_layer_ids: tapped layers of a new draft; None takes ``num_layers`` points evenly from 1 to L − 3.
+        mask_token_id: the mask token of a new draft, a row of the target's embedding; None takes the last row.
+        num_anchors: N, anchors per sequence and step.
+        gamma: decay of the slot weights; None takes the paper's for the block size.
+        attention: ``flex`` on CUDA, ``sdpa`` anywhere; ``auto`` chooses.
+        gradient_checkpointing: recompute the draft's layers in the backward pass.
+        lr: peak learning rate of AdamW.
+        weight_decay: AdamW's.
+        warmup_share: share of the steps that warm up linearly before the cosine.
+        val_max_new_tokens: tokens decoded per validation prompt.
+        export_dir: where the draft goes at the end, in the published layout; None exports nothing.
+    """
+
+    strict_loading = False  # checkpoints hold the draft alone: the frozen target comes from its own folder
+
+    def __init__(
+        self,
+        target: str,
+        draft: str | None = None,
+        dtype: str = "auto",
+        attn_implementation: str | None = None,
+        revision: str | None = None,
+        num_layers: int = 5,
+        block_size: int = 16,
+        target_layer_ids: list[int] | None = None,
+        mask_token_id: int | None = None,
+        num_anchors: int = 512,
+        gamma: float | None = None,
+        attention: Literal["auto", "sdpa", "flex"] = "auto",
+        gradient_checkpointing: bool = False,
+        lr: float = 6e-4,
+        weight_decay: float = 0.01,
+        warmup_share: float = 0.04,
+        val_max_new_tokens: int = 128,
+        export_dir: Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.recipe = dict(lr=lr, weight_decay=weight_decay, warmup_share=warmup_share)
+        self.source = dict(target=target, draft=draft, dtype=dtype, attn_implementation=attn_implementation, revision=revision)
+        self.shape = dict(
+            num_layers=num_layers, block_size=block_size, target_layer_ids=target_layer_ids, mask_token_id=mask_token_id
+        )
+        self.num_anchors, self.gamma, self.attention = num_anchors, gamma, attention
+        self.gradient_checkpointing, self.val_max_new_tokens = gradient_checkpointing, val_max_new_tokens
+        self.export_dir = export_dir
+        self.pair: Pair | None = None
+        self.acceptance_lengths: list[list[int]] = []
+
+    def configure_model(self) -> None:
+        """Load the pair once, on the rank's own device; only the draft is registered as a trainable child."""
+        if self.pair is not None:
+            return
+        loaded = load_pair(**self.source, device=str(self.device))  # type: ignore[arg-type]
+        draft = loaded.draft
+        if draft is None:
+            draft = DFlashDraft(new_draft_config(loaded.target, **self.shape))  # type: ignore[arg-type]
+            initialise(draft)
+        self.draft = draft.to(self.device, torch.float32).requires_grad_(True)
+        self.draft.gradient_checkpointing = self.gradient_checkpointing
+        self.pair = loaded._replace(draft=self.draft) if hasattr(loaded, "_replace") else Pair(
+            loaded.target, self.draft, loaded.tokenizer
+        )
+
+    def forward(self, input_ids: Tensor, loss_mask: Tensor) -> BlockLoss:
+        """The loss of one batch with freshly drawn anchors; ``input_ids`` and ``loss_mask`` [B, S]."""
+        assert self.pair is not None
+        target, config = self.pair.target, self.draft.config
+        with torch.no_grad():
+            features = target.features(input_ids, config.target_layer_ids)  # [B, S, F·H]
+            anchors, keep = sample_anchors(loss_mask, self.num_anchors, None)
+            embeddings = target.embed(block_ids(input_ids, anchors, config.block_size, config.mask_token_id))
+        attention = self.attention
+        if attention == "auto":
+            attention = "flex" if features.is_cuda else "sdpa"
+        hidden = self.draft.multi_anchor(
+            features.to(self.draft.dtype), embeddings.to(self.draft.dtype), anchors, keep, attention=attention
+        )
+        return block_loss(
+            hidden,
+            lambda states: target.lm_head(states.to(target.dtype)),
+            input_ids,
+            loss_mask,
+            anchors,
+            keep,
+            block_size=config.block_size,
+            gamma=self.gamma or default_gamma(config.block_size),
+        )
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        result = self(batch.input_ids, batch.loss_mask)
+        self.log("train/loss", result.loss, prog_bar=True)
+        self.log("train/accuracy", result.accuracy, prog_bar=True)
+        return result.loss
+
+    def on_validation_epoch_start(self) -> None:
+        self.acceptance_lengths = []
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        assert self.pair is not None
+        outputs = speculative_generate(self.pair, batch, max_new_tokens=self.val_max_new_tokens)
+        self.acceptance_lengths += [output.acceptance_lengths for output in outputs if output.acceptance_lengths]
+
+    def on_validation_epoch_end(self) -> None:
+        if self.acceptance_lengths:
+            self.log("val/tau_micro", tau_micro(self.acceptance_lengths), prog_bar=True, sync_dist=True)
+            self.log("val/tau_macro", tau_macro(self.acceptance_lengths), sync_dist=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = torch.optim.AdamW(
+            self.draft.parameters(), lr=self.recipe["lr"], weight_decay=self.recipe["weight_decay"]
+        )
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = max(1, round(total * self.recipe["warmup_share"]))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: cosine_with_warmup(step, total=total, warmup=warmup, floor=0.0)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The draft's tensors alone."""
+        state = super().state_dict(*args, **kwargs)
+        return {name: value for name, value in state.items() if name.startswith("draft.")}
+
+    def on_train_end(self) -> None:
+        if self.export_dir is not None and self.trainer.is_global_zero:
+            save_draft(self.draft, self.export_dir)
+
+
+def new_draft_config(
+    target: Any, *, num_layers: int, block_size: int, target_layer_ids: list[int] | None, mask_token_id: int | None
+) -> DraftConfig:
+    """A draft's configuration with the target's own widths, as the published drafts have.
+
+    Raises:
+        InputError: for layer ids that the target lacks, or a mask token outside its embedding.
+    """
+    config = target.model.config
+    mask = target.vocab_size - 1 if mask_token_id is None else mask_token_id
+    if not 0 <= mask < target.vocab_size:
+        raise InputError(
+            "model.mask_token_id",
+            expected=f"a row of the target's embedding, 0…{target.vocab_size - 1}",
+            received=mask,
+            mend="choose an id that the tokenizer does not use, or leave it out for the last row",
+        )
+    heads = config.num_attention_heads
+    rope = config.rope_parameters or {}
+    return DraftConfig(
+        hidden_size=target.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_layers=num_layers,
+        num_heads=heads,
+        num_kv_heads=config.num_key_value_heads or heads,
+        head_dim=getattr(config, "head_dim", None) or target.hidden_size // heads,
+        vocab_size=target.vocab_size,
+        block_size=block_size,
+        mask_token_id=mask,
+        target_layer_ids=tuple(target_layer_ids or default_layer_ids(target.num_layers, num_layers)),
+        num_target_layers=target.num_layers,
+        rms_norm_eps=config.rms_norm_eps,
+        rope_theta=float(rope.get("rope_theta", 10000.0)),
+        max_positions=target.max_positions,
+    )
+
+
+def initialise(draft: DFlashDraft, std: float = 0.02) -> None:
+    """Normal weights of standard deviation ``std`` in every matrix, as Qwen3 initialises; norms start at 1."""
+    for module in draft.modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                torch.nn.init.zeros_(module.bias)
