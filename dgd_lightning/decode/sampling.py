@@ -26,6 +26,9 @@ class SamplingParams(NamedTuple):
         return self.temperature == 0.0
 
 
+GREEDY = SamplingParams()
+
+
 def sampling_params(temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None) -> SamplingParams:
     """Check the three knobs and pack them.
 

@@ -1,0 +1,71 @@
+"""One token per target forward: the plain decoder, on the same engine as the speculative one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dgd_lightning.decode.engine import Batch, OnProgress, check_request, choose
+from dgd_lightning.decode.noise import Noise
+from dgd_lightning.decode.verify import Verdict
+from dgd_lightning.types import DecodeOutput
+
+if TYPE_CHECKING:
+    from dgd_lightning.pair import Pair
+
+
+@torch.no_grad()
+def autoregressive_generate(
+    pair: Pair,
+    prompts: Sequence[Tensor],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_token_ids: Sequence[int] | None = None,
+    seed: int | Sequence[int] | None = None,
+    on_progress: OnProgress | None = None,
+    noise: Noise | None = None,
+) -> list[DecodeOutput]:
+    """Decode a batch of prompts token by token.
+
+    Args:
+        pair: its draft is not used and may be None.
+        prompts: 1-D integer tensors of any lengths, B of them.
+        max_new_tokens: limit per row, the stop token included.
+        temperature: 0 for greedy decoding.
+        top_k: draw among the k likeliest tokens only.
+        top_p: draw among the smallest set of likeliest tokens with this mass only.
+        stop_token_ids: None for the target's own; an empty list for none.
+        seed: one integer (row seeds are derived from it), one per row, or None for fresh entropy (kept in the trace).
+        on_progress: called after the prefill and after every cycle.
+        noise: in place of the seeded noise, for tests that enumerate every outcome.
+
+    Returns:
+        B outputs in the order of the prompts; every acceptance length is 1.
+
+    Raises:
+        InputError: an unusable argument, or a prompt that does not fit the target with its new tokens.
+    """
+    request = check_request(
+        pair,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        stop_token_ids=stop_token_ids,
+        seed=seed,
+    )
+    batch = Batch(pair, request, width=1, drafting=False, noise=noise, on_progress=on_progress)
+    while batch.active:
+        positions = batch.positions(1)  # [b, 1]
+        step = pair.target.step(batch.last[:, None], positions, batch.cache, max_length=batch.longest + 1)
+        tokens = choose(step.logits, request.sampling, batch.noise, positions + 1)  # [b, 1]
+        batch.commit(Verdict(tokens, torch.ones_like(batch.last)))
+        batch.synchronise()
+    return batch.outputs(drafting=False)

@@ -1,0 +1,296 @@
+"""What all decoders share: checked input, the batch on its position-addressed caches, stops, one host word a cycle.
+
+A decoder is a loop of ``forward → verdict → Batch.commit → Batch.synchronise``. ``commit`` only enqueues work on the
+device; ``synchronise`` is the cycle's single wait for it, after which the host knows who is done and who is longest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dgd_lightning.decode.noise import TARGET, Noise, TableNoise, noise_table, row_seeds
+from dgd_lightning.decode.sampling import SamplingParams, probabilities, sampling_params
+from dgd_lightning.decode.verify import Verdict
+from dgd_lightning.errors import InputError
+from dgd_lightning.types import DecodeOutput, DecodeTrace
+
+if TYPE_CHECKING:
+    from dgd_lightning.pair import Pair
+    from dgd_lightning.target.cache import PositionCache
+
+
+class Request(NamedTuple):
+    """Checked input of one batch."""
+
+    ids: Tensor  # [B, S] on CPU, padded on the right with 0
+    lengths: list[int]
+    max_new_tokens: int
+    sampling: SamplingParams
+    stop_token_ids: tuple[int, ...]
+    seeds: list[int] | None  # one per row; None for greedy decoding
+
+
+class Progress(NamedTuple):
+    """Where a batch stands after a cycle; ``(tokens - rows) / verifications`` is the running τ."""
+
+    tokens: int  # committed by all rows, first tokens included
+    verifications: int  # by all rows
+    rows: int
+    active: int  # rows not yet finished
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def check_request(
+    pair: Pair,
+    prompts: Sequence[Tensor],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_token_ids: Sequence[int] | None = None,
+    seed: int | Sequence[int] | None = None,
+) -> Request:
+    """Check a decoder's arguments and pad the prompts.
+
+    Args:
+        prompts: 1-D integer tensors, none empty.
+        stop_token_ids: tokens that end a row; None for those the target names, else the tokenizer's end of sequence.
+        seed: as in ``row_seeds``; unused for greedy decoding.
+
+    Raises:
+        InputError: an argument is unusable, or a prompt with its new tokens exceeds the target's positions.
+    """
+    target = pair.target
+    sampling = sampling_params(temperature, top_k, top_p)
+    _check_count("max_new_tokens", max_new_tokens)
+    if isinstance(prompts, Tensor) or len(prompts) == 0:
+        raise InputError(
+            "prompts",
+            expected="a non-empty list of 1-D integer tensors",
+            received=f"a tensor of shape {list(prompts.shape)}" if isinstance(prompts, Tensor) else "an empty list",
+            mend="pass e.g. [torch.tensor([1, 2, 3])]",
+        )
+    rows = [_check_prompt(f"prompts[{i}]", prompt, target.vocab_size) for i, prompt in enumerate(prompts)]
+    for i, row in enumerate(rows):
+        if len(row) + max_new_tokens > target.max_positions:
+            raise InputError(
+                f"prompts[{i}]",
+                expected=f"prompt + max_new_tokens of at most {target.max_positions} positions",
+                received=f"{len(row)} + {max_new_tokens} = {len(row) + max_new_tokens}",
+                mend="shorten the prompt or lower max_new_tokens",
+            )
+    return Request(
+        ids=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
+        lengths=[len(row) for row in rows],
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        stop_token_ids=_stop_tokens(pair, stop_token_ids),
+        seeds=None if sampling.greedy else row_seeds(seed, len(rows)),
+    )
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(name, expected="an integer of at least 1", received=repr(value), mend=f"use e.g. {name}=64")
+
+
+def _check_prompt(name: str, prompt: Any, vocab_size: int) -> Tensor:
+    mend = "pass the token ids of one prompt, e.g. torch.tensor([1, 2, 3])"
+    if not isinstance(prompt, Tensor):
+        raise InputError(name, expected="a 1-D integer tensor", received=type(prompt).__name__, mend=mend)
+    if prompt.dim() != 1 or prompt.dtype == torch.bool or prompt.is_floating_point() or prompt.is_complex():
+        received = f"shape {list(prompt.shape)}, {prompt.dtype}"
+        raise InputError(name, expected="a 1-D integer tensor", received=received, mend=mend)
+    if len(prompt) == 0:
+        raise InputError(name, expected="at least one token", received="an empty prompt", mend=mend)
+    prompt = prompt.detach().cpu().long()
+    low, high = int(prompt.min()), int(prompt.max())
+    if low < 0 or high >= vocab_size:
+        raise InputError(
+            name,
+            expected=f"token ids in 0 … {vocab_size - 1}",
+            received=low if low < 0 else high,
+            mend="encode the prompt with the target's own tokenizer",
+        )
+    return prompt
+
+
+def _stop_tokens(pair: Pair, stop_token_ids: Sequence[int] | None) -> tuple[int, ...]:
+    if stop_token_ids is None:
+        end = getattr(pair.tokenizer, "eos_token_id", None)
+        return tuple(pair.target.stop_token_ids) or (() if end is None else (end,))
+    if isinstance(stop_token_ids, int | str) or any(
+        isinstance(i, bool) or not isinstance(i, int) for i in stop_token_ids
+    ):
+        raise InputError(
+            "stop_token_ids", expected="a list of integers or None", received=repr(stop_token_ids), mend="use e.g. [2]"
+        )
+    return tuple(stop_token_ids)
+
+
+def to_host(values: Tensor) -> list[Any]:
+    """The one place where a decoding cycle waits for the device."""
+    return values.tolist()
+
+
+class Batch:
+    """The rows still being decoded. Committed tokens stay on the device; finished rows leave when half are done.
+
+    Attributes:
+        cache, draft_cache: the rows' position-addressed caches.
+        anchors: [b] absolute position of each row's last committed token.
+        last: [b] that token, not yet seen by the target.
+        longest: the largest anchor, known on the host, so that a forward attends to no more than it must.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        request: Request,
+        *,
+        width: int,
+        drafting: bool,
+        noise: Noise | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        """Read the prompts and commit each row's first token.
+
+        Args:
+            width: most tokens that a cycle may commit per row (K).
+            drafting: stream the prompts' features into a draft cache.
+            noise: instead of the noise of the request's seeds.
+        """
+        began = time.perf_counter()
+        target, device, batch = pair.target, pair.target.device, len(request.lengths)
+        self.request, self.width, self.on_progress = request, width, on_progress
+        starts = torch.tensor(request.lengths)  # [B]
+        if noise is None and request.seeds is not None:
+            table = noise_table(request.seeds, request.max_new_tokens + width)  # blocks may reach past the limit
+            noise = TableNoise(table.to(device), starts.to(device))
+        self.noise = noise
+        capacity = max(request.lengths) + request.max_new_tokens + width
+        self.cache: PositionCache = target.new_cache(batch, capacity)
+        self.draft_cache: PositionCache | None = None
+        layer_ids: Sequence[int] = ()
+        on_features = None
+        if drafting:
+            draft, draft_cache = pair.draft, pair.draft.new_cache(batch, capacity)
+            self.draft_cache, layer_ids = draft_cache, draft.config.target_layer_ids
+
+            def on_features(features: Tensor, positions: Tensor) -> None:
+                draft.extend(draft_cache, features, positions)
+
+        self.starts = starts.to(device)  # [b]
+        prefill = target.prefill(
+            request.ids.to(device), self.starts, self.cache, layer_ids=layer_ids, on_features=on_features
+        )
+        self.stops = torch.tensor(request.stop_token_ids, dtype=torch.long, device=device)  # [n]
+        self.slots = torch.arange(width, device=device)  # [K]
+        self.tokens = torch.zeros(batch, request.max_new_tokens + width, dtype=torch.long, device=device)  # [B, T + K]
+        self.index = torch.arange(batch, device=device)  # [b] row of ``tokens``
+        self.limits = self.starts + request.max_new_tokens  # [b] first position that no token may take
+        self.anchors = self.starts - 1
+        self.last = torch.zeros(batch, dtype=torch.long, device=device)  # [b]
+        self.done = torch.zeros(batch, dtype=torch.bool, device=device)  # [b]
+        self.live = list(range(batch))  # original numbers of the rows in the tensors above
+        self.active = list(range(batch))  # those not finished
+        self.ends = [length - 1 for length in request.lengths]  # host copy of the anchors, for all rows
+        self.verified: list[list[int]] = [[] for _ in range(batch)]
+        self.accepted: list[list[int]] = [[] for _ in range(batch)]
+        first = choose(prefill.logits[:, None], request.sampling, self.noise, self.starts[:, None])  # [B, 1]
+        self.commit(Verdict(first, torch.ones_like(self.last)))
+        self.synchronise(first=True)
+        self.prefill_seconds = time.perf_counter() - began
+        self.decode_began = self.decode_ended = time.perf_counter()
+
+    @property
+    def longest(self) -> int:
+        """Largest anchor among the rows of the batch, as of the last ``synchronise``."""
+        return max(self.ends[row] for row in self.live)
+
+    def positions(self, width: int) -> Tensor:
+        """Absolute positions [b, width] of a block that begins with the last committed token."""
+        return self.anchors[:, None] + self.slots[:width]
+
+    def commit(self, verdict: Verdict) -> None:
+        """Write a verdict's tokens [b, Q] and advance the rows, cut at stop tokens and limits; no word to the host."""
+        tokens, lengths = verdict
+        slots = self.slots[: tokens.shape[1]]  # [Q]
+        # Written whole: what lies beyond a row's committed length is never read, and the next cycle overwrites it.
+        self.tokens[self.index[:, None], (self.anchors + 1 - self.starts)[:, None] + slots] = tokens
+        stop = (tokens[..., None] == self.stops).any(-1) & (slots < lengths[:, None])  # [b, Q]
+        stop_slot = torch.where(stop, slots, self.width).amin(1)  # [b], width where there is none
+        left = self.limits - 1 - self.anchors  # [b] tokens the row may still commit
+        cut = torch.minimum(torch.minimum(lengths, stop_slot + 1), left).masked_fill(self.done, 0)
+        self.done = self.done | (stop_slot < self.width) | (lengths >= left)
+        newest = tokens.gather(1, (cut - 1).clamp(min=0)[:, None])[:, 0]
+        self.last = torch.where(cut > 0, newest, self.last)
+        self.anchors = self.anchors + cut
+        self._news = torch.stack([lengths, cut, self.done.long()])  # [3, b]
+
+    def synchronise(self, *, first: bool = False) -> None:
+        """Tell the host what was committed, and drop finished rows once they are half of the batch."""
+        lengths, cuts, done = to_host(self._news)
+        for row, length, cut, is_done in zip(self.live, lengths, cuts, done, strict=True):
+            if cut == 0:  # finished in an earlier cycle
+                continue
+            self.ends[row] += cut
+            if not first:
+                self.verified[row].append(length)
+                self.accepted[row].append(cut)
+            if is_done:
+                self.active.remove(row)
+        self.decode_ended = time.perf_counter()
+        if self.on_progress is not None:
+            committed = sum(end + 1 - length for end, length in zip(self.ends, self.request.lengths, strict=True))
+            verifications = sum(len(lengths) for lengths in self.verified)
+            self.on_progress(Progress(committed, verifications, len(self.ends), len(self.active)))
+        if self.active and 2 * len(self.active) <= len(self.live):
+            self._drop_finished()
+
+    def _drop_finished(self) -> None:
+        active = set(self.active)
+        keep = torch.tensor([i for i, row in enumerate(self.live) if row in active], device=self.index.device)  # [r]
+        self.live = [row for row in self.live if row in active]
+        self.cache.select(keep)
+        if self.draft_cache is not None:
+            self.draft_cache.select(keep)
+        self.noise = None if self.noise is None else self.noise.select(keep)
+        for name in ("starts", "index", "limits", "anchors", "last", "done"):
+            setattr(self, name, getattr(self, name)[keep])
+
+    def outputs(self, *, drafting: bool) -> list[DecodeOutput]:
+        """The finished rows, in the order of the prompts."""
+        tokens = self.tokens.cpu()  # [B, T + K]
+        counts = [end + 1 - length for end, length in zip(self.ends, self.request.lengths, strict=True)]
+        outputs = []
+        for row, count in enumerate(counts):
+            forwards = len(self.verified[row])
+            trace = DecodeTrace(
+                verified_lengths=self.verified[row],
+                target_forwards=forwards,
+                draft_forwards=forwards if drafting else 0,
+                prefill_seconds=self.prefill_seconds,
+                decode_seconds=self.decode_ended - self.decode_began,
+                batch_tokens=sum(counts) - len(counts),
+                seed=None if self.request.seeds is None else self.request.seeds[row],
+            )
+            row_tokens = tokens[row, :count].clone()
+            stopped = int(row_tokens[-1]) in self.request.stop_token_ids
+            outputs.append(DecodeOutput(row_tokens, self.accepted[row], "stop" if stopped else "length", trace))
+        return outputs
+
+
+def choose(logits: Tensor, sampling: SamplingParams, noise: Noise | None, positions: Tensor) -> Tensor:
+    """The target's own tokens [B, Q] for the absolute ``positions`` [B, Q], from its logits [B, Q, V]."""
+    if noise is None or sampling.greedy:
+        return logits.argmax(-1)
+    return noise.categorical(probabilities(logits, sampling), TARGET, positions)

@@ -1,0 +1,139 @@
+"""Speculative decoding with a DFlash draft: one block and one verifying target forward a cycle, exact for any draft."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from dgd_lightning.decode.engine import Batch, OnProgress, check_request, choose
+from dgd_lightning.decode.noise import DRAFT, Noise
+from dgd_lightning.decode.sampling import SamplingParams, probabilities
+from dgd_lightning.decode.verify import verify_match, verify_rejection
+from dgd_lightning.errors import InputError
+from dgd_lightning.types import DecodeOutput
+
+if TYPE_CHECKING:
+    from dgd_lightning.pair import Pair
+
+Scheme = Literal["rejection", "exact_match"]
+
+
+class Proposal(NamedTuple):
+    """A drafted continuation of each row's anchor token."""
+
+    tokens: Tensor  # [B, K - 1]
+    q: Tensor | None  # [B, K - 1, V] what they were drawn from; None where they are the argmax
+
+
+@torch.no_grad()
+def speculative_generate(
+    pair: Pair,
+    prompts: Sequence[Tensor],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_token_ids: Sequence[int] | None = None,
+    seed: int | Sequence[int] | None = None,
+    block_size: int | None = None,
+    scheme: Scheme = "rejection",
+    on_progress: OnProgress | None = None,
+    noise: Noise | None = None,
+) -> list[DecodeOutput]:
+    """Decode a batch of prompts with drafted blocks; the law of the output is that of ``autoregressive_generate``.
+
+    Greedy decoding accepts while draft and target have the same argmax. With a temperature, ``rejection`` accepts with
+    probability min(1, p/q) (Leviathan et al. 2023, Chen et al. 2023), and ``exact_match`` draws the target's token at
+    each slot and accepts while the draft drew the same (z-lab/dflash): slower, but the tokens are those that
+    ``autoregressive_generate`` gives for the same seed.
+
+    Args:
+        pair: target and draft.
+        prompts, max_new_tokens, temperature, top_k, top_p, stop_token_ids, seed, on_progress, noise:
+            as in ``autoregressive_generate``.
+        block_size: K, tokens per verification with the anchor, from 2 to the size the draft was trained with (default).
+        scheme: how blocks are verified when the temperature is above 0.
+
+    Returns:
+        B outputs in the order of the prompts.
+
+    Raises:
+        InputError: an unusable argument, a pair without a draft, or a prompt that does not fit.
+    """
+    size = _check_block_size(pair, block_size)
+    if scheme not in get_args(Scheme):
+        raise InputError(
+            "scheme", expected=" or ".join(get_args(Scheme)), received=repr(scheme), mend="use scheme='rejection'"
+        )
+    request = check_request(
+        pair,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        stop_token_ids=stop_token_ids,
+        seed=seed,
+    )
+    sampling, layer_ids = request.sampling, pair.draft.config.target_layer_ids
+    batch = Batch(pair, request, width=size, drafting=True, noise=noise, on_progress=on_progress)
+    masks = torch.full((len(prompts), size - 1), pair.draft.config.mask_token_id, device=pair.target.device)
+    mask_embeddings = pair.target.embed(masks)  # [B, K - 1, H]
+    while batch.active:
+        positions = batch.positions(size)  # [b, K]
+        proposal = propose(pair, batch, mask_embeddings, sampling, positions)
+        block = torch.cat([batch.last[:, None], proposal.tokens], dim=1)  # [b, K]
+        step = pair.target.step(block, positions, batch.cache, layer_ids=layer_ids, max_length=batch.longest + size)
+        if proposal.q is not None and scheme == "rejection":
+            p = probabilities(step.logits, sampling)  # [b, K, V]
+            verdict = verify_rejection(proposal.tokens, proposal.q, p, batch.noise, positions + 1)
+        else:
+            target_tokens = choose(step.logits, sampling, batch.noise, positions + 1)  # [b, K]
+            verdict = verify_match(proposal.tokens, target_tokens)
+        batch.commit(verdict)
+        # Rejected positions are written too: they lie at or beyond the next anchor, which hides them until overwritten.
+        pair.draft.extend(batch.draft_cache, step.features, positions)
+        batch.synchronise()
+    return batch.outputs(drafting=True)
+
+
+def propose(pair: Pair, batch: Batch, mask_embeddings: Tensor, sampling: SamplingParams, positions: Tensor) -> Proposal:
+    """Draft K - 1 tokens after each row's anchor in one forward.
+
+    Args:
+        mask_embeddings: [B, K - 1, H], the target's embedding of the mask token.
+        positions: [b, K] absolute positions of the block.
+    """
+    anchor = pair.target.embed(batch.last[:, None])  # [b, 1, H]
+    embeddings = torch.cat([anchor, mask_embeddings[: len(anchor)]], dim=1)  # [b, K, H]
+    hidden = pair.draft.block(batch.draft_cache, embeddings, positions[:, :1], max_length=batch.longest)  # [b, K, H]
+    logits = pair.target.lm_head(hidden[:, 1:])  # [b, K - 1, V]; slot j stands for position anchor + j: no shift
+    if sampling.greedy:
+        return Proposal(logits.argmax(-1), None)
+    q = probabilities(logits, sampling)
+    return Proposal(batch.noise.categorical(q, DRAFT, positions[:, 1:]), q)
+
+
+def _check_block_size(pair: Pair, block_size: int | None) -> int:
+    if pair.draft is None:
+        raise InputError(
+            "pair",
+            expected="a pair with a draft",
+            received="a target alone",
+            mend="give load_pair a draft, or use autoregressive_generate",
+        )
+    trained = pair.draft.config.block_size
+    if block_size is None:
+        return trained
+    if isinstance(block_size, bool) or not isinstance(block_size, int) or not 2 <= block_size <= trained:
+        raise InputError(
+            "block_size",
+            expected=f"an integer from 2 to {trained}, the size the draft was trained with",
+            received=repr(block_size),
+            mend="leave it out for the trained size; for no drafting use autoregressive_generate",
+        )
+    return block_size
