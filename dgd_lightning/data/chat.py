@@ -53,7 +53,7 @@ def prompt_text(tokenizer: Any, task: Task, *, enable_thinking: bool) -> str:
 
 
 def prompt_ids(tokenizer: Any, task: Task, *, enable_thinking: bool) -> Tensor:
-    """Token ids [S] of a task's prompt; a chat template writes its special tokens itself, a raw prompt gets the usual ones.
+    """Token ids [S] of a task's prompt; a chat template writes its special tokens itself, a raw prompt gets them here.
 
     Raises:
         InputError: see `prompt_text`; or the prompt has no tokens.

@@ -1,0 +1,79 @@
+"""τ, acceptance-length histogram and acceptance rates: pure functions of the lengths that verifications gave.
+
+A length l in 1 … K is what one verification of a block of K slots gives: l − 1 accepted draft tokens and one token of
+the target's. *Acceptance lengths* stop at a stop token or the limit and count what was committed: τ is made of them.
+*Verified lengths* go on past it and count what agreed: acceptance rates are made of them, for a block that was cut at a
+stop token says nothing against the draft's later slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Tau(NamedTuple):
+    """Tokens committed per target verification; NaN where there was none."""
+
+    micro: float  # all verifications pooled
+    macro: float  # mean of the responses' own means
+
+
+class AcceptanceRates(NamedTuple):
+    """Acceptance of the draft's slots 1 … K − 1; NaN where a slot was never reached."""
+
+    given_reached: Tensor  # [K - 1] fp64: P(slot j accepted | slots before it accepted)
+    overall: Tensor  # [K - 1] fp64: P(slots 1 … j all accepted)
+
+
+def length_histogram(lengths: Sequence[int], block_size: int) -> Tensor:
+    """How often each length came.
+
+    Args:
+        lengths: lengths of verifications, each in 1 … K; a 0 (nothing committed) counts as well.
+        block_size: K.
+
+    Returns:
+        [K + 1] int64; entry l counts length l.
+
+    Raises:
+        ValueError: a length outside 0 … K.
+    """
+    counts = torch.bincount(torch.as_tensor(lengths, dtype=torch.long), minlength=block_size + 1)  # [K + 1]
+    if len(counts) != block_size + 1:
+        raise ValueError(f"lengths: expected at most block_size {block_size}, received {max(lengths)}")
+    return counts
+
+
+def tau_of_histogram(counts: Tensor) -> float:
+    """Micro τ of a histogram [K + 1]."""
+    total = counts.sum()
+    weights = torch.arange(len(counts), dtype=torch.float64, device=counts.device)
+    return float((counts * weights).sum() / total) if total > 0 else float("nan")
+
+
+def tau(responses: Sequence[Sequence[int]]) -> Tau:
+    """τ micro and macro.
+
+    Args:
+        responses: acceptance lengths of each response; responses without a verification count in neither.
+    """
+    means = [sum(lengths) / len(lengths) for lengths in responses if lengths]
+    verifications = sum(len(lengths) for lengths in responses)
+    if not means:
+        return Tau(float("nan"), float("nan"))
+    return Tau(sum(map(sum, responses)) / verifications, sum(means) / len(means))
+
+
+def acceptance_rates(counts: Tensor) -> AcceptanceRates:
+    """Acceptance rate per slot of a block.
+
+    Args:
+        counts: [K + 1] histogram of verified lengths: slot j was accepted in the verifications longer than j.
+    """
+    beyond = counts.flip(0).cumsum(0).flip(0).double()  # [K + 1]: entry l counts lengths >= l
+    accepted, reached = beyond[2:], beyond[1:-1]  # [K - 1] each: slot j needs length >= j + 1, and >= j to be reached
+    return AcceptanceRates(accepted / reached, accepted / beyond[1])
