@@ -1,0 +1,271 @@
+"""`Decoding`: decodes every group of tasks with every arm; one row per task and arm (`dgd predict`)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from dgd_lightning.data.chat import prompt_ids, prompt_text
+from dgd_lightning.decode.engine import Progress
+from dgd_lightning.errors import InputError
+from dgd_lightning.modules.arms import DECODERS, Arm, check_arms, row_seed
+from dgd_lightning.pair import Pair, load_pair
+from dgd_lightning.types import DecodeOutput, Task
+
+TooLong = Literal["error", "skip", "truncate_left"]
+WARMUP_PROMPT, WARMUP_TOKENS = 64, 8  # tokens; enough to load kernels and fill allocators before the first timing
+HASHED_WHOLE = 64 * 2**20  # bytes; larger weight files are told apart by size and time of change
+
+
+class Decoding(LightningModule):
+    """Decode tasks with a target and its draft.
+
+    Args:
+        target: folder or Hub id of the target; ``lab`` for the bundled one.
+        draft: folder or Hub id of the draft; ``lab`` for the bundled one; None where no arm needs one.
+        arms: ways to decode; the first autoregressive one is what speed-ups refer to.
+        max_new_tokens: limit per task.
+        dtype: ``auto`` (the checkpoint's), ``float32``, ``bfloat16`` …
+        attn_implementation: of the target, ``sdpa`` (default) or ``eager``.
+        revision: Hub revision of the target.
+        device_map: spread the target over several GPUs (``auto`` or a map of module names); None: one device.
+        enable_thinking: passed to the chat template.
+        too_long: a prompt that, with its new tokens, does not fit the target: ``error``; ``skip`` writes a row without an
+            answer; ``truncate_left`` drops the prompt's first tokens.
+        stop_token_ids: None for the target's own; an empty list for none.
+        seed: from which each task's seed is derived, for arms with a temperature.
+        warmup: decode a few tokens before the first timing.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        draft: str | None,
+        arms: list[Arm],
+        max_new_tokens: int = 512,
+        dtype: str = "auto",
+        attn_implementation: str | None = None,
+        revision: str | None = None,
+        device_map: str | dict[str, int | str] | None = None,
+        enable_thinking: bool = False,
+        too_long: TooLong = "error",
+        stop_token_ids: list[int] | None = None,
+        seed: int = 0,
+        warmup: bool = True,
+    ) -> None:
+        super().__init__()
+        check_arms(arms, draft)
+        if max_new_tokens < 1:
+            raise InputError(
+                "model.max_new_tokens", expected="a positive integer", received=max_new_tokens, mend="use 1 or more"
+            )
+        self.target_source, self.draft_source = bundled(target, "target"), draft and bundled(draft, "draft")
+        self.arms, self.max_new_tokens, self.dtype_name = arms, max_new_tokens, dtype
+        self.attn_implementation, self.revision, self.device_map = attn_implementation, revision, device_map
+        self.enable_thinking, self.too_long, self.stop_token_ids = enable_thinking, too_long, stop_token_ids
+        self.seed, self.warmup = seed, warmup
+        self.pair: Pair | None = None  # a plain attribute: Lightning neither moves nor saves it
+        self.done: set[tuple[str, str]] = set()  # (idx, arm) of rows that a resumed run has already
+        self.on_progress: Callable[[str, Progress], None] | None = None  # set by a progress bar
+        self.summary_tables: list[Any] = []  # rich renderables that callbacks add; printed at the end of the run
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything about the model that can change a row, to be hashed."""
+        return {
+            "target": source_fingerprint(self.target_source),
+            "draft": self.draft_source and source_fingerprint(self.draft_source),
+            "arms": [asdict(arm) for arm in self.arms],
+            "settings": [
+                self.max_new_tokens,
+                self.dtype_name,
+                self.attn_implementation,
+                self.revision,
+                self.enable_thinking,
+                self.too_long,
+                self.stop_token_ids,
+                self.seed,
+            ],
+        }
+
+    def setup(self, stage: str) -> None:
+        """Loads the pair onto this rank's device.
+
+        Raises:
+            InputError: the pair can't be loaded, or the trainer's settings do not suit decoding.
+        """
+        if stage != "predict":
+            raise InputError("subcommand", expected="predict", received=stage, mend="run `dgd predict`")
+        if self.trainer.precision != "32-true":
+            raise InputError(
+                "trainer.precision",
+                expected="the default",
+                received=self.trainer.precision,
+                mend="set model.dtype instead: weights are loaded in it",
+            )
+        if self.pair is None:
+            device: Any = self.device_map or self.trainer.strategy.root_device
+            self.pair = load_pair(
+                self.target_source,
+                self.draft_source,
+                dtype=self.dtype_name,
+                device=device,
+                attn_implementation=self.attn_implementation,
+                revision=self.revision,
+            )
+        if self.enable_thinking and self.pair.draft is not None and _model_type(self.pair).startswith("qwen3"):
+            rank_zero_warn(
+                "enable_thinking is on: the published Qwen3 drafts were trained without thinking; τ will drop"
+            )
+
+    def on_predict_start(self) -> None:
+        """Finds prompts that are too long before hours are spent on the others, and warms up."""
+        groups = getattr(self.trainer.datamodule, "groups", [])  # type: ignore[attr-defined]
+        if self.too_long == "error":
+            for task in (task for group in groups for task in group):
+                self._check_fit(task)
+        if self.warmup and groups and not self.done:
+            prompt = self._prompt(groups[0][0])[-WARMUP_PROMPT:]
+            for arm in self.arms:
+                self._decode([prompt], arm, min(WARMUP_TOKENS, self.max_new_tokens), [0])
+
+    def transfer_batch_to_device(self, batch: list[Task], device: torch.device, dataloader_idx: int) -> list[Task]:
+        """Tasks are text; nothing moves."""
+        return batch
+
+    def predict_step(self, batch: list[Task], batch_idx: int) -> list[dict[str, Any]]:
+        """Rows of a group, one per task and arm; none where a resumed run has them all.
+
+        A group is decoded as a whole even if only some rows are missing: rows share forwards, so numbers could
+        otherwise differ in the last bit.
+        """
+        if all((task.idx, arm.name) in self.done for task in batch for arm in self.arms):
+            return []
+        arms = self.arms if batch_idx % 2 == 0 else self.arms[::-1]  # fair timing: nobody is always first
+        prompts = [self._prompt(task) for task in batch]
+        limit = self._limit()
+        fits = [i for i, ids in enumerate(prompts) if len(ids) <= limit or self.too_long == "truncate_left"]
+        rows = []
+        for arm in arms:
+            seeds = [row_seed(self.seed, batch[i].idx, arm) for i in fits]
+            outputs = self._decode([prompts[i][-limit:] for i in fits], arm, self.max_new_tokens, seeds) if fits else []
+            by_index = dict(zip(fits, outputs, strict=True))
+            rows += [self._row(task, arm, len(prompts[i]), by_index.get(i)) for i, task in enumerate(batch)]
+        return rows
+
+    def _decode(self, prompts: list[Tensor], arm: Arm, max_new_tokens: int, seeds: list[int]) -> list[DecodeOutput]:
+        report = self.on_progress
+        try:
+            return DECODERS[arm.method](
+                self._loaded(),
+                prompts,
+                arm,
+                max_new_tokens=max_new_tokens,
+                stop_token_ids=self.stop_token_ids,
+                seed=seeds,
+                on_progress=partial(report, arm.name) if report else None,
+                **arm.sampling(),
+            )
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                "data.batch_size",
+                expected="groups that fit the device's memory",
+                received=f"{len(prompts)} prompts of up to {max(map(len, prompts))} tokens",
+                mend="use a smaller batch_size, or a larger device",
+            ) from error
+
+    def _loaded(self) -> Pair:
+        assert self.pair is not None, "setup loads the pair"
+        return self.pair
+
+    def _prompt(self, task: Task) -> Tensor:
+        return prompt_ids(self._loaded().tokenizer, task, enable_thinking=self.enable_thinking)
+
+    def _limit(self) -> int:
+        """Longest prompt, in tokens."""
+        limit = self._loaded().target.max_positions - self.max_new_tokens
+        if limit < 1:
+            raise InputError(
+                "model.max_new_tokens",
+                expected=f"less than the target's {limit + self.max_new_tokens} positions",
+                received=self.max_new_tokens,
+                mend="lower it",
+            )
+        return limit
+
+    def _check_fit(self, task: Task) -> None:
+        """Raises InputError for a prompt that does not fit. A token is at least a byte, so few texts need encoding."""
+        limit, tokenizer = self._limit(), self._loaded().tokenizer
+        text = prompt_text(tokenizer, task, enable_thinking=self.enable_thinking)
+        if len(text.encode()) < limit:
+            return
+        if (length := len(self._prompt(task))) > limit:
+            raise InputError(
+                f"task {task.idx}",
+                expected=f"at most {limit} prompt tokens ({self.max_new_tokens} new ones must fit too)",
+                received=length,
+                mend="set model.too_long to skip or truncate_left, or use a target with a longer context",
+            )
+
+    def _row(self, task: Task, arm: Arm, prompt_tokens: int, output: DecodeOutput | None) -> dict[str, Any]:
+        head = {
+            "arm": arm.name,
+            **{k: v for k, v in asdict(arm).items() if k != "name"},
+            "prompt_tokens": prompt_tokens,
+        }
+        if output is None:
+            reason = f"prompt of {prompt_tokens} tokens, at most {self._limit()} fit"
+            return {**task.row, "idx": task.idx, "model_output": None, "dgd": {**head, "skipped": reason}}
+        trace, lengths = output.trace, output.acceptance_lengths
+        text = self._loaded().tokenizer.decode(output.tokens, skip_special_tokens=True)  # type: ignore[union-attr]
+        result = {
+            "truncated_tokens": max(0, prompt_tokens - self._limit()),
+            "tokens": len(output.tokens),
+            "stop_reason": output.stop_reason,
+            "tau": sum(lengths) / len(lengths) if lengths else None,
+            "acceptance_lengths": lengths,
+            "verified_lengths": trace.verified_lengths,
+            "target_forwards": trace.target_forwards,
+            "draft_forwards": trace.draft_forwards,
+            "seed": trace.seed,
+            "output_ids": output.tokens.tolist(),
+            # Wall times are those of the whole group, whose rows share forwards.
+            "batch_tokens": trace.batch_tokens,
+            "prefill_seconds": trace.prefill_seconds,
+            "decode_seconds": trace.decode_seconds,
+            "seconds": trace.prefill_seconds + trace.decode_seconds,
+            "tokens_per_second": trace.batch_tokens / trace.decode_seconds if trace.decode_seconds > 0 else None,
+        }
+        return {**task.row, "idx": task.idx, "model_output": text, "dgd": {**head, **result}}
+
+
+def bundled(source: str, part: str) -> str:
+    """The folder of the bundled pair's part for ``lab``; any other source as it is."""
+    return str(files("dgd_lightning.lab").joinpath("assets", part)) if source == "lab" else source
+
+
+def source_fingerprint(source: str) -> str:
+    """A Hub id as it is; a folder with a digest of its weights and configuration."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return source
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".safetensors", ".jinja", ".txt", ".model"):
+            stat = path.stat()
+            content = path.read_bytes() if stat.st_size <= HASHED_WHOLE else str(stat.st_mtime_ns).encode()
+            digest.update(f"{path.name} {stat.st_size} ".encode() + content)
+    return digest.hexdigest()
+
+
+def _model_type(pair: Pair) -> str:
+    return str(getattr(pair.target.model.config, "model_type", ""))
