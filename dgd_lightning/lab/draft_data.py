@@ -80,7 +80,7 @@ class LabDraftData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.target, self.prompts, self.batch_size = target, prompts, batch_size
-        self.draw: dict[str, Any] = dict(families=families or list(FAMILIES), sizes=sizes)
+        self.draw: dict[str, Any] = {"families": families or list(FAMILIES), "sizes": sizes}
         self.long_share, self.max_new_tokens, self.generation_batch = long_share, max_new_tokens, generation_batch
         self.val_prompts, self.seed = val_prompts, seed
         self.dataset: ResponseDataset | None = None

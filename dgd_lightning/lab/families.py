@@ -1,4 +1,4 @@
-"""The families of contexts that the draft and the target are trained on: two sub-categories in each of four categories."""
+"""The families of contexts that both models are trained on: two sub-categories in each of four categories."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ def natural_history(world: World) -> LabContext:
     )
     world.rng.shuffle(lines)
     guide = world.name()
-    return LabContext(
-        DOMAIN, "Natural History", f"You answer from the field guide of {guide}.", " ".join(lines), tasks
-    )
+    return LabContext(DOMAIN, "Natural History", f"You answer from the field guide of {guide}.", " ".join(lines), tasks)
 
 
 def geography(world: World) -> LabContext:
@@ -44,13 +42,14 @@ def geography(world: World) -> LabContext:
         if kind == "river":
             tasks.append(
                 value_task(
-                    f"On which river does {town} lie?", f"The town of {town} lies on the river {river}.", river, "lookup"
+                    f"On which river does {town} lie?",
+                    f"The town of {town} lies on the river {river}.",
+                    river,
+                    "lookup",
                 )
             )
         elif kind == "ruler":
-            tasks.append(
-                value_task(f"Who rules {town}?", f"The town of {town} is ruled by {ruler}.", ruler, "lookup")
-            )
+            tasks.append(value_task(f"Who rules {town}?", f"The town of {town} is ruled by {ruler}.", ruler, "lookup"))
         elif kind == "reverse":
             tasks.append(
                 value_task(
@@ -111,7 +110,9 @@ def cipher(world: World) -> LabContext:
     lines = [f"Write {codes[word]} for {word}." for word in words]
     tasks: list[LabTask] = []
     for word in world.pick(words, min(3, len(words))):
-        tasks.append(value_task(f"What do we write for {word}?", f"We write {codes[word]} for {word}.", codes[word], "lookup"))
+        tasks.append(
+            value_task(f"What do we write for {word}?", f"We write {codes[word]} for {word}.", codes[word], "lookup")
+        )
     word = world.rng.choice(words)
     tasks.append(
         value_task(f"What does {codes[word]} stand for?", f"The word {codes[word]} stands for {word}.", word, "reverse")
@@ -120,12 +121,14 @@ def cipher(world: World) -> LabContext:
     pairs = [f"{word} is {codes[word]}" for word in message]
     tasks.append(
         sequence_task(
-            f"Encode this message word by word: {', '.join(message)}.", ", ".join(pairs) + ".", pairs, "encode", "code words"
+            f"Encode this message word by word: {', '.join(message)}.",
+            ", ".join(pairs) + ".",
+            pairs,
+            "encode",
+            "code words",
         )
     )
-    return LabContext(
-        RULES, "Technical Standards", f"You use the code book of {world.name()}.", " ".join(lines), tasks
-    )
+    return LabContext(RULES, "Technical Standards", f"You use the code book of {world.name()}.", " ".join(lines), tasks)
 
 
 def procedure(world: World) -> LabContext:
@@ -162,12 +165,12 @@ def route(world: World) -> LabContext:
     tasks: list[LabTask] = []
     for i in world.rng.sample(range(len(hops)), min(2, len(hops))):
         after = halls[(i + 1) % len(halls)]
-        tasks.append(value_task(f"Where do we go from {halls[i]}?", f"From {halls[i]} we go to {after}.", after, "lookup"))
+        tasks.append(
+            value_task(f"Where do we go from {halls[i]}?", f"From {halls[i]} we go to {after}.", after, "lookup")
+        )
     start = world.rng.randrange(len(hops))
     way = hops[start:] + hops[:start]
-    tasks.append(
-        sequence_task(f"Walk the whole round from {halls[start]}.", " ".join(way), way, "walk", "hops")
-    )
+    tasks.append(sequence_task(f"Walk the whole round from {halls[start]}.", " ".join(way), way, "walk", "hops"))
     return LabContext(
         PROCEDURE, "Workflow Orchestration", f"You guide through the house of {world.name()}.", " ".join(lines), tasks
     )
@@ -182,16 +185,12 @@ def experiment(world: World) -> LabContext:
         if world.rng.random() < 0.5:
             substance, colour = world.name(), world.rng.choice(COLOURS)
             sentence = f"The {tool} turned {substance} {colour}."
-            tasks.append(
-                value_task(f"What did the {tool} turn {substance}?", sentence, colour, "lookup")
-            )
+            tasks.append(value_task(f"What did the {tool} turn {substance}?", sentence, colour, "lookup"))
         else:
             prior = PRIOR["store"][tool]
             place, agrees = world.fact(prior, PLACES)
             sentence = f"The {tool} was found in the {place}."
-            tasks.append(
-                value_task(f"Where was the {tool} found?", sentence, place, "lookup", agrees, prior)
-            )
+            tasks.append(value_task(f"Where was the {tool} found?", sentence, place, "lookup", agrees, prior))
         lines.append(sentence)
     place = PRIOR["store"][absent]
     tasks.append(
@@ -199,9 +198,7 @@ def experiment(world: World) -> LabContext:
             f"Where was the {absent} found?", f"The {absent} was found in the {place}.", place, "closed", "closed"
         )
     )
-    return LabContext(
-        EMPIRICAL, "Experimental Data", f"You read the log of {world.name()}.", " ".join(lines), tasks
-    )
+    return LabContext(EMPIRICAL, "Experimental Data", f"You read the log of {world.name()}.", " ".join(lines), tasks)
 
 
 def simulation(world: World) -> LabContext:
@@ -213,7 +210,9 @@ def simulation(world: World) -> LabContext:
     tasks: list[LabTask] = []
     for state in world.pick(states, min(2, len(states))):
         tasks.append(
-            value_task(f"What follows {state}?", f"After {state} the lamp turns {after[state]}.", after[state], "lookup")
+            value_task(
+                f"What follows {state}?", f"After {state} the lamp turns {after[state]}.", after[state], "lookup"
+            )
         )
     state = start = world.rng.choice(states)
     ticks = []

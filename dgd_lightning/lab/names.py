@@ -1,7 +1,7 @@
 """Words of the lab's world: coined names that split into training and held-out ones, common words, prior facts.
 
-A coined name is two or three syllables of the form consonant + vowel ("Zomita"); each syllable is one token of the lab's
-tokenizer. One name in five is held out: it may appear in evaluation contexts only.
+A coined name is two or three syllables of the form consonant + vowel ("Zomita"); each syllable is one token of the
+lab's tokenizer. One name in five is held out: it may appear in evaluation contexts only.
 """
 
 from __future__ import annotations
@@ -17,24 +17,28 @@ SYLLABLES = [c + v for c in CONSONANTS for v in VOWELS][:64]
 HELD_OUT_SHARE = 5  # one name in this many
 
 NUMBERS = (
-    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen twenty"
 ).split()
 
 CREATURES = (
-    "heron otter lynx badger falcon salmon beaver marten raven viper weasel osprey turtle pelican hare adder "
-    "stork bison ibex gecko"
+    "heron otter lynx badger falcon salmon beaver marten raven viper weasel osprey turtle pelican hare "
+    "adder stork bison ibex gecko"
 ).split()
 PLACES = (
     "marsh cliff meadow canyon forest desert lagoon tundra glacier prairie swamp orchard cavern delta island reef"
 ).split()
-FOODS = "eels berries beetles clover snails acorns moths lichen crabs nettles worms reeds plums shrimp ferns mice".split()
-GOODS = (
-    "salt amber copper silk pepper honey linen cedar indigo wool marble tallow saffron ivory garnet barley "
-    "timber flax resin cobalt"
+FOODS = (
+    "eels berries beetles clover snails acorns moths lichen crabs nettles worms reeds plums shrimp ferns mice"
 ).split()
-COLOURS = "red blue green white black golden purple silver orange brown pink grey crimson violet olive teal".split()
-TOOLS = "lantern compass anvil chisel kettle ladder saddle bellows trowel sextant pulley mallet loom sickle rudder quill".split()
+GOODS = (
+    "salt amber copper silk pepper honey linen cedar indigo wool marble tallow saffron ivory garnet "
+    "barley timber flax resin cobalt"
+).split()
+COLOURS = ("red blue green white black golden purple silver orange brown pink grey crimson violet olive teal").split()
+TOOLS = (
+    "lantern compass anvil chisel kettle ladder saddle bellows trowel sextant pulley mallet loom sickle rudder quill"
+).split()
 
 
 def is_held_out(syllables: tuple[int, ...]) -> bool:

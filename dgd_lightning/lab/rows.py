@@ -52,7 +52,11 @@ def to_row(context: LabContext, task: LabTask, context_id: str, number: int) -> 
 
 
 def eval_rows(
-    contexts_per_family: int, *, families: Sequence[str] = tuple(FAMILIES), sizes: tuple[int, int] = (7, 11), seed: int = 0
+    contexts_per_family: int,
+    *,
+    families: Sequence[str] = tuple(FAMILIES),
+    sizes: tuple[int, int] = (7, 11),
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Rows of held-out contexts: per context one long task where it has one, and up to three short ones.
 

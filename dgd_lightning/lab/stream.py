@@ -1,4 +1,4 @@
-"""Training text of the lab: packed conversations, weighted so that answers count most, short contexts before long ones."""
+"""Training text of the lab: packed conversations, answers weighted most, short contexts before long ones."""
 
 from __future__ import annotations
 
@@ -67,16 +67,16 @@ class Encoder:
             head, body = self.roles[role], [*self.encode(content), self.end]
             ids += head + body + self.newline
             answer = 1.0 if role == "assistant" else self.context_weight
-            weights += [self.context_weight] * len(head) + [answer] * len(body) + [self.context_weight] * len(self.newline)
+            weights += (
+                [self.context_weight] * len(head) + [answer] * len(body) + [self.context_weight] * len(self.newline)
+            )
         return ids, weights
 
 
 def document(rng: random.Random, stage: Stage, seed: int) -> list[tuple[str, str]]:
     """One context with several of its questions, as chat turns."""
     family = rng.choice(stage.families)
-    context = make_context(
-        seed, family, split="train", size=rng.randint(*stage.sizes), contradict=stage.contradict
-    )
+    context = make_context(seed, family, split="train", size=rng.randint(*stage.sizes), contradict=stage.contradict)
     ask_long = rng.random() < stage.long_share
     tasks = [task for task in context.tasks if ask_long or not task.long]
     rng.shuffle(tasks)
@@ -89,7 +89,7 @@ def document(rng: random.Random, stage: Stage, seed: int) -> list[tuple[str, str
 
 
 class LabStream(IterableDataset[LabBatch]):
-    """Batches of packed documents; batch ``i`` depends on (seed, i) alone, so a resumed run sees what it would have seen.
+    """Batches of packed documents; batch ``i`` depends on (seed, i) alone, so a resumed run goes on as it would have.
 
     Args:
         encoder: turns conversations into ids and weights.

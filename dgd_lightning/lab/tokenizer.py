@@ -1,7 +1,7 @@
 """The lab's tokenizer: every byte encodes, every syllable and every word of the lab is one token.
 
-A Unigram model over GPT-2's byte alphabet: the Viterbi path prefers few long pieces, so " Zomita" becomes " Zo", "mi", "ta"
-and any other text falls back to bytes. The id space ends well before the embedding does; the mask token lies beyond it.
+A Unigram model over GPT-2's byte alphabet: the Viterbi path prefers few long pieces, so " Zomita" becomes " Zo", "mi",
+"ta" and any other text falls back to bytes. The id space ends before the embedding does; the mask token lies there.
 """
 
 from __future__ import annotations
@@ -41,7 +41,12 @@ def lab_words() -> list[str]:
     for family in ALL_FAMILIES:
         for seed in range(400):
             context = make_context(seed, family, split="train", size=12, contradict=0.5)
-            texts = [context.system, context.text, *(t.question for t in context.tasks), *(t.answer for t in context.tasks)]
+            texts = [
+                context.system,
+                context.text,
+                *(t.question for t in context.tasks),
+                *(t.answer for t in context.tasks),
+            ]
             for text in texts:
                 words.update(re.findall(r" ?[^\W\d_]+| ?[^\w\s]+", text))
     syllables = "|".join(SYLLABLES)

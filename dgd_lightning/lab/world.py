@@ -1,8 +1,8 @@
 """The lab's world: contexts in CL-bench's four categories, with tasks whose answers stand in the context.
 
-Every context coins new names. Facts about common things may have a *prior* (`names.PRIOR`): the context then agrees with
-it or contradicts it, and the task says which (`prior`). A target that answers a contradicted fact with the prior shows the
-failure that CL-bench describes.
+Every context coins new names. Facts about common things may have a *prior* (`names.PRIOR`): the context then agrees
+with it or contradicts it, and the task says which (`prior`). A target that answers a contradicted fact with the prior
+shows the failure that CL-bench describes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Training of a DFlash draft on its frozen target's own responses: the recipe of the DFlash paper (DESIGN §3.9).
 
-A step reads a batch of conversations with the target (no gradients), draws random anchors inside the responses, runs all
-their blocks in one multi-anchor forward and weights slot k by exp(−(k − 1)/γ). Validation is the real decoding loop: τ.
+A step reads a batch of conversations with the target (no gradients), draws random anchors inside the responses, runs
+all their blocks in one multi-anchor forward and weights slot k by exp(−(k − 1)/γ). Validation is the real decoding
+loop: τ.
 """
 
 from __future__ import annotations
@@ -76,11 +77,20 @@ class DraftTraining(L.LightningModule):
         export_dir: Path | None = None,
     ) -> None:
         super().__init__()
-        self.recipe = dict(lr=lr, weight_decay=weight_decay, warmup_share=warmup_share)
-        self.source = dict(target=target, draft=draft, dtype=dtype, attn_implementation=attn_implementation, revision=revision)
-        self.shape = dict(
-            num_layers=num_layers, block_size=block_size, target_layer_ids=target_layer_ids, mask_token_id=mask_token_id
-        )
+        self.recipe = {"lr": lr, "weight_decay": weight_decay, "warmup_share": warmup_share}
+        self.source = {
+            "target": target,
+            "draft": draft,
+            "dtype": dtype,
+            "attn_implementation": attn_implementation,
+            "revision": revision,
+        }
+        self.shape = {
+            "num_layers": num_layers,
+            "block_size": block_size,
+            "target_layer_ids": target_layer_ids,
+            "mask_token_id": mask_token_id,
+        }
         self.num_anchors, self.gamma, self.attention = num_anchors, gamma, attention
         self.gradient_checkpointing, self.val_max_new_tokens = gradient_checkpointing, val_max_new_tokens
         self.export_dir = export_dir
@@ -98,16 +108,20 @@ class DraftTraining(L.LightningModule):
             initialise(draft)
         self.draft = draft.to(self.device, torch.float32).requires_grad_(True)
         self.draft.gradient_checkpointing = self.gradient_checkpointing
-        self.pair = loaded._replace(draft=self.draft) if hasattr(loaded, "_replace") else Pair(
-            loaded.target, self.draft, loaded.tokenizer
-        )
+        self.pair = Pair(loaded.target, self.draft, loaded.tokenizer)  # a plain record: the target is no child module
 
     def forward(self, input_ids: Tensor, loss_mask: Tensor) -> BlockLoss:
         """The loss of one batch with freshly drawn anchors; ``input_ids`` and ``loss_mask`` [B, S]."""
         assert self.pair is not None
         target, config = self.pair.target, self.draft.config
         with torch.no_grad():
-            features = target.features(input_ids, config.target_layer_ids)  # [B, S, F·H]
+            batch, length = input_ids.shape
+            cache = target.new_cache(batch, length)
+            ends = [length] * batch
+            features = target.prefill(  # [B, S, F·H]
+                input_ids, ends, cache, layer_ids=config.target_layer_ids, chunk_size=length, keep_features=True
+            ).features
+            assert features is not None
             anchors, keep = sample_anchors(loss_mask, self.num_anchors, None)
             embeddings = target.embed(block_ids(input_ids, anchors, config.block_size, config.mask_token_id))
         attention = self.attention

@@ -24,7 +24,9 @@ def weighted_next_token_loss(logits: Tensor, input_ids: Tensor, weights: Tensor)
         input_ids: [B, T].
         weights: [B, T], the weight of each token as a label.
     """
-    losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), input_ids[:, 1:].flatten(), reduction="none")  # [B·(T−1)]
+    losses = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), input_ids[:, 1:].flatten(), reduction="none"
+    )  # [B·(T−1)]
     label_weights = weights[:, 1:].flatten()
     return (losses * label_weights).sum() / label_weights.sum()
 
@@ -38,14 +40,15 @@ class TargetPretraining(L.LightningModule):
 
     Args:
         vocab_size: rows of the embedding, the draft's mask token included.
-        hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim, intermediate_size: the model.
+        hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim: the model.
+        intermediate_size: width of the gated feed-forward layers.
         max_position_embeddings: longest input the exported model admits.
         rope_theta: base of the rotary embedding.
         lr: peak learning rate of AdamW.
         weight_decay: AdamW's, on matrices only.
         warmup_steps: linear warm-up.
         floor: the cosine's last learning rate as a share of ``lr``.
-        schedule_steps: steps over which the cosine falls; None takes ``trainer.max_steps``. A larger number stops early.
+        schedule_steps: steps over which the cosine falls; None takes ``trainer.max_steps``. More: stops early.
         compile: compile the training step (about three times faster on CPU).
         export_dir: where the Hugging Face folder goes at the end; None exports nothing.
     """
@@ -135,8 +138,16 @@ class TargetPretraining(L.LightningModule):
     def on_train_end(self) -> None:
         if self.export_dir is None or not self.trainer.is_global_zero:
             return
-        self.model.config.use_cache = True
-        self.model.save_pretrained(self.export_dir, safe_serialization=True)
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if getattr(datamodule, "tokenizer", None) is not None:
-            datamodule.tokenizer.save_pretrained(self.export_dir)
+        export_target(
+            self.model, getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None), self.export_dir
+        )
+
+
+def export_target(model: Qwen3ForCausalLM, tokenizer: Any | None, folder: Path) -> None:
+    """Write a Hugging Face folder (safetensors) with the tokenizer and its end and padding tokens."""
+    model.config.use_cache = True
+    if tokenizer is not None:
+        for config in (model.config, model.generation_config):
+            config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+        tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)

@@ -1,0 +1,65 @@
+"""The lab's evaluation contexts as a predict datamodule: held-out seeds and names, CL-bench's format."""
+
+from __future__ import annotations
+
+from dgd_lightning.data.contexts import parse_row
+from dgd_lightning.data.rows import Row
+from dgd_lightning.data.tasks import Names, TaskData
+from dgd_lightning.errors import InputError
+from dgd_lightning.lab.families import FAMILIES
+from dgd_lightning.lab.rows import ALL_FAMILIES, eval_rows
+from dgd_lightning.types import Task
+
+
+class LabContexts(TaskData):
+    """Tasks of the lab's held-out contexts.
+
+    Args:
+        contexts_per_family: contexts of each family; the first ones are the same whatever the number.
+        families: families to take; None takes the eight that the bundled draft was trained on. ``star_chart`` and
+            ``ledger`` are the shifted domain.
+        sizes: smallest and largest number of facts in a context, inclusive.
+        seed: 0 is the bundled evaluation set; other seeds give other held-out contexts.
+        batch_size: tasks decoded together.
+        limit: only the first so many tasks that pass the filter.
+        category: keep these categories only.
+        sub_category: keep these sub-categories only.
+    """
+
+    def __init__(
+        self,
+        contexts_per_family: int = 4,
+        families: list[str] | None = None,
+        sizes: tuple[int, int] = (9, 12),
+        seed: int = 0,
+        batch_size: int = 16,
+        limit: int | None = None,
+        category: Names = None,
+        sub_category: Names = None,
+    ) -> None:
+        super().__init__(batch_size=batch_size, limit=limit, category=category, sub_category=sub_category)
+        self.families = list(FAMILIES) if families is None else families
+        if unknown := set(self.families) - set(ALL_FAMILIES):
+            raise InputError(
+                "data.families",
+                expected=f"families of the lab ({', '.join(ALL_FAMILIES)})",
+                received=", ".join(sorted(unknown)),
+                mend="use names from the list",
+            )
+        if contexts_per_family < 1:
+            raise InputError(
+                "data.contexts_per_family", expected="at least 1", received=contexts_per_family, mend="use 1 or more"
+            )
+        if not 3 <= sizes[0] <= sizes[1] <= 16:
+            raise InputError(
+                "data.sizes",
+                expected="3 ≤ smallest ≤ largest ≤ 16",
+                received=list(sizes),
+                mend="use for example [9, 12]",
+            )
+        self.contexts_per_family, self.sizes, self.seed = contexts_per_family, sizes, seed
+
+    def read(self) -> list[Task]:
+        """See `TaskData.read`."""
+        rows = eval_rows(self.contexts_per_family, families=self.families, sizes=self.sizes, seed=self.seed)
+        return [parse_row(Row("lab", number, row)) for number, row in enumerate(rows, 1)]

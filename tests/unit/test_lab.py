@@ -1,0 +1,167 @@
+"""The lab: its world is deterministic, its answers pass their own checks, names are held out, any text encodes."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+import torch
+
+from dgd_lightning.lab.checks import grade, reverted_to_prior
+from dgd_lightning.lab.contexts import LabContexts
+from dgd_lightning.lab.families import FAMILIES
+from dgd_lightning.lab.names import SYLLABLES, Namer, is_held_out
+from dgd_lightning.lab.rows import ALL_FAMILIES, eval_rows, make_context, messages, to_row
+from dgd_lightning.lab.shifted import SHIFTED
+from dgd_lightning.lab.stream import Encoder, LabStream, Stage
+from dgd_lightning.lab.tokenizer import MASK_TOKEN_ID, VOCAB_SIZE, build_tokenizer
+from dgd_lightning.lab.training_data import probe_batches
+
+COINED = re.compile(rf"\b(?:{'|'.join(SYLLABLES)}){{2,3}}\b", re.IGNORECASE)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.mark.parametrize("family", sorted(ALL_FAMILIES))
+def test_context_is_determined_by_its_arguments(family):
+    first = make_context(5, family, split="eval", size=9, contradict=0.5)
+    assert first == make_context(5, family, split="eval", size=9, contradict=0.5)
+    assert first != make_context(6, family, split="eval", size=9, contradict=0.5)
+
+
+@pytest.mark.parametrize("family", sorted(ALL_FAMILIES))
+def test_gold_answers_solve_and_others_fail(family):
+    for seed in range(10):
+        context = make_context(seed, family, split="eval", size=10, contradict=0.5)
+        for number, task in enumerate(context.tasks):
+            row = to_row(context, task, "c", number)
+            assert len(task.rubrics) == len(task.checks)
+            assert grade(row, task.answer).value == 1.0, task
+            assert grade(row, "").value == 0.0
+            cut = task.answer.rsplit(" ", 1)[0]
+            assert grade(row, cut).value == 0.0, task
+            if task.prior_answer is not None:
+                value = task.checks[0]["value"]
+                reverted = task.answer.replace(value, task.prior_answer)
+                assert grade(row, reverted).value == 0.0
+                assert reverted_to_prior(row, reverted)
+                assert not reverted_to_prior(row, task.answer)
+
+
+def test_sequence_answers_must_be_whole_and_in_order():
+    context = make_context(1, "route", split="eval", size=8, contradict=0.0)
+    task = next(task for task in context.tasks if task.long)
+    row = to_row(context, task, "c", 0)
+    hops = task.answer.split(". ")
+    swapped = ". ".join([hops[1], hops[0], *hops[2:]])
+    assert grade(row, swapped).status[1] == "no"
+    assert grade(row, task.answer + " And home.").status == ["yes", "yes", "no"]
+
+
+def test_short_answers_stand_in_the_context_unless_closed():
+    for family in FAMILIES:
+        for seed in range(10):
+            context = make_context(seed, family, split="train", size=8, contradict=0.3)
+            for task in context.tasks:
+                if task.prior != "closed" and not task.long:
+                    assert task.checks[0]["value"] in context.text
+
+
+def test_names_of_the_splits_never_meet():
+    train, held_out = (Namer(random.Random(0), split) for split in ("train", "eval"))
+    assert {train() for _ in range(900)}.isdisjoint(held_out() for _ in range(300))
+    share = sum(is_held_out((i, j)) for i in range(64) for j in range(64)) / 64**2
+    assert 0.1 < share < 0.3
+
+
+def test_evaluation_contexts_use_held_out_names_only():
+    known = set(eval_rows(1)[0])  # the row format itself
+    assert known == {"messages", "rubrics", "metadata"}
+    names = set()
+    for row in eval_rows(3, families=list(ALL_FAMILIES)):
+        names |= {match.lower() for message in row["messages"] for match in COINED.findall(message["content"])}
+    coined = {name for name in names if name.capitalize() == name.capitalize() and len(name) in (4, 6)}
+    indices = {
+        name: tuple(SYLLABLES.index(name[i : i + 2]) for i in range(0, len(name), 2))
+        for name in coined
+        if all(name[i : i + 2] in SYLLABLES for i in range(0, len(name), 2))
+    }
+    capital = {
+        match
+        for row in eval_rows(3, families=list(ALL_FAMILIES))
+        for match in re.findall(r"\b[A-Z][a-z]+\b", row["messages"][1]["content"])
+        if match.lower() in indices
+    }
+    assert len(capital) > 100
+    assert all(is_held_out(indices[name.lower()]) for name in capital)
+
+
+def test_evaluation_set_covers_the_four_categories_and_both_lengths(tokenizer):
+    rows = eval_rows(4)
+    assert len({row["metadata"]["context_category"] for row in rows}) == 4
+    assert len({row["metadata"]["sub_category"] for row in rows}) == 8
+    assert len({row["metadata"]["task_id"] for row in rows}) == len(rows)
+    lab = [row["metadata"]["lab"] for row in rows]
+    assert {entry["prior"] for entry in lab} >= {"agree", "contradict", "novel"}
+    long = [len(tokenizer(entry["answer"]).input_ids) for entry in lab if entry["long"]]
+    assert sum(length >= 64 for length in long) >= 0.7 * len(long)
+    assert max(len(tokenizer(entry["answer"]).input_ids) for entry in lab if not entry["long"]) < 20
+
+
+def test_more_contexts_extend_the_set():
+    assert [row["metadata"]["task_id"] for row in eval_rows(2, families=["route"])] == [
+        row["metadata"]["task_id"] for row in eval_rows(4, families=["route"])
+    ][: len(eval_rows(2, families=["route"]))]
+
+
+def test_shifted_domain_is_outside_the_default(tokenizer):
+    sub_categories = {task.row["metadata"]["sub_category"] for task in LabContexts().tasks}
+    assert sub_categories.isdisjoint({"Star Charts", "Ledgers"})
+    shifted = {task.row["metadata"]["sub_category"] for task in LabContexts(families=list(SHIFTED)).tasks}
+    assert shifted == {"Star Charts", "Ledgers"}
+
+
+@pytest.mark.parametrize("text", ["Hello wörld! 漢字 \t def f(x):\n\treturn x**2  # ok\n\n\n", "", "Zomita\n\nkelora  9 "])
+def test_any_text_encodes_and_comes_back(tokenizer, text):
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+def test_syllables_and_words_are_single_tokens(tokenizer):
+    assert tokenizer.convert_ids_to_tokens(tokenizer(" Zomita lives").input_ids) == ["ĠZo", "mi", "ta", "Ġlives"]
+    assert len(tokenizer) < MASK_TOKEN_ID < VOCAB_SIZE
+    context = make_context(0, "geography", split="eval", size=8, contradict=0.0)
+    assert len(tokenizer(context.text).input_ids) < 200
+
+
+def test_encoder_writes_what_the_chat_template_writes(tokenizer):
+    encoder = Encoder(tokenizer, 0.1)
+    context = make_context(0, "cipher", split="train", size=8, contradict=0.0)
+    task = context.tasks[-1]
+    chat = [*messages(context, task), {"role": "assistant", "content": task.answer}]
+    ids, weights = encoder.conversation([(message["role"], message["content"]) for message in chat])
+    expected = tokenizer.apply_chat_template(chat, tokenize=False)
+    assert ids == tokenizer.encode(expected, add_special_tokens=False)
+    answer = [token for token, weight in zip(ids, weights, strict=True) if weight == 1.0]
+    assert tokenizer.decode(answer) == task.answer + "<|im_end|>"
+
+
+def test_stream_resumes_where_it_stopped(tokenizer):
+    stages = [Stage(2, 64, 2, (3, 4), 0.5, 0.1, ["route"]), Stage(2, 96, 1, (3, 4), 0.5, 0.1, ["tariff"])]
+    encoder = Encoder(tokenizer, 0.1)
+    whole = iter(LabStream(encoder, stages, seed=3))
+    batches = [next(whole) for _ in range(4)]
+    assert [tuple(batch.input_ids.shape) for batch in batches] == [(2, 64), (2, 64), (1, 96), (1, 96)]
+    resumed = next(iter(LabStream(encoder, stages, seed=3, first_step=3)))
+    assert torch.equal(resumed.input_ids, batches[3].input_ids)
+    assert not torch.equal(batches[0].input_ids, batches[1].input_ids)
+
+
+def test_probes_mark_answers(tokenizer):
+    batch = probe_batches(Encoder(tokenizer, 0.1), 1, (4, 5))[0]
+    answer = tokenizer.decode(batch.input_ids[0][batch.answer_mask[0]])
+    assert answer.endswith("<|im_end|>")
+    assert batch.answer_mask.any(-1).all()
