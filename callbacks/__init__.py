@@ -1,1 +1,8 @@
 """Lightning callbacks: what is logged and written."""
+
+from callbacks.decode_metrics import DecodeMetrics
+from callbacks.prediction_writer import PredictionWriter
+from callbacks.progress import DecodeProgress
+from callbacks.provenance import Provenance
+
+__all__ = ["DecodeMetrics", "DecodeProgress", "PredictionWriter", "Provenance"]

@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from callbacks import DecodeMetrics, DecodeProgress, PredictionWriter, Provenance
+from callbacks.run_folder import choose_version, config_hash
+from dgd_lightning.data import TaskData
 from dgd_lightning.errors import InputError
 
 PLUGIN_PACKAGES = ("dgd_lightning.data", "dgd_lightning.modules", "dgd_lightning.lab", "callbacks")
@@ -38,7 +43,8 @@ class ProjectCLI(LightningCLI):
         super().__init__(
             args=args,
             save_config_callback=SaveConfig,
-            trainer_defaults={"enable_autolog_hparams": False, "enable_model_summary": False},
+            # inference_mode: adaptation at predict time needs autograd, which inference mode rules out.
+            trainer_defaults={"enable_autolog_hparams": False, "enable_model_summary": False, "inference_mode": False},
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -64,31 +70,75 @@ class ProjectCLI(LightningCLI):
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
             "validate": skipped,
             "test": skipped,
-            "predict": skipped,
+            "predict": {*skipped, "return_predictions"},
         }
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint's stored hyperparameters do not override the YAML."""
 
+    def predict(self, **kwargs: Any) -> None:
+        """Predict without holding the rows in memory, after a check that needs no launched ranks."""
+        if isinstance(self.datamodule, TaskData):
+            self.datamodule.check_ranks(self.trainer.world_size)
+        self.trainer.predict(return_predictions=False, **kwargs)
+
+    def after_fit(self) -> None:
+        """Says where the run is."""
+        if self.trainer.is_global_zero:
+            print(f"run folder: {self.trainer.logger and self.trainer.logger.log_dir}")
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The Trainer with our logger where the user chose none."""
-        configured = self._get(self.config_init, "trainer")
-        if configured.logger is None or configured.logger is True:
+        """The Trainer with our logger where the user chose none, and with the callbacks that every run has.
+
+        Raises:
+            InputError: Lightning refuses the settings, or the run folder can't be written.
+        """
+        settings = self._get(self.config_init, "trainer")
+        settings["callbacks"] = self._with_defaults(settings.get("callbacks"))
+        if settings.get("logger") in (None, True):
             kwargs["logger"] = self._logger()
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise InputError(
+                "trainer",
+                expected="settings that Lightning accepts here",
+                received=error,
+                mend="change the named setting",
+            ) from error
+
+    def _with_defaults(self, configured: Callback | list[Callback] | None) -> list[Callback]:
+        """The configured callbacks after those that a run has anyway; a configured one takes its default's place."""
+        given = configured if isinstance(configured, list) else [configured] if configured else []
+        kinds: list[type[Callback]] = [Provenance]
+        if self.subcommand == "predict":
+            kinds += [PredictionWriter, DecodeMetrics]
+            if not any(isinstance(callback, ProgressBar) for callback in given):
+                kinds.append(DecodeProgress)
+        first = [next((c for c in given if isinstance(c, kind)), None) or kind() for kind in kinds]
+        return first + [callback for callback in given if callback not in first]
 
     def _logger(self) -> TensorBoardLogger:
         name = self._get(self.config, "name") or self._config_stem() or str(self.subcommand)
-        logger = TensorBoardLogger(self._get(self.config, "logs_dir"), name=name, default_hp_metric=False)
-        _writable(Path(logger.root_dir))
-        return logger
+        root = Path(self._get(self.config, "logs_dir")) / name
+        _writable(root)
+        version = None
+        if (
+            self.subcommand == "predict"
+            and hasattr(self.model, "fingerprint")
+            and hasattr(self.datamodule, "fingerprint")
+        ):
+            # Only rank 0's choice matters: the other ranks ask it for the folder.
+            version = choose_version(root, config_hash(self.model, self.datamodule)) if _is_first_rank() else 0
+        return TensorBoardLogger(root.parent, name=name, version=version, default_hp_metric=False)
 
     def _config_stem(self) -> str | None:
         files = self._get(self.config, "config") or []
         return Path(str(files[-1])).stem if files else None
 
-    def _callbacks(self) -> list[Callback]:
-        return self._get(self.config_init, "trainer").callbacks or []
+
+def _is_first_rank() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _writable(folder: Path) -> None:

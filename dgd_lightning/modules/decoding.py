@@ -40,7 +40,7 @@ class Decoding(LightningModule):
         revision: Hub revision of the target.
         device_map: spread the target over several GPUs (``auto`` or a map of module names); None: one device.
         enable_thinking: passed to the chat template.
-        too_long: a prompt that, with its new tokens, does not fit the target: ``error``; ``skip`` writes a row without an
+        too_long: a prompt that does not fit the target with its new tokens: ``error``; ``skip`` writes a row without an
             answer; ``truncate_left`` drops the prompt's first tokens.
         stop_token_ids: None for the target's own; an empty list for none.
         seed: from which each task's seed is derived, for arms with a temperature.
@@ -187,6 +187,10 @@ class Decoding(LightningModule):
         assert self.pair is not None, "setup loads the pair"
         return self.pair
 
+    def _block_size(self, arm: Arm) -> int | None:
+        draft = self._loaded().draft
+        return arm.block_size or draft.config.block_size if arm.method == "speculative" and draft else None
+
     def _prompt(self, task: Task) -> Tensor:
         return prompt_ids(self._loaded().tokenizer, task, enable_thinking=self.enable_thinking)
 
@@ -217,11 +221,8 @@ class Decoding(LightningModule):
             )
 
     def _row(self, task: Task, arm: Arm, prompt_tokens: int, output: DecodeOutput | None) -> dict[str, Any]:
-        head = {
-            "arm": arm.name,
-            **{k: v for k, v in asdict(arm).items() if k != "name"},
-            "prompt_tokens": prompt_tokens,
-        }
+        settings = {name: value for name, value in asdict(arm).items() if name != "name"}
+        head = {"arm": arm.name, **settings, "block_size": self._block_size(arm), "prompt_tokens": prompt_tokens}
         if output is None:
             reason = f"prompt of {prompt_tokens} tokens, at most {self._limit()} fit"
             return {**task.row, "idx": task.idx, "model_output": None, "dgd": {**head, "skipped": reason}}

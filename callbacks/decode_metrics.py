@@ -1,0 +1,163 @@
+"""`DecodeMetrics`: τ, acceptance, throughput and speed-up into TensorBoard while running, and a table at the end."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.table import Table
+
+from callbacks import run_folder
+from callbacks.arm_stats import ArmStats, collect, speed_up
+from callbacks.curve import acceptance_figure, bar_line
+from callbacks.prediction_writer import PredictionWriter
+from dgd_lightning.errors import InputError
+
+
+class DecodeMetrics(Callback):
+    """Logs per arm: τ micro and macro, acceptance per slot, tokens/s, speed-up, histogram, curve, sample texts.
+
+    The x axis of the live curves counts tasks. The final numbers come from the merged predictions, so they cover rows
+    of all ranks and of earlier sessions of the run.
+
+    Args:
+        samples: tasks whose answers are shown in TensorBoard.
+    """
+
+    def __init__(self, samples: int = 4) -> None:
+        self.samples = samples
+        self.stats: dict[str, ArmStats] = {}
+        self.folder = Path()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Takes up the rows of an earlier session.
+
+        Raises:
+            InputError: no `PredictionWriter` comes before this callback.
+        """
+        if stage != "predict":
+            return
+        log_dir = trainer.log_dir  # a collective: every rank asks, and once
+        before = trainer.callbacks[: trainer.callbacks.index(self)]  # type: ignore[attr-defined]
+        if not any(isinstance(callback, PredictionWriter) for callback in before) or log_dir is None:
+            raise InputError(
+                "trainer.callbacks",
+                expected="PredictionWriter before DecodeMetrics",
+                received=", ".join(type(callback).__name__ for callback in before) or "nothing",
+                mend="add it; the final numbers are read from its file",
+            )
+        self.stats, self.folder = {}, Path(log_dir)
+        if trainer.is_global_zero:
+            seen: set[run_folder.Key] = set()
+            for path in run_folder.sources(self.folder):
+                for _, row in run_folder.read_rows(path):
+                    if run_folder.key(row) not in seen:
+                        seen.add(run_folder.key(row))
+                        collect(self.stats, row)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Live curves, of rank 0's own rows."""
+        if not trainer.is_global_zero or not outputs:
+            return
+        for row in outputs:
+            collect(self.stats, row)
+        if (writer := _writer(trainer)) is not None:
+            for arm in self.stats.values():
+                _scalars(writer, arm, self.stats, step=arm.tasks + arm.skipped)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Final numbers from the merged predictions."""
+        if not trainer.is_global_zero:
+            return
+        self.stats = {}
+        samples: list[dict[str, Any]] = []
+        for row in run_folder.read_predictions(self.folder):
+            collect(self.stats, row)
+            if len(samples) < self.samples * len(pl_module.arms):  # type: ignore[arg-type]
+                samples.append(row)
+        if (writer := _writer(trainer)) is not None:
+            _final(writer, self.stats, samples)
+        total = len(trainer.datamodule.tasks)  # type: ignore[attr-defined]
+        pl_module.summary_tables.insert(0, summary_table(self.stats, total))  # type: ignore[union-attr,operator]
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Prints what this and other callbacks put into ``pl_module.summary_tables``, once all of them have."""
+        if stage != "predict" or not trainer.is_global_zero:
+            return
+        console = Console(width=None if sys.stdout.isatty() else 120)
+        for table in pl_module.summary_tables:  # type: ignore[union-attr]
+            console.print(table)
+        print(f"run folder: {self.folder}")
+        print(f"curves:     tensorboard --logdir {self.folder.parent}")
+
+
+def summary_table(stats: dict[str, ArmStats], total: int) -> Table:
+    """One line per arm.
+
+    Args:
+        stats: by arm name.
+        total: tasks of the data.
+    """
+    table = Table(title="Decoding", title_justify="left")
+    for column in ("arm", "tasks", "tokens", "τ micro", "τ macro", "tokens/s", "speed-up", "acceptance by slot"):
+        table.add_column(column, justify="left" if column in ("arm", "acceptance by slot") else "right")
+    for arm in stats.values():
+        tasks = f"{arm.tasks}/{total}" + (f" ({arm.skipped} skipped)" if arm.skipped else "")
+        numbers = [arm.tau.micro, arm.tau.macro, arm.tokens_per_second, speed_up(arm, stats)]
+        formats = ("{:.2f}", "{:.2f}", "{:.1f}", "{:.2f}×")
+        cells = [
+            form.format(number) if number == number else "–" for form, number in zip(formats, numbers, strict=True)
+        ]
+        table.add_row(arm.name, tasks, f"{arm.tokens:,}", *cells, bar_line(arm.rates.overall.tolist()))
+    return table
+
+
+def _writer(trainer: Trainer) -> Any:
+    """TensorBoard's writer, or None where the user chose another logger or none."""
+    logger = trainer.logger
+    return logger.experiment if isinstance(logger, TensorBoardLogger) else None
+
+
+def _scalars(writer: Any, arm: ArmStats, stats: dict[str, ArmStats], step: int) -> None:
+    values = {
+        "tau_micro": arm.tau.micro,
+        "tau_macro": arm.tau.macro,
+        "tokens_per_second": arm.tokens_per_second,
+        "speed_up": speed_up(arm, stats),
+    }
+    for slot, rate in enumerate(arm.rates.overall.tolist(), 1):
+        values[f"acceptance/slot_{slot:02d}"] = rate
+    for slot, rate in enumerate(arm.rates.given_reached.tolist(), 1):
+        values[f"acceptance_given_reached/slot_{slot:02d}"] = rate
+    for name, value in values.items():
+        if value == value:  # NaN: nothing to draw
+            writer.add_scalar(f"{arm.name}/{name}", value, step)
+
+
+def _final(writer: Any, stats: dict[str, ArmStats], samples: list[dict[str, Any]]) -> None:
+    for arm in stats.values():
+        step = arm.tasks + arm.skipped
+        _scalars(writer, arm, stats, step)
+        if arm.lengths:
+            bins = [length + 0.5 for length in range(arm.block_size + 1)]
+            writer.add_histogram(f"{arm.name}/acceptance_length", np.array(arm.lengths), step, bins=np.array(bins))
+    drafting = [arm for arm in stats.values() if arm.verified and arm.block_size > 1]
+    if drafting:
+        writer.add_figure("acceptance_curve", acceptance_figure(drafting), max(arm.tasks for arm in drafting))
+    for row in samples:
+        text = "\n".join(f"    {line}" for line in str(row["model_output"]).splitlines())  # Markdown: shown as it is
+        writer.add_text(f"sample {row['idx']}/{row['dgd']['arm']}", text)
+    writer.flush()

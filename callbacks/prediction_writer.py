@@ -1,0 +1,92 @@
+"""`PredictionWriter`: rows to disk as soon as their group is decoded; merge at the end; resume."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import IO, Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from callbacks import run_folder
+from dgd_lightning.errors import InputError
+
+
+class PredictionWriter(Callback):
+    """Appends each group's rows to this rank's shard, and merges the shards into `predictions.jsonl` at the end.
+
+    A run that was killed continues where it stopped: rows on disk are kept, groups that miss a row are decoded again.
+    """
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self.file: IO[bytes] | None = None
+        self.hash = ""
+        self.have: set[run_folder.Key] = set()
+        self.parent = os.getppid()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Finds the rows that are there already and tells the module.
+
+        Raises:
+            InputError: the folder holds rows of another configuration.
+        """
+        if stage != "predict":
+            return
+        self.hash = run_folder.config_hash(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+        log_dir = trainer.log_dir  # the same on every rank
+        assert log_dir is not None
+        self.folder = Path(log_dir)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.file = run_folder.open_shard(run_folder.shard(self.folder, trainer.global_rank))
+        for path in run_folder.sources(self.folder):
+            for _, row in run_folder.read_rows(path):
+                if (found := row["dgd"].get("config_hash")) != self.hash:
+                    raise InputError(
+                        "logs_dir",
+                        expected=f"rows of configuration {self.hash}",
+                        received=f"{path} with rows of {found}",
+                        mend="use another folder or name",
+                    )
+                self.have.add(run_folder.key(row))
+        pl_module.done = set(self.have)  # type: ignore[assignment]
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Writes the rows that are not on disk yet."""
+        assert self.file is not None
+        rows = [row for row in outputs if run_folder.key(row) not in self.have]
+        for row in rows:
+            row["dgd"]["config_hash"] = self.hash
+        run_folder.append(self.file, rows)
+        self.have.update(map(run_folder.key, rows))
+        if trainer.global_rank > 0 and os.getppid() != self.parent:
+            raise SystemExit("the process that launched this rank is gone")  # else it would hold its shard for hours
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Merges on rank 0 once every rank has written; later callbacks read the merged file."""
+        assert self.folder is not None
+        self._close()
+        trainer.strategy.barrier("predictions written")
+        if trainer.is_global_zero:
+            tasks = trainer.datamodule.tasks  # type: ignore[attr-defined]
+            order = [(task.idx, arm.name) for task in tasks for arm in pl_module.arms]  # type: ignore[union-attr]
+            if run_folder.merge(self.folder, order) == len(order):
+                run_folder.finish(self.folder)
+        trainer.strategy.barrier("predictions merged")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Lets go of the shard, so that the same process may try again."""
+        self._close()
+
+    def _close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+            self.file = None

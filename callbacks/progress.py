@@ -1,0 +1,137 @@
+"""`DecodeProgress`: one bar with live τ and tokens/s; plain lines where stdout is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dgd_lightning.decode.engine import Progress as DecodeState
+
+REFRESH = 0.2  # seconds between updates within a group: decoding must not wait for the console
+
+
+class DecodeProgress(ProgressBar):
+    """Groups done of this rank's share, time left, and per arm τ and tokens/s.
+
+    Args:
+        line_every: seconds between lines where stdout is no terminal.
+    """
+
+    def __init__(self, line_every: float = 10.0) -> None:
+        super().__init__()
+        self.line_every = line_every
+        self.enabled = True
+        self.bar: Progress | None = None
+        self.totals: dict[str, list[float]] = {}  # per arm: tokens, verifications, seconds
+        self.done = self.total = 0
+        self.started = self.shown = 0.0
+        self.fresh = 0  # groups decoded in this session, what the time left is reckoned from
+        self.arm, self.arm_started = "", 0.0
+
+    def disable(self) -> None:
+        """Called by Lightning on ranks other than 0."""
+        self.enabled = False
+
+    def enable(self) -> None:
+        """Called by Lightning."""
+        self.enabled = True
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Opens the bar."""
+        if not self.enabled:
+            return
+        self.totals, self.done, self.fresh = {}, 0, 0
+        self.total = int(sum(trainer.num_predict_batches))
+        self.started = self.shown = time.monotonic()
+        pl_module.on_progress = self._within_group  # type: ignore[assignment]
+        if sys.stdout.isatty():
+            self.bar = Progress(
+                TextColumn("decoding"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
+            self.bar.add_task("groups", total=self.total, note="")
+            self.bar.start()
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Counts the group's numbers."""
+        if not self.enabled:
+            return
+        self.done += 1
+        self.fresh += bool(outputs)
+        seconds: dict[str, float] = {}
+        for row in outputs:
+            record = row["dgd"]
+            if "skipped" in record:
+                continue
+            total = self.totals.setdefault(record["arm"], [0.0, 0.0, 0.0])
+            total[0] += sum(record["acceptance_lengths"])
+            total[1] += len(record["acceptance_lengths"])
+            seconds[record["arm"]] = record["decode_seconds"]
+        for arm, value in seconds.items():
+            self.totals[arm][2] += value
+        self._show(self._note(), completed=self.done, last=self.done == self.total)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Closes the bar."""
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Closes the bar, so that the error stands on a line of its own."""
+        self._close()
+
+    def _within_group(self, arm: str, state: DecodeState) -> None:
+        now = time.monotonic()
+        if arm != self.arm or state.verifications == 0:
+            self.arm, self.arm_started = arm, now
+        if now - self.shown < (REFRESH if self.bar else self.line_every):
+            return
+        committed, seconds = state.tokens - state.rows, now - self.arm_started
+        note = f"{arm}: {state.active} rows active, {state.tokens} tokens"
+        if state.verifications and seconds > 0:
+            note += f", τ {committed / state.verifications:.2f}, {committed / seconds:.1f} tokens/s"
+        self._show(note, completed=self.done)
+
+    def _note(self) -> str:
+        parts = []
+        for arm, (tokens, verifications, seconds) in self.totals.items():
+            if verifications and seconds > 0:
+                parts.append(f"{arm} τ {tokens / verifications:.2f} {tokens / seconds:.1f} tokens/s")
+        return " | ".join(parts)
+
+    def _show(self, note: str, *, completed: int, last: bool = False) -> None:
+        now = time.monotonic()
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=completed, note=note)
+        elif last or now - self.shown >= self.line_every:
+            print(f"decoding: {completed}/{self.total} groups, {self._left(now)}; {note}", flush=True)
+        else:
+            return
+        self.shown = now
+
+    def _left(self, now: float) -> str:
+        elapsed = now - self.started
+        if not self.fresh:
+            return f"{elapsed:.0f} s"
+        return f"{elapsed:.0f} s, about {elapsed / self.fresh * (self.total - self.done):.0f} s left"
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None

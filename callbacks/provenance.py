@@ -1,0 +1,96 @@
+"""`Provenance`: what made a run, in `provenance.json`, written before anything else happens."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+import dgd_lightning
+from callbacks import run_folder
+
+PACKAGES = ("dgd-lightning", "torch", "lightning", "transformers", "tokenizers", "peft", "torchmetrics", "datasets")
+
+
+class Provenance(Callback):
+    """Writes code, versions, command line, hardware and hashes; a continued run adds a session to the file.
+
+    Environment variables are never written: they may hold keys.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes the file on rank 0."""
+        log_dir = trainer.log_dir  # a collective: every rank asks
+        if not trainer.is_global_zero or log_dir is None:
+            return
+        path = Path(log_dir) / run_folder.PROVENANCE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        hashes: dict[str, Any] = {}
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if hasattr(data, "fingerprint"):
+            hashes["data_hash"] = data.fingerprint()
+            if hasattr(pl_module, "fingerprint"):
+                hashes["config_hash"] = run_folder.config_hash(pl_module, data)
+        sessions = []
+        if path.exists():
+            sessions = json.loads(path.read_text()).get("sessions", [])
+        record = {**hashes, "sessions": [*sessions, session(trainer)]}
+        run_folder.write_atomically(path, json.dumps(record, indent=1) + "\n")
+
+
+def session(trainer: Trainer) -> dict[str, Any]:
+    """One start of the run."""
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "argv": sys.argv,
+        "git": git_state(Path(dgd_lightning.__file__).parent),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "hardware": hardware(),
+        "ranks": trainer.world_size,
+        "strategy": type(trainer.strategy).__name__,
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """The machine in a few words."""
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    return {
+        "machine": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "cpu_threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "cuda": torch.version.cuda,
+    }
+
+
+def git_state(folder: Path) -> dict[str, str] | None:
+    """Commit and a hash of the changes on top of it; None outside a repository."""
+
+    def git(*arguments: str) -> bytes:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, timeout=30).stdout
+
+    try:
+        sha, changes = git("rev-parse", "HEAD").decode().strip(), git("diff", "HEAD")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"sha": sha, "diff_hash": hashlib.sha256(changes).hexdigest()[:16] if changes else "clean"}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

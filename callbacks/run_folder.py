@@ -1,0 +1,199 @@
+"""The run folder `logs/<name>/version_n/`: which version a command continues, its shards, its merged predictions."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from dgd_lightning.errors import InputError
+
+PREDICTIONS, PROVENANCE, DONE = "predictions.jsonl", "provenance.json", "DONE"
+TIMINGS = (
+    "prefill_seconds",
+    "decode_seconds",
+    "seconds",
+    "tokens_per_second",
+)  # the only fields that may differ in a rerun
+
+Key = tuple[str, str]  # (idx, arm)
+
+
+class Line(NamedTuple):
+    """Where a row stands, so that a merge need not hold the rows in memory."""
+
+    path: Path
+    offset: int
+    length: int
+
+
+def config_hash(module: Any, data: Any) -> str:
+    """Hash of all that shapes a predict run's rows: the module's and the data's ``fingerprint()``."""
+    text = json.dumps([module.fingerprint(), data.fingerprint()], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def choose_version(root: Path, wanted: str) -> int:
+    """The newest unfinished version of this configuration that no living process writes, or a new one.
+
+    Args:
+        root: ``logs/<name>``.
+        wanted: configuration hash.
+    """
+    versions = sorted((int(p.name[8:]) for p in root.glob("version_*") if p.name[8:].isdecimal()), reverse=True)
+    for version in versions:
+        folder = root / f"version_{version}"
+        if not (folder / DONE).exists() and _hash_of(folder) == wanted and not _busy(shard(folder, 0)):
+            return version
+    return versions[0] + 1 if versions else 0
+
+
+def _hash_of(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / PROVENANCE).read_text()).get("config_hash")
+    except (OSError, ValueError):
+        return None
+
+
+def _busy(path: Path) -> bool:
+    try:
+        with path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such file, or a file system without locks
+        return False
+    return False
+
+
+def shard(folder: Path, rank: int) -> Path:
+    """The file that a rank appends to."""
+    return folder / f"predictions.rank{rank}.jsonl"
+
+
+def sources(folder: Path) -> list[Path]:
+    """Files with rows, in the order in which a doubled row is looked for: the merged file, then the shards."""
+    shards = sorted(folder.glob("predictions.rank*.jsonl"), key=lambda path: int(path.stem.rpartition("rank")[2]))
+    return [path for path in (folder / PREDICTIONS, *shards) if path.exists()]
+
+
+def open_shard(path: Path) -> IO[bytes]:
+    """Opens a shard for appending and cuts off a line that a killed process left torn.
+
+    Waits while another process holds it: after a kill of rank 0, other ranks finish their group before they stop.
+    """
+    file = path.open("a+b")
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(file, fcntl.LOCK_EX)
+    file.seek(0, os.SEEK_END)
+    end = position = file.tell()
+    while position > 0:
+        start = max(0, position - 65536)
+        file.seek(start)
+        newline = file.read(position - start).rfind(b"\n")
+        if newline >= 0:
+            position = start + newline + 1
+            break
+        position = start
+    if position < end:
+        file.truncate(position)
+    file.seek(0, os.SEEK_END)
+    return file
+
+
+def append(file: IO[bytes], rows: Sequence[dict[str, Any]]) -> None:
+    """Appends rows and returns when they are on the disk."""
+    if rows:
+        file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_rows(path: Path) -> Iterator[tuple[Line, dict[str, Any]]]:
+    """Rows of a predictions file; a torn last line is left out.
+
+    Raises:
+        InputError: a line other than a torn last one is no row.
+    """
+    offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                row = json.loads(line)
+                row["idx"], row["dgd"]["arm"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(
+                    f"{path} line {number}",
+                    expected="a row written by dgd",
+                    received=line[:60],
+                    mend="delete the line; the run decodes it again",
+                ) from error
+            yield Line(path, offset, len(line)), row
+            offset += len(line)
+
+
+def key(row: dict[str, Any]) -> Key:
+    """What a row is about: no two rows of a run share it."""
+    return row["idx"], row["dgd"]["arm"]
+
+
+def index(folder: Path) -> dict[Key, Line]:
+    """Where each finished row stands; a row written twice counts once."""
+    found: dict[Key, Line] = {}
+    for path in sources(folder):
+        for line, row in read_rows(path):
+            found.setdefault(key(row), line)
+    return found
+
+
+def merge(folder: Path, order: Sequence[Key]) -> int:
+    """Writes `predictions.jsonl` from all shards, atomically, in the given order; returns how many rows are there.
+
+    The result depends on the rows alone: not on ranks, on kills, or on how often it is done.
+    """
+    lines = index(folder)
+    rows = [lines[wanted] for wanted in order if wanted in lines]
+    files = {path: path.open("rb") for path in {line.path for line in rows}}
+    try:
+        temporary = folder / (PREDICTIONS + ".tmp")
+        with temporary.open("wb") as out:
+            for line in rows:
+                files[line.path].seek(line.offset)
+                out.write(files[line.path].read(line.length))
+            out.flush()
+            os.fsync(out.fileno())
+    finally:
+        for file in files.values():
+            file.close()
+    os.replace(temporary, folder / PREDICTIONS)
+    return len(rows)
+
+
+def finish(folder: Path) -> None:
+    """Marks the run complete and removes the shards, whose rows are all in the merged file."""
+    (folder / DONE).touch()
+    for path in sources(folder):
+        if path.name != PREDICTIONS:
+            path.unlink()
+
+
+def read_predictions(folder: str | Path) -> Iterator[dict[str, Any]]:
+    """Rows of the merged file, one at a time."""
+    path = Path(folder) / PREDICTIONS
+    if path.exists():
+        for _, row in read_rows(path):
+            yield row
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a file in one step, so that a reader sees the old or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
