@@ -61,11 +61,12 @@ def autoregressive_generate(
         stop_token_ids=stop_token_ids,
         seed=seed,
     )
-    batch = Batch(pair, request, width=1, drafting=False, noise=noise, on_progress=on_progress)
+    batch = Batch(pair.target, request, width=1, noise=noise, on_progress=on_progress)
     while batch.active:
         positions = batch.positions(1)  # [b, 1]
-        step = pair.target.step(batch.last[:, None], positions, batch.cache, max_length=batch.longest + 1)
-        tokens = choose(step.logits, request.sampling, batch.noise, positions + 1)  # [b, 1]
+        tokens = choose(
+            batch.step(batch.last[:, None], positions).logits, request.sampling, batch.noise, positions + 1
+        )  # [b, 1]
         batch.commit(Verdict(tokens, torch.ones_like(batch.last)))
         batch.synchronise()
     return batch.outputs(drafting=False)

@@ -22,6 +22,7 @@ from dgd_lightning.types import DecodeOutput, DecodeTrace
 if TYPE_CHECKING:
     from dgd_lightning.pair import Pair
     from dgd_lightning.target.cache import PositionCache
+    from dgd_lightning.target.model import Target
 
 
 class Request(NamedTuple):
@@ -141,11 +142,31 @@ def to_host(values: Tensor) -> list[Any]:
     return values.tolist()
 
 
+class Forward(NamedTuple):
+    """What a step gives a decoder."""
+
+    logits: Tensor  # [b, Q, V]
+    features: Tensor  # [b, Q, F·H]; empty where no layer is tapped
+
+
+def capacity(request: Request, width: int) -> int:
+    """Positions per row that a cache needs when cycles write ``width`` tokens: the last may reach past the limit."""
+    return max(request.lengths) + request.max_new_tokens + width
+
+
+def _table(request: Request, width: int) -> Tensor:
+    """[B, P, 3]; for greedy decoding P is 0, so that reading it would fail."""
+    if request.seeds is None:
+        return noise_table([0] * len(request.lengths), 0)
+    return noise_table(request.seeds, request.max_new_tokens + width)
+
+
 class Batch:
     """The rows still being decoded. Committed tokens stay on the device; finished rows leave when half are done.
 
     Attributes:
-        cache, draft_cache: the rows' position-addressed caches.
+        cache: the rows' target cache.
+        noise: what their draws are made of.
         anchors: [b] absolute position of each row's last committed token.
         last: [b] that token, not yet seen by the target.
         longest: the largest anchor, known on the host, so that a forward attends to no more than it must.
@@ -153,11 +174,13 @@ class Batch:
 
     def __init__(
         self,
-        pair: Pair,
+        target: Target,
         request: Request,
         *,
         width: int,
-        drafting: bool,
+        layer_ids: Sequence[int] = (),
+        on_features: Callable[[Tensor, Tensor], None] | None = None,
+        companions: Sequence[PositionCache] = (),
         noise: Noise | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
@@ -165,30 +188,19 @@ class Batch:
 
         Args:
             width: most tokens that a cycle may commit per row (K).
-            drafting: stream the prompts' features into a draft cache.
+            layer_ids: layers whose features every forward gives.
+            on_features: called with the prompts' features [B, C, F·H] and positions [B, C], chunk by chunk.
+            companions: other caches of the same rows, which lose a row when the batch does.
             noise: instead of the noise of the request's seeds.
         """
         began = time.perf_counter()
-        target, device, batch = pair.target, pair.target.device, len(request.lengths)
-        self.request, self.width, self.on_progress = request, width, on_progress
-        starts = torch.tensor(request.lengths)  # [B]
-        if noise is None and request.seeds is not None:
-            table = noise_table(request.seeds, request.max_new_tokens + width)  # blocks may reach past the limit
-            noise = TableNoise(table.to(device), starts.to(device))
-        self.noise = noise
-        capacity = max(request.lengths) + request.max_new_tokens + width
-        self.cache: PositionCache = target.new_cache(batch, capacity)
-        self.draft_cache: PositionCache | None = None
-        layer_ids: Sequence[int] = ()
-        on_features = None
-        if drafting:
-            draft, draft_cache = pair.draft, pair.draft.new_cache(batch, capacity)
-            self.draft_cache, layer_ids = draft_cache, draft.config.target_layer_ids
-
-            def on_features(features: Tensor, positions: Tensor) -> None:
-                draft.extend(draft_cache, features, positions)
-
-        self.starts = starts.to(device)  # [b]
+        device, batch = target.device, len(request.lengths)
+        self.target, self.request, self.width, self.layer_ids = target, request, width, layer_ids
+        self.on_progress = on_progress
+        self.starts = torch.tensor(request.lengths, device=device)  # [b]
+        self.noise: Noise = noise or TableNoise(_table(request, width).to(device), self.starts)
+        self.cache = target.new_cache(batch, capacity(request, width))
+        self.caches = [self.cache, *companions]
         prefill = target.prefill(
             request.ids.to(device), self.starts, self.cache, layer_ids=layer_ids, on_features=on_features
         )
@@ -219,6 +231,14 @@ class Batch:
     def positions(self, width: int) -> Tensor:
         """Absolute positions [b, width] of a block that begins with the last committed token."""
         return self.anchors[:, None] + self.slots[:width]
+
+    def step(self, tokens: Tensor, positions: Tensor) -> Forward:
+        """The target's forward on tokens [b, Q] at positions [b, Q], which begin with the last committed one."""
+        logits, features = self.target.step(
+            tokens, positions, self.cache, max_length=self.longest + tokens.shape[1], layer_ids=self.layer_ids
+        )
+        assert logits is not None  # a step gives them unless told not to
+        return Forward(logits, logits.new_empty(0) if features is None else features)
 
     def commit(self, verdict: Verdict) -> None:
         """Write a verdict's tokens [b, Q] and advance the rows, cut at stop tokens and limits; no word to the host."""
@@ -260,10 +280,9 @@ class Batch:
         active = set(self.active)
         keep = torch.tensor([i for i, row in enumerate(self.live) if row in active], device=self.index.device)  # [r]
         self.live = [row for row in self.live if row in active]
-        self.cache.select(keep)
-        if self.draft_cache is not None:
-            self.draft_cache.select(keep)
-        self.noise = None if self.noise is None else self.noise.select(keep)
+        for cache in self.caches:
+            cache.select(keep)
+        self.noise = self.noise.select(keep)
         for name in ("starts", "index", "limits", "anchors", "last", "done"):
             setattr(self, name, getattr(self, name)[keep])
 
@@ -289,8 +308,8 @@ class Batch:
         return outputs
 
 
-def choose(logits: Tensor, sampling: SamplingParams, noise: Noise | None, positions: Tensor) -> Tensor:
+def choose(logits: Tensor, sampling: SamplingParams, noise: Noise, positions: Tensor) -> Tensor:
     """The target's own tokens [B, Q] for the absolute ``positions`` [B, Q], from its logits [B, Q, V]."""
-    if noise is None or sampling.greedy:
+    if sampling.greedy:
         return logits.argmax(-1)
     return noise.categorical(probabilities(logits, sampling), TARGET, positions)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from dgd_lightning.decode.noise import ACCEPT, DRAFT, TARGET, TableNoise, noise_table
+from dgd_lightning.decode.noise import ACCEPT, DRAFT, TARGET, Stream, TableNoise, noise_table
 from dgd_lightning.decode.sampling import GREEDY, SamplingParams, probabilities
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class _Dice:
     def __init__(self, seed: int, start: int, positions: int) -> None:
         self.noise = TableNoise(noise_table([seed], positions), torch.tensor([start]))
 
-    def token(self, law: Tensor, stream: int, position: int) -> int:  # law [V]
+    def token(self, law: Tensor, stream: Stream, position: int) -> int:  # law [V]
         return int(self.noise.categorical(law[None, None].cpu(), stream, torch.tensor([[position]])))
 
     def coin(self, chance: Tensor, position: int) -> bool:
@@ -119,6 +119,7 @@ def _forward(pair: Pair, text: list[int]) -> _Forward:
 
 def _draft_logits(pair: Pair, text: list[int], block_size: int) -> Tensor:
     """[K - 1, V] for the tokens after the last of ``text``."""
+    assert pair.draft is not None
     block = torch.tensor([text[-1:] + [pair.draft.config.mask_token_id] * (block_size - 1)], device=pair.target.device)
     features = _forward(pair, text[:-1]).features[None]  # [1, S - 1, F·H], what stands before the anchor
     anchors = torch.tensor([[len(text) - 1]], device=pair.target.device)

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from dgd_lightning.decode.engine import Batch, OnProgress, check_request, choose
+from dgd_lightning.decode.engine import Batch, OnProgress, Request, capacity, check_request, choose
 from dgd_lightning.decode.noise import DRAFT, Noise
-from dgd_lightning.decode.sampling import SamplingParams, probabilities
+from dgd_lightning.decode.sampling import probabilities
 from dgd_lightning.decode.verify import verify_match, verify_rejection
 from dgd_lightning.errors import InputError
 from dgd_lightning.types import DecodeOutput
 
 if TYPE_CHECKING:
+    from dgd_lightning.draft.model import DFlashDraft
     from dgd_lightning.pair import Pair
+    from dgd_lightning.target.model import Target
 
 Scheme = Literal["rejection", "exact_match"]
 
@@ -64,7 +66,8 @@ def speculative_generate(
     Raises:
         InputError: an unusable argument, a pair without a draft, or a prompt that does not fit.
     """
-    size = _check_block_size(pair, block_size)
+    draft = _check_draft(pair)
+    size = _check_block_size(draft.config.block_size, block_size)
     if scheme not in get_args(Scheme):
         raise InputError(
             "scheme", expected=" or ".join(get_args(Scheme)), received=repr(scheme), mend="use scheme='rejection'"
@@ -79,15 +82,22 @@ def speculative_generate(
         stop_token_ids=stop_token_ids,
         seed=seed,
     )
-    sampling, layer_ids = request.sampling, pair.draft.config.target_layer_ids
-    batch = Batch(pair, request, width=size, drafting=True, noise=noise, on_progress=on_progress)
-    masks = torch.full((len(prompts), size - 1), pair.draft.config.mask_token_id, device=pair.target.device)
-    mask_embeddings = pair.target.embed(masks)  # [B, K - 1, H]
+    sampling = request.sampling
+    drafter = Drafter(pair.target, draft, request, size)
+    batch = Batch(
+        pair.target,
+        request,
+        width=size,
+        layer_ids=draft.config.target_layer_ids,
+        on_features=drafter.extend,
+        companions=[drafter.cache],
+        noise=noise,
+        on_progress=on_progress,
+    )
     while batch.active:
         positions = batch.positions(size)  # [b, K]
-        proposal = propose(pair, batch, mask_embeddings, sampling, positions)
-        block = torch.cat([batch.last[:, None], proposal.tokens], dim=1)  # [b, K]
-        step = pair.target.step(block, positions, batch.cache, layer_ids=layer_ids, max_length=batch.longest + size)
+        proposal = propose(drafter, batch, positions)
+        step = batch.step(torch.cat([batch.last[:, None], proposal.tokens], dim=1), positions)
         if proposal.q is not None and scheme == "rejection":
             p = probabilities(step.logits, sampling)  # [b, K, V]
             verdict = verify_rejection(proposal.tokens, proposal.q, p, batch.noise, positions + 1)
@@ -96,29 +106,43 @@ def speculative_generate(
             verdict = verify_match(proposal.tokens, target_tokens)
         batch.commit(verdict)
         # Rejected positions are written too: they lie at or beyond the next anchor, which hides them until overwritten.
-        pair.draft.extend(batch.draft_cache, step.features, positions)
+        drafter.extend(step.features, positions)
         batch.synchronise()
     return batch.outputs(drafting=True)
 
 
-def propose(pair: Pair, batch: Batch, mask_embeddings: Tensor, sampling: SamplingParams, positions: Tensor) -> Proposal:
-    """Draft K - 1 tokens after each row's anchor in one forward.
+class Drafter:
+    """The draft, its cache of the context, and the target's embedding and head that it borrows."""
 
-    Args:
-        mask_embeddings: [B, K - 1, H], the target's embedding of the mask token.
-        positions: [b, K] absolute positions of the block.
-    """
-    anchor = pair.target.embed(batch.last[:, None])  # [b, 1, H]
-    embeddings = torch.cat([anchor, mask_embeddings[: len(anchor)]], dim=1)  # [b, K, H]
-    hidden = pair.draft.block(batch.draft_cache, embeddings, positions[:, :1], max_length=batch.longest)  # [b, K, H]
-    logits = pair.target.lm_head(hidden[:, 1:])  # [b, K - 1, V]; slot j stands for position anchor + j: no shift
-    if sampling.greedy:
+    def __init__(self, target: Target, draft: DFlashDraft, request: Request, size: int) -> None:
+        batch = len(request.lengths)
+        self.target, self.draft = target, draft
+        self.cache = draft.new_cache(batch, capacity(request, size))
+        masks = torch.full((batch, size - 1), draft.config.mask_token_id, device=target.device)
+        self.masks = target.embed(masks)  # [B, K - 1, H]
+
+    def extend(self, features: Tensor, positions: Tensor) -> None:
+        """Take up the target's features [b, S, F·H] at positions [b, S] as context."""
+        self.draft.extend(self.cache, features, positions)
+
+    def logits(self, last: Tensor, anchors: Tensor, longest: int) -> Tensor:
+        """[b, K - 1, V] for the positions after each row's token ``last`` [b] at ``anchors`` [b]."""
+        anchor = self.target.embed(last[:, None])  # [b, 1, H]
+        embeddings = torch.cat([anchor, self.masks[: len(last)]], dim=1)  # [b, K, H]
+        hidden = self.draft.block(self.cache, embeddings, anchors[:, None], max_length=longest)  # [b, K, H]
+        return self.target.lm_head(hidden[:, 1:])  # slot j stands for position anchor + j: no shift
+
+
+def propose(drafter: Drafter, batch: Batch, positions: Tensor) -> Proposal:
+    """Draft K - 1 tokens after each row's anchor in one forward; ``positions`` [b, K] are those of the block."""
+    logits = drafter.logits(batch.last, batch.anchors, batch.longest)  # [b, K - 1, V]
+    if batch.request.sampling.greedy:
         return Proposal(logits.argmax(-1), None)
-    q = probabilities(logits, sampling)
+    q = probabilities(logits, batch.request.sampling)
     return Proposal(batch.noise.categorical(q, DRAFT, positions[:, 1:]), q)
 
 
-def _check_block_size(pair: Pair, block_size: int | None) -> int:
+def _check_draft(pair: Pair) -> DFlashDraft:
     if pair.draft is None:
         raise InputError(
             "pair",
@@ -126,7 +150,10 @@ def _check_block_size(pair: Pair, block_size: int | None) -> int:
             received="a target alone",
             mend="give load_pair a draft, or use autoregressive_generate",
         )
-    trained = pair.draft.config.block_size
+    return pair.draft
+
+
+def _check_block_size(trained: int, block_size: int | None) -> int:
     if block_size is None:
         return trained
     if isinstance(block_size, bool) or not isinstance(block_size, int) or not 2 <= block_size <= trained:

@@ -223,8 +223,8 @@ def plant_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
     """q is computed at another temperature than the proposals were drawn at."""
     propose = speculative.propose
 
-    def warm(pair: Any, batch: Any, masks: Tensor, sampling: Any, positions: Tensor) -> Any:
-        proposal = propose(pair, batch, masks, sampling, positions)
+    def warm(drafter: Any, batch: Any, positions: Tensor) -> Any:
+        proposal = propose(drafter, batch, positions)
         wrong = proposal.q.log().div(1.5).softmax(-1)
         return proposal._replace(q=wrong)
 
@@ -273,8 +273,8 @@ def plant_stale_anchor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Proposals are drawn for one anchor and judged by the q of another."""
     propose = speculative.propose
 
-    def stale(pair: Any, batch: Any, masks: Tensor, sampling: Any, positions: Tensor) -> Any:
-        proposal = propose(pair, batch, masks, sampling, positions)
+    def stale(drafter: Any, batch: Any, positions: Tensor) -> Any:
+        proposal = propose(drafter, batch, positions)
         return proposal._replace(q=proposal.q.roll(1, dims=1))
 
     monkeypatch.setattr(speculative, "propose", stale)

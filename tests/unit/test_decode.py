@@ -1,0 +1,352 @@
+"""The decoders on tiny real pairs: equal to each other, to the oracles and to a row alone; limits, stops, bad input."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_draft, make_pair, make_target
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dgd_lightning.decode import engine
+from dgd_lightning.decode.autoregressive import autoregressive_generate
+from dgd_lightning.decode.reference import reference_autoregressive, reference_speculative
+from dgd_lightning.decode.sampling import sampling_params
+from dgd_lightning.decode.speculative import speculative_generate
+from dgd_lightning.errors import InputError
+from dgd_lightning.pair import Pair
+from dgd_lightning.types import DecodeOutput
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from dialled import DialledDraft  # type: ignore[import-not-found]
+
+NEAR_TIE = 1e-4  # fp32 logits of a six-layer model of width 32 differ by about 1e-6 between shapes of one forward
+KNOBS = {"temperature": 0.9, "top_k": 20, "top_p": 0.95}
+
+
+def random_prompts(count: int, seed: int, longest: int = 40, vocab: int = 64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, longest + 1, (count,), generator=generator).tolist()
+    return [torch.randint(vocab, (length,), generator=generator) for length in lengths]
+
+
+def tokens_of(outputs: list[DecodeOutput]) -> list[list[int]]:
+    return [output.tokens.tolist() for output in outputs]
+
+
+def dial(pair: Pair, prompts: list[Tensor], plain: list[DecodeOutput], acceptance: float, seed: int = 0) -> Pair:
+    """The same target with a draft that proposes its greedy token with this probability."""
+    texts = [[*prompt.tolist(), *output.tokens.tolist()] for prompt, output in zip(prompts, plain, strict=True)]
+    assert pair.draft is not None
+    return Pair(pair.target, DialledDraft(pair.draft, pair.target, texts, acceptance, seed), None)
+
+
+@torch.no_grad()
+def transformers_tokens(pair: Pair, prompt: Tensor, new: int) -> list[int]:
+    ids = prompt[None]  # the mask is given, or generate takes the pad id inside the prompt for padding
+    model = pair.target.model
+    output = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, pad_token_id=0
+    )
+    return output[0, len(prompt) :].tolist()
+
+
+def check_consistent(outputs: list[DecodeOutput], block_size: int, limit: int) -> None:
+    for output in outputs:
+        verified, accepted = output.trace.verified_lengths, output.acceptance_lengths
+        assert sum(accepted) == len(output.tokens) - 1 < limit
+        assert verified[:-1] == accepted[:-1]  # only the last verification can be cut
+        assert all(1 <= cut <= length <= block_size for cut, length in zip(accepted, verified, strict=True))
+        assert output.trace.target_forwards == output.trace.draft_forwards == len(verified)
+        assert output.trace.batch_tokens == sum(len(other.tokens) - 1 for other in outputs)
+
+
+def lossless(pair: Pair, batch: int, block_size: int, new: int, seed: int) -> Iterator[int]:
+    """Check that all greedy ways agree on one random batch; yields the tokens that were compared."""
+    prompts = random_prompts(batch, seed)
+    plain = autoregressive_generate(pair, prompts, max_new_tokens=new)
+    acceptances = (0.0, 0.5, 0.8, 1.0)
+    for drafted in (pair, dial(pair, prompts, plain, acceptances[seed % 4], seed)):
+        outputs = speculative_generate(drafted, prompts, max_new_tokens=new, block_size=block_size)
+        assert tokens_of(outputs) == tokens_of(plain)
+        check_consistent(outputs, block_size, new)
+        yield batch * new
+    if seed % 4 == 3 and block_size > 2:
+        assert max(outputs[0].acceptance_lengths) == block_size  # the dial does dial
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama", "qwen3_moe"])
+def test_greedy_ways_agree(family: str) -> None:
+    pair, total = make_pair(family, block_size=8), 0
+    for seed, (batch, block_size) in enumerate([(1, 8), (3, 2), (5, 5), (4, 8)]):
+        total += sum(lossless(pair, batch, block_size, new=40, seed=seed))
+    assert total == 2 * 13 * 40
+    prompts = random_prompts(2, seed=50)
+    plain = autoregressive_generate(pair, prompts, max_new_tokens=12)
+    for prompt, output in zip(prompts, plain, strict=True):
+        expected = output.tokens.tolist()
+        assert transformers_tokens(pair, prompt, 12) == expected
+        assert reference_autoregressive(pair, prompt, max_new_tokens=12).tokens == expected
+        reference = reference_speculative(pair, prompt, max_new_tokens=12, block_size=5)
+        fast = speculative_generate(pair, [prompt], max_new_tokens=12, block_size=5)[0]
+        assert reference.tokens == expected
+        assert reference.verified_lengths == fast.trace.verified_lengths
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_greedy_ways_agree_over_100k_tokens() -> None:
+    total, seed = 0, 0
+    while total < 100_000:
+        seed += 1
+        pair = make_pair("qwen3" if seed % 3 else "llama", block_size=16, seed=seed, num_layers=1 + seed % 3)
+        prompts = random_prompts(1 + seed % 8, seed)
+        new = 100 + 37 * (seed % 5)
+        for compared in lossless(pair, len(prompts), 2 + seed % 15, new, seed):
+            total += compared
+        row = prompts[0]
+        plain = autoregressive_generate(pair, [row], max_new_tokens=new)[0].tokens.tolist()
+        assert transformers_tokens(pair, row, new) == plain
+        assert reference_autoregressive(pair, row, max_new_tokens=40).tokens == plain[:40]
+    print(f"{total} tokens over {seed} random pairs, all equal")
+
+
+def test_fp32_differs_only_at_near_ties() -> None:
+    pair = make_pair(dtype=torch.float32, block_size=8)
+    prompts = random_prompts(6, seed=1)
+    plain = autoregressive_generate(pair, prompts, max_new_tokens=60)
+    fast = speculative_generate(dial(pair, prompts, plain, 0.8), prompts, max_new_tokens=60)
+    for prompt, a, b in zip(prompts, tokens_of(plain), tokens_of(fast), strict=True):
+        differing = next((i for i in range(60) if a[i] != b[i]), None)
+        if differing is not None:  # replay up to there: the two choices must be as good as equal
+            text = torch.tensor([[*prompt.tolist(), *a[:differing]]])
+            logits = pair.target.model(text).logits[0, -1]
+            margin = float((logits[a[differing]] - logits[b[differing]]).abs())
+            print(f"fp32: token {differing} differs, margin {margin:.2e}")
+            assert margin < NEAR_TIE
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("scheme", ["rejection", "exact_match", None])
+def test_a_row_alone_is_the_row_in_a_batch(scheme: str | None, temperature: float) -> None:
+    pair, prompts, seeds = make_pair(block_size=6), random_prompts(5, seed=2), [11, 12, 13, 14, 15]
+    knobs: dict[str, Any] = {"max_new_tokens": 30, "temperature": temperature, "stop_token_ids": [7, 21]}
+
+    def run(rows: list[int]) -> list[DecodeOutput]:
+        mine, own = [prompts[i] for i in rows], [seeds[i] for i in rows]
+        if scheme is None:
+            return autoregressive_generate(pair, mine, seed=own, **knobs)
+        return speculative_generate(pair, mine, seed=own, scheme=scheme, **knobs)  # type: ignore[arg-type]
+
+    together, shuffled = run([0, 1, 2, 3, 4]), run([3, 1, 4, 0, 2])
+    for row, output in enumerate(together):
+        for other in (run([row])[0], shuffled[[3, 1, 4, 0, 2].index(row)]):
+            assert other.tokens.tolist() == output.tokens.tolist()
+            assert other.trace.verified_lengths == output.trace.verified_lengths
+    if temperature:
+        assert [output.trace.seed for output in together] == seeds
+        assert len({tuple(tokens) for tokens in tokens_of(run([0]) + run([0]))}) == 1
+
+
+@pytest.mark.parametrize("knobs", [{"temperature": 1.0}, KNOBS])
+def test_sampled_ways_agree(knobs: dict[str, Any]) -> None:
+    pair = make_pair(block_size=4)
+    pair.draft = make_draft(pair.target, block_size=4, seed=9)
+    prompts, seeds, new = random_prompts(3, seed=3), [5, 6, 7], 16
+    plain = autoregressive_generate(pair, prompts, max_new_tokens=new, seed=seeds, **knobs)
+    match = speculative_generate(pair, prompts, max_new_tokens=new, seed=seeds, scheme="exact_match", **knobs)
+    assert tokens_of(match) == tokens_of(plain)  # the target's draws come from the same numbers
+    reject = speculative_generate(pair, prompts, max_new_tokens=new, seed=seeds, **knobs)
+    assert tokens_of(reject) != tokens_of(plain)
+    for outputs, scheme in ((match, "exact_match"), (reject, "rejection")):
+        check_consistent(outputs, 4, new)
+        for prompt, seed, output in zip(prompts, seeds, outputs, strict=True):
+            reference = reference_speculative(
+                pair,
+                prompt,
+                max_new_tokens=new,
+                block_size=4,
+                sampling=sampling_params(**knobs),
+                scheme=scheme,
+                row_seed=seed,
+            )
+            assert reference.tokens == output.tokens.tolist()
+            assert reference.verified_lengths == output.trace.verified_lengths
+    assert sum(map(sum, (o.trace.verified_lengths for o in reject))) > len(reject) * len(reject[0].acceptance_lengths)
+    for row, output in enumerate(plain):
+        reference = reference_autoregressive(
+            pair, prompts[row], max_new_tokens=new, sampling=sampling_params(**knobs), row_seed=seeds[row]
+        )
+        assert reference.tokens == output.tokens.tolist()
+
+
+@pytest.mark.parametrize("generate", [autoregressive_generate, speculative_generate])
+def test_seeds(generate: Any) -> None:
+    pair, prompts = make_pair(), [torch.tensor([3, 1, 4])] * 3
+    outputs = generate(pair, prompts, max_new_tokens=12, temperature=1.0, seed=5)
+    rows = tokens_of(outputs)
+    assert len({tuple(row) for row in rows}) == 3  # equal prompts draw differently
+    recorded = [output.trace.seed for output in outputs]
+    assert tokens_of(generate(pair, prompts, max_new_tokens=12, temperature=1.0, seed=recorded)) == rows
+    longer = tokens_of(generate(pair, prompts, max_new_tokens=20, temperature=1.0, seed=5))
+    assert [row[:12] for row in longer] == rows
+    fresh = generate(pair, prompts, max_new_tokens=12, temperature=1.0)
+    again = [output.trace.seed for output in fresh]
+    assert again != recorded
+    assert tokens_of(generate(pair, prompts, max_new_tokens=12, temperature=1.0, seed=again)) == tokens_of(fresh)
+    assert generate(pair, prompts, max_new_tokens=2)[0].trace.seed is None
+
+
+def test_stop_tokens_and_limits() -> None:
+    pair, prompts = make_pair(block_size=8), random_prompts(5, seed=4)
+    free = autoregressive_generate(pair, prompts, max_new_tokens=40)
+    fast = dial(pair, prompts, free, 0.9)
+    for stop in (free[0].tokens[0], free[1].tokens[9], free[2].tokens[39]):  # at once, inside a block, at the limit
+        stops = [int(stop)]
+        plain = autoregressive_generate(pair, prompts, max_new_tokens=40, stop_token_ids=stops)
+        outputs = speculative_generate(fast, prompts, max_new_tokens=40, stop_token_ids=stops)
+        check_consistent(outputs, 8, 41)
+        for base, slow, output in zip(free, plain, outputs, strict=True):
+            text = base.tokens.tolist()
+            expected = text[: text.index(stops[0]) + 1] if stops[0] in text else text
+            assert slow.tokens.tolist() == output.tokens.tolist() == expected
+            assert slow.stop_reason == output.stop_reason == ("stop" if stops[0] in text else "length")
+    for new in range(1, 12):
+        assert tokens_of(speculative_generate(fast, prompts, max_new_tokens=new)) == [t[:new] for t in tokens_of(free)]
+    one = speculative_generate(fast, prompts, max_new_tokens=1)[0]
+    assert (one.acceptance_lengths, one.trace.target_forwards) == ([], 0)
+
+
+def test_default_stop_tokens() -> None:
+    pair, prompts = make_pair(), [torch.tensor([3, 1, 4])]
+    text = autoregressive_generate(pair, prompts, max_new_tokens=12)[0].tokens.tolist()
+    pair.tokenizer = type("Tokenizer", (), {"eos_token_id": text[4]})()
+    assert (
+        autoregressive_generate(pair, prompts, max_new_tokens=12)[0].tokens.tolist() == text[: text.index(text[4]) + 1]
+    )
+    pair.target.stop_token_ids = (text[0],)  # what the target names comes first
+    assert speculative_generate(pair, prompts, max_new_tokens=12)[0].tokens.tolist() == text[:1]
+    assert len(speculative_generate(pair, prompts, max_new_tokens=12, stop_token_ids=[])[0].tokens) == 12
+
+
+def test_progress_and_plain_trace() -> None:
+    pair, prompts = make_pair(), random_prompts(3, seed=6)
+    seen: list[engine.Progress] = []
+    outputs = autoregressive_generate(pair, prompts, max_new_tokens=6, on_progress=seen.append)
+    assert [p.tokens for p in seen] == [3, 6, 9, 12, 15, 18]
+    assert [p.active for p in seen] == [3, 3, 3, 3, 3, 0]
+    assert seen[-1].verifications == 15
+    for output in outputs:
+        assert output.acceptance_lengths == output.trace.verified_lengths == [1] * 5
+        assert (output.trace.target_forwards, output.trace.draft_forwards) == (5, 0)
+        assert output.trace.decode_seconds > 0 < output.trace.prefill_seconds
+    alone = Pair(pair.target, None, None)
+    assert tokens_of(autoregressive_generate(alone, prompts, max_new_tokens=6)) == tokens_of(outputs)
+
+
+def test_a_prompt_may_fill_the_model() -> None:
+    pair = make_pair(block_size=8)
+    prompts = [*random_prompts(1, seed=7, longest=1), torch.arange(500) % 64]
+    plain = autoregressive_generate(pair, prompts, max_new_tokens=12)
+    assert tokens_of(speculative_generate(pair, prompts, max_new_tokens=12)) == tokens_of(plain)
+    with pytest.raises(InputError, match=r"^prompts\[1\]: expected .* 512 positions, received 500 \+ 13 = 513"):
+        speculative_generate(pair, prompts, max_new_tokens=13)
+
+
+class HostWords(TorchDispatchMode):
+    """Counts what makes the host wait: reads of single values, and operations whose result size depends on data."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "_unique2", "is_nonzero")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name in ("index", "index_put", "index_put_") and any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        )
+        if name in self.WAITING or by_mask:
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("knobs", [{}, {"temperature": 1.0}, {"scheme": "exact_match", **KNOBS}])
+def test_one_host_word_per_cycle(knobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    pair, prompts = make_pair(block_size=4), random_prompts(3, seed=8)
+    words, cycles = [0], [0]
+    to_host = engine.to_host
+
+    def counted(values: Tensor) -> list[Any]:
+        words[0] += 1
+        return to_host(values)
+
+    monkeypatch.setattr(engine, "to_host", counted)
+
+    def on_progress(_: engine.Progress) -> None:
+        cycles[0] += 1
+
+    with HostWords() as host:
+        speculative_generate(pair, prompts, max_new_tokens=20, seed=0, on_progress=on_progress, **knobs)
+    assert cycles[0] > 5
+    assert words[0] == cycles[0]
+    few = len(host.seen)
+    with HostWords() as host:
+        speculative_generate(pair, prompts, max_new_tokens=40, seed=0, **knobs)
+    assert len(host.seen) == few, host.seen  # whatever else waits does so once per call, not per cycle
+    with HostWords() as host:  # the counter counts
+        torch.ones(3).sum().item()
+        torch.ones(3)[torch.ones(3).bool()]
+    assert {"_local_scalar_dense", "index"} <= set(host.seen)
+
+
+BAD = [
+    ("prompts", {"prompts": []}),
+    ("prompts", {"prompts": torch.ones(2, 3).long()}),
+    (r"prompts\[0\]", {"prompts": [[1, 2]]}),
+    (r"prompts\[1\]", {"prompts": [torch.tensor([1]), torch.tensor([], dtype=torch.long)]}),
+    (r"prompts\[0\]", {"prompts": [torch.tensor([[1]])]}),
+    (r"prompts\[0\]", {"prompts": [torch.tensor([1.0])]}),
+    (r"prompts\[0\]", {"prompts": [torch.tensor([True])]}),
+    (r"prompts\[0\]", {"prompts": [torch.tensor([64])]}),
+    (r"prompts\[0\]", {"prompts": [torch.tensor([-1])]}),
+    ("max_new_tokens", {"max_new_tokens": 0}),
+    ("max_new_tokens", {"max_new_tokens": 2.0}),
+    ("max_new_tokens", {"max_new_tokens": True}),
+    ("temperature", {"temperature": -0.1}),
+    ("top_p", {"top_p": 0.0}),
+    ("top_k", {"top_k": 0}),
+    ("seed", {"temperature": 1.0, "seed": [1, 2, 3]}),
+    ("stop_token_ids", {"stop_token_ids": 3}),
+    ("stop_token_ids", {"stop_token_ids": ["a"]}),
+]
+
+
+@pytest.mark.parametrize("generate", [autoregressive_generate, speculative_generate])
+@pytest.mark.parametrize(("name", "change"), BAD)
+def test_bad_input(generate: Any, name: str, change: dict[str, Any]) -> None:
+    arguments: dict[str, Any] = {"prompts": [torch.tensor([1, 2])], "max_new_tokens": 4, **change}
+    prompts = arguments.pop("prompts")
+    with pytest.raises(InputError, match=f"^{name}: expected .*, received .*Mend: ") as error:
+        generate(make_pair(), prompts, **arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("block_size", {"block_size": size}) for size in (0, 1, 5, 2.0, True)] + [("scheme", {"scheme": "typical"})],
+)
+def test_bad_speculative_input(name: str, change: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"^{name}: expected"):
+        speculative_generate(make_pair(block_size=4), [torch.tensor([1])], max_new_tokens=4, **change)
+
+
+def test_speculative_needs_a_draft() -> None:
+    with pytest.raises(InputError, match=r"^pair: expected a pair with a draft"):
+        speculative_generate(Pair(make_target(), None, None), [torch.tensor([1])], max_new_tokens=4)
