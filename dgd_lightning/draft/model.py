@@ -299,22 +299,22 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tenso
 
 
 @memoise
-def _compiled_flex() -> Any:
-    from torch.nn.attention.flex_attention import flex_attention
+def _compiled(name: str) -> Any:
+    """FlexAttention's functions, compiled: uncompiled they hold the whole [B, heads, Q, L] grid."""
+    from torch.nn.attention import flex_attention as module
 
-    return torch.compile(flex_attention, dynamic=True)
+    return torch.compile(getattr(module, name), dynamic=True)
 
 
 def _flex(queries: Tensor, keys: Tensor, values: Tensor, mask: Any) -> Tensor:
-    return _compiled_flex()(queries.to(values.dtype), keys, values, block_mask=mask, enable_gqa=True)
+    return _compiled("flex_attention")(queries.to(values.dtype), keys, values, block_mask=mask, enable_gqa=True)
 
 
 def _block_mask(anchors: Tensor, length: int, block_size: int, keep: Tensor | None) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
-
     queries = anchors.shape[1] * block_size
     rule = multi_anchor_mask_mod(anchors, length, block_size, keep)
-    return create_block_mask(rule, anchors.shape[0], None, queries, length + queries, device=anchors.device)
+    make = _compiled("create_block_mask")
+    return make(rule, anchors.shape[0], None, queries, length + queries, device=anchors.device)
 
 
 def _rotate(x: Tensor, turns: Turns) -> Tensor:  # [B, heads, S, D]

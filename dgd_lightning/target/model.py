@@ -252,7 +252,7 @@ def _stop_tokens(model: Any) -> tuple[int, ...]:
     return (ids,) if isinstance(ids, int) else tuple(ids)
 
 
-def _keep_float64(model: nn.Module) -> None:
+def _keep_float64(model: Any) -> None:
     """Let norms and routers of a float64 model compute in float64, so that exactness can be told from rounding."""
 
     def norm(self: Any, x: Tensor) -> Tensor:
@@ -265,6 +265,8 @@ def _keep_float64(model: nn.Module) -> None:
             weights = weights / weights.sum(-1, keepdim=True)
         return logits, weights, experts
 
+    if hasattr(model, "set_experts_implementation") and model.config.model_type == "qwen3_moe":
+        model.set_experts_implementation("eager")  # the grouped kernel takes no float64
     for module in model.modules():
         name = type(module).__name__
         if name.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
