@@ -55,6 +55,16 @@ _QUIET_LOG = (
 )
 
 
+_TALKERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.fabric.utilities.seed",
+    "lightning.fabric.utilities.distributed",
+    "lightning.pytorch.accelerators.cuda",
+    "lightning_utilities.core.rank_zero",
+)
+
+
 class _Quiet(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
@@ -65,10 +75,13 @@ def _hush() -> None:
     """Drops the messages listed above; everything else still comes through."""
     for message in _QUIET_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        for handler in logging.getLogger(name).handlers:
-            if not any(isinstance(f, _Quiet) for f in handler.filters):
-                handler.addFilter(_Quiet())
+    quiet = _Quiet()
+    for name in _TALKERS:
+        logging.getLogger(name).addFilter(quiet)
+    if not sys.stderr.isatty():  # a log file wants no bars, and an error is one line
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
 
 
 def _lightning(argv: Sequence[str]) -> int:

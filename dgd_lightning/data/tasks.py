@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
@@ -94,6 +95,10 @@ class TaskData(LightningDataModule):
                 received=f"{ranks} ranks for {len(self.tasks)} tasks",
                 mend="use fewer devices or a smaller data.batch_size",
             )
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Tasks are text; nothing moves."""
+        return batch
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Yields one group (a list of `Task`) at a time; Lightning shards the groups over the ranks."""

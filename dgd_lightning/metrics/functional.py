@@ -55,17 +55,29 @@ def tau_of_histogram(counts: Tensor) -> float:
     return float((counts * weights).sum() / total) if total > 0 else float("nan")
 
 
-def tau(responses: Sequence[Sequence[int]]) -> Tau:
-    """τ micro and macro.
+def tau_micro(responses: Sequence[Sequence[int]]) -> float:
+    """Tokens per verification, all verifications of all responses pooled; NaN where there is none.
 
     Args:
-        responses: acceptance lengths of each response; responses without a verification count in neither.
+        responses: acceptance lengths of each response.
+    """
+    verifications = sum(len(lengths) for lengths in responses)
+    return sum(map(sum, responses)) / verifications if verifications else float("nan")
+
+
+def tau_macro(responses: Sequence[Sequence[int]]) -> float:
+    """Mean over responses of tokens per verification; responses without one do not count; NaN where none is left.
+
+    Args:
+        responses: acceptance lengths of each response.
     """
     means = [sum(lengths) / len(lengths) for lengths in responses if lengths]
-    verifications = sum(len(lengths) for lengths in responses)
-    if not means:
-        return Tau(float("nan"), float("nan"))
-    return Tau(sum(map(sum, responses)) / verifications, sum(means) / len(means))
+    return sum(means) / len(means) if means else float("nan")
+
+
+def tau(responses: Sequence[Sequence[int]]) -> Tau:
+    """τ micro and macro of acceptance lengths per response."""
+    return Tau(tau_micro(responses), tau_macro(responses))
 
 
 def acceptance_rates(counts: Tensor) -> AcceptanceRates:

@@ -138,10 +138,6 @@ class Decoding(LightningModule):
             for arm in self.arms:
                 self._decode([prompt], arm, min(WARMUP_TOKENS, self.max_new_tokens), [0])
 
-    def transfer_batch_to_device(self, batch: list[Task], device: torch.device, dataloader_idx: int) -> list[Task]:
-        """Tasks are text; nothing moves."""
-        return batch
-
     def predict_step(self, batch: list[Task], batch_idx: int) -> list[dict[str, Any]]:
         """Rows of a group, one per task and arm; none where a resumed run has them all.
 

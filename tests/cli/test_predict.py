@@ -1,0 +1,193 @@
+"""`dgd predict` from end to end on a tiny random pair: rows, resuming, ranks, changed configurations."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Config, Run, TinyPair, chat_row, predictions, write_jsonl
+
+from callbacks import run_folder
+
+LAUNCH_SECONDS = 120  # to import everything and write the first row, on a busy core
+Dgd = Callable[..., Run]
+
+
+def launch(*arguments: str | Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "dgd_lightning.cli", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run_of(tmp_path: Path, version: int = 0, logs: str = "logs") -> Path:
+    return tmp_path / logs / "run" / f"version_{version}"
+
+
+def test_context_rows(config: Config, dgd: Dgd, contexts: Path, tmp_path: Path) -> None:
+    run = dgd("predict", "--config", config())
+    assert (run.code, run.err) == (0, "")
+    folder = run_of(tmp_path)
+    assert f"run folder: {folder}" in run.out
+    assert "tensorboard --logdir" in run.out
+
+    rows = predictions(folder)
+    inputs = [json.loads(line) for line in contexts.read_text().splitlines()]
+    keys = [(row["metadata"]["task_id"], arm) for row in inputs for arm in ("ar", "dflash", "warm")]
+    assert [run_folder.key(row) for row in rows] == keys
+    for row, source in zip(rows, (row for row in inputs for _ in range(3)), strict=True):
+        assert {name: row[name] for name in source} == source
+        record = row["dgd"]
+        assert record["tokens"] == len(record["output_ids"]) == sum(record["acceptance_lengths"]) + 1
+        assert isinstance(row["model_output"], str)
+    by_key = {run_folder.key(row): row for row in rows}
+    for idx, _ in keys:  # lossless, through the whole command
+        assert by_key[idx, "ar"]["dgd"]["output_ids"] == by_key[idx, "dflash"]["dgd"]["output_ids"]
+        assert by_key[idx, "ar"]["dgd"]["seed"] is None
+        assert by_key[idx, "warm"]["dgd"]["seed"] is not None
+    assert sorted(path.name for path in folder.iterdir() if "tfevents" not in path.name) == [
+        "DONE",
+        "config.yaml",
+        "hparams.yaml",
+        "predictions.jsonl",
+        "provenance.json",
+    ]
+
+
+def test_results_do_not_depend_on_batches(config: Config, dgd: Dgd, contexts: Path, tmp_path: Path) -> None:
+    assert dgd("predict", "--config", config()).code == 0
+    data = {"path": str(contexts), "batch_size": 5}
+    assert dgd("predict", "--config", config(data=data)).code == 0
+    without = [
+        [{**row["dgd"], "batch_tokens": 0, "config_hash": ""} for row in predictions(run_of(tmp_path, v))]
+        for v in (0, 1)
+    ]
+    assert without[0] == without[1]
+
+
+def test_prompts(config: Config, dgd: Dgd, tmp_path: Path) -> None:
+    path = write_jsonl(
+        tmp_path / "gsm.jsonl", [{"question": "1 + 1?", "answer": "2"}, {"question": "2 + 2?", "answer": "4"}]
+    )
+    run = dgd("predict", "--config", config(data={"path": str(path), "field": "question"}, data_class="PromptsData"))
+    assert (run.code, run.err) == (0, "")
+    rows = predictions(run_of(tmp_path))
+    assert [row["idx"] for row in rows[::3]] == ["gsm-1", "gsm-2"]
+    assert rows[0]["answer"] == "2"
+
+
+def test_a_complete_run_is_never_touched(config: Config, dgd: Dgd, tmp_path: Path) -> None:
+    path = config()
+    for version in (0, 1):
+        assert dgd("predict", "--config", path).code == 0
+        assert (run_of(tmp_path, version) / "DONE").exists()
+    assert predictions(run_of(tmp_path, 0)) == predictions(run_of(tmp_path, 1))
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "many.jsonl", [chat_row(c, t) for c in range(12) for t in range(2)])
+
+
+def kill_after_first_rows(process: subprocess.Popen[str], folder: Path) -> None:
+    deadline = time.monotonic() + LAUNCH_SECONDS
+    while not any(path.stat().st_size for path in folder.glob("predictions.rank*.jsonl")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_killed_run_continues(config: Config, dgd: Dgd, many: Path, tmp_path: Path) -> None:
+    data = {"path": str(many), "batch_size": 2}
+    path = config(data=data, model={"max_new_tokens": 24})
+    folder = run_of(tmp_path)
+    kill_after_first_rows(launch("predict", "--config", path), folder)
+    shard = run_folder.shard(folder, 0)
+    kept = [row for _, row in run_folder.read_rows(shard)]
+    assert 0 < len(kept) < 72
+    with shard.open("a") as file:  # as if the kill had come in the middle of a write
+        file.write('{"idx": "t9-1", "model_out')
+
+    assert dgd("predict", "--config", path).code == 0
+    assert not (tmp_path / "logs/run/version_1").exists()
+    merged = {run_folder.key(row): row for row in run_folder.read_predictions(folder)}
+    assert all(merged[run_folder.key(row)] == row for row in kept)  # to the timing: not decoded again
+    assert len(json.loads((folder / "provenance.json").read_text())["sessions"]) == 2
+
+    assert dgd("predict", "--config", path, "--logs_dir", tmp_path / "whole").code == 0
+    assert predictions(folder) == predictions(run_of(tmp_path, logs="whole"))
+    assert len(merged) == 72
+
+
+def test_two_ranks_equal_one(config: Config, dgd: Dgd, tmp_path: Path) -> None:
+    path = config()
+    two = launch("predict", "--config", path, "--trainer.strategy", "ddp", "--trainer.devices", "2",
+                 "--logs_dir", tmp_path / "two")  # fmt: skip
+    assert dgd("predict", "--config", path).code == 0
+    out, err = two.communicate(timeout=LAUNCH_SECONDS * 2)
+    assert two.returncode == 0, out + err
+    assert predictions(run_of(tmp_path, logs="two")) == predictions(run_of(tmp_path))
+    assert out.count("run folder:") == 1
+
+
+def unfinished(folder: Path) -> None:
+    """Makes a complete run look as if it had been killed before its merge."""
+    (folder / "DONE").unlink()
+    (folder / "predictions.jsonl").rename(run_folder.shard(folder, 0))
+
+
+@pytest.mark.parametrize("change", ["model", "arms", "data", "weights", "nothing"])
+def test_changed_configuration_starts_anew(
+    config: Config, dgd: Dgd, contexts: Path, tiny_pair: TinyPair, tmp_path: Path, change: str
+) -> None:
+    changed: dict[str, Any] = {}
+    arms = [{"name": "ar", "method": "autoregressive"}]
+    assert dgd("predict", "--config", config(model={"arms": arms})).code == 0
+    unfinished(run_of(tmp_path))
+    if change == "model":
+        changed = {"max_new_tokens": 11}
+    elif change == "arms":
+        arms = [{"name": "ar", "method": "autoregressive", "temperature": 0.5}]
+    elif change == "data":
+        contexts.write_text(contexts.read_text().replace("Question 0", "Question 7"))
+    elif change == "weights":
+        generation = tiny_pair.target / "generation_config.json"
+        before = generation.read_text()
+        generation.write_text(before + "\n")
+    assert dgd("predict", "--config", config(model={"arms": arms, **changed})).code == 0
+    if change == "weights":
+        generation.write_text(before)
+    assert (tmp_path / "logs/run/version_1").exists() is (change != "nothing")
+    assert (run_of(tmp_path) / "DONE").exists() is (change == "nothing")
+
+
+def test_too_long(config: Config, dgd: Dgd, tmp_path: Path) -> None:
+    long = chat_row(0, 0)
+    long["messages"][1]["content"] = "x" * 600  # of 512 positions
+    path = str(write_jsonl(tmp_path / "long.jsonl", [chat_row(1, 0), long]))
+    arms = [{"name": "dflash", "method": "speculative"}]
+
+    run = dgd("predict", "--config", config(model={"arms": arms}, data={"path": path}))
+    assert run.code == 2
+    assert run.err.startswith("dgd: error: task t0-0: expected at most 500 prompt tokens")
+
+    run = dgd("predict", "--config", config(model={"arms": arms, "too_long": "skip"}, data={"path": path}))
+    assert run.code == 0
+    assert "(1 skipped)" in run.out
+    skipped = predictions(run_of(tmp_path, 1))[1]
+    assert skipped["model_output"] is None
+    assert "at most 500 fit" in skipped["dgd"]["skipped"]
+
+    run = dgd("predict", "--config", config(model={"arms": arms, "too_long": "truncate_left"}, data={"path": path}))
+    assert run.code == 0
+    record = predictions(run_of(tmp_path, 2))[1]["dgd"]
+    assert record["prompt_tokens"] - record["truncated_tokens"] == 500
