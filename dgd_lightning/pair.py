@@ -14,7 +14,7 @@ from dgd_lightning.draft.checkpoint import load_draft
 from dgd_lightning.draft.config import DraftConfig
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.errors import InputError
-from dgd_lightning.target.load import TOKENIZER_FILES, fetch_folder, load_target
+from dgd_lightning.target.load import TOKENIZER_FILES, fetch_folder, first_line, load_target
 from dgd_lightning.target.model import Target
 
 
@@ -98,5 +98,8 @@ def load_tokenizer(target: str | os.PathLike[str], *, revision: str | None = Non
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
         raise InputError(
-            "target", expected="a readable tokenizer", received=f"{folder.name}: {error}", mend="fetch it again"
+            "target",
+            expected="a readable tokenizer",
+            received=f"{folder.name}: {first_line(error)}",
+            mend="fetch it again",
         ) from error

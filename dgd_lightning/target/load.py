@@ -82,7 +82,10 @@ def load_target(
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise InputError(
-            "target", expected="a readable checkpoint", received=f"{folder.name}: {error}", mend="fetch it again"
+            "target",
+            expected="a readable checkpoint",
+            received=f"{folder.name}: {first_line(error)}",
+            mend="fetch it again",
         ) from error
     model, info = found
     broken = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind) or ())
@@ -260,3 +263,8 @@ def shorten(names: Sequence[str], most: int = 4) -> str:
     """The first few names, and how many more."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says first; some go on for pages."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
