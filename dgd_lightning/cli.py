@@ -154,11 +154,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("dgd: interrupted; the same command continues an unfinished predict run", file=sys.stderr)
             return 130
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except Exception as error:
+        if (mistake := _cause(error)) is None:
+            raise
+        _tell(mistake)
+        return 2
     except BaseException as error:
         if type(error).__name__ == "SIGTERMException":
             print("dgd: terminated", file=sys.stderr)
             return 143
         raise
+
+
+def _cause(error: BaseException | None) -> InputError | None:
+    """The user's mistake behind an error: jsonargparse wraps what a constructor raises."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__
+    return error
 
 
 def _tell(error: InputError) -> None:

@@ -1,0 +1,192 @@
+"""Every mistake ends with exit code 2 and one line on stderr that names argument, expected, received and mend."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Config, Run, TinyPair, byte_tokenizer, chat_row, write_jsonl
+from tiny import hf_model, make_draft
+
+from dgd_lightning.cli_errors import from_parser_message
+from dgd_lightning.draft.checkpoint import save_draft
+from dgd_lightning.target.model import Target
+
+Dgd = Callable[..., Run]
+
+
+def check(run: Run, argument: str, *words: str) -> None:
+    assert run.code == 2
+    lines = run.err.splitlines()
+    assert len(lines) == 1, run.err
+    assert lines[0].startswith(f"dgd: error: {argument}: expected "), lines[0]
+    assert ", received " in lines[0]
+    assert ". Mend: " in lines[0]
+    for word in words:
+        assert word in lines[0]
+
+
+def without(key: str) -> dict[str, Any]:
+    row = chat_row(1, 0)
+    holder = row["metadata"] if key in row["metadata"] else row
+    del holder[key]
+    return row
+
+
+BAD_DATA = {
+    "empty": ([], "data.path", "empty file"),
+    "malformed": ([chat_row(0, 0), '{"messages": ['], "data.path line 2", "valid JSON"),
+    "no object": (["[1, 2]"], "data.path line 1", "a JSON object"),
+    "no messages": ([without("messages")], "data.path line 1", "'messages'"),
+    "no rubrics": ([without("rubrics")], "data.path line 1", "'rubrics'"),
+    "no task id": ([without("task_id")], "data.path line 1", "'metadata.task_id'"),
+    "no category": ([without("context_category")], "data.path line 1", "'metadata.context_category'"),
+    "metadata text": ([chat_row(0, 0, metadata="x")], "data.path line 1", "'metadata.context_id'"),
+    "role": ([chat_row(0, 0, messages=[{"role": "me", "content": "x"}])], "data.path line 1", "'role'"),
+    "content": ([chat_row(0, 0, messages=[{"role": "user", "content": 3}])], "data.path line 1", "'content'"),
+    "twice": ([chat_row(0, 0), chat_row(1, 0), chat_row(0, 0)], "data.path line 3", "already at data.path line 1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data(config: Config, dgd: Dgd, tmp_path: Path, case: str) -> None:
+    rows, argument, word = BAD_DATA[case]
+    if case == "metadata text":
+        word = "'metadata.task_id'"
+    path = write_jsonl(tmp_path / "bad.jsonl", rows)
+    check(dgd("predict", "--config", config(data={"path": str(path)})), argument, word)
+
+
+def test_missing_data_file(config: Config, dgd: Dgd) -> None:
+    check(dgd("predict", "--config", config(data={"path": "nowhere.jsonl"})), "data.path", "nowhere.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "argument", "word"),
+    [
+        (["--model.init_args.max_new_tokens", "0"], "model.max_new_tokens", "positive"),
+        (["--model.init_args.max_new_tokens", "512"], "model.max_new_tokens", "512 positions"),
+        (["--model.init_args.max_new_token", "5"], "model.max_new_token", "did you mean 'max_new_tokens'"),
+        (["--model.init_args.target", "no/where"], "target", "no/where"),
+        (["--model.init_args.draft", "no/where"], "draft", "no/where"),
+        (["--model.init_args.draft", "null"], "model.draft", "null"),
+        (["--data.init_args.category", "Nothing"], "data.category", "Facts, Rules"),
+        (["--data.init_args.limit", "0"], "data.limit", "positive"),
+        (["--trainer.devices", "5", "--trainer.strategy", "ddp"], "trainer.devices", "at most 3 ranks"),
+        (["--trainer.precision", "bf16-mixed"], "trainer.precision", "model.dtype"),
+        (["--trainer.accelerator", "abacus"], "trainer", "abacus"),
+        (["--trainer.max_epochs", "many"], "trainer.max_epochs", "many"),
+        (["--nonsense", "1"], "--nonsense", "known argument"),
+        (["--config", "nowhere.yaml"], "--config", "nowhere.yaml"),
+        (["--logs_dir", "/dev/null/logs"], "logs_dir", "can be written"),
+    ],
+)  # fmt: skip
+def test_bad_arguments(config: Config, dgd: Dgd, arguments: list[str], argument: str, word: str) -> None:
+    check(dgd("predict", "--config", config(), *arguments), argument, word)
+
+
+def test_unknown_yaml_keys(config: Config, dgd: Dgd) -> None:
+    check(dgd("predict", "--config", config(modle=3)), "modle", "unknown key")
+    check(dgd("predict", "--config", config(trainer={"deviecs": 3})), "trainer.deviecs", "unknown key")
+    check(dgd("predict", "--config", config(model={"drafts": "x"})), "model.drafts", "did you mean 'draft'")
+    arms = [{"name": "a", "tempreature": 1.0}]
+    check(
+        dgd("predict", "--config", config(model={"arms": arms})), "model.arms.tempreature", "did you mean 'temperature'"
+    )
+
+
+@pytest.mark.parametrize(
+    "arms",
+    [
+        [],
+        [{"name": "a"}, {"name": "a"}],
+        [{"name": "a", "method": "telepathy"}],
+        [{"name": "a", "temperature": -1.0}],
+        [{"name": "a", "method": "autoregressive", "block_size": 4}],
+    ],
+)
+def test_bad_arms(config: Config, dgd: Dgd, arms: list[dict[str, Any]]) -> None:
+    run = dgd("predict", "--config", config(model={"arms": arms}))
+    check(run, run.err.removeprefix("dgd: error: ").partition(": expected")[0], "")
+    assert run.err.startswith("dgd: error: model.arms")
+
+
+def test_bad_block_size(config: Config, dgd: Dgd) -> None:
+    check(
+        dgd("predict", "--config", config(model={"arms": [{"name": "a", "block_size": 9}]})),
+        "block_size",
+        "from 2 to 4",
+    )
+
+
+def test_unknown_class(config: Config, dgd: Dgd) -> None:
+    check(dgd("predict", "--config", config(data_class="ContextData")), "data.class_path", "ContextData")
+
+
+def test_broken_yaml(dgd: Dgd, tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text("model: [\n")
+    check(dgd("predict", "--config", tmp_path / "broken.yaml"), "--config", "YAML")
+    check(dgd("predict"), "model", "nothing")
+    check(dgd("decode"), "subcommand", "predict")
+
+
+def test_mismatched_pair(config: Config, dgd: Dgd, tmp_path: Path) -> None:
+    other = make_draft(Target(hf_model(vocab_size=288, hidden_size=48, head_dim=12)))
+    save_draft(other, tmp_path / "draft")
+    check(dgd("predict", "--config", config(model={"draft": str(tmp_path / "draft")})), "draft.hidden_size", "32")
+
+
+def test_wrong_architecture(config: Config, dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path) -> None:
+    settings = json.loads((tiny_pair.target / "config.json").read_text())
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text(
+        json.dumps({**settings, "architectures": ["Bert"], "model_type": "bert"})
+    )
+    run = dgd("predict", "--config", config(model={"target": str(tmp_path / "bert")}))
+    assert (run.code, len(run.err.splitlines())) == (2, 1)
+    assert "bert" in run.err
+
+
+@pytest.mark.parametrize("has", ["no template", "no tokenizer"])
+def test_chat_needs_a_template(config: Config, dgd: Dgd, tmp_path: Path, has: str) -> None:
+    hf_model(vocab_size=288).save_pretrained(tmp_path / "target")
+    if has == "no template":
+        byte_tokenizer(None).save_pretrained(tmp_path / "target")
+    run = dgd("predict", "--config", config(model={"target": str(tmp_path / "target")}))
+    check(run, "target", "chat template" if has == "no template" else "with a tokenizer")
+
+
+def test_foreign_rows_in_the_folder(config: Config, dgd: Dgd, tmp_path: Path) -> None:
+    """A folder given by hand (a logger of one's own) may hold rows of another run."""
+    write_jsonl(tmp_path / "predictions.rank0.jsonl", [{"idx": "a", "dgd": {"arm": "b", "config_hash": "0"}}])
+    logger = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": str(tmp_path), "name": "", "version": ""}}
+    check(dgd("predict", "--config", config(trainer={"logger": logger})), "logs_dir", "another folder")
+
+
+def test_whole_process_prints_one_line(tmp_path: Path) -> None:
+    """As a user sees it, with everything that imports and Lightning print."""
+    (tmp_path / "run.yaml").write_text(
+        yaml.safe_dump({"model": {"class_path": "Decoding", "init_args": {"targt": "x"}}})
+    )
+    command = [sys.executable, "-m", "dgd_lightning.cli", "predict", "--config", str(tmp_path / "run.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    check(Run(done.returncode, done.stdout, done.stderr), "model.targt", "did you mean 'target'")
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ('Key "foo" is not expected', "valid value"),
+        ("Something\n  never seen\n before", "received Something never seen before"),
+    ],
+)
+def test_unknown_parser_messages_still_fit_a_line(message: str, line: str) -> None:
+    error = str(from_parser_message(message))
+    assert "\n" not in error
+    assert line in error
