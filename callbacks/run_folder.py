@@ -109,7 +109,10 @@ def open_shard(path: Path) -> IO[bytes]:
 def append(file: IO[bytes], rows: Sequence[dict[str, Any]]) -> None:
     """Appends rows and returns when they are on the disk."""
     if rows:
-        file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        file.write(
+            b"".join(line.encode(errors="backslashreplace") + b"\n" for line in lines)
+        )  # lone surrogates: \udXXX
         file.flush()
         os.fsync(file.fileno())
 

@@ -31,7 +31,7 @@ def prompt_text(tokenizer: Any, task: Task, *, enable_thinking: bool) -> str:
         )
     if task.messages is None:
         assert task.prompt is not None
-        return task.prompt
+        return _unicode(task, task.prompt)
     if getattr(tokenizer, "chat_template", None) is None:
         raise InputError(
             "target",
@@ -40,7 +40,7 @@ def prompt_text(tokenizer: Any, task: Task, *, enable_thinking: bool) -> str:
             mend="use an instruct model, or raw prompts (data.chat: false)",
         )
     try:
-        return tokenizer.apply_chat_template(
+        text = tokenizer.apply_chat_template(
             task.messages, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
         )
     except Exception as error:  # templates raise what they like: jinja's errors, TypeError, KeyError
@@ -50,6 +50,21 @@ def prompt_text(tokenizer: Any, task: Task, *, enable_thinking: bool) -> str:
             received=f"{type(error).__name__}: {error}",
             mend="change the messages or the target",
         ) from error
+    return _unicode(task, text)
+
+
+def _unicode(task: Task, text: str) -> str:
+    """Raises InputError for half characters, which JSON can escape and no tokenizer can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"task {task.idx}",
+            expected="Unicode text",
+            received=f"a lone surrogate at character {error.start}",
+            mend="remove it from the data",
+        ) from error
+    return text
 
 
 def prompt_ids(tokenizer: Any, task: Task, *, enable_thinking: bool) -> Tensor:

@@ -1,0 +1,135 @@
+"""Run folders and per-arm numbers, without a model."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from callbacks import run_folder
+from callbacks.arm_stats import ArmStats, collect, speed_up
+from callbacks.curve import acceptance_figure, bar_line
+from callbacks.decode_metrics import summary_table
+from dgd_lightning.errors import InputError
+
+
+def line(idx: str, arm: str = "a", **more: Any) -> dict[str, Any]:
+    return {"idx": idx, "model_output": "é\n\ud800", "dgd": {"arm": arm, **more}}
+
+
+def fill(folder: Path, rank: int, rows: list[dict[str, Any]], torn: bytes = b"") -> None:
+    with run_folder.open_shard(run_folder.shard(folder, rank)) as file:
+        run_folder.append(file, rows)
+    with run_folder.shard(folder, rank).open("ab") as raw:
+        raw.write(torn)
+
+
+ORDER = [(f"t{i}", arm) for i in range(4) for arm in ("a", "b")]
+
+
+def test_merge_depends_on_rows_alone(tmp_path: Path) -> None:
+    rows, results = [line(idx, arm) for idx, arm in ORDER], set()
+    for ranks in (1, 2, 3):
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        shuffled = random.Random(ranks).sample(rows, len(rows))
+        for rank in range(ranks):
+            fill(folder, rank, shuffled[rank::ranks] + shuffled[:1], torn=b'{"idx": "t9", "dg')
+        for _ in range(2):  # again: idempotent, also after the shards have gone
+            assert run_folder.merge(folder, ORDER) == len(ORDER)
+            results.add((folder / "predictions.jsonl").read_bytes())
+            run_folder.finish(folder)
+    assert len(results) == 1
+    assert [run_folder.key(row) for row in run_folder.read_predictions(folder)] == ORDER
+    assert sorted(path.name for path in folder.iterdir()) == ["DONE", "predictions.jsonl"]
+
+
+@pytest.mark.parametrize("torn", [b"", b"{", b'{"idx": "x"' + b"y" * 200_000, '{"idx": "é'.encode()[:-1]])
+def test_torn_line_is_cut_before_appending(tmp_path: Path, torn: bytes) -> None:
+    fill(tmp_path, 0, [line("t0")], torn)
+    fill(tmp_path, 0, [line("t1")])
+    assert [row["idx"] for _, row in run_folder.read_rows(run_folder.shard(tmp_path, 0))] == ["t0", "t1"]
+
+
+def test_torn_first_line(tmp_path: Path) -> None:
+    run_folder.shard(tmp_path, 0).write_bytes(b'{"idx"')
+    fill(tmp_path, 0, [line("t1")])
+    assert [row["idx"] for _, row in run_folder.read_rows(run_folder.shard(tmp_path, 0))] == ["t1"]
+
+
+def test_broken_line_in_the_middle_is_told(tmp_path: Path) -> None:
+    run_folder.shard(tmp_path, 0).write_text("{}\n" + json.dumps(line("t0")) + "\n")
+    with pytest.raises(InputError, match=r"rank0\.jsonl line 1"):
+        run_folder.index(tmp_path)
+
+
+def version(root: Path, number: int, config_hash: str, *, done: bool = False) -> Path:
+    folder = root / f"version_{number}"
+    folder.mkdir(parents=True)
+    (folder / "provenance.json").write_text(json.dumps({"config_hash": config_hash}))
+    run_folder.shard(folder, 0).touch()
+    if done:
+        (folder / "DONE").touch()
+    return folder
+
+
+def test_choice_of_version(tmp_path: Path) -> None:
+    assert run_folder.choose_version(tmp_path, "x") == 0
+    version(tmp_path, 2, "x")
+    version(tmp_path, 9, "x", done=True)
+    busy = version(tmp_path, 10, "x")
+    version(tmp_path, 11, "y")
+    (tmp_path / "version_12").mkdir()  # killed before it wrote anything
+    assert run_folder.choose_version(tmp_path, "y") == 11
+    assert run_folder.choose_version(tmp_path, "z") == 13
+    assert run_folder.choose_version(tmp_path, "x") == 10
+    with run_folder.shard(busy, 0).open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert run_folder.choose_version(tmp_path, "x") == 2
+
+
+def decoded(idx: str, arm: str, lengths: list[int], seconds: float, batch_tokens: int, **more: Any) -> dict[str, Any]:
+    record = {
+        "method": "speculative",
+        "temperature": 0.0,
+        "block_size": 4,
+        "acceptance_lengths": lengths,
+        "verified_lengths": lengths,
+        "tokens": sum(lengths) + 1,
+        "batch_tokens": batch_tokens,
+        "decode_seconds": seconds,
+        **more,
+    }
+    return line(idx, arm, **record)
+
+
+def test_speed_up_counts_common_tasks_and_shares_a_groups_seconds() -> None:
+    stats: dict[str, ArmStats] = {}
+    plain: dict[str, Any] = {"method": "autoregressive", "block_size": None}
+    for row in (
+        decoded("1", "ar", [1] * 6, 2.0, 8, **plain),  # one group of two rows: 8 tokens in 2 s
+        decoded("2", "ar", [1] * 2, 2.0, 8, **plain),
+        decoded("1", "dflash", [3, 3], 0.5, 8),  # 8 tokens in 0.5 s
+        decoded("2", "dflash", [2], 0.5, 8),
+        decoded("3", "dflash", [1], 50.0, 1),  # not decoded by the baseline: not compared
+        decoded("1", "warm", [3, 3], 0.5, 6, temperature=1.0),
+        {"idx": "4", "model_output": None, "dgd": {**decoded("4", "dflash", [], 0, 0)["dgd"], "skipped": "too long"}},
+    ):
+        collect(stats, row)
+    assert stats["ar"].tokens_per_second == pytest.approx(4)
+    assert speed_up(stats["dflash"], stats) == pytest.approx(4)
+    assert speed_up(stats["ar"], stats) == pytest.approx(1)
+    assert speed_up(stats["warm"], stats) != speed_up(stats["warm"], stats)  # NaN: no baseline at its temperature
+    assert stats["dflash"].tau == pytest.approx((9 / 4, (3 + 2 + 1) / 3))
+    assert stats["dflash"].histogram.tolist() == [0, 1, 1, 2, 0]
+    assert (stats["dflash"].tasks, stats["dflash"].skipped) == (3, 1)
+    assert summary_table(stats, 4).row_count == 3
+    assert acceptance_figure([stats["dflash"]]).axes[0].lines
+
+
+def test_bar_line() -> None:
+    assert bar_line([1.0, 0.5, 0.01, 0.0, float("nan")]) == "█▄▁ ·"

@@ -1,0 +1,154 @@
+"""Sources of tasks: formats, ids, filters, groups; prompts from chat templates."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dgd_lightning.data import ContextsData, HubData, PromptsData
+from dgd_lightning.data.chat import prompt_ids
+from dgd_lightning.data.tasks import context_of, group_tasks
+from dgd_lightning.errors import InputError
+from dgd_lightning.types import Task
+
+
+def row(context: str, task: str, category: str = "A", **changes: Any) -> dict[str, Any]:
+    metadata = {"task_id": task, "context_id": context, "context_category": category, "sub_category": "s"}
+    return {"messages": [{"role": "user", "content": "q " + task}], "rubrics": ["r"], "metadata": metadata, **changes}
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(item) + "\n" for item in rows))
+    return str(path)
+
+
+def test_contexts_keep_rows_and_drop_old_answers(tmp_path: Path) -> None:
+    graded = {"idx": "t", "model_output": "old", "score": 1, "requirement_status": ["yes"], "grading_rationale": "good"}
+    data = ContextsData(write(tmp_path / "x.jsonl", [row("c", "t", **graded, note=3)]))
+    assert data.tasks[0].idx == "t"
+    assert set(data.tasks[0].row) == {"messages", "rubrics", "metadata", "idx", "note"}
+
+
+def test_huge_messages_pass(tmp_path: Path) -> None:
+    long = row("c", "t")
+    long["messages"][0]["content"] = "héllo " * 40_000
+    assert ContextsData(write(tmp_path / "x.jsonl", [long])).tasks[0].messages == long["messages"]
+
+
+def test_filters_and_limit(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [row("c", "1"), row("c", "2", "B"), row("d", "3", "B"), row("e", "4", "C")])
+    assert [task.idx for task in ContextsData(path, category="B").tasks] == ["2", "3"]
+    assert [task.idx for task in ContextsData(path, category=["B", "C"], limit=2).tasks] == ["2", "3"]
+    with pytest.raises(InputError, match="expected one of A, B, C, received D"):
+        _ = ContextsData(path, category="D").tasks
+
+
+def test_groups_put_contexts_together() -> None:
+    tasks = [Task(str(i), None, "p", row(context, str(i))) for i, context in enumerate("abacba")]
+    groups = group_tasks(tasks, 4)
+    assert ["".join(map(context_of, group)) for group in groups] == ["aaab", "bc"]
+    assert sorted(task.idx for group in groups for task in group) == list("012345")
+
+
+def test_fingerprint_follows_what_the_model_sees(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [row("c", "1"), row("c", "2")])
+    first = ContextsData(path).fingerprint()
+    assert ContextsData(path).fingerprint() == first
+    assert ContextsData(path, batch_size=2).fingerprint() != first
+    assert ContextsData(path, limit=1).fingerprint() != first
+    write(tmp_path / "x.jsonl", [row("c", "1"), row("c", "3")])
+    assert ContextsData(path).fingerprint() != first
+
+
+def test_prompt_files(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("one\n\nthree\n")
+    text = PromptsData(str(tmp_path / "p.txt"), chat=False)
+    assert [(task.idx, task.prompt) for task in text.tasks] == [("p-1", "one"), ("p-3", "three")]
+
+    gsm8k = PromptsData(write(tmp_path / "g.jsonl", [{"question": "1+1?", "answer": "#### 2"}]), field="question")
+    assert gsm8k.tasks[0] == Task(
+        "g-1", [{"role": "user", "content": "1+1?"}], None, {"question": "1+1?", "answer": "#### 2"}
+    )
+
+    with gzip.open(tmp_path / "h.jsonl.gz", "wt") as file:
+        file.write(json.dumps({"task_id": "HumanEval/0", "prompt": "def f():\n"}) + "\n")
+    humaneval = PromptsData(
+        str(tmp_path / "h.jsonl.gz"), id_field="task_id", template="Write:\n{prompt}", system="Be brief."
+    )
+    assert humaneval.tasks[0].idx == "HumanEval/0"
+    assert [message["content"] for message in humaneval.tasks[0].messages or []] == ["Be brief.", "Write:\ndef f():\n"]
+
+    (tmp_path / "m.json").write_text(json.dumps([{"prompt": "$x$ {y}?", "id": "a/1.json"}, {"prompt": "z", "id": 7}]))
+    math = PromptsData(str(tmp_path / "m.json"), id_field="id", template="{prompt} \\boxed{}")
+    assert [task.idx for task in math.tasks] == ["a/1.json", "7"]
+    assert (math.tasks[0].messages or [{}])[0]["content"] == "$x$ {y}? \\boxed{}"
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ('{"a": 1}\n', {}, r"data.path line 1: expected the field 'prompt', received fields a"),
+        ('{"prompt": 1}\n', {}, r"data.path line 1: expected 'prompt' to be a text, received int '1'"),
+        ('{"prompt": " "}\n', {}, r"data.path line 1: .* an empty text"),
+        ('{"prompt": "x"}\n\n{"prompt"\n', {}, r"data.path line 3: expected valid JSON"),
+        (
+            '{"prompt": "x", "id": "1"}\n{"prompt": "y", "id": 1}\n',
+            {"id_field": "id"},
+            r"line 2: .* already at .* line 1",
+        ),
+        ('{"prompt": "x"}\n', {"template": "nothing"}, r"data.template"),
+        ('{"prompt": "x"}\n', {"chat": False, "system": "s"}, r"data.system"),
+        ('{"prompt": "\\ud800"}\xff', {}, r"data.path line 1|data.path: expected UTF-8"),
+    ],
+)
+def test_bad_prompts(tmp_path: Path, content: str, options: dict[str, Any], message: str) -> None:
+    (tmp_path / "x.jsonl").write_bytes(content.encode("latin-1"))
+    with pytest.raises(InputError, match=message):
+        _ = PromptsData(str(tmp_path / "x.jsonl"), **options).tasks
+
+
+def test_datasets_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that `datasets` loads stands for a Hub id."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write(folder / "test.jsonl", [{"question": f"q{i}", "key": i} for i in range(5)])
+    options: dict[str, Any] = {"field": "question", "id_field": "key"}
+    assert [task.idx for task in HubData(str(folder), **options).tasks] == list("01234")
+    assert [task.idx for task in HubData(str(folder), streaming=True, limit=2, **options).tasks] == ["0", "1"]
+    write(folder / "train.jsonl", [row("c", "1"), row("c", "2", "B")])
+    (folder / "test.jsonl").unlink()
+    contexts = HubData(str(folder), split="train", format="contexts", category="B")
+    assert [task.messages for task in contexts.tasks] == [[{"role": "user", "content": "q 2"}]]
+    with pytest.raises(InputError, match="split 'nope'"):
+        _ = HubData(str(folder), split="nope", **options).tasks
+
+
+class FakeTokenizer:
+    """Words as tokens; special tokens only where they are asked for."""
+
+    chat_template = "x"
+
+    def apply_chat_template(self, messages: Any, **options: Any) -> str:
+        assert options["add_generation_prompt"]
+        assert not options["tokenize"]
+        think = "think" if options["enable_thinking"] else "answer"
+        return " ".join(message["content"] for message in messages) + " " + think
+
+    def __call__(self, text: str, add_special_tokens: bool, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [0] * add_special_tokens + [len(word) for word in text.split()]}
+
+
+def test_chat_template_writes_its_own_special_tokens() -> None:
+    chat, raw = Task("t", [{"role": "user", "content": "a bb"}], None, {}), Task("t", None, "a bb", {})
+    assert prompt_ids(FakeTokenizer(), chat, enable_thinking=False).tolist() == [1, 2, 6]
+    assert prompt_ids(FakeTokenizer(), chat, enable_thinking=True).tolist() == [1, 2, 5]
+    assert prompt_ids(FakeTokenizer(), raw, enable_thinking=False).tolist() == [0, 1, 2]
+    with pytest.raises(InputError, match="with a tokenizer, received none, for task 't'"):
+        prompt_ids(None, raw, enable_thinking=False)
+    with pytest.raises(InputError, match="task t: expected Unicode text"):
+        prompt_ids(FakeTokenizer(), Task("t", None, "a\ud800", {}), enable_thinking=False)
