@@ -1,6 +1,6 @@
-"""The real loops over a stub pair of lookup tables: the output law enumerated exactly, planted bugs, stub drafts.
+"""The output law of the real loops, enumerated exactly; planted bugs; drafts accepted never, always, sometimes.
 
-The stub keeps the contract of Target and DFlashDraft and nothing else: the target's logits are a table over (position,
+Most run over a stub pair of lookup tables. It keeps the contract of Target and DFlashDraft and nothing else: the target's logits are a table over (position,
 last two tokens), the draft's a table over (anchor position, anchor token, slot). So every probability is known in fp64.
 """
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import make_draft, make_target
 from torch import Tensor
 
 from dgd_lightning.decode import speculative, verify
@@ -18,6 +19,7 @@ from dgd_lightning.decode.autoregressive import autoregressive_generate
 from dgd_lightning.decode.noise import Stream
 from dgd_lightning.decode.sampling import probabilities, sampling_params
 from dgd_lightning.decode.speculative import speculative_generate
+from dgd_lightning.pair import Pair
 from dgd_lightning.types import Prefill, TargetStep
 
 TV_TOLERANCE = 1e-12  # the issue's bound: sums of some 1e5 fp64 path probabilities, each a product of up to 12 factors
@@ -217,6 +219,27 @@ def test_law_of_the_plain_decoder_and_with_a_stop_token() -> None:
         # One path to a batch: a row that has stopped draws on, unread, as long as its batch runs.
         law = output_law(generate, pair, prompt, 3, rows=1, temperature=1.0, stop_token_ids=[2])
         assert total_variation(law, expected) <= TV_TOLERANCE
+
+
+@pytest.mark.parametrize("scheme", ["rejection", "exact_match"])
+def test_law_of_a_real_pair(scheme: str) -> None:
+    """The same over a real target and draft in fp64: caches, masks and features take part in the law."""
+    target = make_target(vocab_size=4, num_hidden_layers=4, hidden_size=16, intermediate_size=16)
+    pair, prompt, tokens = Pair(target, make_draft(target, block_size=3), None), [1, 0, 2], 3
+    law = output_law(speculative_generate, pair, prompt, tokens, scheme=scheme, temperature=0.8, top_k=3)
+    expected = {(): 1.0}
+    for _ in range(tokens):
+        paths = list(expected)
+        with torch.no_grad():
+            logits = target.model(torch.tensor([[*prompt, *path] for path in paths])).logits[:, -1]
+        rows = probabilities(logits, sampling_params(0.8, top_k=3)).tolist()
+        expected = {
+            (*path, token): expected[path] * mass
+            for path, row in zip(paths, rows, strict=True)
+            for token, mass in enumerate(row)
+            if mass > 0
+        }
+    assert total_variation(law, expected) <= TV_TOLERANCE
 
 
 def plant_temperature(monkeypatch: pytest.MonkeyPatch) -> None:

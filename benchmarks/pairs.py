@@ -1,0 +1,80 @@
+"""What the benchmarks decode: the bundled pair, one given by path, or a random one of about its size; and prompts."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, Qwen3Config
+
+from dgd_lightning.draft.config import DraftConfig, default_layer_ids
+from dgd_lightning.draft.model import DFlashDraft
+from dgd_lightning.pair import Pair, load_pair
+from dgd_lightning.target.model import Target
+
+
+def bundled_folders() -> tuple[str, str] | None:
+    """Folders of the pair inside the package, or None while there is none."""
+    assets = resources.files("dgd_lightning.lab") / "assets"
+    folders = str(assets / "target"), str(assets / "draft")
+    return folders if all((assets / name / "model.safetensors").is_file() for name in ("target", "draft")) else None
+
+
+def random_pair(dtype: torch.dtype, device: str, *, layers: int = 6, width: int = 128, block_size: int = 8) -> Pair:
+    """A random Qwen3 (by default 1.3 M parameters: 6 layers of width 128, 1024 tokens) with a three-layer draft."""
+    heads = width // 32
+    shape: dict[str, Any] = {"hidden_size": width, "intermediate_size": 3 * width, "head_dim": 32}
+    config = Qwen3Config(
+        vocab_size=1024,
+        **shape,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
+        max_position_embeddings=32768,
+        tie_word_embeddings=True,
+        eos_token_id=None,
+        bos_token_id=None,
+    )
+    torch.manual_seed(0)
+    target = Target(AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(device, dtype))
+    draft = DFlashDraft(
+        DraftConfig(
+            **shape,
+            num_layers=3,
+            num_heads=heads,
+            num_kv_heads=heads // 2,
+            vocab_size=1024,
+            block_size=block_size,
+            mask_token_id=1023,
+            target_layer_ids=default_layer_ids(layers, 3),
+            num_target_layers=layers,
+            max_positions=32768,
+        )
+    )
+    return Pair(target, draft.to(device, dtype).eval(), None)
+
+
+def chosen_pair(target: str | None, draft: str | None, dtype: str, device: str) -> tuple[Pair, str]:
+    """The pair to measure and what to call it."""
+    folders = (target, draft) if target else bundled_folders()
+    if folders is None:
+        return random_pair(getattr(torch, dtype), device), "random 1.3M"
+    return load_pair(*folders, dtype=dtype, device=device), target or "bundled"
+
+
+def chosen_prompts(pair: Pair, name: str, count: int, length: int) -> list[Tensor]:
+    """Prompts of the lab's evaluation contexts (those with long answers) for the bundled pair, else random tokens."""
+    if name == "bundled":
+        from dgd_lightning.lab.rows import eval_rows
+
+        rows = [row for row in eval_rows(1) if row["metadata"]["lab"]["long"]]
+        return [_render(pair.tokenizer, rows[i % len(rows)]["messages"]) for i in range(count)]
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(pair.target.vocab_size, (length,), generator=generator) for _ in range(count)]
+
+
+def _render(tokenizer: Any, messages: list[dict[str, str]]) -> Tensor:
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
