@@ -2,48 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from cli_tools import VOCAB, Config, Run, TinyPair, byte_tokenizer, chat_row, write_jsonl
 from tiny import hf_model, make_draft
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from dgd_lightning.draft.checkpoint import save_draft
 from dgd_lightning.target.model import Target
-
-TEMPLATE = (
-    "{% for m in messages %}{{ '<s>' + m['role'] + ':' + m['content'] + '<e>' }}{% endfor %}{{ '<s>assistant:' }}"
-)
-VOCAB = 288
-
-
-class Run(NamedTuple):
-    """What a run of the command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-def byte_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """One token per byte, so that any text encodes."""
-    vocabulary = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ("<s>", "<e>")])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<e>", chat_template=template)
-
-
-class TinyPair(NamedTuple):
-    target: Path
-    draft: Path
 
 
 @pytest.fixture(scope="session")
@@ -58,37 +28,11 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
     return TinyPair(folder / "target", folder / "draft")
 
 
-def chat_row(context: int, task: int, **changes: Any) -> dict[str, Any]:
-    """A CL-bench-format row."""
-    return {
-        "messages": [
-            {"role": "system", "content": "Answer."},
-            {"role": "user", "content": f"Context {context}: {'é' * context} Question {task}?"},
-        ],
-        "rubrics": ["It is right."],
-        "metadata": {
-            "task_id": f"t{context}-{task}",
-            "context_id": f"c{context}",
-            "context_category": "Rules" if context % 2 else "Facts",
-            "sub_category": "s",
-        },
-        **changes,
-    }
-
-
-def write_jsonl(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-    return path
-
-
 @pytest.fixture
 def contexts(tmp_path: Path) -> Path:
     """Six tasks of four contexts; the first context's tasks do not stand side by side."""
     pairs = [(0, 0), (1, 0), (0, 1), (2, 0), (3, 0), (3, 1)]
     return write_jsonl(tmp_path / "contexts.jsonl", [chat_row(*pair) for pair in pairs])
-
-
-Config = Callable[..., Path]
 
 
 @pytest.fixture
@@ -141,14 +85,3 @@ def dgd(capfd: pytest.CaptureFixture[str]) -> Callable[..., Run]:
         return Run(code, *capfd.readouterr())
 
     return run
-
-
-def predictions(folder: Path) -> list[dict[str, Any]]:
-    """Rows of a run folder without their wall times, which no two runs share."""
-    from callbacks.run_folder import TIMINGS, read_predictions
-
-    rows = list(read_predictions(folder))
-    for row in rows:
-        for name in TIMINGS:
-            row["dgd"].pop(name, None)
-    return rows

@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import Config, Run, TinyPair, byte_tokenizer, chat_row, write_jsonl
+from cli_tools import Config, Dgd, Run, TinyPair, byte_tokenizer, chat_row, write_jsonl
 from tiny import hf_model, make_draft
 
 from dgd_lightning.cli_errors import from_parser_message
 from dgd_lightning.draft.checkpoint import save_draft
 from dgd_lightning.target.model import Target
-
-Dgd = Callable[..., Run]
 
 
 def check(run: Run, argument: str, *words: str) -> None:

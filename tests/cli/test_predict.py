@@ -8,17 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Config, Run, TinyPair, chat_row, predictions, write_jsonl
+from cli_tools import Config, Dgd, TinyPair, chat_row, predictions, write_jsonl
 
 from callbacks import run_folder
 
 LAUNCH_SECONDS = 120  # to import everything and write the first row, on a busy core
-Dgd = Callable[..., Run]
 
 
 def launch(*arguments: str | Path) -> subprocess.Popen[str]:
