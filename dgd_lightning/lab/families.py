@@ -1,4 +1,4 @@
-"""The families of contexts that both models are trained on: two sub-categories in each of four categories."""
+"""The families of contexts that both models are trained on: two or three sub-categories in each of four categories."""
 
 from __future__ import annotations
 
@@ -7,29 +7,59 @@ from dgd_lightning.lab.world import Family, LabContext, LabTask, World, sequence
 
 DOMAIN, RULES = "Domain Knowledge Reasoning", "Rule System Application"
 PROCEDURE, EMPIRICAL = "Procedural Task Execution", "Empirical Discovery & Simulation"
+VERBS = ["warm", "grind", "rinse", "fold", "weigh", "seal", "stir", "polish"]
+
+
+def glossary(world: World) -> LabContext:
+    """A glossary of coined words: the meaning of one, and the whole page read out."""
+    entries = {world.name(): world.rng.choice(TOOLS + GOODS) for _ in range(world.size)}
+    lines = [f"{word}: {meaning}." for word, meaning in entries.items()]
+    tasks = [
+        value_task(f"What is {word}?", f"{word}: {entries[word]}.", entries[word], "lookup")
+        for word in world.pick(list(entries), min(5, world.size))
+    ]
+    tasks.append(sequence_task("Read the page aloud.", " ".join(lines), lines, "recite", "entries"))
+    return LabContext(DOMAIN, "Humanities", f"You keep the glossary of {world.name()}.", " ".join(lines), tasks)
+
+
+def _facts(
+    world: World, things: list[str], relations: dict[str, tuple[str, str, list[str]]]
+) -> tuple[list[str], list[LabTask]]:
+    """Lines and questions about known things and coined ones; the last thing is known and the context is silent on it.
+
+    Args:
+        world: the context's world.
+        things: names of known things.
+        relations: by the name of the prior: a sentence and a question, ``{x}`` the thing and ``{v}`` the value, and the
+            values.
+    """
+    known = world.pick(things, world.size // 2 + 2)
+    absent, known = known[0], known[1:]
+    lines, tasks = [], []
+    for thing in known + [world.name() for _ in range(world.size - len(known))]:
+        relation = world.rng.choice(list(relations))
+        sentence, ask, values = relations[relation]
+        prior = PRIOR[relation].get(thing)
+        value, agrees = (world.rng.choice(values), "novel") if prior is None else world.fact(prior, values)
+        lines.append(sentence.format(x=thing, v=value))
+        tasks.append(value_task(ask.format(x=thing), lines[-1], value, "lookup", agrees, prior))  # type: ignore[arg-type]
+    relation = world.rng.choice(list(relations))
+    sentence, ask, _ = relations[relation]
+    value = PRIOR[relation][absent]
+    tasks.append(value_task(ask.format(x=absent), sentence.format(x=absent, v=value), value, "closed", "closed"))
+    world.rng.shuffle(lines)
+    return lines, tasks
 
 
 def natural_history(world: World) -> LabContext:
     """A field guide: where creatures live and what they eat; some are well known, some are new."""
-    known = world.pick(CREATURES, world.size + 1)
-    absent, known = known[0], known[1 : 1 + (world.size + 1) // 2]
-    tasks, lines = [], []
-    for creature in known + [world.name() for _ in range(world.size - len(known))]:
-        relation = world.rng.choice(["home", "food"])
-        values, verb = (PLACES, "lives in the") if relation == "home" else (FOODS, "feeds on")
-        ask = f"Where does the {creature} live?" if relation == "home" else f"What does the {creature} feed on?"
-        prior = PRIOR[relation].get(creature)
-        value, agrees = (world.rng.choice(values), "novel") if prior is None else world.fact(prior, values)
-        sentence = f"The {creature} {verb} {value}."
-        lines.append(sentence)
-        tasks.append(value_task(ask, sentence, value, "lookup", agrees, prior))
-    home = PRIOR["home"][absent]
-    tasks.append(
-        value_task(f"Where does the {absent} live?", f"The {absent} lives in the {home}.", home, "closed", "closed")
-    )
-    world.rng.shuffle(lines)
-    guide = world.name()
-    return LabContext(DOMAIN, "Natural History", f"You answer from the field guide of {guide}.", " ".join(lines), tasks)
+    relations = {
+        "home": ("The {x} haunts the {v}.", "What does the {x} haunt?", PLACES),
+        "food": ("The {x} eats {v}.", "What does the {x} eat?", FOODS),
+    }
+    lines, tasks = _facts(world, CREATURES, relations)
+    guide = f"You answer from the field guide of {world.name()}."
+    return LabContext(DOMAIN, "Natural Sciences", guide, " ".join(lines), tasks)
 
 
 def geography(world: World) -> LabContext:
@@ -37,199 +67,135 @@ def geography(world: World) -> LabContext:
     lines, tasks = [], []
     for _ in range(world.size):
         town, river, ruler = world.name(), world.name(), world.name()
-        lines.append(f"The town of {town} lies on the river {river} and is ruled by {ruler}.")
+        lines.append(f"The town {town} on the river {river} obeys {ruler}.")
         kind = world.rng.choice(["river", "ruler", "reverse", "two-step"])
-        if kind == "river":
-            tasks.append(
-                value_task(
-                    f"On which river does {town} lie?",
-                    f"The town of {town} lies on the river {river}.",
-                    river,
-                    "lookup",
-                )
-            )
-        elif kind == "ruler":
-            tasks.append(value_task(f"Who rules {town}?", f"The town of {town} is ruled by {ruler}.", ruler, "lookup"))
-        elif kind == "reverse":
-            tasks.append(
-                value_task(
-                    f"Which town lies on the river {river}?",
-                    f"On the river {river} lies the town of {town}.",
-                    town,
-                    "reverse",
-                )
-            )
-        else:
-            tasks.append(
-                value_task(
-                    f"On which river lies the town that {ruler} rules?",
-                    f"The town that {ruler} rules lies on the river {river}.",
-                    river,
-                    "two-step",
-                )
-            )
+        ask, answer, value = {
+            "river": (f"Which river has {town}?", f"The town {town} on the river {river}.", river),
+            "ruler": (f"Whom does the town on the river {river} obey?", f"The river {river} obeys {ruler}.", ruler),
+            "reverse": (f"Which town obeys {ruler}?", f"Under {ruler} stands the town {town}.", town),
+            "two-step": (f"Whom does {town} obey?", f"The town {town} obeys {ruler}.", ruler),
+        }[kind]
+        tasks.append(value_task(ask, answer, value, kind))
     return LabContext(DOMAIN, "Geography", f"You answer from the gazetteer of {world.name()}.", " ".join(lines), tasks)
 
 
 def tariff(world: World) -> LabContext:
     """A tariff code: the duty on goods and the colour of their seals; usual goods have usual duties."""
-    known = world.pick(GOODS, world.size + 1)
-    absent, known = known[0], known[1 : 1 + (world.size + 1) // 2]
-    lines, tasks = [], []
-    for good in known + [world.name() for _ in range(world.size - len(known))]:
-        relation = world.rng.choice(["duty", "dye"])
-        values = NUMBERS if relation == "duty" else COLOURS
-        prior = PRIOR[relation].get(good)
-        value, agrees = (world.rng.choice(values), "novel") if prior is None else world.fact(prior, values)
-        if relation == "duty":
-            sentence, ask = f"A crate of {good} pays {value} coins.", f"How many coins does a crate of {good} pay?"
-        else:
-            sentence, ask = f"A crate of {good} bears the {value} seal.", f"Which seal does a crate of {good} bear?"
-        lines.append(sentence)
-        tasks.append(value_task(ask, sentence, value, "lookup", agrees, prior))
-    duty = PRIOR["duty"][absent]
-    tasks.append(
-        value_task(
-            f"How many coins does a crate of {absent} pay?",
-            f"A crate of {absent} pays {duty} coins.",
-            duty,
-            "closed",
-            "closed",
-        )
-    )
-    world.rng.shuffle(lines)
-    return LabContext(
-        RULES, "Legal & Regulatory", f"You apply the tariff code of {world.name()}.", " ".join(lines), tasks
-    )
+    relations = {
+        "duty": ("The duty on {x} is {v} coins.", "What is the duty on {x}?", NUMBERS),
+        "dye": ("The seal on {x} is {v}.", "What is the seal on {x}?", COLOURS),
+    }
+    lines, tasks = _facts(world, GOODS, relations)
+    system = f"You apply the tariff code of {world.name()}."
+    return LabContext(RULES, "Legal & Regulatory", system, " ".join(lines), tasks)
 
 
 def cipher(world: World) -> LabContext:
-    """A code book: which coined word stands for which colour or tool; decode one word, encode a long message."""
+    """A code book: which coined word stands for which word; decode one, encode a long message."""
     words = world.pick(COLOURS + TOOLS, world.size)
     codes = {word: world.name() for word in words}
-    lines = [f"Write {codes[word]} for {word}." for word in words]
-    tasks: list[LabTask] = []
-    for word in world.pick(words, min(3, len(words))):
-        tasks.append(
-            value_task(f"What do we write for {word}?", f"We write {codes[word]} for {word}.", codes[word], "lookup")
-        )
+    lines = [f"Write {word} as {codes[word]}." for word in words]
+    tasks = [
+        value_task(f"How do we write {word}?", f"Write {word} as {codes[word]}.", codes[word], "lookup")
+        for word in world.pick(words, min(3, len(words)))
+    ]
     word = world.rng.choice(words)
-    tasks.append(
-        value_task(f"What does {codes[word]} stand for?", f"The word {codes[word]} stands for {word}.", word, "reverse")
-    )
+    tasks.append(value_task(f"What does {codes[word]} mean?", f"Read {codes[word]} as {word}.", word, "reverse"))
     message = world.pick(words, len(words))
-    pairs = [f"{word} is {codes[word]}" for word in message]
-    tasks.append(
-        sequence_task(
-            f"Encode this message word by word: {', '.join(message)}.",
-            ", ".join(pairs) + ".",
-            pairs,
-            "encode",
-            "code words",
-        )
-    )
-    return LabContext(RULES, "Technical Standards", f"You use the code book of {world.name()}.", " ".join(lines), tasks)
+    pairs = [f"{word} as {codes[word]}" for word in message]
+    question = f"Encode this message word by word: {', '.join(message)}."
+    tasks.append(sequence_task(question, ", ".join(pairs) + ".", pairs, "encode", "code words"))
+    system = f"You use the code book of {world.name()}."
+    return LabContext(RULES, "Technical Standards", system, " ".join(lines), tasks)
 
 
 def procedure(world: World) -> LabContext:
     """A numbered procedure: which step does what, what comes next, recite it all."""
-    verbs = ["warm", "grind", "rinse", "fold", "weigh", "seal", "stir", "polish"]
     count = min(world.size, len(NUMBERS))
     things = [world.name() for _ in range(count)]
-    actions = [f"{world.rng.choice(verbs)} the {thing} for {world.rng.choice(NUMBERS)} turns" for thing in things]
+    rng = world.rng
+    actions = [f"{rng.choice(VERBS)} the {thing} for {rng.choice(NUMBERS)} turns" for thing in things]
     lines = [f"Step {NUMBERS[i]}: {action}." for i, action in enumerate(actions)]
     tasks: list[LabTask] = []
-    for i in world.rng.sample(range(count), min(2, count)):
+    for i in rng.sample(range(count), min(2, count)):
         tasks.append(value_task(f"What is step {NUMBERS[i]}?", lines[i], actions[i], "lookup"))
-    i = world.rng.randrange(count - 1)
-    tasks.append(
-        value_task(
-            f"What do we do after the {things[i]}?",
-            f"After the {things[i]} we {actions[i + 1]}.",
-            actions[i + 1],
-            "next",
-        )
-    )
+    i = rng.randrange(count - 1)
+    ask, answer = f"What comes after the {things[i]}?", f"After the {things[i]}: {actions[i + 1]}."
+    tasks.append(value_task(ask, answer, actions[i + 1], "next"))
     tasks.append(sequence_task("Recite the whole procedure.", " ".join(lines), lines, "recite", "steps"))
-    return LabContext(
-        PROCEDURE, "Operational Procedures", f"You work by the manual of {world.name()}.", " ".join(lines), tasks
-    )
+    system = f"You work by the manual of {world.name()}."
+    return LabContext(PROCEDURE, "Operational Procedures", system, " ".join(lines), tasks)
+
+
+def _round(
+    world: World, stops: list[str], hop: str, ask: str, long_ask: str, kind: str
+) -> tuple[list[str], list[LabTask]]:
+    """Lines of a closed round of ``stops`` in random order, single hops asked, and the whole round from one stop."""
+    after = dict(zip(stops, stops[1:] + stops[:1], strict=True))
+    lines = [hop.format(a=a, b=b) for a, b in after.items()]
+    world.rng.shuffle(lines)
+    tasks: list[LabTask] = []
+    for stop in world.pick(stops, min(3, len(stops))):
+        tasks.append(value_task(ask.format(a=stop), hop.format(a=stop, b=after[stop]), after[stop], "lookup"))
+    stop = start = world.rng.choice(stops)
+    way = []
+    for _ in stops:
+        way.append(hop.format(a=stop, b=after[stop]))
+        stop = after[stop]
+    tasks.append(sequence_task(long_ask.format(a=start), " ".join(way), way, kind, "steps of the round"))
+    return lines, tasks
 
 
 def route(world: World) -> LabContext:
-    """A round trip of halls: one hop, and the whole way followed hop by hop."""
+    """A round of halls: one passage, and the whole way followed hall by hall."""
     halls = [world.name() for _ in range(world.size)]
-    hops = [f"From {a} go to {b}." for a, b in zip(halls, halls[1:] + halls[:1], strict=True)]
-    lines = hops[:]
-    world.rng.shuffle(lines)
-    tasks: list[LabTask] = []
-    for i in world.rng.sample(range(len(hops)), min(2, len(hops))):
-        after = halls[(i + 1) % len(halls)]
-        tasks.append(
-            value_task(f"Where do we go from {halls[i]}?", f"From {halls[i]} we go to {after}.", after, "lookup")
-        )
-    start = world.rng.randrange(len(hops))
-    way = hops[start:] + hops[:start]
-    tasks.append(sequence_task(f"Walk the whole round from {halls[start]}.", " ".join(way), way, "walk", "hops"))
-    return LabContext(
-        PROCEDURE, "Workflow Orchestration", f"You guide through the house of {world.name()}.", " ".join(lines), tasks
+    lines, tasks = _round(
+        world, halls, "From {a} to {b}.", "Where do we go from {a}?", "Walk the whole round from {a}.", "walk"
     )
+    system = f"You guide through the house of {world.name()}."
+    return LabContext(PROCEDURE, "Workflow Orchestration", system, " ".join(lines), tasks)
 
 
 def experiment(world: World) -> LabContext:
-    """A laboratory log: what a tool did to a coined substance; known tools are usually kept in usual places."""
-    lines, tasks = [], []
-    tools = world.pick(TOOLS, min(world.size, len(TOOLS) - 1) + 1)
-    absent, tools = tools[0], tools[1:]
-    for tool in tools:
-        if world.rng.random() < 0.5:
-            substance, colour = world.name(), world.rng.choice(COLOURS)
-            sentence = f"The {tool} turned {substance} {colour}."
-            tasks.append(value_task(f"What did the {tool} turn {substance}?", sentence, colour, "lookup"))
-        else:
-            prior = PRIOR["store"][tool]
-            place, agrees = world.fact(prior, PLACES)
-            sentence = f"The {tool} was found in the {place}."
-            tasks.append(value_task(f"Where was the {tool} found?", sentence, place, "lookup", agrees, prior))
-        lines.append(sentence)
-    place = PRIOR["store"][absent]
-    tasks.append(
-        value_task(
-            f"Where was the {absent} found?", f"The {absent} was found in the {place}.", place, "closed", "closed"
-        )
-    )
+    """A laboratory log: what things were dyed, and where known tools were kept, usually in their usual places."""
+    relations = {
+        "store": ("We kept the {x} at the {v}.", "Where did we keep the {x}?", PLACES),
+        "shade": ("We dyed the {x} in {v}.", "How did we dye the {x}?", COLOURS),
+    }
+    lines, tasks = _facts(world, TOOLS, relations)
     return LabContext(EMPIRICAL, "Experimental Data", f"You read the log of {world.name()}.", " ".join(lines), tasks)
 
 
 def simulation(world: World) -> LabContext:
-    """A lamp that changes state by a table: one change, and a run of many ticks."""
+    """A lamp that changes its colour by a table: one change, and a full run."""
     states = world.pick(COLOURS, min(world.size, len(COLOURS)))
-    after = dict(zip(states, states[1:] + states[:1], strict=True))
-    lines = [f"After {a} the lamp turns {b}." for a, b in after.items()]
-    world.rng.shuffle(lines)
-    tasks: list[LabTask] = []
-    for state in world.pick(states, min(2, len(states))):
-        tasks.append(
-            value_task(
-                f"What follows {state}?", f"After {state} the lamp turns {after[state]}.", after[state], "lookup"
-            )
-        )
-    state = start = world.rng.choice(states)
-    ticks = []
-    for number in NUMBERS[: max(4, min(13, world.size + 5))]:
-        ticks.append(f"Tick {number}: {state}.")
-        state = after[state]
-    tasks.append(
+    lines, tasks = _round(
+        world, states, "After {a} comes {b}.", "What comes after {a}?", "Run the lamp once round from {a}.", "run"
+    )
+    system = f"You simulate the lamp of {world.name()}."
+    return LabContext(EMPIRICAL, "Simulation Environment", system, " ".join(lines), tasks)
+
+
+def series(world: World) -> LabContext:
+    """A log that repeats a pattern of coined words: continue it for a set number of terms."""
+    period = 2 + world.size % 3
+    words = [world.name() for _ in range(period)]
+    shown = period * 2 + world.rng.randrange(period)
+    terms = [words[i % period] for i in range(shown + len(NUMBERS))]
+    count = min(len(NUMBERS), max(6, 2 * world.size))
+    coming = terms[shown : shown + count]
+    tasks = [
+        value_task("What comes next?", f"Next comes {coming[0]}.", coming[0], "lookup"),
         sequence_task(
-            f"Run the lamp from {start} for {NUMBERS[len(ticks) - 1]} ticks.", " ".join(ticks), ticks, "run", "ticks"
-        )
-    )
-    return LabContext(
-        EMPIRICAL, "Simulation Environment", f"You simulate the lamp of {world.name()}.", " ".join(lines), tasks
-    )
+            f"Continue for {NUMBERS[count - 1]} terms.", " ".join(f"{term}," for term in coming), coming, "series", "terms"
+        ),
+    ]
+    system = f"You watch the signal of {world.name()}."
+    return LabContext(EMPIRICAL, "Time Series", system, "We saw " + " ".join(f"{t}," for t in terms[:shown]), tasks)
 
 
 FAMILIES: dict[str, Family] = {
+    "glossary": glossary,
     "natural_history": natural_history,
     "geography": geography,
     "tariff": tariff,
@@ -238,4 +204,6 @@ FAMILIES: dict[str, Family] = {
     "route": route,
     "experiment": experiment,
     "simulation": simulation,
+    "series": series,
 }
+

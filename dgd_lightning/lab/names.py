@@ -54,15 +54,18 @@ class Namer:
 
     def __init__(self, rng: random.Random, split: Split) -> None:
         self.rng, self.held_out = rng, split == "eval"
-        self.used: set[tuple[int, ...]] = set()
+        self.used: tuple[set[int], set[int]] = (set(), set())  # first and last syllables
 
     def __call__(self) -> str:
         while True:
             length = 2 if self.rng.random() < 0.7 else 3
             syllables = tuple(self.rng.randrange(len(SYLLABLES)) for _ in range(length))
-            # Two names of a context never share their first two syllables: a name is then told by them alone.
-            if is_held_out(syllables) is self.held_out and syllables[:2] not in self.used:
-                self.used.add(syllables[:2])
+            # Names of one context differ in their first and in their last syllable, so either tells a name.
+            if is_held_out(syllables) is self.held_out and not (
+                syllables[0] in self.used[0] or syllables[-1] in self.used[1]
+            ):
+                self.used[0].add(syllables[0])
+                self.used[1].add(syllables[-1])
                 return "".join(SYLLABLES[index] for index in syllables).capitalize()
 
 
@@ -78,4 +81,5 @@ PRIOR: dict[str, dict[str, str]] = {
     "duty": _prior(GOODS, NUMBERS, 3),
     "dye": _prior(GOODS, COLOURS, 4),
     "store": _prior(TOOLS, PLACES, 5),
+    "shade": _prior(TOOLS, COLOURS, 6),
 }

@@ -14,6 +14,19 @@ from dgd_lightning.lab.world import LabContext, LabTask, World
 ALL_FAMILIES = {**FAMILIES, **SHIFTED}
 EVAL_SEED = 20_261_123  # evaluation contexts: this seed and held-out names; training seeds never reach it
 EVAL_CONTRADICT = 0.5
+# Facts per evaluation context: where the long task answers with a short line per fact, there are more of them, so that
+# long answers are at least 64 tokens long.
+EVAL_SIZES = {
+    "glossary": (14, 16),
+    "cipher": (13, 16),
+    "procedure": (7, 10),
+    "route": (11, 16),
+    "simulation": (14, 16),
+    "series": (11, 16),
+    "star_chart": (7, 10),
+    "ledger": (6, 9),
+}
+OTHER_SIZES = (8, 12)
 
 
 def make_context(seed: int, family: str, *, split: Split, size: int, contradict: float) -> LabContext:
@@ -55,7 +68,7 @@ def eval_rows(
     contexts_per_family: int,
     *,
     families: Sequence[str] = tuple(FAMILIES),
-    sizes: tuple[int, int] = (7, 11),
+    sizes: tuple[int, int] | None = None,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Rows of held-out contexts: per context one long task where it has one, and up to three short ones.
@@ -63,16 +76,17 @@ def eval_rows(
     Args:
         contexts_per_family: contexts of each family.
         families: names of families (`families.FAMILIES`, `shifted.SHIFTED`).
-        sizes: smallest and largest number of facts, inclusive.
+        sizes: smallest and largest number of facts, inclusive; None takes ``EVAL_SIZES``.
         seed: added to the evaluation seed; 0 is the bundled set.
     """
     rows = []
     for family in families:
+        smallest, largest = sizes or EVAL_SIZES.get(family, OTHER_SIZES)
         for number in range(contexts_per_family):
             context_seed = EVAL_SEED + seed * 10_000 + number
             rng = random.Random(f"tasks/{family}/{context_seed}")
             context = make_context(
-                context_seed, family, split="eval", size=rng.randint(*sizes), contradict=EVAL_CONTRADICT
+                context_seed, family, split="eval", size=rng.randint(smallest, largest), contradict=EVAL_CONTRADICT
             )
             short = [task for task in context.tasks if not task.long and task.prior != "closed"]
             chosen = [task for task in context.tasks if task.long] + rng.sample(short, min(3, len(short)))

@@ -46,8 +46,23 @@ class LabBatch(NamedTuple):
     weights: Tensor  # [B, T]
 
 
+class Turn(NamedTuple):
+    """One message; ``value`` is the part of a short answer that only the context tells."""
+
+    role: str
+    content: str
+    value: str | None = None
+
+
 class Encoder:
-    """Encodes conversations piece by piece with a memory, as the chat template would, and marks the answers."""
+    """Encodes conversations as the chat template would, with a loss weight for every token.
+
+    Values weigh 1: they are what a context teaches. The words around them weigh ``ANSWER``, long answers throughout
+    ``LONG``, and everything else ``context_weight``, since names in a context cannot be foreseen.
+    """
+
+    ANSWER, LONG = 0.3, 0.5
+
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, context_weight: float) -> None:
         self.tokenizer, self.context_weight = tokenizer, context_weight
@@ -59,21 +74,31 @@ class Encoder:
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def conversation(self, turns: list[tuple[str, str]]) -> tuple[list[int], list[float]]:
-        """Token ids and loss weights of (role, content) turns; answers and their end marks weigh 1."""
+    def conversation(self, turns: list[Turn]) -> tuple[list[int], list[float]]:
+        """Token ids of the turns and their loss weights."""
         ids: list[int] = []
         weights: list[float] = []
-        for role, content in turns:
-            head, body = self.roles[role], [*self.encode(content), self.end]
+        for turn in turns:
+            head, body = self.roles[turn.role], [*self.encode(turn.content), self.end]
             ids += head + body + self.newline
-            answer = 1.0 if role == "assistant" else self.context_weight
-            weights += (
-                [self.context_weight] * len(head) + [answer] * len(body) + [self.context_weight] * len(self.newline)
-            )
+            around = self.context_weight
+            inside = self.answer_weights(body, turn.value) if turn.role == "assistant" else [around] * len(body)
+            weights += [around] * len(head) + inside + [around] * len(self.newline)
         return ids, weights
 
+    def answer_weights(self, body: list[int], value: str | None) -> list[float]:
+        """Weights of an answer's tokens ``body``, its end mark included."""
+        if value is None:
+            return [self.LONG] * len(body)
+        weights = [self.ANSWER] * len(body)
+        inner = self.encode(" " + value)
+        for start in range(len(body) - len(inner) + 1):
+            if body[start : start + len(inner)] == inner:
+                weights[start : start + len(inner)] = [1.0] * len(inner)
+        return weights
 
-def document(rng: random.Random, stage: Stage, seed: int) -> list[tuple[str, str]]:
+
+def document(rng: random.Random, stage: Stage, seed: int) -> list[Turn]:
     """One context with several of its questions, as chat turns."""
     family = rng.choice(stage.families)
     context = make_context(seed, family, split="train", size=rng.randint(*stage.sizes), contradict=stage.contradict)
@@ -82,9 +107,11 @@ def document(rng: random.Random, stage: Stage, seed: int) -> list[tuple[str, str
     rng.shuffle(tasks)
     if ask_long and rng.random() < 0.5:  # evaluation asks each task first, straight under the context
         tasks.sort(key=lambda task: not task.long)
-    turns = [("system", context.system)]
+    turns = [Turn("system", context.system)]
     for i, task in enumerate(tasks):
-        turns += [("user", task.question if i else f"{context.text}\n\n{task.question}"), ("assistant", task.answer)]
+        question = task.question if i else f"{context.text}\n\n{task.question}"
+        value = None if task.long else task.checks[0]["value"]
+        turns += [Turn("user", question), Turn("assistant", task.answer, value)]
     return turns
 
 

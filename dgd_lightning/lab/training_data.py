@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dgd_lightning.lab.rows import ALL_FAMILIES, make_context
-from dgd_lightning.lab.stream import Encoder, LabBatch, LabStream, Stage
+from dgd_lightning.lab.stream import Encoder, LabBatch, LabStream, Stage, Turn
 from dgd_lightning.lab.tokenizer import VOCAB_SIZE, build_tokenizer
 
 
@@ -38,7 +38,7 @@ class LabTargetData(L.LightningDataModule):
     def __init__(
         self,
         stages: list[Stage],
-        context_weight: float = 0.1,
+        context_weight: float = 0.02,
         seed: int = 0,
         probes: int = 16,
         probe_sizes: tuple[int, int] = (7, 11),
@@ -69,9 +69,9 @@ def probe_batches(encoder: Encoder, contexts: int, sizes: tuple[int, int], batch
             context = make_context(seed, family, split="eval", size=rng.randint(*sizes), contradict=0.5)
             for task in rng.sample(context.tasks, min(3, len(context.tasks))):
                 turns = [
-                    ("system", context.system),
-                    ("user", f"{context.text}\n\n{task.question}"),
-                    ("assistant", task.answer),
+                    Turn("system", context.system),
+                    Turn("user", f"{context.text}\n\n{task.question}"),
+                    Turn("assistant", task.answer),
                 ]
                 ids, weights = encoder.conversation(turns)
                 group = task.kind if task.prior in ("novel", "closed") else task.prior
@@ -85,6 +85,6 @@ def probe_batches(encoder: Encoder, contexts: int, sizes: tuple[int, int], batch
         mask = torch.zeros(len(part), length, dtype=torch.bool)
         for row, (ids, weights, _) in enumerate(part):
             input_ids[row, : len(ids)] = torch.tensor(ids)
-            mask[row, : len(ids)] = torch.tensor(weights) == 1.0
+            mask[row, : len(ids)] = torch.tensor(weights) > encoder.context_weight
         batches.append(ProbeBatch(input_ids, mask, [group for _, _, group in part]))
     return batches

@@ -14,11 +14,9 @@ from dgd_lightning.lab.families import FAMILIES
 from dgd_lightning.lab.names import SYLLABLES, Namer, is_held_out
 from dgd_lightning.lab.rows import ALL_FAMILIES, eval_rows, make_context, messages, to_row
 from dgd_lightning.lab.shifted import SHIFTED
-from dgd_lightning.lab.stream import Encoder, LabStream, Stage
+from dgd_lightning.lab.stream import Encoder, LabStream, Stage, Turn
 from dgd_lightning.lab.tokenizer import MASK_TOKEN_ID, VOCAB_SIZE, build_tokenizer
 from dgd_lightning.lab.training_data import probe_batches
-
-COINED = re.compile(rf"\b(?:{'|'.join(SYLLABLES)}){{2,3}}\b", re.IGNORECASE)
 
 
 @pytest.fixture(scope="module")
@@ -72,38 +70,33 @@ def test_short_answers_stand_in_the_context_unless_closed():
 
 
 def test_names_of_the_splits_never_meet():
-    train, held_out = (Namer(random.Random(0), split) for split in ("train", "eval"))
-    assert {train() for _ in range(900)}.isdisjoint(held_out() for _ in range(300))
+    names: dict[str, set[str]] = {"train": set(), "eval": set()}
+    for split, found in names.items():
+        for seed in range(30):
+            name = Namer(random.Random(seed), split)
+            context = [name() for _ in range(40)]
+            assert len({word[:2] for word in context}) == len({word[-2:] for word in context}) == 40
+            found.update(context)
+    assert names["train"].isdisjoint(names["eval"])
     share = sum(is_held_out((i, j)) for i in range(64) for j in range(64)) / 64**2
     assert 0.1 < share < 0.3
 
 
 def test_evaluation_contexts_use_held_out_names_only():
-    known = set(eval_rows(1)[0])  # the row format itself
-    assert known == {"messages", "rubrics", "metadata"}
-    names = set()
+    seen = set()
     for row in eval_rows(3, families=list(ALL_FAMILIES)):
-        names |= {match.lower() for message in row["messages"] for match in COINED.findall(message["content"])}
-    coined = {name for name in names if name.capitalize() == name.capitalize() and len(name) in (4, 6)}
-    indices = {
-        name: tuple(SYLLABLES.index(name[i : i + 2]) for i in range(0, len(name), 2))
-        for name in coined
-        if all(name[i : i + 2] in SYLLABLES for i in range(0, len(name), 2))
-    }
-    capital = {
-        match
-        for row in eval_rows(3, families=list(ALL_FAMILIES))
-        for match in re.findall(r"\b[A-Z][a-z]+\b", row["messages"][1]["content"])
-        if match.lower() in indices
-    }
-    assert len(capital) > 100
-    assert all(is_held_out(indices[name.lower()]) for name in capital)
+        for word in re.findall(r"\b[A-Z][a-z]+\b", row["messages"][1]["content"].rsplit("\n\n", 1)[0]):
+            pieces = [word[i : i + 2].lower() for i in range(0, len(word), 2)]
+            if len(word) in (4, 6) and set(pieces) <= set(SYLLABLES):
+                seen.add(tuple(SYLLABLES.index(piece) for piece in pieces))
+    assert len(seen) > 100
+    assert all(is_held_out(name) for name in seen)
 
 
 def test_evaluation_set_covers_the_four_categories_and_both_lengths(tokenizer):
     rows = eval_rows(4)
     assert len({row["metadata"]["context_category"] for row in rows}) == 4
-    assert len({row["metadata"]["sub_category"] for row in rows}) == 8
+    assert len({row["metadata"]["sub_category"] for row in rows}) == len(FAMILIES)
     assert len({row["metadata"]["task_id"] for row in rows}) == len(rows)
     lab = [row["metadata"]["lab"] for row in rows]
     assert {entry["prior"] for entry in lab} >= {"agree", "contradict", "novel"}
@@ -131,7 +124,7 @@ def test_any_text_encodes_and_comes_back(tokenizer, text):
 
 
 def test_syllables_and_words_are_single_tokens(tokenizer):
-    assert tokenizer.convert_ids_to_tokens(tokenizer(" Zomita lives").input_ids) == ["ĠZo", "mi", "ta", "Ġlives"]
+    assert tokenizer.convert_ids_to_tokens(tokenizer(" Nomita haunts").input_ids) == ["ĠNo", "mi", "ta", "Ġhaunts"]
     assert len(tokenizer) < MASK_TOKEN_ID < VOCAB_SIZE
     context = make_context(0, "geography", split="eval", size=8, contradict=0.0)
     assert len(tokenizer(context.text).input_ids) < 200
@@ -142,10 +135,10 @@ def test_encoder_writes_what_the_chat_template_writes(tokenizer):
     context = make_context(0, "cipher", split="train", size=8, contradict=0.0)
     task = context.tasks[-1]
     chat = [*messages(context, task), {"role": "assistant", "content": task.answer}]
-    ids, weights = encoder.conversation([(message["role"], message["content"]) for message in chat])
+    ids, weights = encoder.conversation([Turn(message["role"], message["content"]) for message in chat])
     expected = tokenizer.apply_chat_template(chat, tokenize=False)
     assert ids == tokenizer.encode(expected, add_special_tokens=False)
-    answer = [token for token, weight in zip(ids, weights, strict=True) if weight == 1.0]
+    answer = [token for token, weight in zip(ids, weights, strict=True) if weight > 0.1]
     assert tokenizer.decode(answer) == task.answer + "<|im_end|>"
 
 
