@@ -83,10 +83,11 @@ def lossless(pair: Pair, batch: int, block_size: int, new: int, seed: int) -> It
 @pytest.mark.parametrize("family", ["qwen3", "llama", "qwen3_moe"])
 def test_greedy_ways_agree(family: str) -> None:
     pair, total = make_pair(family, block_size=8), 0
-    for seed, (batch, block_size) in enumerate([(1, 8), (3, 2), (5, 5), (4, 8)]):
+    shapes = [(4, 8), (1, 5), (3, 2), (5, 3)] if family == "qwen3" else [(4, 8)]
+    for seed, (batch, block_size) in enumerate(shapes, start=3):
         total += sum(lossless(pair, batch, block_size, new=40, seed=seed))
-    assert total == 2 * 13 * 40
-    prompts = random_prompts(2, seed=50)
+    assert total == 2 * 40 * sum(batch for batch, _ in shapes)
+    prompts = random_prompts(2 if family == "qwen3" else 1, seed=50)
     plain = autoregressive_generate(pair, prompts, max_new_tokens=12)
     for prompt, output in zip(prompts, plain, strict=True):
         expected = output.tokens.tolist()
@@ -134,8 +135,8 @@ def test_fp32_differs_only_at_near_ties() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 @pytest.mark.parametrize("scheme", ["rejection", "exact_match", None])
 def test_a_row_alone_is_the_row_in_a_batch(scheme: str | None, temperature: float) -> None:
-    pair, prompts, seeds = make_pair(block_size=6), random_prompts(5, seed=2), [11, 12, 13, 14, 15]
-    knobs: dict[str, Any] = {"max_new_tokens": 30, "temperature": temperature, "stop_token_ids": [7, 21]}
+    pair, prompts, seeds = make_pair(block_size=6), random_prompts(4, seed=2), [11, 12, 13, 14]
+    knobs: dict[str, Any] = {"max_new_tokens": 20, "temperature": temperature, "stop_token_ids": [7, 21]}
 
     def run(rows: list[int]) -> list[DecodeOutput]:
         mine, own = [prompts[i] for i in rows], [seeds[i] for i in rows]
@@ -143,9 +144,9 @@ def test_a_row_alone_is_the_row_in_a_batch(scheme: str | None, temperature: floa
             return autoregressive_generate(pair, mine, seed=own, **knobs)
         return speculative_generate(pair, mine, seed=own, scheme=scheme, **knobs)  # type: ignore[arg-type]
 
-    together, shuffled = run([0, 1, 2, 3, 4]), run([3, 1, 4, 0, 2])
+    together, shuffled = run([0, 1, 2, 3]), run([3, 1, 0, 2])
     for row, output in enumerate(together):
-        for other in (run([row])[0], shuffled[[3, 1, 4, 0, 2].index(row)]):
+        for other in (run([row])[0], shuffled[[3, 1, 0, 2].index(row)]):
             assert other.tokens.tolist() == output.tokens.tolist()
             assert other.trace.verified_lengths == output.trace.verified_lengths
     if temperature:

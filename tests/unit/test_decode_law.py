@@ -1,8 +1,8 @@
 """The output law of the real loops, enumerated exactly; planted bugs; drafts accepted never, always, sometimes.
 
 Most run over a stub pair of lookup tables, which keeps the contract of Target and DFlashDraft and nothing else: the
-target's logits are a table over (position, last two tokens), the draft's one over (anchor position, anchor token, slot).
-So every probability is known in fp64.
+target's logits are a table over (position, last two tokens), the draft's one over (anchor, its token, slot). So every
+probability is known in fp64.
 """
 
 from __future__ import annotations
