@@ -16,7 +16,7 @@ def glossary(world: World) -> LabContext:
     lines = [f"{word}: {meaning}." for word, meaning in entries.items()]
     tasks = [
         value_task(f"What is {word}?", f"{word}: {entries[word]}.", entries[word], "lookup")
-        for word in world.pick(list(entries), min(5, world.size))
+        for word in world.pick(list(entries), world.size)
     ]
     tasks.append(sequence_task("Read the page aloud.", " ".join(lines), lines, "recite", "entries"))
     return LabContext(DOMAIN, "Humanities", f"You keep the glossary of {world.name()}.", " ".join(lines), tasks)
@@ -97,7 +97,7 @@ def cipher(world: World) -> LabContext:
     lines = [f"Write {word} as {codes[word]}." for word in words]
     tasks = [
         value_task(f"How do we write {word}?", f"Write {word} as {codes[word]}.", codes[word], "lookup")
-        for word in world.pick(words, min(3, len(words)))
+        for word in world.pick(words, len(words))
     ]
     word = world.rng.choice(words)
     tasks.append(value_task(f"What does {codes[word]} mean?", f"Read {codes[word]} as {word}.", word, "reverse"))
@@ -135,7 +135,7 @@ def _round(
     lines = [hop.format(a=a, b=b) for a, b in after.items()]
     world.rng.shuffle(lines)
     tasks: list[LabTask] = []
-    for stop in world.pick(stops, min(3, len(stops))):
+    for stop in world.pick(stops, len(stops)):
         tasks.append(value_task(ask.format(a=stop), hop.format(a=stop, b=after[stop]), after[stop], "lookup"))
     stop = start = world.rng.choice(stops)
     way = []

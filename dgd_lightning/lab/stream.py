@@ -26,6 +26,8 @@ class Stage:
         batch_size: rows per step, B.
         sizes: smallest and largest number of facts in a context, inclusive.
         long_share: share of the contexts whose long task is asked too.
+        recall_share: share of the contexts where all short questions are answered in one turn, in random order and
+            twice: many look-ups in few tokens, without which they are not learnt in reasonable time.
         contradict: share of the facts with a prior that contradict it.
         families: names of the families to draw from; repeat one to weight it.
     """
@@ -35,6 +37,7 @@ class Stage:
     batch_size: int
     sizes: tuple[int, int]
     long_share: float
+    recall_share: float
     contradict: float
     families: list[str]
 
@@ -46,12 +49,18 @@ class LabBatch(NamedTuple):
     weights: Tensor  # [B, T]
 
 
+class Part(NamedTuple):
+    """A sentence of a message; ``value`` is the part of a short answer that only the context tells."""
+
+    text: str
+    value: str | None = None
+
+
 class Turn(NamedTuple):
-    """One message; ``value`` is the part of a short answer that only the context tells."""
+    """One message: its parts joined by spaces."""
 
     role: str
-    content: str
-    value: str | None = None
+    parts: list[Part]
 
 
 class Encoder:
@@ -79,15 +88,24 @@ class Encoder:
         ids: list[int] = []
         weights: list[float] = []
         for turn in turns:
-            head, body = self.roles[turn.role], [*self.encode(turn.content), self.end]
-            ids += head + body + self.newline
-            around = self.context_weight
-            inside = self.answer_weights(body, turn.value) if turn.role == "assistant" else [around] * len(body)
-            weights += [around] * len(head) + inside + [around] * len(self.newline)
+            head, tail = self.roles[turn.role], [self.end, *self.newline]
+            ids += head
+            weights += [self.context_weight] * len(head)
+            for i, part in enumerate(turn.parts):
+                body = self.encode(" " + part.text if i else part.text)
+                ids += body
+                weights += self.answer_weights(body, part.value) if turn.role == "assistant" else self.plain(body)
+            ids += tail
+            end = self.ANSWER if turn.role == "assistant" else self.context_weight
+            weights += [end, *self.plain(self.newline)]
         return ids, weights
 
+    def plain(self, body: list[int]) -> list[float]:
+        """Weights of what is no answer."""
+        return [self.context_weight] * len(body)
+
     def answer_weights(self, body: list[int], value: str | None) -> list[float]:
-        """Weights of an answer's tokens ``body``, its end mark included."""
+        """Weights of an answer's tokens ``body``."""
         if value is None:
             return [self.LONG] * len(body)
         weights = [self.ANSWER] * len(body)
@@ -102,16 +120,21 @@ def document(rng: random.Random, stage: Stage, seed: int) -> list[Turn]:
     """One context with several of its questions, as chat turns."""
     family = rng.choice(stage.families)
     context = make_context(seed, family, split="train", size=rng.randint(*stage.sizes), contradict=stage.contradict)
+    turns = [Turn("system", [Part(context.system)])]
+    if rng.random() < stage.recall_share:
+        short = [Part(task.answer, task.checks[0]["value"]) for task in context.tasks if not task.long]
+        recalled = rng.sample(short, len(short)) + rng.sample(short, len(short))
+        question = f"{context.text}\n\nTell all you know, and tell it again."
+        return [*turns, Turn("user", [Part(question)]), Turn("assistant", recalled)]
     ask_long = rng.random() < stage.long_share
     tasks = [task for task in context.tasks if ask_long or not task.long]
     rng.shuffle(tasks)
     if ask_long and rng.random() < 0.5:  # evaluation asks each task first, straight under the context
         tasks.sort(key=lambda task: not task.long)
-    turns = [Turn("system", context.system)]
     for i, task in enumerate(tasks):
         question = task.question if i else f"{context.text}\n\n{task.question}"
         value = None if task.long else task.checks[0]["value"]
-        turns += [Turn("user", question), Turn("assistant", task.answer, value)]
+        turns += [Turn("user", [Part(question)]), Turn("assistant", [Part(task.answer, value)])]
     return turns
 
 

@@ -42,6 +42,7 @@ def lab_words() -> list[str]:
         for seed in range(400):
             context = make_context(seed, family, split="train", size=12, contradict=0.5)
             texts = [
+                " Tell all you know, and tell it again.",
                 context.system,
                 context.text,
                 *(t.question for t in context.tasks),

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dgd_lightning.lab.rows import ALL_FAMILIES, make_context
-from dgd_lightning.lab.stream import Encoder, LabBatch, LabStream, Stage, Turn
+from dgd_lightning.lab.stream import Encoder, LabBatch, LabStream, Part, Stage, Turn
 from dgd_lightning.lab.tokenizer import VOCAB_SIZE, build_tokenizer
 
 
@@ -69,9 +69,9 @@ def probe_batches(encoder: Encoder, contexts: int, sizes: tuple[int, int], batch
             context = make_context(seed, family, split="eval", size=rng.randint(*sizes), contradict=0.5)
             for task in rng.sample(context.tasks, min(3, len(context.tasks))):
                 turns = [
-                    Turn("system", context.system),
-                    Turn("user", f"{context.text}\n\n{task.question}"),
-                    Turn("assistant", task.answer),
+                    Turn("system", [Part(context.system)]),
+                    Turn("user", [Part(f"{context.text}\n\n{task.question}")]),
+                    Turn("assistant", [Part(task.answer)]),
                 ]
                 ids, weights = encoder.conversation(turns)
                 group = task.kind if task.prior in ("novel", "closed") else task.prior

@@ -22,6 +22,7 @@ from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.draft.objective import BlockLoss, block_ids, block_loss, default_gamma, sample_anchors
 from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.functional import tau_macro, tau_micro
+from dgd_lightning.modules.decoding import bundled
 from dgd_lightning.modules.schedule import cosine_with_warmup
 from dgd_lightning.pair import Pair, load_pair
 
@@ -33,8 +34,8 @@ class DraftTraining(L.LightningModule):
     Validation batches are lists of prompts, 1-D LongTensors, decoded speculatively.
 
     Args:
-        target: Hub id or folder of the frozen target.
-        draft: Hub id or folder of a draft to continue; None trains a new one of the sizes below.
+        target: Hub id or folder of the frozen target, or ``lab``.
+        draft: Hub id or folder of a draft to continue, or ``lab``; None trains a new one of the sizes below.
         dtype: the target's dtype (``auto``: the checkpoint's); the draft trains in fp32 under ``trainer.precision``.
         attn_implementation: the target's attention.
         revision: the target's revision on the Hub.
@@ -79,8 +80,8 @@ class DraftTraining(L.LightningModule):
         super().__init__()
         self.recipe = {"lr": lr, "weight_decay": weight_decay, "warmup_share": warmup_share}
         self.source = {
-            "target": target,
-            "draft": draft,
+            "target": bundled(target, "target"),
+            "draft": draft and bundled(draft, "draft"),
             "dtype": dtype,
             "attn_implementation": attn_implementation,
             "revision": revision,

@@ -14,7 +14,7 @@ from dgd_lightning.lab.families import FAMILIES
 from dgd_lightning.lab.names import SYLLABLES, Namer, is_held_out
 from dgd_lightning.lab.rows import ALL_FAMILIES, eval_rows, make_context, messages, to_row
 from dgd_lightning.lab.shifted import SHIFTED
-from dgd_lightning.lab.stream import Encoder, LabStream, Stage, Turn
+from dgd_lightning.lab.stream import Encoder, LabStream, Part, Stage, Turn
 from dgd_lightning.lab.tokenizer import MASK_TOKEN_ID, VOCAB_SIZE, build_tokenizer
 from dgd_lightning.lab.training_data import probe_batches
 
@@ -135,7 +135,7 @@ def test_encoder_writes_what_the_chat_template_writes(tokenizer):
     context = make_context(0, "cipher", split="train", size=8, contradict=0.0)
     task = context.tasks[-1]
     chat = [*messages(context, task), {"role": "assistant", "content": task.answer}]
-    ids, weights = encoder.conversation([Turn(message["role"], message["content"]) for message in chat])
+    ids, weights = encoder.conversation([Turn(message["role"], [Part(message["content"])]) for message in chat])
     expected = tokenizer.apply_chat_template(chat, tokenize=False)
     assert ids == tokenizer.encode(expected, add_special_tokens=False)
     answer = [token for token, weight in zip(ids, weights, strict=True) if weight > 0.1]
@@ -143,7 +143,7 @@ def test_encoder_writes_what_the_chat_template_writes(tokenizer):
 
 
 def test_stream_resumes_where_it_stopped(tokenizer):
-    stages = [Stage(2, 64, 2, (3, 4), 0.5, 0.1, ["route"]), Stage(2, 96, 1, (3, 4), 0.5, 0.1, ["tariff"])]
+    stages = [Stage(2, 64, 2, (3, 4), 0.5, 0.3, 0.1, ["route"]), Stage(2, 96, 1, (3, 4), 0.5, 0.3, 0.1, ["tariff"])]
     encoder = Encoder(tokenizer, 0.1)
     whole = iter(LabStream(encoder, stages, seed=3))
     batches = [next(whole) for _ in range(4)]
