@@ -172,10 +172,12 @@ class DFlashDraft(nn.Module):
         """What the layers read of the target: features [B, S, F·H] -> [B, S, H]."""
         return self.hidden_norm(self.fc(features))
 
+    @torch.no_grad()
     def extend(self, cache: PositionCache, features: Tensor, positions: Tensor) -> None:
         """Write context keys and values of ``features`` [B, S, F·H] at ``positions`` [B, S].
 
         Features past a row's length may be written too: they lie beyond its next anchor, hidden and overwritten later.
+        No gradients (nor in ``block``): a cache that is written in place cannot be differentiated.
         """
         context = self.context(features)
         turns = self.rotary(positions, context.dtype)
@@ -183,6 +185,7 @@ class DFlashDraft(nn.Module):
         for layer, slot in zip(self._stack, cache.slots, strict=True):
             slot.write(*layer.self_attn.keys_values(context, turns))
 
+    @torch.no_grad()
     def block(self, cache: PositionCache, embeddings: Tensor, anchors: Tensor, *, max_length: int) -> Tensor:
         """Hidden states of N blocks per row over the cached context strictly before each anchor.
 

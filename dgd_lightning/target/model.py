@@ -105,7 +105,8 @@ class Target(nn.Module):
             logits_at: [B], the one query index per row whose logits are wanted; None for all.
             want_logits: False skips the head.
         """
-        hidden, features = self._forward(ids, positions, cache, max_length, layer_ids)
+        masks = self._masks(positions, max_length)
+        hidden, features = self._forward(ids, positions, masks, cache, max_length, layer_ids)
         if not want_logits:
             return TargetStep(None, features)
         if logits_at is not None:
@@ -144,7 +145,8 @@ class Target(nn.Module):
         for start in range(0, length, chunk_size):
             stop = min(start + chunk_size, length)
             positions = torch.arange(start, stop, device=ids.device).expand(batch, -1)  # [B, C]
-            hidden, features = self._forward(ids[:, start:stop], positions, cache, stop, layer_ids)
+            masks = self._masks(positions[:1], stop)  # every row stands at the same positions: one mask for all
+            hidden, features = self._forward(ids[:, start:stop], positions, masks, cache, stop, layer_ids)
             at = ends - 1 - start  # [B]
             here = _pick(hidden, at.clamp(0, stop - start - 1)).to(last.device)
             last = torch.where(((at >= 0) & (at < stop - start))[:, None, None], here, last)
@@ -157,14 +159,20 @@ class Target(nn.Module):
         return Prefill(self.lm_head(last)[:, 0], kept, ends)
 
     def _forward(
-        self, ids: Tensor, positions: Tensor, cache: PositionCache, max_length: int, layer_ids: Sequence[int]
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        masks: Tensor | dict[str, Tensor],
+        cache: PositionCache,
+        max_length: int,
+        layer_ids: Sequence[int],
     ) -> tuple[Tensor, Tensor | None]:
         """(last hidden states [B, Q, H], features [B, Q, F·H] or None)."""
         cache.at(positions, max_length=max_length)
         with self._tapped(layer_ids) as taps:
             output = self.model.get_decoder()(
                 input_ids=ids,
-                attention_mask=self._masks(positions, max_length),
+                attention_mask=masks,
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
@@ -214,9 +222,8 @@ class Target(nn.Module):
         return self._mask(positions, max_length, None)
 
     def _mask(self, positions: Tensor, max_length: int, window: int | None) -> Tensor:
+        """Additive, in the model's dtype: made once here, where a boolean one is widened again in every layer."""
         allowed = position_mask(positions, max_length, window)
-        if self.model.config._attn_implementation == "sdpa":
-            return allowed
         return torch.zeros_like(allowed, dtype=self.dtype).masked_fill_(~allowed, torch.finfo(self.dtype).min)
 
 
