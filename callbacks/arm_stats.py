@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dgd_lightning.metrics import AcceptanceRates, Tau, acceptance_rates, length_histogram, tau
+from dgd_lightning.metrics import AcceptanceRates, Tau, acceptance_rates, length_histogram, tau_of_histogram
 
 
 class Cost(NamedTuple):
@@ -18,20 +17,23 @@ class Cost(NamedTuple):
     seconds: float
 
 
-@dataclass
 class ArmStats:
-    """Everything of one arm."""
+    """Everything of one arm; adding a row and reading a number cost the same after ten rows and after ten thousand.
 
-    name: str
-    method: str
-    temperature: float
-    block_size: int  # K; 1 for arms that draft nothing
-    tasks: int = 0
-    skipped: int = 0
-    tokens: int = 0
-    responses: list[list[int]] = field(default_factory=list)  # acceptance lengths per task
-    verified: list[int] = field(default_factory=list)
-    costs: dict[str, Cost] = field(default_factory=dict)  # by idx
+    Args:
+        name: of the arm.
+        method: of the arm.
+        temperature: of the arm.
+        block_size: K; 1 for arms that draft nothing.
+    """
+
+    def __init__(self, name: str, method: str, temperature: float, block_size: int) -> None:
+        self.name, self.method, self.temperature, self.block_size = name, method, temperature, block_size
+        self.tasks = self.skipped = self.tokens = self.answered = 0
+        self.macro_sum = 0.0
+        self.histogram = torch.zeros(block_size + 1, dtype=torch.long)  # [K + 1] counts of acceptance lengths
+        self.verified = torch.zeros(block_size + 1, dtype=torch.long)  # [K + 1] counts of verified lengths
+        self.costs: dict[str, Cost] = {}  # by idx
 
     def add(self, row: dict[str, Any]) -> None:
         """Adds a prediction row of this arm."""
@@ -40,35 +42,32 @@ class ArmStats:
             self.skipped += 1
             return
         lengths = record["acceptance_lengths"]
+        committed = sum(lengths)
         self.tasks += 1
         self.tokens += record["tokens"]
-        self.responses.append(lengths)
-        self.verified += record["verified_lengths"]
-        committed = sum(lengths)
+        if lengths:
+            self.answered += 1
+            self.macro_sum += committed / len(lengths)
+        self.histogram += length_histogram(lengths, self.block_size)
+        self.verified += length_histogram(record["verified_lengths"], self.block_size)
         share = committed / record["batch_tokens"] if record["batch_tokens"] else 0.0
         self.costs[row["idx"]] = Cost(committed, record["decode_seconds"] * share)
 
     @property
     def tau(self) -> Tau:
         """τ, micro and macro."""
-        return tau(self.responses)
+        macro = self.macro_sum / self.answered if self.answered else float("nan")
+        return Tau(tau_of_histogram(self.histogram), macro)
 
     @property
-    def lengths(self) -> list[int]:
-        """All acceptance lengths."""
-        return [length for response in self.responses for length in response]
-
-    @property
-    def histogram(self) -> Tensor:
-        """[K + 1] counts of acceptance lengths."""
-        return length_histogram(self.lengths, self.block_size)
+    def lengths(self) -> Tensor:
+        """All acceptance lengths, sorted."""
+        return torch.arange(self.block_size + 1).repeat_interleave(self.histogram)
 
     @property
     def rates(self) -> AcceptanceRates:
-        """Acceptance per slot; empty for arms that draft nothing."""
-        if self.block_size < 2:
-            return AcceptanceRates(torch.empty(0), torch.empty(0))
-        return acceptance_rates(length_histogram(self.verified, self.block_size))
+        """Acceptance per slot [K - 1]; NaN where nothing was verified."""
+        return acceptance_rates(self.verified)
 
     @property
     def tokens_per_second(self) -> float:

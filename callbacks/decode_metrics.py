@@ -151,10 +151,10 @@ def _final(writer: Any, stats: dict[str, ArmStats], samples: list[dict[str, Any]
     for arm in stats.values():
         step = arm.tasks + arm.skipped
         _scalars(writer, arm, stats, step)
-        if arm.lengths:
+        if len(arm.lengths):
             bins = [length + 0.5 for length in range(arm.block_size + 1)]
-            writer.add_histogram(f"{arm.name}/acceptance_length", np.array(arm.lengths), step, bins=np.array(bins))
-    drafting = [arm for arm in stats.values() if arm.verified and arm.block_size > 1]
+            writer.add_histogram(f"{arm.name}/acceptance_length", arm.lengths.numpy(), step, bins=np.array(bins))
+    drafting = [arm for arm in stats.values() if arm.block_size > 1 and arm.verified.any()]
     if drafting:
         writer.add_figure("acceptance_curve", acceptance_figure(drafting), max(arm.tasks for arm in drafting))
     for row in samples:

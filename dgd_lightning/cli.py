@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -25,6 +26,8 @@ Start with:                                  dgd predict --config configs/quicks
 All keys of one subcommand:                  dgd predict --help
 All keys of one class:                       dgd predict --model.help Decoding   (or --data.help ContextsData)
 """
+
+LAUNCHED_RANK_WAITS = 5.0  # seconds
 
 # Lightning's remarks that tell a user nothing he could act on here.
 _QUIET_WARNINGS = (
@@ -174,9 +177,10 @@ def _cause(error: BaseException | None) -> InputError | None:
 
 
 def _tell(error: InputError) -> None:
-    """One line on stderr. All ranks meet most mistakes at once, so the launched ones keep quiet."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"dgd: error: {error}", file=sys.stderr)
+    """One line on stderr. All ranks meet most mistakes at once, and then rank 0 ends the others before they speak."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(LAUNCHED_RANK_WAITS)
+    print(f"dgd: error: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,16 @@ class ProjectCLI(LightningCLI):
         if isinstance(self.datamodule, TaskData):
             self.datamodule.check_ranks(self.trainer.world_size)
         self.trainer.predict(return_predictions=False, **kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs it; where it fails, launched ranks are ended too: they would wait for this one for ever."""
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception:
+            launcher = self.trainer.strategy.launcher
+            if launcher is not None and hasattr(launcher, "kill"):
+                launcher.kill(signal.SIGTERM)
+            raise
 
     def after_fit(self) -> None:
         """Says where the run is."""
