@@ -4,5 +4,6 @@ from callbacks.decode_metrics import DecodeMetrics
 from callbacks.prediction_writer import PredictionWriter
 from callbacks.progress import DecodeProgress
 from callbacks.provenance import Provenance
+from callbacks.solve_rate import SolveRate
 
-__all__ = ["DecodeMetrics", "DecodeProgress", "PredictionWriter", "Provenance"]
+__all__ = ["DecodeMetrics", "DecodeProgress", "PredictionWriter", "Provenance", "SolveRate"]

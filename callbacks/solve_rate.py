@@ -39,11 +39,12 @@ class SolveRate(Callback):
     """
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero or trainer.log_dir is None:
+        log_dir = trainer.log_dir  # a collective: every rank asks
+        if not trainer.is_global_zero or log_dir is None:
             return
         solved: dict[str, dict[str, Count]] = defaultdict(lambda: defaultdict(Count))  # [category][arm]
         reverted: dict[str, Count] = defaultdict(Count)  # [arm], out of the facts that go against their prior
-        for row in run_folder.read_predictions(Path(trainer.log_dir)):
+        for row in run_folder.read_predictions(Path(log_dir)):
             text, arm = row["model_output"], row["dgd"]["arm"]
             if text is None or "lab" not in row.get("metadata", {}):
                 continue
