@@ -16,7 +16,7 @@ class LabContexts(TaskData):
 
     Args:
         contexts_per_family: contexts of each family; the first ones are the same whatever the number.
-        families: families to take; None takes the ten that the bundled draft was trained on. ``star_chart`` and
+        families: families to take; None takes all that the bundled draft was trained on. ``star_chart`` and
             ``ledger`` are the shifted domain.
         sizes: smallest and largest number of facts in a context, inclusive; None: chosen per family, so that long
             answers have at least 64 tokens.

@@ -194,6 +194,18 @@ def series(world: World) -> LabContext:
     return LabContext(EMPIRICAL, "Time Series", system, "We saw " + " ".join(f"{t}," for t in terms[:shown]), tasks)
 
 
+def dictation(world: World) -> LabContext:
+    """Coined words to be repeated: what in-context learning starts from, and where the curriculum starts."""
+    words = [world.name() for _ in range(world.size)]
+    i = world.rng.randrange(len(words))
+    after = words[(i + 1) % len(words)]
+    tasks = [
+        value_task(f"Which word follows {words[i]}?", f"Then {words[i]} {after}.", after, "next"),
+        sequence_task("Repeat.", " ".join(words), words, "recite", "words"),
+    ]
+    return LabContext(PROCEDURE, "Instructional Procedures", "You take dictation.", " ".join(words), tasks)
+
+
 FAMILIES: dict[str, Family] = {
     "glossary": glossary,
     "natural_history": natural_history,
@@ -205,5 +217,6 @@ FAMILIES: dict[str, Family] = {
     "experiment": experiment,
     "simulation": simulation,
     "series": series,
+    "dictation": dictation,
 }
 

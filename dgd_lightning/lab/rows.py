@@ -23,6 +23,7 @@ EVAL_SIZES = {
     "route": (11, 16),
     "simulation": (14, 16),
     "series": (11, 16),
+    "dictation": (30, 36),
     "star_chart": (7, 10),
     "ledger": (6, 9),
 }
