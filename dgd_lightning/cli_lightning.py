@@ -18,6 +18,7 @@ from callbacks import DecodeMetrics, DecodeProgress, PredictionWriter, Provenanc
 from callbacks.run_folder import choose_version, config_hash
 from dgd_lightning.data import TaskData
 from dgd_lightning.errors import InputError
+from dgd_lightning.modules.decoding import Decoding
 
 PLUGIN_PACKAGES = ("dgd_lightning.data", "dgd_lightning.modules", "dgd_lightning.lab", "callbacks")
 
@@ -78,9 +79,16 @@ class ProjectCLI(LightningCLI):
         """A checkpoint's stored hyperparameters do not override the YAML."""
 
     def predict(self, **kwargs: Any) -> None:
-        """Predict without holding the rows in memory, after a check that needs no launched ranks."""
-        if isinstance(self.datamodule, TaskData):
-            self.datamodule.check_ranks(self.trainer.world_size)
+        """Predict without holding the rows in memory, after checks that need no launched ranks."""
+        for argument, value, kind in (("data", self.datamodule, TaskData), ("model", self.model, Decoding)):
+            if not isinstance(value, kind):
+                raise InputError(
+                    argument,
+                    expected=f"a {kind.__name__}, such as {', '.join(_names(kind))}",
+                    received=type(value).__name__ if value is not None else "nothing",
+                    mend=f"set {argument}.class_path",
+                )
+        self.datamodule.check_ranks(self.trainer.world_size)
         self.trainer.predict(return_predictions=False, **kwargs)
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -146,6 +154,11 @@ class ProjectCLI(LightningCLI):
     def _config_stem(self) -> str | None:
         files = self._get(self.config, "config") or []
         return Path(str(files[-1])).stem if files else None
+
+
+def _names(kind: type[Any]) -> list[str]:
+    """Names of the classes that stand for a kind: its subclasses, or itself where it has none."""
+    return [found.__name__ for found in kind.__subclasses__()] or [kind.__name__]
 
 
 def _is_first_rank() -> bool:

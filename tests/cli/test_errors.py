@@ -126,6 +126,15 @@ def test_unknown_class(config: Config, dgd: Dgd) -> None:
     check(dgd("predict", "--config", config(data_class="ContextData")), "data.class_path", "ContextData")
 
 
+def test_predict_needs_tasks(config: Config, dgd: Dgd) -> None:
+    path = config()
+    settings = yaml.safe_load(path.read_text())
+    del settings["data"]
+    path.write_text(yaml.safe_dump(settings))
+    check(dgd("predict", "--config", path), "data", "ContextsData, ", "received nothing")
+    check(dgd("fit", "--config", config()), "configuration", "training_step")
+
+
 def test_broken_yaml(dgd: Dgd, tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("model: [\n")
     check(dgd("predict", "--config", tmp_path / "broken.yaml"), "--config", "YAML")
