@@ -1,1 +1,41 @@
-"""dgd-lightning: draft-guided decoding with test-time training."""
+"""dgd-lightning: draft-guided decoding with test-time training.
+
+The public API loads on first use, so that `dgd --help` need not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dgd_lightning.decode import autoregressive_generate, speculative_generate
+    from dgd_lightning.errors import InputError
+    from dgd_lightning.pair import Pair, load_pair
+    from dgd_lightning.types import DecodeOutput, DecodeTrace
+
+__version__ = "0.1.0"
+_HOMES = {
+    "autoregressive_generate": "dgd_lightning.decode",
+    "speculative_generate": "dgd_lightning.decode",
+    "InputError": "dgd_lightning.errors",
+    "Pair": "dgd_lightning.pair",
+    "load_pair": "dgd_lightning.pair",
+    "DecodeOutput": "dgd_lightning.types",
+    "DecodeTrace": "dgd_lightning.types",
+}
+__all__ = [
+    "DecodeOutput",
+    "DecodeTrace",
+    "InputError",
+    "Pair",
+    "autoregressive_generate",
+    "load_pair",
+    "speculative_generate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
