@@ -90,6 +90,8 @@ def _hush() -> None:
 def _lightning(argv: Sequence[str]) -> int:
     """fit, validate, test, predict. Importing Lightning takes seconds, so it happens here, not at the top."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Threads that spin while they wait make small models many times slower when anything else wants the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from jsonargparse import ArgumentError
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 

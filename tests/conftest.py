@@ -13,6 +13,7 @@ from dgd_lightning.pair import Pair
 from dgd_lightning.target.model import Target
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the default suite never asks the network
+torch.set_num_threads(1)  # tiny models: a second thread only waits, and spins while it does
 
 
 @pytest.fixture(params=FAMILIES)
