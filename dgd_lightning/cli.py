@@ -54,6 +54,8 @@ _QUIET_LOG = (
     "distributed_backend=",
     "All distributed processes registered",
     "Starting with ",
+    "Using bfloat16",
+    "Using 16bit",
     "-----",
 )
 
