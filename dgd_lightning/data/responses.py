@@ -27,7 +27,7 @@ class ResponseBatch(NamedTuple):
 
 
 class ResponseDataset(Dataset[tuple[Tensor, Tensor]]):
-    """(prompt ids, response ids) pairs, each a 1-D LongTensor; responses shorter than two tokens teach nothing and go."""
+    """(prompt ids, response ids) pairs, 1-D LongTensors; responses shorter than two tokens teach nothing and go."""
 
     def __init__(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
         self.pairs = [pair for pair in pairs if len(pair[1]) >= 2]
@@ -56,8 +56,8 @@ class ResponsesData(LightningDataModule):
     """Conversations of a predictions file: what `dgd predict` wrote when the target answered the training prompts.
 
     A row needs ``messages`` (or ``prompt``) and ``model_output``; the exact tokens in ``dgd.output_ids`` are used where
-    the row has them, since text need not encode to the tokens it came from. Of several arms' rows for one task the first
-    counts. Rows without an answer are left out.
+    the row has them, since text need not encode to the tokens it came from. Of several arms' rows for one task the
+    first counts. Rows without an answer are left out.
 
     Args:
         path: predictions (``.jsonl`` or ``.jsonl.gz``).
@@ -141,7 +141,7 @@ class ResponsesData(LightningDataModule):
         """Batches in random order."""
         assert self.train_pairs is not None
         return DataLoader(
-            ResponseDataset(self.train_pairs),
+            ResponseDataset(self.train_pairs),  # type: ignore[arg-type]  # collated into batches
             self.batch_size,
             shuffle=True,
             collate_fn=pad_responses,

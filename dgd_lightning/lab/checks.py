@@ -26,7 +26,8 @@ def _ordered(text: str, items: list[str]) -> bool:
 
 def holds(check: dict[str, Any], text: str) -> bool:
     """Whether one check (``type`` and ``value`` as `world` writes them) holds for an answer."""
-    text, value = text.strip(), check.get("value")
+    text = text.strip()
+    value: Any = check.get("value")
     match check["type"]:
         case "contains":
             return _found(text, value) >= 0

@@ -31,7 +31,8 @@ def lab_prompts(
 ) -> Prompts:
     """``count`` prompts, one question each, drawn from contexts of ``split``."""
     tokenizer = build_tokenizer()
-    ids, longs = [], []
+    ids: list[Tensor] = []
+    longs: list[bool] = []
     rng = random.Random(f"draft/{split}/{seed}")
     while len(ids) < count:
         context = make_context(
@@ -100,7 +101,13 @@ class LabDraftData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[ResponseBatch]:
         assert self.dataset is not None
-        return DataLoader(self.dataset, self.batch_size, shuffle=True, drop_last=True, collate_fn=pad_responses)
+        return DataLoader(
+            self.dataset,  # type: ignore[arg-type]  # collated into batches
+            self.batch_size,
+            shuffle=True,
+            drop_last=True,
+            collate_fn=pad_responses,
+        )
 
     def val_dataloader(self) -> DataLoader[list[Tensor]]:
         prompts = lab_prompts(self.val_prompts, seed=self.seed, split="eval", long_share=1.0, **self.draw).ids

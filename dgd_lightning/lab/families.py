@@ -187,7 +187,11 @@ def series(world: World) -> LabContext:
     tasks = [
         value_task("What comes next?", f"Next comes {coming[0]}.", coming[0], "lookup"),
         sequence_task(
-            f"Continue for {NUMBERS[count - 1]} terms.", " ".join(f"{term}," for term in coming), coming, "series", "terms"
+            f"Continue for {NUMBERS[count - 1]} terms.",
+            " ".join(f"{term}," for term in coming),
+            coming,
+            "series",
+            "terms",
         ),
     ]
     system = f"You watch the signal of {world.name()}."
@@ -219,4 +223,3 @@ FAMILIES: dict[str, Family] = {
     "series": series,
     "dictation": dictation,
 }
-

@@ -72,12 +72,10 @@ class Encoder:
 
     ANSWER, LONG = 0.3, 0.5
 
-
     def __init__(self, tokenizer: PreTrainedTokenizerBase, context_weight: float) -> None:
         self.tokenizer, self.context_weight = tokenizer, context_weight
-        self.start = tokenizer.convert_tokens_to_ids(START)
-        self.end = tokenizer.convert_tokens_to_ids(END)
-        self.newline = self.encode("\n")
+        self.start, self.end = (int(tokenizer.convert_tokens_to_ids(mark)) for mark in (START, END))  # type: ignore[arg-type]
+        self.newline: list[int] = self.encode("\n")
         self.roles = {role: [self.start, *self.encode(role + "\n")] for role in ("system", "user", "assistant")}
 
     def encode(self, text: str) -> list[int]:

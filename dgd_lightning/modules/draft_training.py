@@ -172,7 +172,7 @@ class DraftTraining(L.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The draft's tensors alone."""
         state = super().state_dict(*args, **kwargs)
         return {name: value for name, value in state.items() if name.startswith("draft.")}

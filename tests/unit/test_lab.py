@@ -118,7 +118,9 @@ def test_shifted_domain_is_outside_the_default(tokenizer):
     assert shifted == {"Star Charts", "Ledgers"}
 
 
-@pytest.mark.parametrize("text", ["Hello wörld! 漢字 \t def f(x):\n\treturn x**2  # ok\n\n\n", "", "Zomita\n\nkelora  9 "])
+@pytest.mark.parametrize(
+    "text", ["Hello wörld! 漢字 \t def f(x):\n\treturn x**2  # ok\n\n\n", "", "Zomita\n\nkelora  9 "]
+)
 def test_any_text_encodes_and_comes_back(tokenizer, text):
     assert tokenizer.decode(tokenizer(text).input_ids) == text
 

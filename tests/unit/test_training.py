@@ -1,4 +1,4 @@
-"""Draft and target training: they learn, resume exactly, keep the frozen target out of checkpoints, export what loads."""
+"""Training: it learns, resumes exactly, keeps the frozen target out of checkpoints, exports what loads."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_responses_come_from_predictions(tmp_path: Path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     responses = ResponsesData(str(path), str(exported), val_share=0.0)
     responses.setup("fit")
-    assert [pair[1].tolist() for pair in responses.train_pairs][0] == [5, 6, 7]
+    assert responses.train_pairs[0][1].tolist() == [5, 6, 7]
     assert len(responses.train_pairs) == 2
     assert data.tokenizer.decode(responses.train_pairs[1][1]) == "green.<|im_end|>"
     batch = pad_responses(responses.train_pairs)
