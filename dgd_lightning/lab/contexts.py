@@ -51,10 +51,10 @@ class LabContexts(TaskData):
             raise InputError(
                 "data.contexts_per_family", expected="at least 1", received=contexts_per_family, mend="use 1 or more"
             )
-        if sizes is not None and not 3 <= sizes[0] <= sizes[1] <= 16:
+        if sizes is not None and not 3 <= sizes[0] <= sizes[1] <= 36:
             raise InputError(
                 "data.sizes",
-                expected="3 ≤ smallest ≤ largest ≤ 16",
+                expected="3 ≤ smallest ≤ largest ≤ 36",
                 received=list(sizes),
                 mend="use for example [9, 12]",
             )

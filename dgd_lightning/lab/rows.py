@@ -9,7 +9,7 @@ from typing import Any
 from dgd_lightning.lab.families import FAMILIES
 from dgd_lightning.lab.names import Split
 from dgd_lightning.lab.shifted import SHIFTED
-from dgd_lightning.lab.world import LabContext, LabTask, World
+from dgd_lightning.lab.world import LabContext, LabTask, PriorKind, World
 
 ALL_FAMILIES = {**FAMILIES, **SHIFTED}
 EVAL_SEED = 20_261_123  # evaluation contexts: this seed and held-out names; training seeds never reach it
@@ -17,6 +17,9 @@ EVAL_CONTRADICT = 0.5
 # Facts per evaluation context: where the long task answers with a short line per fact, there are more of them, so that
 # long answers are at least 64 tokens long.
 EVAL_SIZES = {
+    "natural_history": (20, 28),  # longer than in training: look-ups that fail fall back on the prior
+    "tariff": (20, 28),
+    "experiment": (20, 28),
     "glossary": (14, 16),
     "cipher": (13, 16),
     "procedure": (7, 10),
@@ -28,6 +31,7 @@ EVAL_SIZES = {
     "ledger": (6, 9),
 }
 OTHER_SIZES = (8, 12)
+SHORT_TASKS: dict[PriorKind, int] = {"contradict": 2, "agree": 1, "novel": 2}  # at most, per context
 
 
 def make_context(seed: int, family: str, *, split: Split, size: int, contradict: float) -> LabContext:
@@ -72,7 +76,7 @@ def eval_rows(
     sizes: tuple[int, int] | None = None,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Rows of held-out contexts: per context one long task where it has one, and up to three short ones.
+    """Rows of held-out contexts: per context one long task where it has one, and short ones of every prior kind.
 
     Args:
         contexts_per_family: contexts of each family.
@@ -89,8 +93,10 @@ def eval_rows(
             context = make_context(
                 context_seed, family, split="eval", size=rng.randint(smallest, largest), contradict=EVAL_CONTRADICT
             )
-            short = [task for task in context.tasks if not task.long and task.prior != "closed"]
-            chosen = [task for task in context.tasks if task.long] + rng.sample(short, min(3, len(short)))
+            chosen = [task for task in context.tasks if task.long]
+            for prior, most in SHORT_TASKS.items():
+                some = [task for task in context.tasks if not task.long and task.prior == prior]
+                chosen += rng.sample(some, min(most, len(some)))
             context_id = f"lab-{family}-{seed}-{number}"
             rows += [to_row(context, task, context_id, i) for i, task in enumerate(chosen)]
     return rows
