@@ -15,8 +15,9 @@ import pytest
 from cli_tools import Config, Dgd, TinyPair, chat_row, predictions, write_jsonl
 
 from callbacks import run_folder
+from dgd_lightning.modules.decoding import Decoding
 
-LAUNCH_SECONDS = 120  # to import everything and write the first row, on a busy core
+LAUNCH_SECONDS = 300  # to import everything and write the first row; seconds on a free core, minutes on a crowded one
 
 
 def launch(*arguments: str | Path) -> subprocess.Popen[str]:
@@ -89,6 +90,9 @@ def test_a_complete_run_is_never_touched(config: Config, dgd: Dgd, tmp_path: Pat
     assert predictions(run_of(tmp_path, 0)) == predictions(run_of(tmp_path, 1))
 
 
+GROUPS = [{f"t{context}-0", f"t{context}-1"} for context in range(12)]  # as `many` is batched by two
+
+
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "many.jsonl", [chat_row(c, t) for c in range(12) for t in range(2)])
@@ -104,7 +108,9 @@ def kill_after_first_rows(process: subprocess.Popen[str], folder: Path) -> None:
     process.communicate()
 
 
-def test_killed_run_continues(config: Config, dgd: Dgd, many: Path, tmp_path: Path) -> None:
+def test_killed_run_continues(
+    config: Config, dgd: Dgd, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = {"path": str(many), "batch_size": 2}
     path = config(data=data, model={"max_new_tokens": 24})
     folder = run_of(tmp_path)
@@ -115,8 +121,13 @@ def test_killed_run_continues(config: Config, dgd: Dgd, many: Path, tmp_path: Pa
     with shard.open("a") as file:  # as if the kill had come in the middle of a write
         file.write('{"idx": "t9-1", "model_out')
 
+    decoded: list[int] = []
+    decode = Decoding._decode
+    monkeypatch.setattr(Decoding, "_decode", lambda *a: (decoded.append(len(a[1])), decode(*a))[1])
     assert dgd("predict", "--config", path).code == 0
     assert not (tmp_path / "logs/run/version_1").exists()
+    whole = sum(len([row for row in kept if row["idx"] in group]) == 6 for group in GROUPS)
+    assert sum(decoded) == 72 - 6 * whole  # groups with all their rows were left alone
     merged = {run_folder.key(row): row for row in run_folder.read_predictions(folder)}
     assert all(merged[run_folder.key(row)] == row for row in kept)  # to the timing: not decoded again
     assert len(json.loads((folder / "provenance.json").read_text())["sessions"]) == 2
