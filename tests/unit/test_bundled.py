@@ -1,0 +1,66 @@
+"""The bundled pair keeps its promises: size, provenance, lossless decoding, solve rate, τ on long answers."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+
+from dgd_lightning import Pair, autoregressive_generate, load_pair, speculative_generate
+from dgd_lightning.lab.checks import grade, reverted_to_prior
+from dgd_lightning.lab.rows import eval_rows
+from dgd_lightning.metrics.functional import tau_micro
+
+ASSETS = Path(str(files("dgd_lightning.lab").joinpath("assets")))
+LONG = 64  # tokens of a long answer
+BYTES = 16 * 2**20
+
+
+def prompts_of(pair: Pair, rows: list[dict]) -> list[torch.Tensor]:
+    texts = [
+        pair.tokenizer.apply_chat_template(row["messages"], tokenize=False, add_generation_prompt=True) for row in rows
+    ]
+    return [torch.tensor(pair.tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+
+
+def test_size_and_provenance():
+    sizes = [path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()]
+    assert sum(sizes) <= BYTES
+    assert {path.suffix for path in ASSETS.rglob("*") if path.is_file()} <= {".json", ".safetensors", ".jinja"}
+    record = json.loads((ASSETS / "provenance.json").read_text())
+    assert {"target", "draft"} <= set(record)
+    assert all("versions" in part and "command" in part for part in record.values())
+
+
+@pytest.mark.parametrize("block_size", [2, 5, 8])
+def test_lossless_in_fp64(block_size: int):
+    pair = load_pair(ASSETS / "target", ASSETS / "draft", dtype="float64", device="cpu")
+    prompts = prompts_of(pair, eval_rows(1))[block_size::4]
+    plain = autoregressive_generate(pair, prompts, max_new_tokens=80)
+    fast = speculative_generate(pair, prompts, max_new_tokens=80, block_size=block_size)
+    for a, b in zip(plain, fast, strict=True):
+        assert torch.equal(a.tokens, b.tokens)
+    assert sum(len(output.acceptance_lengths) for output in fast) < sum(len(output.tokens) for output in plain)
+
+
+@pytest.mark.slow
+def test_solve_rate_and_tau():
+    pair = load_pair(ASSETS / "target", ASSETS / "draft", device="cpu")
+    rows = eval_rows(12)
+    prompts = prompts_of(pair, rows)
+    solved, reverted, long = 0, 0, []
+    for start in range(0, len(rows), 32):
+        outputs = speculative_generate(pair, prompts[start : start + 32], max_new_tokens=192)
+        for row, output in zip(rows[start : start + 32], outputs, strict=True):
+            text = pair.tokenizer.decode(output.tokens, skip_special_tokens=True)
+            solved += grade(row, text).value == 1.0
+            reverted += reverted_to_prior(row, text)
+            if len(output.tokens) >= LONG:
+                long.append(output.acceptance_lengths)
+    print(f"solved {solved}/{len(rows)}, reverted {reverted}, τ on {len(long)} long answers {tau_micro(long):.2f}")
+    assert 0.3 <= solved / len(rows) <= 0.7
+    assert reverted > 0
+    assert tau_micro(long) >= 3.0
