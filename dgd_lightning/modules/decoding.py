@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from dgd_lightning.decode.engine import Progress
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.arms import DECODERS, Arm, check_arms, row_seed
 from dgd_lightning.pair import Pair, load_pair
+from dgd_lightning.target.load import bundled
 from dgd_lightning.types import DecodeOutput, Task
 
 TooLong = Literal["error", "skip", "truncate_left"]
@@ -155,7 +155,7 @@ class Decoding(LightningModule):
             seeds = [row_seed(self.seed, batch[i].idx, arm) for i in fits]
             outputs = self._decode([prompts[i][-limit:] for i in fits], arm, self.max_new_tokens, seeds) if fits else []
             by_index = dict(zip(fits, outputs, strict=True))
-            rows += [self._row(task, arm, len(prompts[i]), by_index.get(i)) for i, task in enumerate(batch)]
+            rows += [self._row(task, arm, prompts[i], by_index.get(i)) for i, task in enumerate(batch)]
         return rows
 
     def _decode(self, prompts: list[Tensor], arm: Arm, max_new_tokens: int, seeds: list[int]) -> list[DecodeOutput]:
@@ -216,7 +216,8 @@ class Decoding(LightningModule):
                 mend="set model.too_long to skip or truncate_left, or use a target with a longer context",
             )
 
-    def _row(self, task: Task, arm: Arm, prompt_tokens: int, output: DecodeOutput | None) -> dict[str, Any]:
+    def _row(self, task: Task, arm: Arm, prompt: Tensor, output: DecodeOutput | None) -> dict[str, Any]:
+        prompt_tokens = len(prompt)  # before truncation
         settings = {name: value for name, value in asdict(arm).items() if name != "name"}
         head = {"arm": arm.name, **settings, "block_size": self._block_size(arm), "prompt_tokens": prompt_tokens}
         if output is None:
@@ -234,6 +235,7 @@ class Decoding(LightningModule):
             "target_forwards": trace.target_forwards,
             "draft_forwards": trace.draft_forwards,
             "seed": trace.seed,
+            "prompt_ids": prompt[-self._limit() :].tolist(),  # what the target read
             "output_ids": output.tokens.tolist(),
             # Wall times are those of the whole group, whose rows share forwards.
             "batch_tokens": trace.batch_tokens,
@@ -243,11 +245,6 @@ class Decoding(LightningModule):
             "tokens_per_second": trace.batch_tokens / trace.decode_seconds if trace.decode_seconds > 0 else None,
         }
         return {**task.row, "idx": task.idx, "model_output": text, "dgd": {**head, **result}}
-
-
-def bundled(source: str, part: str) -> str:
-    """The folder of the bundled pair's part for ``lab``; any other source as it is."""
-    return str(files("dgd_lightning.lab").joinpath("assets", part)) if source == "lab" else source
 
 
 def source_fingerprint(source: str) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ _RECURRENT = re.compile(
 _RECURRENT_LAYERS = ("linear_attention", "conv", "mamba", "recurrent", "hybrid")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+BUNDLED = "lab"  # the name of the bundled pair, as a target or as a draft
 _MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.jinja")
 
@@ -42,7 +44,7 @@ def load_target(
     """Load a frozen target from a folder or the Hugging Face Hub: safetensors only, never remote code.
 
     Args:
-        name_or_path: folder, or Hub id.
+        name_or_path: folder, Hub id, or ``lab`` for the bundled target.
         dtype: ``auto`` (the checkpoint's), a torch dtype or its name.
         device: ``auto`` (CUDA where there is one), a device, or a ``device_map``: a dict, ``balanced``, ``sequential``.
         attn_implementation: ``sdpa`` (default) or ``eager``.
@@ -125,15 +127,21 @@ def check_family(config: Mapping[str, Any]) -> None:
         )
 
 
+def bundled(source: str | os.PathLike[str], part: str) -> str:
+    """The folder of the bundled pair's part (``target`` or ``draft``) for ``lab``; any other source as it is."""
+    name = os.fspath(source)
+    return str(files("dgd_lightning").joinpath("lab", "assets", part)) if name == BUNDLED else name
+
+
 def fetch_folder(
     argument: str, name_or_path: str | os.PathLike[str], revision: str | None, patterns: Sequence[str]
 ) -> Path:
-    """The local folder of a checkpoint, downloaded (or found in the Hub cache) if it is a Hub id.
+    """The local folder of a checkpoint, downloaded (or found in the Hub cache) if it is a Hub id; ``lab`` is bundled.
 
     Raises:
         InputError: no such folder or Hub id, or no way to reach the Hub.
     """
-    name = os.fspath(name_or_path)
+    name = bundled(name_or_path, argument)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
