@@ -13,8 +13,24 @@ from dgd_lightning.metrics import AcceptanceRates, Tau, acceptance_rates, length
 class Cost(NamedTuple):
     """What a row cost: its share of the decode time of the group it was decoded with."""
 
-    tokens: int  # committed after the prefill's first token
-    seconds: float
+    tokens: int = 0  # committed after the prefill's first token
+    seconds: float = 0.0
+
+    def plus(self, other: Cost) -> Cost:
+        return Cost(self.tokens + other.tokens, self.seconds + other.seconds)
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second; NaN where no time was spent."""
+        return self.tokens / self.seconds if self.seconds > 0 else float("nan")
+
+
+class Sampling(NamedTuple):
+    """What shapes the law of an arm's output: only arms that share it are compared in speed."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
 
 
 class ArmStats:
@@ -23,17 +39,21 @@ class ArmStats:
     Args:
         name: of the arm.
         method: of the arm.
-        temperature: of the arm.
+        sampling: of the arm.
         block_size: K; 1 for arms that draft nothing.
     """
 
-    def __init__(self, name: str, method: str, temperature: float, block_size: int) -> None:
-        self.name, self.method, self.temperature, self.block_size = name, method, temperature, block_size
+    def __init__(self, name: str, method: str, sampling: Sampling, block_size: int) -> None:
+        self.name, self.method, self.sampling, self.block_size = name, method, sampling, block_size
         self.tasks = self.skipped = self.tokens = self.answered = 0
         self.macro_sum = 0.0
         self.histogram = torch.zeros(block_size + 1, dtype=torch.long)  # [K + 1] counts of acceptance lengths
         self.verified = torch.zeros(block_size + 1, dtype=torch.long)  # [K + 1] counts of verified lengths
         self.costs: dict[str, Cost] = {}  # by idx
+        self.total = Cost()
+        self.common: dict[
+            str, Common
+        ] = {}  # by name of the baseline; kept as sums: reading one costs no pass over tasks
 
     def add(self, row: dict[str, Any]) -> None:
         """Adds a prediction row of this arm."""
@@ -51,7 +71,19 @@ class ArmStats:
         self.histogram += length_histogram(lengths, self.block_size)
         self.verified += length_histogram(record["verified_lengths"], self.block_size)
         share = committed / record["batch_tokens"] if record["batch_tokens"] else 0.0
-        self.costs[row["idx"]] = Cost(committed, record["decode_seconds"] * share)
+        cost = Cost(committed, record["decode_seconds"] * share)
+        self.costs[row["idx"]] = cost
+        self.total = self.total.plus(cost)
+
+    def compare(self, base: ArmStats, idx: str) -> None:
+        """Adds a task that this arm and a baseline have both done, once."""
+        own, other = self.common.get(base.name, Common())
+        self.common[base.name] = Common(own.plus(self.costs[idx]), other.plus(base.costs[idx]))
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether speed-ups may refer to it."""
+        return self.method == "autoregressive"
 
     @property
     def tau(self) -> Tau:
@@ -72,31 +104,43 @@ class ArmStats:
     @property
     def tokens_per_second(self) -> float:
         """Committed tokens per second of decode time, prefill excluded."""
-        return _speed(list(self.costs.values()))
+        return self.total.speed
 
 
-def _speed(costs: list[Cost]) -> float:
-    seconds = sum(cost.seconds for cost in costs)
-    return sum(cost.tokens for cost in costs) / seconds if seconds > 0 else float("nan")
+class Common(NamedTuple):
+    """Summed costs over the tasks that an arm and its baseline both did."""
+
+    own: Cost = Cost()
+    base: Cost = Cost()
 
 
 def collect(stats: dict[str, ArmStats], row: dict[str, Any]) -> None:
-    """Adds a row to its arm's stats, which are made where they are missing."""
-    record = row["dgd"]
+    """Adds a row to its arm's stats, which are made where they are missing, and to the sums behind speed-ups."""
+    record, idx = row["dgd"], row["idx"]
     name = record["arm"]
     if name not in stats:
-        stats[name] = ArmStats(name, record["method"], record["temperature"], record["block_size"] or 1)
-    stats[name].add(row)
+        sampling = Sampling(record["temperature"], record["top_k"], record["top_p"])
+        stats[name] = ArmStats(name, record["method"], sampling, record["block_size"] or 1)
+    arm = stats[name]
+    arm.add(row)
+    if idx not in arm.costs:  # skipped
+        return
+    for other in stats.values():
+        if other.sampling == arm.sampling and idx in other.costs:
+            if other.is_baseline:
+                arm.compare(other, idx)
+            if arm.is_baseline and other is not arm:
+                other.compare(arm, idx)
 
 
 def speed_up(arm: ArmStats, stats: dict[str, ArmStats]) -> float:
-    """Tokens per second over those of the autoregressive arm of the same temperature, over the tasks that both did.
+    """Tokens per second over those of the first autoregressive arm with the same sampling, over the tasks both did.
 
-    NaN where there is no such arm.
+    Sampling is temperature, top_k and top_p. NaN where there is no such arm.
     """
     for base in stats.values():
-        if base.method == "autoregressive" and base.temperature == arm.temperature:
-            common = [idx for idx in arm.costs if idx in base.costs]
-            reference = _speed([base.costs[idx] for idx in common])
-            return _speed([arm.costs[idx] for idx in common]) / reference if reference else float("nan")
+        if base.is_baseline and base.sampling == arm.sampling:
+            common = arm.common.get(base.name, Common())
+            reference = common.base.speed
+            return common.own.speed / reference if reference else float("nan")
     return float("nan")

@@ -73,7 +73,8 @@ class DecodeMetrics(Callback):
         if not trainer.is_global_zero or not outputs:
             return
         for row in outputs:
-            collect(self.stats, row)
+            if run_folder.key(row) not in pl_module.done:  # type: ignore[operator]  # else counted in `setup`
+                collect(self.stats, row)
         if (writer := _writer(trainer)) is not None:
             for arm in self.stats.values():
                 _scalars(writer, arm, self.stats, step=arm.tasks + arm.skipped)

@@ -100,7 +100,11 @@ class DecodeProgress(ProgressBar):
         now = time.monotonic()
         if arm != self.arm or state.verifications == 0:
             self.arm, self.arm_started = arm, now
-        if now - self.shown < (REFRESH if self.bar else self.line_every):
+        prefill = state.tokens == 0
+        if now - self.shown < (REFRESH if self.bar else self.line_every) and not (prefill and self.bar):
+            return
+        if prefill:
+            self._show(f"{arm}: prefill of {state.rows} rows", completed=self.done)
             return
         committed, seconds = state.tokens - state.rows, now - self.arm_started
         note = f"{arm}: {state.active} rows active, {state.tokens} tokens"

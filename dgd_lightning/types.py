@@ -59,13 +59,6 @@ class Task(NamedTuple):
     row: dict[str, Any]
 
 
-class ContextTasks(NamedTuple):
-    """The tasks of one context, decoded together."""
-
-    context_id: str
-    tasks: list[Task]
-
-
 class Score(NamedTuple):
     """A graded answer; ``value`` is None where grading failed, never a silent 0."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from dgd_lightning.data.rows import Row, check_unique, field, read_jsonl
+from dgd_lightning.data.rows import Row, check_json, check_unique, field, read_jsonl
 from dgd_lightning.data.tasks import Names, TaskData
 from dgd_lightning.errors import InputError
 from dgd_lightning.types import Task
@@ -20,7 +20,7 @@ def parse_row(row: Row) -> Task:
     """The task of one CL-bench row.
 
     Raises:
-        InputError: a field is missing or of a wrong type.
+        InputError: a field is missing, of a wrong type, or nothing that JSON can hold.
     """
     messages = field(row, "messages", list, "a list of messages")
     if not messages:
@@ -43,6 +43,7 @@ def parse_row(row: Row) -> Task:
     for key in METADATA:
         field(row, f"metadata.{key}", str, "a string")
     kept = {key: value for key, value in row.value.items() if key not in STALE}
+    check_json(Row(row.place, row.number, kept))
     idx = row.value["metadata"]["task_id"]
     return Task(idx, [{"role": m["role"], "content": m["content"]} for m in messages], None, kept)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from dgd_lightning.data.rows import Row, check_unique, field, read_json_array, read_jsonl, read_lines
+from dgd_lightning.data.rows import Row, check_json, check_unique, field, read_json_array, read_jsonl, read_lines
 from dgd_lightning.data.tasks import TaskData
 from dgd_lightning.errors import InputError
 from dgd_lightning.types import Task
@@ -47,7 +47,7 @@ class PromptFormat:
         """Tasks of the rows.
 
         Raises:
-            InputError: a field is missing, a prompt is no text or empty, or an id comes twice.
+            InputError: a field is missing, a prompt is no text or empty, an id comes twice, or JSON can't hold a row.
         """
         tasks, places = [], []
         for row in rows:
@@ -65,6 +65,7 @@ class PromptFormat:
                 system = [] if self.system is None else [{"role": "system", "content": self.system}]
                 messages = [*system, {"role": "user", "content": prompt}]
             tasks.append(Task(idx, messages, None if self.chat else prompt, dict(row.value)))
+            check_json(row)
             places.append((row.place, idx))
         check_unique(places, f"id in {self.id_field!r}")
         return tasks

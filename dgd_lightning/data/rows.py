@@ -130,6 +130,22 @@ def field(row: Row, path: str, kind: type | tuple[type, ...], what: str) -> Any:
     return value
 
 
+def check_json(row: Row) -> None:
+    """Raises:
+    InputError: the row holds what JSON can't (bytes, dates, images), so that no prediction could carry it on.
+    """
+    for key, value in row.value.items():
+        try:
+            json.dumps({key: value})
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                row.place,
+                expected=f"a value that JSON can hold in {key!r}",
+                received=f"{_kind(value)} ({error})",
+                mend="save the rows as JSONL without that field, or with it as text, and give that file",
+            ) from error
+
+
 def check_unique(places: Iterable[tuple[str, str]], what: str) -> None:
     """Raises InputError where an id of the (place, id) pairs comes twice."""
     seen: dict[str, str] = {}

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from dgd_lightning.decode.autoregressive import autoregressive_generate
+from dgd_lightning.decode.sampling import sampling_params
 from dgd_lightning.decode.speculative import speculative_generate
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import Pair
@@ -67,6 +68,9 @@ def row_seed(seed: int, idx: str, arm: Arm) -> int:
 
 
 def check_arms(arms: list[Arm], draft: str | None) -> None:
+    """Raises:
+    InputError: arms that share a name, lack what their method needs, or sample in an impossible way.
+    """
     names = [arm.name for arm in arms]
     if not arms or len(set(names)) != len(names):
         raise InputError(
@@ -75,7 +79,7 @@ def check_arms(arms: list[Arm], draft: str | None) -> None:
     for arm in arms:
         if arm.method not in DECODERS:
             raise InputError(
-                f"model.arms.{arm.name}.method",
+                f"model.arms[{arm.name}].method",
                 expected=f"one of {', '.join(DECODERS)}",
                 received=arm.method,
                 mend="use one",
@@ -89,15 +93,31 @@ def check_arms(arms: list[Arm], draft: str | None) -> None:
             )
         if arm.method == "autoregressive" and arm.block_size is not None:
             raise InputError(
-                f"model.arms.{arm.name}.block_size",
+                f"model.arms[{arm.name}].block_size",
                 expected="null: autoregressive decoding has no blocks",
                 received=arm.block_size,
                 mend="leave it out",
             )
-        if arm.temperature < 0:
+        try:
+            sampling_params(**arm.sampling())
+        except InputError as error:
             raise InputError(
-                f"model.arms.{arm.name}.temperature",
-                expected="0 or more",
-                received=arm.temperature,
-                mend="use 0 for greedy",
+                f"model.arms[{arm.name}].{error.argument}",
+                expected=error.expected,
+                received=error.received,
+                mend=error.mend,
+            ) from error
+
+
+def check_block_sizes(arms: list[Arm], trained: int) -> None:
+    """Raises:
+    InputError: an arm's blocks are longer than those the draft was trained with, or hold no proposal.
+    """
+    for arm in arms:
+        if arm.block_size is not None and not 2 <= arm.block_size <= trained:
+            raise InputError(
+                f"model.arms[{arm.name}].block_size",
+                expected=f"an integer from 2 to {trained}, the size the draft was trained with",
+                received=arm.block_size,
+                mend="leave it out for the trained size",
             )

@@ -17,9 +17,9 @@ from torch import Tensor
 from dgd_lightning.data.chat import prompt_ids, prompt_text
 from dgd_lightning.decode.engine import Progress
 from dgd_lightning.errors import InputError
-from dgd_lightning.modules.arms import DECODERS, Arm, check_arms, row_seed
+from dgd_lightning.modules.arms import DECODERS, Arm, check_arms, check_block_sizes, row_seed
 from dgd_lightning.pair import Pair, load_pair
-from dgd_lightning.target.load import bundled
+from dgd_lightning.target.load import bundled, fetch_folder
 from dgd_lightning.types import DecodeOutput, Task
 
 TooLong = Literal["error", "skip", "truncate_left"]
@@ -33,12 +33,13 @@ class Decoding(LightningModule):
     Args:
         target: folder or Hub id of the target; ``lab`` for the bundled one.
         draft: folder or Hub id of the draft; ``lab`` for the bundled one; None where no arm needs one.
-        arms: ways to decode; the first autoregressive one is what speed-ups refer to.
+        arms: ways to decode; an arm's speed-up refers to the first autoregressive arm that has its temperature, top_k
+            and top_p.
         max_new_tokens: limit per task.
         dtype: ``auto`` (the checkpoint's), ``float32``, ``bfloat16`` …
         attn_implementation: of the target, ``sdpa`` (default) or ``eager``.
         revision: Hub revision of the target.
-        device_map: spread the target over several GPUs (``auto`` or a map of module names); None: one device.
+        device_map: spread the target over this process's GPUs (``auto`` or a map of module names); None: one device.
         enable_thinking: passed to the chat template.
         too_long: a prompt that does not fit the target with its new tokens: ``error``; ``skip`` writes a row without an
             answer; ``truncate_left`` drops the prompt's first tokens.
@@ -82,8 +83,8 @@ class Decoding(LightningModule):
     def fingerprint(self) -> dict[str, Any]:
         """Everything about the model that can change a row, to be hashed."""
         return {
-            "target": source_fingerprint(self.target_source),
-            "draft": self.draft_source and source_fingerprint(self.draft_source),
+            "target": source_fingerprint("target", self.target_source, self.revision),
+            "draft": self.draft_source and source_fingerprint("draft", self.draft_source),
             "arms": [asdict(arm) for arm in self.arms],
             "settings": [
                 self.max_new_tokens,
@@ -113,19 +114,33 @@ class Decoding(LightningModule):
                 mend="set model.dtype instead: weights are loaded in it",
             )
         if self.pair is None:
-            device: Any = self.device_map or self.trainer.strategy.root_device
             self.pair = load_pair(
                 self.target_source,
                 self.draft_source,
                 dtype=self.dtype_name,
-                device=device,
+                device=self._placement(),
                 attn_implementation=self.attn_implementation,
                 revision=self.revision,
             )
+        if self.pair.draft is not None:
+            check_block_sizes(self.arms, self.pair.draft.config.block_size)
         if self.enable_thinking and self.pair.draft is not None and _model_type(self.pair).startswith("qwen3"):
             rank_zero_warn(
                 "enable_thinking is on: the published Qwen3 drafts were trained without thinking; τ will drop"
             )
+
+    def _placement(self) -> Any:
+        """This rank's device, or how the target is spread over all devices of the only rank."""
+        if self.device_map is None:
+            return self.trainer.strategy.root_device
+        if self.trainer.world_size > 1:
+            raise InputError(
+                "model.device_map",
+                expected="null with several ranks: each holds the whole target on a device of its own",
+                received=f"{self.device_map!r} with {self.trainer.world_size} ranks",
+                mend="leave it out, or set trainer.devices: 1",
+            )
+        return "balanced" if self.device_map == "auto" else self.device_map  # load_target's auto is one device
 
     def on_predict_start(self) -> None:
         """Finds prompts that are too long before hours are spent on the others, and warms up."""
@@ -133,10 +148,15 @@ class Decoding(LightningModule):
         if self.too_long == "error":
             for task in (task for group in groups for task in group):
                 self._check_fit(task)
-        if self.warmup and groups and not self.done:
+        if self.warmup and not all(map(self._is_done, groups)):
             prompt = self._prompt(groups[0][0])[-WARMUP_PROMPT:]
+            report, self.on_progress = self.on_progress, None  # no task's tokens, so nothing to show
             for arm in self.arms:
                 self._decode([prompt], arm, min(WARMUP_TOKENS, self.max_new_tokens), [0])
+            self.on_progress = report
+
+    def _is_done(self, group: list[Task]) -> bool:
+        return all((task.idx, arm.name) in self.done for task in group for arm in self.arms)
 
     def predict_step(self, batch: list[Task], batch_idx: int) -> list[dict[str, Any]]:
         """Rows of a group, one per task and arm; none where a resumed run has them all.
@@ -144,7 +164,7 @@ class Decoding(LightningModule):
         A group is decoded as a whole even if only some rows are missing: rows share forwards, so numbers could
         otherwise differ in the last bit.
         """
-        if all((task.idx, arm.name) in self.done for task in batch for arm in self.arms):
+        if self._is_done(batch):
             return []
         arms = self.arms if batch_idx % 2 == 0 else self.arms[::-1]  # fair timing: nobody is always first
         prompts = [self._prompt(task) for task in batch]
@@ -160,6 +180,8 @@ class Decoding(LightningModule):
 
     def _decode(self, prompts: list[Tensor], arm: Arm, max_new_tokens: int, seeds: list[int]) -> list[DecodeOutput]:
         report = self.on_progress
+        if report is not None:  # a long prefill is announced: the decoders report after it only
+            report(arm.name, Progress(0, 0, len(prompts), len(prompts)))
         try:
             return DECODERS[arm.method](
                 self._loaded(),
@@ -247,11 +269,22 @@ class Decoding(LightningModule):
         return {**task.row, "idx": task.idx, "model_output": text, "dgd": {**head, **result}}
 
 
-def source_fingerprint(source: str) -> str:
-    """A Hub id as it is; a folder with a digest of its weights and configuration."""
-    folder = Path(source)
-    if not folder.is_dir():
-        return source
+def source_fingerprint(argument: str, source: str, revision: str | None = None) -> str:
+    """A Hub id with its commit, ``id@commit``; a folder's digest of weights and configuration.
+
+    Args:
+        argument: ``target`` or ``draft``.
+        source: folder or Hub id.
+        revision: of a Hub id: branch, tag or commit.
+
+    Raises:
+        InputError: there is no such folder or Hub id, or no way to reach the Hub.
+    """
+    folder = Path(source).expanduser()
+    if (
+        not folder.is_dir()
+    ):  # the Hub's client keeps each commit in a folder of its name; only one small file is fetched
+        return f"{source}@{fetch_folder(argument, source, revision, ('config.json',)).name}"
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix in (".json", ".safetensors", ".jinja", ".txt", ".model"):

@@ -105,6 +105,9 @@ def test_unknown_yaml_keys(config: Config, dgd: Dgd) -> None:
         [{"name": "a"}, {"name": "a"}],
         [{"name": "a", "method": "telepathy"}],
         [{"name": "a", "temperature": -1.0}],
+        [{"name": "a", "temperature": 1e-6}],
+        [{"name": "a", "temperature": 1.0, "top_k": 0}],
+        [{"name": "a", "temperature": 1.0, "top_p": 1.5}],
         [{"name": "a", "method": "autoregressive", "block_size": 4}],
     ],
 )
@@ -117,7 +120,7 @@ def test_bad_arms(config: Config, dgd: Dgd, arms: list[dict[str, Any]]) -> None:
 def test_bad_block_size(config: Config, dgd: Dgd) -> None:
     check(
         dgd("predict", "--config", config(model={"arms": [{"name": "a", "block_size": 9}]})),
-        "block_size",
+        "model.arms[a].block_size",
         "from 2 to 4",
     )
 

@@ -23,7 +23,8 @@ LAUNCH_SECONDS = 300  # to import everything and write the first row; seconds on
 def launch(*arguments: str | Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "dgd_lightning.cli", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            start_new_session=True)  # fmt: skip
 
 
 def run_of(tmp_path: Path, version: int = 0, logs: str = "logs") -> Path:
@@ -104,30 +105,42 @@ def kill_after_first_rows(process: subprocess.Popen[str], folder: Path) -> None:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGKILL)  # launched ranks too: of theirs, none gets to finish its group
     process.communicate()
 
 
+def ranks_of(number: int) -> list[str]:
+    return ["--trainer.devices", str(number)] + (["--trainer.strategy", "ddp"] if number > 1 else [])
+
+
+# The same command again, and another number of ranks: the configuration's hash does not know how many there are.
+@pytest.mark.parametrize(("ranks", "resumed"), [(1, 1), (2, 2), (2, 1)])
 def test_killed_run_continues(
-    config: Config, dgd: Dgd, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, dgd: Dgd, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int, resumed: int
 ) -> None:
     data = {"path": str(many), "batch_size": 2}
-    path = config(data=data, model={"max_new_tokens": 24})
+    path = config(data=data, model={"max_new_tokens": 24, "warmup": False})
     folder = run_of(tmp_path)
-    kill_after_first_rows(launch("predict", "--config", path), folder)
-    shard = run_folder.shard(folder, 0)
-    kept = [row for _, row in run_folder.read_rows(shard)]
+    kill_after_first_rows(launch("predict", "--config", path, *ranks_of(ranks)), folder)
+    shards = [run_folder.shard(folder, rank) for rank in range(ranks)]
+    kept = [row for shard in shards for _, row in run_folder.read_rows(shard)]
     assert 0 < len(kept) < 72
-    with shard.open("a") as file:  # as if the kill had come in the middle of a write
+    with shards[-1].open("a") as file:  # as if the kill had come in the middle of a write
         file.write('{"idx": "t9-1", "model_out')
 
-    decoded: list[int] = []
-    decode = Decoding._decode
-    monkeypatch.setattr(Decoding, "_decode", lambda *a: (decoded.append(len(a[1])), decode(*a))[1])
-    assert dgd("predict", "--config", path).code == 0
+    if resumed == 1:
+        decoded: list[int] = []
+        decode = Decoding._decode
+        monkeypatch.setattr(Decoding, "_decode", lambda *a: (decoded.append(len(a[1])), decode(*a))[1])
+        assert dgd("predict", "--config", path).code == 0
+        whole = sum(len([row for row in kept if row["idx"] in group]) == 6 for group in GROUPS)
+        assert sum(decoded) == 72 - 6 * whole  # groups with all their rows were left alone
+    else:
+        process = launch("predict", "--config", path, *ranks_of(resumed))
+        out, err = process.communicate(timeout=LAUNCH_SECONDS * 2)
+        assert process.returncode == 0, out + err
     assert not (tmp_path / "logs/run/version_1").exists()
-    whole = sum(len([row for row in kept if row["idx"] in group]) == 6 for group in GROUPS)
-    assert sum(decoded) == 72 - 6 * whole  # groups with all their rows were left alone
+    assert (folder / "DONE").exists()
     merged = {run_folder.key(row): row for row in run_folder.read_predictions(folder)}
     assert all(merged[run_folder.key(row)] == row for row in kept)  # to the timing: not decoded again
     assert len(json.loads((folder / "provenance.json").read_text())["sessions"]) == 2

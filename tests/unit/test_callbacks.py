@@ -96,6 +96,8 @@ def decoded(idx: str, arm: str, lengths: list[int], seconds: float, batch_tokens
     record = {
         "method": "speculative",
         "temperature": 0.0,
+        "top_k": None,
+        "top_p": None,
         "block_size": 4,
         "acceptance_lengths": lengths,
         "verified_lengths": lengths,
@@ -124,12 +126,41 @@ def test_speed_up_counts_common_tasks_and_shares_a_groups_seconds() -> None:
     assert speed_up(stats["dflash"], stats) == pytest.approx(4)
     assert speed_up(stats["ar"], stats) == pytest.approx(1)
     assert speed_up(stats["warm"], stats) != speed_up(stats["warm"], stats)  # NaN: no baseline at its temperature
+    cut = [decoded("1", "cut", [3, 3], 0.5, 6, top_k=5), decoded("1", "cut-ar", [1] * 6, 2.0, 6, top_k=5, **plain)]
+    for row in cut:
+        collect(stats, row)
+    assert speed_up(stats["cut"], stats) == pytest.approx(4)  # its own baseline, not the one without top_k
+    assert speed_up(stats["dflash"], stats) == pytest.approx(4)
     assert stats["dflash"].tau == pytest.approx((9 / 4, (3 + 2 + 1) / 3))
     assert stats["dflash"].histogram.tolist() == [0, 1, 1, 2, 0]
     assert (stats["dflash"].tasks, stats["dflash"].skipped) == (3, 1)
-    assert summary_table(stats, 4).row_count == 3
+    assert summary_table(stats, 4).row_count == 5
     assert acceptance_figure([stats["dflash"]]).axes[0].lines
 
 
 def test_bar_line() -> None:
     assert bar_line([1.0, 0.5, 0.01, 0.0, float("nan")]) == "█▄▁ ·"
+
+
+def test_speed_up_does_not_depend_on_the_order_of_rows() -> None:
+    rows = [
+        decoded(str(i), arm, [1 + i % 3] * i, 1.0 + i * (arm == "ar"), 3 * i, method=method)
+        for i in range(1, 8)
+        for arm, method in (("ar", "autoregressive"), ("dflash", "speculative"))
+        if (i, arm) not in ((2, "ar"), (5, "dflash"))
+    ]
+    ratios = set()
+    for seed in range(5):
+        stats: dict[str, ArmStats] = {}
+        for row in random.Random(seed).sample(rows, len(rows)):
+            collect(stats, row)
+        ratios.add(round(speed_up(stats["dflash"], stats), 9))
+    common = [i for i in range(1, 8) if i not in (2, 5)]
+
+    def speed(arm: str) -> float:  # the slow way: over all rows at once
+        records = [row["dgd"] for row in rows if row["dgd"]["arm"] == arm and int(row["idx"]) in common]
+        tokens = [sum(record["acceptance_lengths"]) for record in records]
+        seconds = [r["decode_seconds"] * n / r["batch_tokens"] for r, n in zip(records, tokens, strict=True)]
+        return sum(tokens) / sum(seconds)
+
+    assert ratios == {round(speed("dflash") / speed("ar"), 9)}

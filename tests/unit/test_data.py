@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import json
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 
 from dgd_lightning.data import ContextsData, HubData, PromptsData
 from dgd_lightning.data.chat import prompt_ids
+from dgd_lightning.data.contexts import parse_rows
+from dgd_lightning.data.prompts import PromptFormat
+from dgd_lightning.data.rows import Row
 from dgd_lightning.data.tasks import context_of, group_tasks
 from dgd_lightning.errors import InputError
 from dgd_lightning.types import Task
@@ -152,3 +156,25 @@ def test_chat_template_writes_its_own_special_tokens() -> None:
         prompt_ids(None, raw, enable_thinking=False)
     with pytest.raises(InputError, match="task t: expected Unicode text"):
         prompt_ids(FakeTokenizer(), Task("t", None, "a\ud800", {}), enable_thinking=False)
+
+
+class Rows(ContextsData):
+    """Tasks of rows as a `datasets` id may give them."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        super().__init__("unused")
+        self.rows = rows
+
+    def read(self) -> list[Task]:
+        return parse_rows(Row(f"data.path row {i}", i, value) for i, value in enumerate(self.rows, 1))
+
+
+@pytest.mark.parametrize("value", [datetime.date(2024, 1, 2), b"\x89PNG", {"image": {1, 2}}])
+def test_rows_that_json_cannot_hold_are_refused(value: Any) -> None:
+    with pytest.raises(InputError, match=r"^data\.path row 2: expected a value that JSON can hold in 'extra'"):
+        _ = Rows([row("c", "1"), row("c", "2", extra=value)]).tasks
+    prompts = PromptFormat(field="q", id_field=None, prefix="x", template="{prompt}", system=None, chat=True)
+    with pytest.raises(InputError, match=r"^data\.path row 1: .* in 'extra'"):
+        prompts.tasks([Row("data.path row 1", 1, {"q": "why", "extra": value})])
+    # What an earlier answer left is dropped, so it need not be JSON.
+    assert Rows([row("c", "1", score=value)]).tasks[0].idx == "1"

@@ -1,0 +1,110 @@
+"""`Decoding` beside its decoders: devices, arms, warm-up, and what tells one checkpoint from another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from cli_tools import Config, Dgd, TinyPair
+
+from callbacks.progress import DecodeProgress
+from dgd_lightning.decode.engine import Progress
+from dgd_lightning.errors import InputError
+from dgd_lightning.modules import decoding
+from dgd_lightning.modules.arms import Arm, check_arms, check_block_sizes
+from dgd_lightning.modules.decoding import Decoding
+
+
+def device_of(device_map: Any, ranks: int = 1) -> Any:
+    module = Decoding("target", None, [Arm("ar", "autoregressive")], device_map=device_map)
+    strategy = SimpleNamespace(root_device=torch.device("cuda:3"))
+    module.trainer = SimpleNamespace(world_size=ranks, strategy=strategy)  # type: ignore[assignment]
+    return module._placement()
+
+
+def test_device_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Decoding, "trainer", None)
+    assert device_of(None) == device_of(None, ranks=2) == torch.device("cuda:3")
+    assert device_of("auto") == "balanced"  # load_target's own "auto" is one device
+    assert device_of("sequential") == "sequential"
+    assert device_of({"": 1}) == {"": 1}
+    for spread in ("auto", {"": 1}):
+        with pytest.raises(InputError, match=r"^model\.device_map: .*with 2 ranks"):
+            device_of(spread, ranks=2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "argument"),
+    [
+        ({"temperature": 1e-6}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": 1.0, "top_k": 0}, "top_k"),
+        ({"temperature": 1.0, "top_p": 0.0}, "top_p"),
+    ],
+)
+def test_arms_are_named_in_errors(setting: dict[str, Any], argument: str) -> None:
+    with pytest.raises(InputError) as error:
+        check_arms([Arm("good"), Arm("bad", **setting)], "draft")
+    assert error.value.argument == f"model.arms[bad].{argument}"
+
+
+def test_block_sizes() -> None:
+    check_block_sizes([Arm("a"), Arm("b", block_size=2), Arm("c", block_size=4)], 4)
+    for size in (1, 5):
+        with pytest.raises(InputError, match=r"^model\.arms\[b\]\.block_size: expected an integer from 2 to 4"):
+            check_block_sizes([Arm("a"), Arm("b", block_size=size)], 4)
+
+
+def test_hub_ids_are_told_apart_by_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Any] = []
+
+    def fetch(argument: str, name: str, revision: str | None, patterns: Any) -> Path:
+        asked.append((argument, name, revision))
+        return tmp_path / "snapshots" / ("c0ffee" if revision is None else revision)
+
+    monkeypatch.setattr(decoding, "fetch_folder", fetch)
+    module = Decoding("org/target", "org/draft", [Arm("a")], revision="beef")
+    found = module.fingerprint()
+    assert (found["target"], found["draft"]) == ("org/target@beef", "org/draft@c0ffee")
+    assert asked == [("target", "org/target", "beef"), ("draft", "org/draft", None)]
+
+
+@pytest.mark.parametrize("done", ["nothing", "first group", "all"])
+def test_warm_up_wherever_a_group_is_left(
+    config: Config, dgd: Dgd, tiny_pair: TinyPair, monkeypatch: pytest.MonkeyPatch, done: str
+) -> None:
+    calls: list[tuple[int, bool]] = []
+    decode = Decoding._decode
+
+    def spy(self: Decoding, prompts: Any, arm: Arm, tokens: int, seeds: Any) -> Any:
+        calls.append((tokens, self.on_progress is None))
+        return decode(self, prompts, arm, tokens, seeds)
+
+    start = Decoding.on_predict_start
+
+    def begin(self: Decoding) -> None:
+        groups = self.trainer.datamodule.groups  # type: ignore[attr-defined]
+        left = {"nothing": [], "first group": groups[:1], "all": groups}[done]
+        self.done = {(task.idx, arm.name) for group in left for task in group for arm in self.arms}
+        start(self)
+        assert self.on_progress is not None
+
+    monkeypatch.setattr(Decoding, "_decode", spy)
+    monkeypatch.setattr(Decoding, "on_predict_start", begin)
+    assert dgd("predict", "--config", config()).code == 0
+    # Three arms are warmed up unseen, then decode the groups left in sight of the progress bar.
+    left = {"nothing": 3, "first group": 2, "all": 0}[done]
+    assert calls == [(8, True)] * (3 if left else 0) + [(12, False)] * (3 * left)
+
+
+def test_progress_announces_the_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
+    progress = DecodeProgress()
+    notes: list[str] = []
+    monkeypatch.setattr(progress, "bar", SimpleNamespace(
+        task_ids=[0], update=lambda task, completed, note: notes.append(note)))  # fmt: skip
+    progress._within_group("ar", Progress(5, 2, 1, 1))
+    progress._within_group("dflash", Progress(0, 0, 4, 4))  # at once, although the bar was just drawn
+    assert notes[-1] == "dflash: prefill of 4 rows"
