@@ -32,6 +32,7 @@ def load_pair(
     draft: str | os.PathLike[str] | None,
     *,
     dtype: str | torch.dtype = "auto",
+    draft_dtype: str | torch.dtype | None = None,
     device: str | torch.device | Mapping[str, Any] = "auto",
     attn_implementation: str | None = None,
     revision: str | None = None,
@@ -39,9 +40,10 @@ def load_pair(
     """Load a frozen target, its draft and the target's tokenizer; the draft follows the target's dtype and device.
 
     Args:
-        target: folder or Hub id of a causal LM (Qwen3, Qwen3-MoE, Llama, Qwen2).
-        draft: folder or Hub id of a DFlash draft, or None for the target alone.
+        target: folder or Hub id of a causal LM (Qwen3, Qwen3-MoE, Llama, Qwen2), or ``lab`` for the bundled one.
+        draft: folder or Hub id of a DFlash draft, ``lab``, or None for the target alone.
         dtype: ``auto`` (the target checkpoint's), a torch dtype or its name.
+        draft_dtype: of the draft; None for the target's. Decoding needs the same, training wants fp32.
         device: ``auto``, a device, or a ``device_map``.
         attn_implementation: of the target, ``sdpa`` (default) or ``eager``.
         revision: Hub revision of the target.
@@ -54,7 +56,8 @@ def load_pair(
     if draft is not None:
         head = loaded.model.get_output_embeddings()
         shared = {"embed_tokens.weight": loaded.embedding.weight, "lm_head.weight": head.weight}
-        network = load_draft(draft, dtype=loaded.dtype, device=loaded.device, shared=shared)
+        kind = draft_dtype or loaded.dtype
+        network = load_draft(draft, dtype=kind, device=loaded.device, shared=shared)
         check_pair(loaded, network.config)
     return Pair(loaded, network, load_tokenizer(target, revision=revision))
 

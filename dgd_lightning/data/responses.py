@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from dgd_lightning.data.chat import prompt_ids
-from dgd_lightning.data.rows import read_jsonl
+from dgd_lightning.data.rows import Row, read_jsonl
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import load_tokenizer
 from dgd_lightning.types import Task
@@ -52,22 +56,77 @@ def pad_responses(pairs: list[tuple[Tensor, Tensor]]) -> ResponseBatch:
     return ResponseBatch(input_ids, loss_mask)
 
 
+def mixed_seed(*parts: int) -> int:
+    """One 63-bit seed of several numbers, so that (seed 1, epoch 2) and (seed 2, epoch 1) have nothing in common."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8]) >> 1
+
+
+class ResponseOrder(DistributedSampler[int]):
+    """Endless random order in which batch i depends on (seed, i) alone, so that a resumed run goes on as it would have.
+
+    Every epoch is a new permutation, cut to whole batches of all ranks; a data set smaller than that is repeated. It is
+    a `DistributedSampler` so that Lightning leaves the sharding to it.
+
+    Args:
+        dataset: what is drawn from.
+        batch_size: per rank.
+        seed: base seed.
+        trainer: tells the rank, and how many batches were consumed before; None: one rank, none.
+    """
+
+    def __init__(self, dataset: ResponseDataset, batch_size: int, seed: int, trainer: Trainer | None) -> None:
+        ranks, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        super().__init__(dataset, num_replicas=ranks, rank=rank, seed=seed)
+        self.batch_size, self.trainer = batch_size, trainer
+        self.batches = max(1, len(dataset) // (batch_size * ranks))  # of one epoch
+
+    def __len__(self) -> int:
+        return self.batches * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        first = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready if self.trainer else 0
+        for batch in count(first):
+            epoch, at = divmod(batch, self.batches)
+            yield from self.epoch_order(epoch)[at * self.batch_size : (at + 1) * self.batch_size]
+
+    def epoch_order(self, epoch: int) -> list[int]:
+        """This rank's indices of one epoch."""
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
+        order = torch.randperm(len(self.dataset), generator=generator).tolist()  # type: ignore[arg-type]
+        wanted = self.batches * self.batch_size * self.num_replicas
+        return (order * -(-wanted // len(order)))[:wanted][self.rank :: self.num_replicas]
+
+
+def response_loader(
+    dataset: ResponseDataset, batch_size: int, *, seed: int, trainer: Trainer | None, num_workers: int = 0
+) -> DataLoader[ResponseBatch]:
+    """Training batches in an order that survives a resume."""
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]  # collated into batches
+        batch_size,
+        sampler=ResponseOrder(dataset, batch_size, seed, trainer),
+        collate_fn=pad_responses,
+        num_workers=num_workers,
+    )
+
+
 class ResponsesData(LightningDataModule):
     """Conversations of a predictions file: what `dgd predict` wrote when the target answered the training prompts.
 
-    A row needs ``messages`` (or ``prompt``) and ``model_output``; the exact tokens in ``dgd.output_ids`` are used where
-    the row has them, since text need not encode to the tokens it came from. Of several arms' rows for one task the
-    first counts. Rows without an answer are left out.
+    The exact tokens in ``dgd.prompt_ids`` and ``dgd.output_ids`` are used: a template, a system message or a truncation
+    stands in them alone. Rows from elsewhere need ``messages`` and ``model_output``, which are rendered here.
+    Of several arms' rows for one task the first counts. Rows without an answer are left out.
 
     Args:
         path: predictions (``.jsonl`` or ``.jsonl.gz``).
-        target: Hub id or folder whose tokenizer and chat template encode them, or ``lab``.
+        target: Hub id or folder whose tokenizer and chat template encode rows without ids, or ``lab``.
         batch_size: conversations per step and device.
-        max_length: longer conversations are cut on the right.
+        max_length: longer conversations are cut on the right; those whose prompt alone is as long are left out.
         val_share: share of the rows (the last ones) whose prompts are decoded in validation.
         val_batch_size: prompts decoded together in validation.
         num_workers: processes that collate.
-        enable_thinking: passed to the chat template.
+        enable_thinking: passed to the chat template, for rows without ids.
+        seed: of the random order; an order depends on it, the epoch and the data alone.
     """
 
     def __init__(
@@ -80,6 +139,7 @@ class ResponsesData(LightningDataModule):
         val_batch_size: int = 4,
         num_workers: int = 0,
         enable_thinking: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if not 0.0 <= val_share < 1.0:
@@ -93,8 +153,8 @@ class ResponsesData(LightningDataModule):
             )
         self.path, self.target, self.batch_size = Path(path), target, batch_size
         self.max_length, self.val_share, self.val_batch_size = max_length, val_share, val_batch_size
-        self.num_workers, self.enable_thinking = num_workers, enable_thinking
-        self.train_pairs: list[tuple[Tensor, Tensor]] | None = None
+        self.num_workers, self.enable_thinking, self.seed = num_workers, enable_thinking, seed
+        self.train_set: ResponseDataset | None = None
         self.val_prompts: list[Tensor] = []
 
     def setup(self, stage: str) -> None:
@@ -103,33 +163,31 @@ class ResponsesData(LightningDataModule):
         Raises:
             InputError: it can't be read, a row lacks a field, or no answered row is left.
         """
-        if self.train_pairs is not None:
+        if self.train_set is not None:
             return
         tokenizer = load_tokenizer(self.target)
         pairs: list[tuple[Tensor, Tensor]] = []
         seen: set[str] = set()
+        too_long = 0
         for row in read_jsonl(self.path, "data.path"):
-            value = row.value
-            idx = str(value.get("idx", row.number))
-            if idx in seen or not value.get("model_output"):
+            idx = str(row.value.get("idx", row.number))
+            if idx in seen or not row.value.get("model_output"):
                 continue
             seen.add(idx)
-            if "messages" not in value and "prompt" not in value:
-                raise InputError(
-                    row.place, expected="'messages' or 'prompt'", received=", ".join(value), mend="use predictions"
-                )
-            task = Task(idx, value.get("messages"), value.get("prompt"), value)
-            prompt = prompt_ids(tokenizer, task, enable_thinking=self.enable_thinking)
-            response = value.get("dgd", {}).get("output_ids") or [
-                *tokenizer.encode(value["model_output"], add_special_tokens=False),  # type: ignore[union-attr]
-                tokenizer.eos_token_id,  # type: ignore[union-attr]
-            ]
-            answer = torch.tensor(response, dtype=torch.long)[: max(0, self.max_length - len(prompt))]
-            pairs.append((prompt, answer))
+            prompt, answer = self.encode(tokenizer, row, idx)
+            if len(prompt) >= self.max_length:
+                too_long += 1
+                continue
+            pairs.append((prompt, answer[: self.max_length - len(prompt)]))
+        if too_long:
+            rank_zero_warn(
+                f"{too_long} of {too_long + len(pairs)} rows of {self.path.name} are left out: "
+                f"their prompts have data.max_length = {self.max_length} tokens or more"
+            )
         held_out = round(len(pairs) * self.val_share)
         self.val_prompts = [prompt for prompt, _ in pairs[len(pairs) - held_out :]]
-        self.train_pairs = [pair for pair in pairs[: len(pairs) - held_out] if len(pair[1]) >= 2]
-        if not self.train_pairs:
+        self.train_set = ResponseDataset(pairs[: len(pairs) - held_out])
+        if not len(self.train_set):
             raise InputError(
                 "data.path",
                 expected=f"answers of at least two tokens within max_length = {self.max_length}",
@@ -137,17 +195,41 @@ class ResponsesData(LightningDataModule):
                 mend="decode training prompts first: dgd predict with an autoregressive arm",
             )
 
+    def encode(self, tokenizer: Any, row: Row, idx: str) -> tuple[Tensor, Tensor]:
+        """Prompt and response ids of a row, 1-D LongTensors.
+
+        Raises:
+            InputError: a row without ids has no ``messages``, or they can't be rendered.
+        """
+        written = row.value.get("dgd") or {}
+        prompt, answer = written.get("prompt_ids"), written.get("output_ids")
+        if prompt is None:
+            messages = row.value.get("messages")
+            if messages is None:
+                raise InputError(
+                    row.place,
+                    expected="'dgd.prompt_ids' or 'messages'",
+                    received=", ".join(row.value),
+                    mend="use rows that dgd predict wrote, or add the messages",
+                )
+            task = Task(idx, messages, None, row.value)
+            prompt = prompt_ids(tokenizer, task, enable_thinking=self.enable_thinking).tolist()
+        if answer is None:
+            text = tokenizer.encode(row.value["model_output"], add_special_tokens=False)
+            answer = [*text, tokenizer.eos_token_id]
+        return torch.tensor(prompt, dtype=torch.long), torch.tensor(answer, dtype=torch.long)
+
     def train_dataloader(self) -> DataLoader[ResponseBatch]:
         """Batches in random order."""
-        assert self.train_pairs is not None
-        return DataLoader(
-            ResponseDataset(self.train_pairs),  # type: ignore[arg-type]  # collated into batches
-            self.batch_size,
-            shuffle=True,
-            collate_fn=pad_responses,
-            num_workers=self.num_workers,
+        assert self.train_set is not None
+        return response_loader(
+            self.train_set, self.batch_size, seed=self.seed, trainer=self.trainer, num_workers=self.num_workers
         )
 
     def val_dataloader(self) -> DataLoader[list[Tensor]]:
         """Lists of prompts."""
         return DataLoader(self.val_prompts, self.val_batch_size, collate_fn=list)  # type: ignore[arg-type]
+
+    def test_dataloader(self) -> DataLoader[list[Tensor]]:
+        """Those of validation."""
+        return self.val_dataloader()

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dgd_lightning.data.responses import ResponseBatch, ResponseDataset, pad_responses
+from dgd_lightning.data.responses import ResponseBatch, ResponseDataset, response_loader
 from dgd_lightning.decode import autoregressive_generate
 from dgd_lightning.lab.families import FAMILIES
 from dgd_lightning.lab.names import Split
 from dgd_lightning.lab.rows import make_context, messages
 from dgd_lightning.lab.tokenizer import build_tokenizer
+from dgd_lightning.lab.training_data import require_one_rank
 from dgd_lightning.pair import load_pair
 
 
@@ -54,7 +55,7 @@ class LabDraftData(L.LightningDataModule):
     """Conversations for the draft: lab prompts with the target's own greedy responses, written before training starts.
 
     Args:
-        target: Hub id or folder of the target that answers.
+        target: Hub id or folder of the target that answers, or ``lab``.
         prompts: training prompts.
         batch_size: conversations per step.
         sizes: smallest and largest number of facts in a context.
@@ -87,6 +88,12 @@ class LabDraftData(L.LightningDataModule):
         self.dataset: ResponseDataset | None = None
 
     def setup(self, stage: str) -> None:
+        """Let the target answer the training prompts.
+
+        Raises:
+            InputError: there are several ranks, or the target can't be loaded.
+        """
+        require_one_rank(self.trainer)
         if stage != "fit" or self.dataset is not None:
             return
         prompts = lab_prompts(self.prompts, seed=self.seed, split="train", long_share=self.long_share, **self.draw)
@@ -100,15 +107,14 @@ class LabDraftData(L.LightningDataModule):
         self.dataset = ResponseDataset(pairs)
 
     def train_dataloader(self) -> DataLoader[ResponseBatch]:
+        """Batches in random order."""
         assert self.dataset is not None
-        return DataLoader(
-            self.dataset,  # type: ignore[arg-type]  # collated into batches
-            self.batch_size,
-            shuffle=True,
-            drop_last=True,
-            collate_fn=pad_responses,
-        )
+        return response_loader(self.dataset, self.batch_size, seed=self.seed, trainer=self.trainer)
 
     def val_dataloader(self) -> DataLoader[list[Tensor]]:
         prompts = lab_prompts(self.val_prompts, seed=self.seed, split="eval", long_share=1.0, **self.draw).ids
         return DataLoader(prompts, batch_size=16, collate_fn=list)  # type: ignore[arg-type]
+
+    def test_dataloader(self) -> DataLoader[list[Tensor]]:
+        """Those of validation."""
+        return self.val_dataloader()

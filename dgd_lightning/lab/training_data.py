@@ -10,9 +10,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from dgd_lightning.errors import InputError
 from dgd_lightning.lab.rows import ALL_FAMILIES, make_context
 from dgd_lightning.lab.stream import Encoder, LabBatch, LabStream, Part, Stage, Turn
 from dgd_lightning.lab.tokenizer import VOCAB_SIZE, build_tokenizer
+
+
+def require_one_rank(trainer: L.Trainer | None) -> None:
+    """Raises InputError on several ranks: the lab's models are too small to gain, and all would do the same."""
+    if trainer is not None and trainer.world_size > 1:
+        raise InputError(
+            "trainer.devices",
+            expected="1 for the lab's training data",
+            received=f"{trainer.world_size} ranks",
+            mend="set trainer.devices: 1",
+        )
 
 
 class ProbeBatch(NamedTuple):
@@ -51,13 +63,24 @@ class LabTargetData(L.LightningDataModule):
         self.stages, self.seed, self.num_workers = stages, seed, num_workers
         self.probes, self.probe_sizes = probes, probe_sizes
 
+    def setup(self, stage: str) -> None:
+        """Raises:
+        InputError: there are several ranks.
+        """
+        require_one_rank(self.trainer)
+
     def train_dataloader(self) -> DataLoader[LabBatch]:
-        first = self.trainer.global_step if self.trainer else 0
+        """The stream, from the batch where a resumed run goes on."""
+        first = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready if self.trainer else 0
         stream = LabStream(self.encoder, self.stages, self.seed, first)
         return DataLoader(stream, batch_size=None, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader[ProbeBatch]:
         return DataLoader(probe_batches(self.encoder, self.probes, self.probe_sizes), batch_size=None)  # type: ignore[arg-type]
+
+    def test_dataloader(self) -> DataLoader[ProbeBatch]:
+        """Those of validation."""
+        return self.val_dataloader()
 
 
 def probe_batches(encoder: Encoder, contexts: int, sizes: tuple[int, int], batch_size: int = 32) -> list[ProbeBatch]:

@@ -7,6 +7,7 @@ loop: τ.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,14 +16,15 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from dgd_lightning.data.responses import mixed_seed
 from dgd_lightning.decode import speculative_generate
 from dgd_lightning.draft.checkpoint import save_draft
 from dgd_lightning.draft.config import DraftConfig, default_layer_ids
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.draft.objective import BlockLoss, block_ids, block_loss, default_gamma, sample_anchors
 from dgd_lightning.errors import InputError
-from dgd_lightning.metrics.functional import tau_macro, tau_micro
-from dgd_lightning.modules.decoding import bundled
+from dgd_lightning.metrics.acceptance import AcceptanceLength
+from dgd_lightning.modules.export import best_checkpoint, copy_provenance
 from dgd_lightning.modules.schedule import cosine_with_warmup
 from dgd_lightning.pair import Pair, load_pair
 
@@ -31,7 +33,8 @@ class DraftTraining(L.LightningModule):
     """Train a draft from scratch, or continue a published one, for a frozen target.
 
     Training batches have ``input_ids`` [B, S] (padded on the right) and ``loss_mask`` [B, S] (true at response tokens).
-    Validation batches are lists of prompts, 1-D LongTensors, decoded speculatively.
+    Validation (and test) batches are lists of prompts, 1-D LongTensors, decoded speculatively by the draft in the
+    target's dtype, as it is exported; a prompt that does not fit the target's positions loses its first tokens.
 
     Args:
         target: Hub id or folder of the frozen target, or ``lab``.
@@ -51,10 +54,10 @@ class DraftTraining(L.LightningModule):
         weight_decay: AdamW's.
         warmup_share: share of the steps that warm up linearly before the cosine.
         val_max_new_tokens: tokens decoded per validation prompt.
-        export_dir: where the draft goes at the end, in the published layout; None exports nothing.
+        export_dir: where the draft goes at the end, in the published layout and the target's dtype: the best checkpoint
+            where a ``ModelCheckpoint`` with a monitor is among the callbacks, else the last step. None exports nothing.
+        seed: of a new draft's weights and of the anchors, which depend on it, the step and the rank alone.
     """
-
-    strict_loading = False  # checkpoints hold the draft alone: the frozen target comes from its own folder
 
     def __init__(
         self,
@@ -76,12 +79,13 @@ class DraftTraining(L.LightningModule):
         warmup_share: float = 0.04,
         val_max_new_tokens: int = 128,
         export_dir: Path | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.recipe = {"lr": lr, "weight_decay": weight_decay, "warmup_share": warmup_share}
         self.source = {
-            "target": bundled(target, "target"),
-            "draft": draft and bundled(draft, "draft"),
+            "target": target,
+            "draft": draft,
             "dtype": dtype,
             "attn_implementation": attn_implementation,
             "revision": revision,
@@ -94,25 +98,41 @@ class DraftTraining(L.LightningModule):
         }
         self.num_anchors, self.gamma, self.attention = num_anchors, gamma, attention
         self.gradient_checkpointing, self.val_max_new_tokens = gradient_checkpointing, val_max_new_tokens
-        self.export_dir = export_dir
+        self.export_dir, self.seed = export_dir, seed
         self.pair: Pair | None = None
-        self.acceptance_lengths: list[list[int]] = []
+        self.decoding_pair: Pair | None = None  # while validating
 
     def configure_model(self) -> None:
         """Load the pair once, on the rank's own device; only the draft is registered as a trainable child."""
         if self.pair is not None:
             return
-        loaded = load_pair(**self.source, device=str(self.device))  # type: ignore[arg-type]
+        # Lightning moves the registered draft later, but never the target
+        device = self.trainer.strategy.root_device if self._trainer is not None else self.device
+        loaded = load_pair(**self.source, draft_dtype=torch.float32, device=device)  # type: ignore[arg-type]
+        if loaded.target.max_positions <= self.val_max_new_tokens:
+            raise InputError(
+                "model.val_max_new_tokens",
+                expected=f"less than the target's {loaded.target.max_positions} positions",
+                received=self.val_max_new_tokens,
+                mend="lower it",
+            )
         draft = loaded.draft
         if draft is None:
             draft = DFlashDraft(new_draft_config(loaded.target, **self.shape))  # type: ignore[arg-type]
-            initialise(draft)
-        self.draft = draft.to(self.device, torch.float32).requires_grad_(True)
+            initialise(draft, torch.Generator().manual_seed(self.seed))
+        self.draft = draft.to(device, torch.float32).requires_grad_(True)
         self.draft.gradient_checkpointing = self.gradient_checkpointing
         self.pair = Pair(loaded.target, self.draft, loaded.tokenizer)  # a plain record: the target is no child module
+        self.tau = AcceptanceLength(self.draft.config.block_size)
 
-    def forward(self, input_ids: Tensor, loss_mask: Tensor) -> BlockLoss:
-        """The loss of one batch with freshly drawn anchors; ``input_ids`` and ``loss_mask`` [B, S]."""
+    def forward(self, input_ids: Tensor, loss_mask: Tensor, generator: torch.Generator) -> BlockLoss:
+        """The loss of one batch.
+
+        Args:
+            input_ids: [B, S].
+            loss_mask: [B, S].
+            generator: from which the anchors are drawn.
+        """
         assert self.pair is not None
         target, config = self.pair.target, self.draft.config
         with torch.no_grad():
@@ -123,7 +143,7 @@ class DraftTraining(L.LightningModule):
                 input_ids, ends, cache, layer_ids=config.target_layer_ids, chunk_size=length, keep_features=True
             ).features
             assert features is not None
-            anchors, keep = sample_anchors(loss_mask, self.num_anchors, None)
+            anchors, keep = sample_anchors(loss_mask, self.num_anchors, generator)
             embeddings = target.embed(block_ids(input_ids, anchors, config.block_size, config.mask_token_id))
         attention = self.attention
         if attention == "auto":
@@ -143,23 +163,46 @@ class DraftTraining(L.LightningModule):
         )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        result = self(batch.input_ids, batch.loss_mask)
+        micro_batch = batch_idx % self.trainer.accumulate_grad_batches
+        seed = mixed_seed(self.seed, self.global_step, micro_batch, self.global_rank)
+        result = self(batch.input_ids, batch.loss_mask, torch.Generator().manual_seed(seed))
         self.log("train/loss", result.loss, prog_bar=True)
         self.log("train/accuracy", result.accuracy, prog_bar=True)
+        slots = enumerate(result.per_slot_accuracy, 1)
+        self.log_dict({f"train/accuracy_slot_{slot}": accuracy for slot, accuracy in slots})
         return result.loss
 
     def on_validation_epoch_start(self) -> None:
-        self.acceptance_lengths = []
+        """Make a copy of the draft in the target's dtype where that is another: caches and features have it."""
+        assert self.pair is not None
+        target, draft = self.pair.target, self.draft
+        if draft.dtype != target.dtype:
+            draft = copy.deepcopy(draft).to(target.dtype)
+        self.decoding_pair = Pair(target, draft.eval(), self.pair.tokenizer)
+        self.tau.reset()
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        assert self.pair is not None
-        outputs = speculative_generate(self.pair, batch, max_new_tokens=self.val_max_new_tokens)
-        self.acceptance_lengths += [output.acceptance_lengths for output in outputs if output.acceptance_lengths]
+        assert self.decoding_pair is not None
+        longest = self.decoding_pair.target.max_positions - self.val_max_new_tokens
+        prompts = [prompt[-longest:] for prompt in batch]
+        with torch.autocast(self.device.type, enabled=False):
+            outputs = speculative_generate(self.decoding_pair, prompts, max_new_tokens=self.val_max_new_tokens)
+        for output in outputs:
+            self.tau.update(output.acceptance_lengths)
 
     def on_validation_epoch_end(self) -> None:
-        if self.acceptance_lengths:
-            self.log("val/tau_micro", tau_micro(self.acceptance_lengths), prog_bar=True, sync_dist=True)
-            self.log("val/tau_macro", tau_macro(self.acceptance_lengths), sync_dist=True)
+        """τ over all ranks' responses: computing it is a collective, so every rank does, with or without prompts."""
+        found = self.tau.compute()
+        stage = "test" if self.trainer.testing else "val"
+        self.log(f"{stage}/tau_micro", found.micro, prog_bar=True, sync_dist=True)
+        self.log(f"{stage}/tau_macro", found.macro, sync_dist=True)
+        self.decoding_pair = None
+
+    on_test_epoch_start, test_step, on_test_epoch_end = (
+        on_validation_epoch_start,
+        validation_step,
+        on_validation_epoch_end,
+    )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.AdamW(
@@ -172,14 +215,19 @@ class DraftTraining(L.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The draft's tensors alone."""
-        state = super().state_dict(*args, **kwargs)
-        return {name: value for name, value in state.items() if name.startswith("draft.")}
-
     def on_train_end(self) -> None:
-        if self.export_dir is not None and self.trainer.is_global_zero:
-            save_draft(self.draft, self.export_dir)
+        """Exports the best draft, or the last."""
+        log_dir = self.trainer.log_dir  # a collective: every rank asks
+        if self.export_dir is None or not self.trainer.is_global_zero:
+            return
+        assert self.pair is not None
+        draft, step, why = self.draft, self.global_step, "the last"
+        if (best := best_checkpoint(self.trainer)) is not None:
+            draft, step, why = copy.deepcopy(draft), best.step, best.why
+            draft.load_state_dict({name.removeprefix("draft."): value for name, value in best.state.items()})
+        folder = save_draft(draft, self.export_dir, dtype=self.pair.target.dtype)
+        copy_provenance(log_dir, folder)
+        print(f"exported the draft of step {step} ({why}) to {self.export_dir}")
 
 
 def new_draft_config(
@@ -219,10 +267,10 @@ def new_draft_config(
     )
 
 
-def initialise(draft: DFlashDraft, std: float = 0.02) -> None:
+def initialise(draft: DFlashDraft, generator: torch.Generator, std: float = 0.02) -> None:
     """Normal weights of standard deviation ``std`` in every matrix, as Qwen3 initialises; norms start at 1."""
     for module in draft.modules():
         if isinstance(module, torch.nn.Linear):
-            torch.nn.init.normal_(module.weight, std=std)
+            torch.nn.init.normal_(module.weight, std=std, generator=generator)
             if module.bias is not None:
                 torch.nn.init.zeros_(module.bias)

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from dgd_lightning.modules.export import copy_provenance
 from dgd_lightning.modules.schedule import cosine_with_warmup
 
 
@@ -113,10 +114,17 @@ class TargetPretraining(L.LightningModule):
             self.solved[kind].append(solved)
 
     def on_validation_epoch_end(self) -> None:
+        stage = "test" if self.trainer.testing else "val"
         for kind, solved in sorted(self.solved.items()):
-            self.log(f"val/solved/{kind}", sum(solved) / len(solved))
+            self.log(f"{stage}/solved/{kind}", sum(solved) / len(solved))
         everything = [value for solved in self.solved.values() for value in solved]
-        self.log("val/solved", sum(everything) / max(1, len(everything)), prog_bar=True)
+        self.log(f"{stage}/solved", sum(everything) / max(1, len(everything)), prog_bar=True)
+
+    on_test_epoch_start, test_step, on_test_epoch_end = (
+        on_validation_epoch_start,
+        validation_step,
+        on_validation_epoch_end,
+    )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         matrices = [p for p in self.model.parameters() if p.ndim > 1]
@@ -136,11 +144,13 @@ class TargetPretraining(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_end(self) -> None:
+        log_dir = self.trainer.log_dir  # a collective: every rank asks
         if self.export_dir is None or not self.trainer.is_global_zero:
             return
         export_target(
             self.model, getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None), self.export_dir
         )
+        copy_provenance(log_dir, self.export_dir)
 
 
 def export_target(model: Qwen3ForCausalLM, tokenizer: Any | None, folder: Path) -> None:

@@ -8,15 +8,18 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import make_target
 from torch.utils.data import DataLoader
 
-from dgd_lightning.data.responses import ResponseDataset, ResponsesData, pad_responses
+from dgd_lightning.data.responses import ResponseDataset, ResponseOrder, ResponsesData, pad_responses, response_loader
 from dgd_lightning.decode import autoregressive_generate, speculative_generate
+from dgd_lightning.draft.checkpoint import load_draft
 from dgd_lightning.errors import InputError
 from dgd_lightning.lab.stream import Stage
 from dgd_lightning.lab.training_data import LabTargetData
 from dgd_lightning.modules.draft_training import DraftTraining
+from dgd_lightning.modules.export import without_paths
 from dgd_lightning.modules.schedule import cosine_with_warmup
 from dgd_lightning.modules.target_pretraining import TargetPretraining
 from dgd_lightning.pair import load_pair
@@ -44,10 +47,13 @@ class Copies(L.LightningDataModule):
         self.pairs = [(prompt, output.tokens) for prompt, output in zip(prompts, outputs, strict=True)]
 
     def train_dataloader(self):
-        return DataLoader(ResponseDataset(self.pairs), 4, collate_fn=pad_responses)
+        return response_loader(ResponseDataset(self.pairs), 4, seed=3, trainer=self.trainer)
 
     def val_dataloader(self):
         return DataLoader([prompt for prompt, _ in self.pairs], 4, collate_fn=list)
+
+    def test_dataloader(self):
+        return self.val_dataloader()
 
 
 def module(target: Path, **overrides) -> DraftTraining:
@@ -75,19 +81,19 @@ def trainer(folder: Path, steps: int, **overrides) -> L.Trainer:
 @pytest.mark.filterwarnings("ignore")
 def test_draft_learns_and_is_exported(folder: Path, tmp_path: Path):
     data, exported = Copies(folder), tmp_path / "draft"
-    torch.manual_seed(0)
     fitting = module(folder, export_dir=exported)
     run = trainer(tmp_path, 50, val_check_interval=50)
     before = module(folder)
     before.configure_model()
     batch = pad_responses(data.pairs)
-    torch.manual_seed(1)
-    first = before(batch.input_ids, batch.loss_mask).loss.item()
+    first = before(batch.input_ids, batch.loss_mask, torch.Generator().manual_seed(1)).loss.item()
     run.fit(fitting, data)
-    torch.manual_seed(1)
-    last = fitting(batch.input_ids, batch.loss_mask).loss.item()
+    last = fitting(batch.input_ids, batch.loss_mask, torch.Generator().manual_seed(1)).loss.item()
     assert last < 0.6 * first
     assert run.callback_metrics["val/tau_micro"] > 1.2
+    assert 0 < run.callback_metrics["train/accuracy_slot_3"] <= 1
+    tested = trainer(tmp_path, 1).test(fitting, data, verbose=False)
+    assert tested[0]["test/tau_micro"] == pytest.approx(float(run.callback_metrics["val/tau_micro"]))
 
     pair = load_pair(folder, exported)
     prompts = [prompt for prompt, _ in data.pairs]
@@ -98,25 +104,93 @@ def test_draft_learns_and_is_exported(folder: Path, tmp_path: Path):
         assert torch.equal(value, pair.draft.state_dict()[name])
 
 
+class SaveAt(L.Callback):
+    """Saves a checkpoint after one step, as `ModelCheckpoint` would."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_checkpoint_holds_the_draft_alone_and_resumes(folder: Path, tmp_path: Path):
-    data = Copies(folder)
-    torch.manual_seed(0)
-    whole = module(folder)
-    run = trainer(tmp_path, 4, val_check_interval=100)
-    run.fit(whole, data)
+@pytest.mark.parametrize("step", [4, 6], ids=["at an epoch's end", "inside an epoch"])
+def test_a_resumed_run_equals_the_uninterrupted_one(folder: Path, tmp_path: Path, step: int):
     path = tmp_path / "half.ckpt"
-    run.save_checkpoint(path)
+    whole, resumed, reseeded = module(folder), module(folder), module(folder, seed=1)
+    data = Copies(folder)  # 4 batches an epoch
+    trainer(tmp_path, 9, val_check_interval=100, callbacks=[SaveAt(step, path)]).fit(whole, data)
     state = torch.load(path, weights_only=False)["state_dict"]
     assert state
     assert all(name.startswith("draft.") for name in state)
+    assert not torch.equal(state["draft.fc.weight"], whole.draft.fc.weight)
 
-    resumed = module(folder)
-    trainer(tmp_path, 4, val_check_interval=100).fit(resumed, data, ckpt_path=path)
+    torch.manual_seed(99)  # the global generator has no say
+    for other in (resumed, reseeded):
+        trainer(tmp_path, 9, val_check_interval=100).fit(other, Copies(folder), ckpt_path=path)
     for name, value in whole.draft.state_dict().items():
-        assert torch.equal(value, resumed.draft.state_dict()[name])
-    trainer(tmp_path, 8, val_check_interval=100).fit(resumed, data, ckpt_path=path)
-    assert not torch.equal(whole.draft.fc.weight, resumed.draft.fc.weight)
+        assert torch.equal(value, resumed.draft.state_dict()[name]), name
+    assert not torch.equal(whole.draft.fc.weight, reseeded.draft.fc.weight)  # other anchors do show
+
+
+def test_order_covers_the_data_every_epoch_and_ranks_share_it():
+    dataset = ResponseDataset([(torch.tensor([i]), torch.tensor([1, 2])) for i in range(11)])
+    order = ResponseOrder(dataset, 2, 0, None)
+    assert len(order) == 10
+    first, second = order.epoch_order(0), order.epoch_order(1)
+    assert len(set(first)) == len(set(second)) == 10
+    assert first != second
+    start = iter(order)
+    assert [next(start) for _ in range(20)] == first + second
+    ranks = [ResponseOrder(dataset, 2, 0, None) for _ in range(2)]
+    for rank, sampler in enumerate(ranks):
+        sampler.num_replicas, sampler.rank, sampler.batches = 2, rank, 2
+    shares = [set(sampler.epoch_order(0)) for sampler in ranks]
+    assert len(shares[0]) == len(shares[1]) == 4
+    assert not shares[0] & shares[1]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_bf16_target_trains_an_fp32_draft(folder: Path, tmp_path: Path, precision: str):
+    fitting = module(folder, dtype="bfloat16", export_dir=tmp_path / "draft")
+    run = trainer(tmp_path, 2, val_check_interval=2, precision=precision)
+    run.fit(fitting, Copies(folder))
+    assert fitting.draft.dtype == torch.float32
+    assert fitting.pair.target.dtype == torch.bfloat16
+    assert run.callback_metrics["val/tau_micro"] >= 1.0
+    assert load_pair(folder, tmp_path / "draft", dtype="bfloat16").draft.dtype == torch.bfloat16
+    stored = load_draft(tmp_path / "draft")
+    assert stored.dtype == torch.bfloat16
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_best_checkpoint_is_exported(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    best = ModelCheckpoint(tmp_path, "best", monitor="val/tau_micro", mode="min", save_top_k=1)
+    (tmp_path / "provenance.json").write_text(
+        json.dumps({"sessions": [{"argv": ["/some/where/dgd", "--a=/b/c.yaml"]}]})
+    )
+    fitting = module(folder, export_dir=tmp_path / "draft", lr=2e-2)
+    settings = {"enable_checkpointing": True, "callbacks": [best], "val_check_interval": 10}
+    trainer(tmp_path, 40, **settings).fit(fitting, Copies(folder))
+    saved = torch.load(best.best_model_path, weights_only=False)
+    assert saved["global_step"] < 40  # τ grows, so the least is an early one
+    assert f"exported the draft of step {saved['global_step']} (best val/tau_micro" in capsys.readouterr().out
+    exported = load_draft(tmp_path / "draft")
+    assert torch.equal(exported.fc.weight, saved["state_dict"]["draft.fc.weight"])
+    assert not torch.equal(exported.fc.weight, fitting.draft.fc.weight)
+    assert json.loads((tmp_path / "draft" / "provenance.json").read_text())["sessions"][0]["argv"] == [
+        "dgd",
+        "--a=c.yaml",
+    ]
+
+
+def test_provenance_keeps_what_is_no_machine_path():
+    kept = ["https://a.b/c", "configs/lab/draft.yaml", "Qwen/Qwen3-8B", "3 of 4"]
+    assert without_paths(kept) == kept
+    assert without_paths({"x": "/home/me/run.yaml"}) == {"x": "run.yaml"}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -134,7 +208,7 @@ def test_frozen_target_takes_no_gradient(folder: Path):
     data, fitting = Copies(folder), module(folder)
     fitting.configure_model()
     batch = pad_responses(data.pairs[:2])
-    fitting(batch.input_ids, batch.loss_mask).loss.backward()
+    fitting(batch.input_ids, batch.loss_mask, torch.Generator().manual_seed(0)).loss.backward()
     assert all(parameter.grad is None for parameter in fitting.pair.target.parameters())
     assert all(parameter.grad is not None for parameter in fitting.draft.parameters())
 
@@ -185,16 +259,28 @@ def test_responses_come_from_predictions(tmp_path: Path):
         {"idx": "a", "messages": chat, "model_output": "another arm's", "dgd": {"output_ids": [9, 9]}},
         {"idx": "b", "messages": chat, "model_output": None, "dgd": {"skipped": "too long"}},
         {"idx": "c", "messages": chat, "model_output": "green."},
+        {
+            "idx": "d",
+            "prompt": "no template here",
+            "model_output": "x",
+            "dgd": {"prompt_ids": [3], "output_ids": [8, 9]},
+        },
+        {"idx": "e", "model_output": "x", "dgd": {"prompt_ids": [3] * 3072, "output_ids": [8, 9]}},
     ]
     path = tmp_path / "predictions.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     responses = ResponsesData(str(path), str(exported), val_share=0.0)
-    responses.setup("fit")
-    assert responses.train_pairs[0][1].tolist() == [5, 6, 7]
-    assert len(responses.train_pairs) == 2
-    assert data.tokenizer.decode(responses.train_pairs[1][1]) == "green.<|im_end|>"
-    batch = pad_responses(responses.train_pairs)
-    assert batch.loss_mask.sum(-1).tolist() == [len(pair[1]) for pair in responses.train_pairs]
+    with pytest.warns(UserWarning, match="1 of 4 rows of predictions.jsonl are left out"):
+        responses.setup("fit")
+    assert responses.train_set[0][1].tolist() == [5, 6, 7]
+    assert len(responses.train_set) == 3
+    assert [part.tolist() for part in responses.train_set[2]] == [[3], [8, 9]]
+    assert data.tokenizer.decode(responses.train_set[1][1]) == "green.<|im_end|>"
+    batch = pad_responses(responses.train_set.pairs)
+    assert batch.loss_mask.sum(-1).tolist() == [len(pair[1]) for pair in responses.train_set.pairs]
+    (tmp_path / "foreign.jsonl").write_text(json.dumps({"prompt": "Hm?", "model_output": "x"}) + "\n")
+    with pytest.raises(InputError, match=r"data\.path line 1: expected 'dgd\.prompt_ids' or 'messages'"):
+        ResponsesData(str(tmp_path / "foreign.jsonl"), str(exported)).setup("fit")
     (tmp_path / "none.jsonl").write_text(json.dumps(rows[2]) + "\n")
     with pytest.raises(InputError, match=r"data\.path: expected answers of at least two tokens"):
         ResponsesData(str(tmp_path / "none.jsonl"), str(exported)).setup("fit")
