@@ -13,7 +13,8 @@ from tiny import make_pair
 
 from dgd_lightning.draft.checkpoint import save_draft
 from dgd_lightning.errors import InputError
-from dgd_lightning.pair import load_pair
+from dgd_lightning.pair import load_pair, load_tokenizer
+from dgd_lightning.target.load import bundled
 
 
 @pytest.fixture
@@ -100,3 +101,18 @@ def test_copy_of_the_targets_embedding(folders: tuple[Path, Path]) -> None:
     save_file(weights | {"embed_tokens.weight": table + 1}, draft / "model.safetensors")
     with pytest.raises(InputError, match="its own embed_tokens"):
         load_pair(target, draft, device="cpu")
+
+
+def test_draft_in_a_dtype_of_its_own(folders: tuple[Path, Path]) -> None:
+    pair = load_pair(*folders, dtype="bfloat16", draft_dtype="float32", device="cpu")
+    assert pair.draft is not None
+    assert (pair.target.dtype, pair.draft.dtype) == (torch.bfloat16, torch.float32)
+
+
+def test_lab_is_the_bundled_pair() -> None:
+    by_name, by_path = load_tokenizer("lab"), load_tokenizer(bundled("lab", "target"))
+    assert by_name is not None
+    assert by_path is not None
+    assert by_name.get_vocab() == by_path.get_vocab()
+    assert load_pair("lab", None, device="cpu").target.vocab_size >= len(by_name)
+    assert bundled("Qwen/Qwen3-8B", "target") == "Qwen/Qwen3-8B"
