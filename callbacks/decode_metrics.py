@@ -92,7 +92,8 @@ class DecodeMetrics(Callback):
         if (writer := _writer(trainer)) is not None:
             _final(writer, self.stats, samples)
         total = len(trainer.datamodule.tasks)  # type: ignore[attr-defined]
-        pl_module.summary_tables.insert(0, summary_table(self.stats, total))  # type: ignore[union-attr,operator]
+        tables = [summary_table(self.stats, total), *histogram_tables(self.stats)]
+        pl_module.summary_tables[:0] = tables  # type: ignore[union-attr,operator,index]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Prints what this and other callbacks put into ``pl_module.summary_tables``, once all of them have."""
@@ -124,6 +125,21 @@ def summary_table(stats: dict[str, ArmStats], total: int) -> Table:
         ]
         table.add_row(arm.name, tasks, f"{arm.tokens:,}", *cells, bar_line(arm.rates.overall.tolist()))
     return table
+
+
+def histogram_tables(stats: dict[str, ArmStats]) -> list[Table]:
+    """How many tokens the verifications committed, a line per drafting arm; no table where no arm drafts."""
+    drafting = [arm for arm in stats.values() if arm.block_size > 1 and arm.histogram.sum() > 0]
+    if not drafting:
+        return []
+    table = Table(title="Tokens per verification (share of verifications)", title_justify="left")
+    table.add_column("arm")
+    for length in range(1, max(arm.block_size for arm in drafting) + 1):
+        table.add_column(str(length), justify="right")
+    for arm in drafting:
+        shares = arm.histogram[1:] / arm.histogram.sum()
+        table.add_row(arm.name, *(f"{100 * share:.0f}%" for share in shares.tolist()))
+    return [table]
 
 
 def _writer(trainer: Trainer) -> Any:

@@ -13,7 +13,7 @@ import pytest
 from callbacks import run_folder
 from callbacks.arm_stats import ArmStats, collect, speed_up
 from callbacks.curve import acceptance_figure, bar_line
-from callbacks.decode_metrics import summary_table
+from callbacks.decode_metrics import histogram_tables, summary_table
 from dgd_lightning.errors import InputError
 
 
@@ -164,3 +164,12 @@ def test_speed_up_does_not_depend_on_the_order_of_rows() -> None:
         return sum(tokens) / sum(seconds)
 
     assert ratios == {round(speed("dflash") / speed("ar"), 9)}
+
+
+def test_printed_histogram_counts_verifications() -> None:
+    stats: dict[str, ArmStats] = {}
+    for arm, lengths in (("plain", [1, 1]), ("drafted", [1, 1, 3, 4])):
+        collect(stats, decoded("t", arm, lengths, 1.0, sum(lengths), block_size=None if arm == "plain" else 4))
+    (table,) = histogram_tables(stats)
+    assert [list(column.cells) for column in table.columns] == [["drafted"], ["50%"], ["0%"], ["25%"], ["25%"]]
+    assert histogram_tables({"plain": stats["plain"]}) == []
