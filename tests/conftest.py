@@ -40,7 +40,7 @@ def generator() -> torch.Generator:
 
 @pytest.fixture
 def conformance() -> Path:
-    """What the original code computes: the folder that DGD_CONFORMANCE names, or one beside the checkout; else a skip."""
+    """What the original code computes: the folder DGD_CONFORMANCE names, or one beside the checkout; else a skip."""
     beside = Path(__file__).parents[2] / "shared" / "conformance"
     folder = Path(os.environ.get("DGD_CONFORMANCE", beside))
     if not folder.is_dir():
