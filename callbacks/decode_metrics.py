@@ -93,7 +93,8 @@ class DecodeMetrics(Callback):
             _final(writer, self.stats, samples)
         total = len(trainer.datamodule.tasks)  # type: ignore[attr-defined]
         tables = [summary_table(self.stats, total), *histogram_tables(self.stats)]
-        pl_module.summary_tables[:0] = tables  # type: ignore[union-attr,operator,index]
+        for table in reversed(tables):
+            pl_module.summary_tables.insert(0, table)  # type: ignore[union-attr,operator]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Prints what this and other callbacks put into ``pl_module.summary_tables``, once all of them have."""
