@@ -58,7 +58,10 @@ def lab_words() -> list[str]:
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Build the lab's tokenizer with its chat template."""
     to_byte_alphabet = _alphabet()
-    spell = lambda text: "".join(to_byte_alphabet[c] for c in text)  # noqa: E731
+
+    def spell(text: str) -> str:
+        return "".join(to_byte_alphabet[character] for character in text)
+
     pieces: dict[str, float] = {}
     for syllable in SYLLABLES:
         for form in (" " + syllable.capitalize(), syllable.capitalize(), syllable):
