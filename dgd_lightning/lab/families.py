@@ -7,15 +7,18 @@ from dgd_lightning.lab.world import Family, LabContext, LabTask, World, sequence
 
 DOMAIN, RULES = "Domain Knowledge Reasoning", "Rule System Application"
 PROCEDURE, EMPIRICAL = "Procedural Task Execution", "Empirical Discovery & Simulation"
+JOINTS = [", ", "; ", ": ", " to ", " as ", " means ", " comes "]
 VERBS = ["warm", "grind", "rinse", "fold", "weigh", "seal", "stir", "polish"]
 
 
 def glossary(world: World) -> LabContext:
     """A glossary of coined words: the meaning of one, and the whole page read out."""
     entries = {world.name(): world.rng.choice(TOOLS + GOODS) for _ in range(world.size)}
-    lines = [f"{word}: {meaning}." for word, meaning in entries.items()]
+    lines = [f"The word {word} means {meaning}." for word, meaning in entries.items()]
     tasks = [
-        value_task(f"What is {word}?", f"{word}: {entries[word]}.", entries[word], "lookup")
+        value_task(
+            f"What does the word {word} mean?", f"The word {word} means {entries[word]}.", entries[word], "lookup"
+        )
         for word in world.pick(list(entries), world.size)
     ]
     tasks.append(sequence_task("Read the page aloud.", " ".join(lines), lines, "recite", "entries"))
@@ -102,9 +105,9 @@ def cipher(world: World) -> LabContext:
     word = world.rng.choice(words)
     tasks.append(value_task(f"What does {codes[word]} mean?", f"Read {codes[word]} as {word}.", word, "reverse"))
     message = world.pick(words, len(words))
-    pairs = [f"{word} as {codes[word]}" for word in message]
+    pairs = [f"Write {word} as {codes[word]}." for word in message]
     question = f"Encode this message word by word: {', '.join(message)}."
-    tasks.append(sequence_task(question, ", ".join(pairs) + ".", pairs, "encode", "code words"))
+    tasks.append(sequence_task(question, " ".join(pairs), pairs, "encode", "code words"))
     system = f"You use the code book of {world.name()}."
     return LabContext(RULES, "Technical Standards", system, " ".join(lines), tasks)
 
@@ -198,16 +201,27 @@ def series(world: World) -> LabContext:
     return LabContext(EMPIRICAL, "Time Series", system, "We saw " + " ".join(f"{t}," for t in terms[:shown]), tasks)
 
 
-def dictation(world: World) -> LabContext:
-    """Coined words to be repeated: what in-context learning starts from, and where the curriculum starts."""
+def _repeated(world: World, joint: str, end: str, system: str) -> LabContext:
+    """Coined words with ``joint`` between them, to be repeated."""
     words = [world.name() for _ in range(world.size)]
     i = world.rng.randrange(len(words))
     after = words[(i + 1) % len(words)]
+    text = joint.join(words) + end
     tasks = [
         value_task(f"Which word follows {words[i]}?", f"Then {words[i]} {after}.", after, "next"),
-        sequence_task("Repeat.", " ".join(words), words, "recite", "words"),
+        sequence_task("Repeat.", text, words, "recite", "words"),
     ]
-    return LabContext(PROCEDURE, "Instructional Procedures", "You take dictation.", " ".join(words), tasks)
+    return LabContext(PROCEDURE, "Instructional Procedures", system, text, tasks)
+
+
+def dictation(world: World) -> LabContext:
+    """Coined words to be repeated: what in-context learning starts from, and where the curriculum starts."""
+    return _repeated(world, " ", "", "You take dictation.")
+
+
+def roll_call(world: World) -> LabContext:
+    """Names joined by a mark or a word: what follows one then depends on the word before the joint, as in look-ups."""
+    return _repeated(world, world.rng.choice(JOINTS), ".", "You call the roll.")
 
 
 FAMILIES: dict[str, Family] = {
@@ -222,4 +236,5 @@ FAMILIES: dict[str, Family] = {
     "simulation": simulation,
     "series": series,
     "dictation": dictation,
+    "roll_call": roll_call,
 }

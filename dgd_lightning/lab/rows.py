@@ -27,6 +27,7 @@ EVAL_SIZES = {
     "simulation": (14, 16),
     "series": (11, 16),
     "dictation": (12, 16),
+    "roll_call": (12, 16),
     "star_chart": (7, 10),
     "ledger": (6, 9),
 }
