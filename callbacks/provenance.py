@@ -40,7 +40,8 @@ class Provenance(Callback):
             hashes["data_hash"] = data.fingerprint()
             if hasattr(pl_module, "fingerprint"):
                 hashes["config_hash"] = run_folder.config_hash(pl_module, data)
-                hashes["model"] = pl_module.fingerprint()  # type: ignore[operator]  # Hub ids with their commits
+        if hasattr(pl_module, "fingerprint"):
+            hashes["model"] = pl_module.fingerprint()  # type: ignore[operator]  # Hub ids with their commits
         sessions = []
         if path.exists():
             sessions = json.loads(path.read_text()).get("sessions", [])

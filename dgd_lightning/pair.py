@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,8 +15,10 @@ from dgd_lightning.draft.checkpoint import load_draft
 from dgd_lightning.draft.config import DraftConfig
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.errors import InputError
-from dgd_lightning.target.load import TOKENIZER_FILES, fetch_folder, first_line, load_target
+from dgd_lightning.target.load import TOKENIZER_FILES, bundled, fetch_folder, first_line, load_target, resolve_commit
 from dgd_lightning.target.model import Target
+
+HASHED_WHOLE = 64 * 2**20  # bytes; larger weight files are told apart by size and time of change
 
 
 @dataclass
@@ -27,6 +30,39 @@ class Pair:
     tokenizer: Any | None  # a transformers tokenizer, or None where the target's folder has none
 
 
+class Commits(NamedTuple):
+    """What a pair's revisions stand for; None for folders, and for a draft that is not there."""
+
+    target: str | None
+    draft: str | None
+
+
+def resolve_commits(
+    target: str | os.PathLike[str],
+    draft: str | os.PathLike[str] | None,
+    revision: str | None,
+    draft_revision: str | None,
+    *,
+    prefix: str = "",
+) -> Commits:
+    """The commits of a pair's revisions, so that all its parts are read from the same ones.
+
+    Args:
+        target: folder or Hub id.
+        draft: folder or Hub id, or None.
+        revision: of the target on the Hub.
+        draft_revision: of the draft on the Hub.
+        prefix: before ``revision`` and ``draft_revision`` in errors.
+
+    Raises:
+        InputError: no such folder, Hub id or revision, or no way to reach the Hub.
+    """
+    ours = resolve_commit("target", target, revision, f"{prefix}revision")
+    if draft is None:
+        return Commits(ours, None)
+    return Commits(ours, resolve_commit("draft", draft, draft_revision, f"{prefix}draft_revision"))
+
+
 def load_pair(
     target: str | os.PathLike[str],
     draft: str | os.PathLike[str] | None,
@@ -36,6 +72,7 @@ def load_pair(
     device: str | torch.device | Mapping[str, Any] = "auto",
     attn_implementation: str | None = None,
     revision: str | None = None,
+    draft_revision: str | None = None,
 ) -> Pair:
     """Load a frozen target, its draft and the target's tokenizer; the draft follows the target's dtype and device.
 
@@ -46,20 +83,24 @@ def load_pair(
         draft_dtype: of the draft; None for the target's. Decoding needs the same, training wants fp32.
         device: ``auto``, a device, or a ``device_map``.
         attn_implementation: of the target, ``sdpa`` (default) or ``eager``.
-        revision: Hub revision of the target.
+        revision: Hub revision of the target, its tokenizer included: branch, tag or commit.
+        draft_revision: Hub revision of the draft.
 
     Raises:
         InputError: either cannot be loaded, or they do not belong together.
     """
-    loaded = load_target(target, dtype=dtype, device=device, attn_implementation=attn_implementation, revision=revision)
+    commits = resolve_commits(target, draft, revision, draft_revision)
+    loaded = load_target(
+        target, dtype=dtype, device=device, attn_implementation=attn_implementation, revision=commits.target
+    )
     network = None
     if draft is not None:
         head = loaded.model.get_output_embeddings()
         shared = {"embed_tokens.weight": loaded.embedding.weight, "lm_head.weight": head.weight}
         kind = draft_dtype or loaded.dtype
-        network = load_draft(draft, dtype=kind, device=loaded.device, shared=shared)
+        network = load_draft(draft, dtype=kind, device=loaded.device, revision=commits.draft, shared=shared)
         check_pair(loaded, network.config)
-    return Pair(loaded, network, load_tokenizer(target, revision=revision))
+    return Pair(loaded, network, load_tokenizer(target, revision=commits.target))
 
 
 def check_pair(target: Target, draft: DraftConfig) -> None:
@@ -106,3 +147,22 @@ def load_tokenizer(target: str | os.PathLike[str], *, revision: str | None = Non
             received=f"{folder.name}: {first_line(error)}",
             mend="fetch it again",
         ) from error
+
+
+def source_fingerprint(argument: str, source: str, commit: str | None) -> str:
+    """A Hub id with its commit, ``id@commit``; a folder's digest of weights and configuration.
+
+    Args:
+        argument: ``target`` or ``draft``.
+        source: folder, Hub id or ``lab``.
+        commit: of a Hub id, as :func:`resolve_commits` found it; None for a folder.
+    """
+    if commit is not None:
+        return f"{source}@{commit}"
+    digest = hashlib.sha256()
+    for path in sorted(Path(bundled(source, argument)).expanduser().iterdir()):
+        if path.suffix in (".json", ".safetensors", ".jinja", ".txt", ".model"):
+            stat = path.stat()
+            content = path.read_bytes() if stat.st_size <= HASHED_WHOLE else str(stat.st_mtime_ns).encode()
+            digest.update(f"{path.name} {stat.st_size} ".encode() + content)
+    return digest.hexdigest()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,13 +16,12 @@ from dgd_lightning.data.chat import prompt_ids, prompt_text
 from dgd_lightning.decode.engine import Progress
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.arms import DECODERS, Arm, check_arms, check_block_sizes, row_seed
-from dgd_lightning.pair import Pair, load_pair
-from dgd_lightning.target.load import bundled, fetch_folder
+from dgd_lightning.pair import Commits, Pair, load_pair, resolve_commits, source_fingerprint
+from dgd_lightning.target.load import bundled
 from dgd_lightning.types import DecodeOutput, Task
 
 TooLong = Literal["error", "skip", "truncate_left"]
 WARMUP_PROMPT, WARMUP_TOKENS = 64, 8  # tokens; enough to load kernels and fill allocators before the first timing
-HASHED_WHOLE = 64 * 2**20  # bytes; larger weight files are told apart by size and time of change
 
 
 class Decoding(LightningModule):
@@ -38,7 +35,9 @@ class Decoding(LightningModule):
         max_new_tokens: limit per task.
         dtype: ``auto`` (the checkpoint's), ``float32``, ``bfloat16`` …
         attn_implementation: of the target, ``sdpa`` (default) or ``eager``.
-        revision: Hub revision of the target.
+        revision: Hub revision of the target: branch, tag or commit. It is looked up once per run; everything is loaded
+            from that commit, and ``provenance.json`` names it.
+        draft_revision: Hub revision of the draft.
         device_map: spread the target over this process's GPUs (``auto`` or a map of module names); None: one device.
         enable_thinking: passed to the chat template.
         too_long: a prompt that does not fit the target with its new tokens: ``error``; ``skip`` writes a row without an
@@ -58,6 +57,7 @@ class Decoding(LightningModule):
         dtype: str = "auto",
         attn_implementation: str | None = None,
         revision: str | None = None,
+        draft_revision: str | None = None,
         device_map: str | dict[str, int | str] | None = None,
         enable_thinking: bool = False,
         too_long: TooLong = "error",
@@ -79,25 +79,39 @@ class Decoding(LightningModule):
             )
         self.target_source, self.draft_source = bundled(target, "target"), draft and bundled(draft, "draft")
         self.arms, self.max_new_tokens, self.dtype_name = arms, max_new_tokens, dtype
-        self.attn_implementation, self.revision, self.device_map = attn_implementation, revision, device_map
+        self.revision, self.draft_revision = revision, draft_revision
+        self.attn_implementation, self.device_map = attn_implementation, device_map
         self.enable_thinking, self.too_long, self.stop_token_ids = enable_thinking, too_long, stop_token_ids
         self.seed, self.warmup = seed, warmup
+        self.commits: Commits | None = None
         self.pair: Pair | None = None  # a plain attribute: Lightning neither moves nor saves it
         self.done: set[tuple[str, str]] = set()  # (idx, arm) of rows that a resumed run has already
         self.on_progress: Callable[[str, Progress], None] | None = None  # set by a progress bar
         self.summary_tables: list[Any] = []  # rich renderables that callbacks add; printed at the end of the run
 
+    def pin(self) -> Commits:
+        """The commits of the Hub ids, looked up when first asked and kept.
+
+        Raises:
+            InputError: no such folder, Hub id or revision, or no way to reach the Hub.
+        """
+        if self.commits is None:
+            self.commits = resolve_commits(
+                self.target_source, self.draft_source, self.revision, self.draft_revision, prefix="model."
+            )
+        return self.commits
+
     def fingerprint(self) -> dict[str, Any]:
-        """Everything about the model that can change a row, to be hashed."""
+        """Everything about the model that can change a row, to be hashed; revisions count by their commits."""
+        commits = self.pin()
         return {
-            "target": source_fingerprint("target", self.target_source, self.revision),
-            "draft": self.draft_source and source_fingerprint("draft", self.draft_source),
+            "target": source_fingerprint("target", self.target_source, commits.target),
+            "draft": self.draft_source and source_fingerprint("draft", self.draft_source, commits.draft),
             "arms": [asdict(arm) for arm in self.arms],
             "settings": [
                 self.max_new_tokens,
                 self.dtype_name,
                 self.attn_implementation,
-                self.revision,
                 self.enable_thinking,
                 self.too_long,
                 self.stop_token_ids,
@@ -123,13 +137,16 @@ class Decoding(LightningModule):
         if self.cpu_threads is not None:
             torch.set_num_threads(self.cpu_threads)
         if self.pair is None:
+            # a branch may move between two ranks' look-ups: rank 0's counts, which the run folder names
+            commits = self.commits = self.trainer.strategy.broadcast(self.pin())
             self.pair = load_pair(
                 self.target_source,
                 self.draft_source,
                 dtype=self.dtype_name,
                 device=self._placement(),
                 attn_implementation=self.attn_implementation,
-                revision=self.revision,
+                revision=commits.target,
+                draft_revision=commits.draft,
             )
         if self.pair.draft is not None:
             check_block_sizes(self.arms, self.pair.draft.config.block_size)
@@ -276,31 +293,6 @@ class Decoding(LightningModule):
             "tokens_per_second": trace.batch_tokens / trace.decode_seconds if trace.decode_seconds > 0 else None,
         }
         return {**task.row, "idx": task.idx, "model_output": text, "dgd": {**head, **result}}
-
-
-def source_fingerprint(argument: str, source: str, revision: str | None = None) -> str:
-    """A Hub id with its commit, ``id@commit``; a folder's digest of weights and configuration.
-
-    Args:
-        argument: ``target`` or ``draft``.
-        source: folder or Hub id.
-        revision: of a Hub id: branch, tag or commit.
-
-    Raises:
-        InputError: there is no such folder or Hub id, or no way to reach the Hub.
-    """
-    folder = Path(source).expanduser()
-    if (
-        not folder.is_dir()
-    ):  # the Hub's client keeps each commit in a folder of its name; only one small file is fetched
-        return f"{source}@{fetch_folder(argument, source, revision, ('config.json',)).name}"
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".json", ".safetensors", ".jinja", ".txt", ".model"):
-            stat = path.stat()
-            content = path.read_bytes() if stat.st_size <= HASHED_WHOLE else str(stat.st_mtime_ns).encode()
-            digest.update(f"{path.name} {stat.st_size} ".encode() + content)
-    return digest.hexdigest()
 
 
 def _model_type(pair: Pair) -> str:

@@ -26,7 +26,8 @@ from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.acceptance import AcceptanceLength
 from dgd_lightning.modules.export import best_checkpoint, copy_provenance
 from dgd_lightning.modules.schedule import cosine_with_warmup
-from dgd_lightning.pair import Pair, load_pair
+from dgd_lightning.pair import Commits, Pair, load_pair, resolve_commits, source_fingerprint
+from dgd_lightning.target.load import bundled
 
 
 class DraftTraining(L.LightningModule):
@@ -41,7 +42,9 @@ class DraftTraining(L.LightningModule):
         draft: Hub id or folder of a draft to continue, or ``lab``; None trains a new one of the sizes below.
         dtype: the target's dtype (``auto``: the checkpoint's); the draft trains in fp32 under ``trainer.precision``.
         attn_implementation: the target's attention.
-        revision: the target's revision on the Hub.
+        revision: the target's revision on the Hub: branch, tag or commit. It is looked up once per run; everything is
+            loaded from that commit, and ``provenance.json`` names it.
+        draft_revision: the continued draft's revision on the Hub.
         num_layers: layers of a new draft.
         block_size: K of a new draft, the anchor included.
         target_layer_ids: tapped layers of a new draft; None takes ``num_layers`` points evenly from 1 to L − 3.
@@ -66,6 +69,7 @@ class DraftTraining(L.LightningModule):
         dtype: str = "auto",
         attn_implementation: str | None = None,
         revision: str | None = None,
+        draft_revision: str | None = None,
         num_layers: int = 5,
         block_size: int = 16,
         target_layer_ids: list[int] | None = None,
@@ -83,13 +87,9 @@ class DraftTraining(L.LightningModule):
     ) -> None:
         super().__init__()
         self.recipe = {"lr": lr, "weight_decay": weight_decay, "warmup_share": warmup_share}
-        self.source = {
-            "target": target,
-            "draft": draft,
-            "dtype": dtype,
-            "attn_implementation": attn_implementation,
-            "revision": revision,
-        }
+        self.target_source, self.draft_source = bundled(target, "target"), draft and bundled(draft, "draft")
+        self.revision, self.draft_revision = revision, draft_revision
+        self.dtype_name, self.attn_implementation = dtype, attn_implementation
         self.shape = {
             "num_layers": num_layers,
             "block_size": block_size,
@@ -99,16 +99,50 @@ class DraftTraining(L.LightningModule):
         self.num_anchors, self.gamma, self.attention = num_anchors, gamma, attention
         self.gradient_checkpointing, self.val_max_new_tokens = gradient_checkpointing, val_max_new_tokens
         self.export_dir, self.seed = export_dir, seed
+        self.commits: Commits | None = None
         self.pair: Pair | None = None
         self.decoding_pair: Pair | None = None  # while validating
+
+    def pin(self) -> Commits:
+        """The commits of the Hub ids, looked up when first asked and kept.
+
+        Raises:
+            InputError: no such folder, Hub id or revision, or no way to reach the Hub.
+        """
+        if self.commits is None:
+            self.commits = resolve_commits(
+                self.target_source, self.draft_source, self.revision, self.draft_revision, prefix="model."
+            )
+        return self.commits
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the run starts from, for its provenance."""
+        commits = self.pin()
+        return {
+            "target": source_fingerprint("target", self.target_source, commits.target),
+            "draft": self.draft_source and source_fingerprint("draft", self.draft_source, commits.draft),
+        }
 
     def configure_model(self) -> None:
         """Load the pair once, on the rank's own device; only the draft is registered as a trainable child."""
         if self.pair is not None:
             return
         # Lightning moves the registered draft later, but never the target
-        device = self.trainer.strategy.root_device if self._trainer is not None else self.device
-        loaded = load_pair(**self.source, draft_dtype=torch.float32, device=device)  # type: ignore[arg-type]
+        device, commits = self.device, self.pin()
+        if self._trainer is not None:
+            device = self.trainer.strategy.root_device
+            # a branch may move between two ranks' look-ups: rank 0's counts, which the run folder names
+            commits = self.commits = self.trainer.strategy.broadcast(commits)
+        loaded = load_pair(
+            self.target_source,
+            self.draft_source,
+            dtype=self.dtype_name,
+            draft_dtype=torch.float32,
+            device=device,
+            attn_implementation=self.attn_implementation,
+            revision=commits.target,
+            draft_revision=commits.draft,
+        )
         if loaded.target.max_positions <= self.val_max_new_tokens:
             raise InputError(
                 "model.val_max_new_tokens",

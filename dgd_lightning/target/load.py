@@ -48,7 +48,7 @@ def load_target(
         dtype: ``auto`` (the checkpoint's), a torch dtype or its name.
         device: ``auto`` (CUDA where there is one), a device, or a ``device_map``: a dict, ``balanced``, ``sequential``.
         attn_implementation: ``sdpa`` (default) or ``eager``.
-        revision: Hub revision.
+        revision: Hub revision: branch, tag or commit. Folders have none.
 
     Raises:
         InputError: nothing there, no network, no safetensors, another architecture, an unsupported option.
@@ -134,12 +134,23 @@ def bundled(source: str | os.PathLike[str], part: str) -> str:
 
 
 def fetch_folder(
-    argument: str, name_or_path: str | os.PathLike[str], revision: str | None, patterns: Sequence[str]
+    argument: str,
+    name_or_path: str | os.PathLike[str],
+    revision: str | None,
+    patterns: Sequence[str],
+    setting: str = "revision",
 ) -> Path:
     """The local folder of a checkpoint, downloaded (or found in the Hub cache) if it is a Hub id; ``lab`` is bundled.
 
+    Args:
+        argument: ``target`` or ``draft``.
+        name_or_path: folder or Hub id.
+        revision: of a Hub id: branch, tag or commit; None for its main branch. Folders have none.
+        patterns: files wanted.
+        setting: what the user knows the revision by.
+
     Raises:
-        InputError: no such folder or Hub id, or no way to reach the Hub.
+        InputError: no such folder, Hub id or revision, or no way to reach the Hub.
     """
     name = bundled(name_or_path, argument)
     folder = Path(name).expanduser()
@@ -162,18 +173,59 @@ def fetch_folder(
         mend = "accept its terms on the Hub, then run `hf auth login`"
         raise InputError(argument, expected=expected, received=f"{name!r}, which is gated", mend=mend) from error
     except RevisionNotFoundError as error:
-        raise InputError("revision", expected=f"one of {name}", received=revision, mend="check its name") from error
+        raise InputError(setting, expected=f"one of {name}", received=revision, mend="check its name") from error
     except RepositoryNotFoundError as error:
         mend = "check the spelling; for a private one run `hf auth login`; for a folder give its path"
         raise InputError(argument, expected=expected, received=f"{name!r}, unknown to the Hub", mend=mend) from error
     except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
         # no route, a proxy's refusal, offline mode without a cached copy: the Hub's client has many words for it
+        if (cached := _other_revisions(name, revision)) is not None:
+            raise InputError(
+                setting,
+                expected=f"a revision of {name} in the Hub's cache ({shorten(cached)}), as the Hub gives no answer",
+                received=revision or "none, which is main",
+                mend="check its name, or check the network",
+            ) from error
         raise InputError(
             argument,
             expected=expected,
             received=f"{name!r}: no such folder, no cached copy, no answer from the Hub ({type(error).__name__})",
             mend="check the network, or give the path of a downloaded copy",
         ) from error
+
+
+def _other_revisions(name: str, revision: str | None) -> list[str] | None:
+    """Revisions of a Hub id in the cache: branches and tags, then commits; None where it has none or has this one."""
+    from huggingface_hub import constants
+
+    repository = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}")
+    refs, snapshots = repository / "refs", repository / "snapshots"
+    names = sorted(str(path.relative_to(refs)) for path in refs.rglob("*") if path.is_file())
+    commits = sorted(path.name for path in snapshots.iterdir()) if snapshots.is_dir() else []
+    wanted = revision or constants.DEFAULT_REVISION
+    return [*names, *commits] if commits and wanted not in (*names, *commits) else None
+
+
+def resolve_commit(
+    argument: str, name_or_path: str | os.PathLike[str], revision: str | None, setting: str = "revision"
+) -> str | None:
+    """The commit that a Hub id's revision stands for now, or None for a folder. Only one small file is fetched.
+
+    A branch may move while a run loads its parts: whoever loads more than one part gives this commit to all of them.
+
+    Args:
+        argument: ``target`` or ``draft``.
+        name_or_path: folder or Hub id.
+        revision: branch, tag or commit; None for the main branch.
+        setting: what the user knows the revision by.
+
+    Raises:
+        InputError: no such folder, Hub id or revision, or no way to reach the Hub.
+    """
+    if Path(bundled(name_or_path, argument)).expanduser().is_dir():
+        return None
+    # the Hub's client keeps each commit in a folder of its name
+    return fetch_folder(argument, name_or_path, revision, ("config.json",), setting).name
 
 
 def read_json(path: Path, argument: str) -> dict[str, Any]:

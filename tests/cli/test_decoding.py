@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from cli_tools import Config, Dgd, TinyPair
+from hub_cache import NEW, OLD, add_snapshot, set_ref, use
 
 from callbacks.progress import DecodeProgress
 from dgd_lightning.decode.engine import Progress
 from dgd_lightning.errors import InputError
-from dgd_lightning.modules import decoding
 from dgd_lightning.modules.arms import Arm, check_arms, check_block_sizes
 from dgd_lightning.modules.decoding import Decoding
 
@@ -58,18 +59,34 @@ def test_block_sizes() -> None:
             check_block_sizes([Arm("a"), Arm("b", block_size=size)], 4)
 
 
-def test_hub_ids_are_told_apart_by_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked: list[Any] = []
+def test_hub_ids_are_told_apart_by_commit(
+    config: Config, dgd: Dgd, tiny_pair: TinyPair, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cache, logs = tmp_path / "hub", tmp_path / "logs" / "run"
+    for hub_id, folder in (("org/target", tiny_pair.target), ("org/draft", tiny_pair.draft)):
+        for commit in (OLD, NEW):
+            add_snapshot(cache, hub_id, commit, folder)
+        set_ref(cache, hub_id, "main", OLD)
+    use(cache, monkeypatch)
+    arms = [{"name": "dflash", "method": "speculative"}]
+    path = config(model={"target": "org/target", "draft": "org/draft", "arms": arms})
+    assert dgd("predict", "--config", path).code == 0
+    named = json.loads((logs / "version_0" / "provenance.json").read_text())["model"]
+    assert (named["target"], named["draft"]) == (f"org/target@{OLD}", f"org/draft@{OLD}")
 
-    def fetch(argument: str, name: str, revision: str | None, patterns: Any) -> Path:
-        asked.append((argument, name, revision))
-        return tmp_path / "snapshots" / ("c0ffee" if revision is None else revision)
+    (logs / "version_0" / "DONE").unlink()
+    set_ref(cache, "org/draft", "main", NEW)  # the same command now means another draft
+    assert dgd("predict", "--config", path).code == 0
+    assert (logs / "version_1" / "DONE").exists()
+    pinned = config(model={"target": "org/target", "draft": "org/draft", "arms": arms, "draft_revision": OLD})
+    assert dgd("predict", "--config", pinned).code == 0  # the first run's commit by its name: that run goes on
+    assert (logs / "version_0" / "DONE").exists()
+    assert not (logs / "version_2").exists()
 
-    monkeypatch.setattr(decoding, "fetch_folder", fetch)
-    module = Decoding("org/target", "org/draft", [Arm("a")], revision="beef")
-    found = module.fingerprint()
-    assert (found["target"], found["draft"]) == ("org/target@beef", "org/draft@c0ffee")
-    assert asked == [("target", "org/target", "beef"), ("draft", "org/draft", None)]
+    run = dgd("predict", "--config", path, "--model.draft_revision", "v9")
+    assert run.code == 2
+    assert run.err.startswith("dgd: error: model.draft_revision: expected a revision of org/draft")
+    assert len(run.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("done", ["nothing", "first group", "all"])
