@@ -1,7 +1,9 @@
 """Autoregressive, speculative and transformers' decoding, alternating in one run; the loop's overhead; prefill memory.
 
-    python benchmarks/decode.py [--target FOLDER --draft FOLDER --device cuda --dtype bfloat16] [--new 128] [--batch 1]
+    python benchmarks/decode.py [--target FOLDER --draft FOLDER --device cuda --dtype bfloat16] [--batch 1]
 
+The pair's own draft decodes the lab's long tasks in groups of ``--batch`` rows until the pair's stop tokens; the tokens
+counted are those emitted. Drafts of dialled acceptance decode one group at the fixed length ``--new``.
 Prints tables and ends with one JSON line. Times are medians over the repeats.
 """
 
@@ -11,95 +13,55 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from dialled import DialledDraft
 from memory import ARMS, compare, peak_bytes
-from pairs import chosen_pair, chosen_prompts, random_pair
+from overhead import overhead
+from pairs import chosen_pair, lab_prompts, random_pair, random_prompts
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dgd_lightning.decode import autoregressive_generate, engine, speculative, speculative_generate
+from dgd_lightning.decode import autoregressive_generate, speculative_generate
 from dgd_lightning.pair import Pair
 from dgd_lightning.types import DecodeOutput
 
 Outputs = list[DecodeOutput]
+Way = Callable[[list[Tensor]], list[Any]]
 
 
-class Clock:
-    """Seconds inside the two forwards of a cycle, and between; on CUDA by events, which do not hold the loop up."""
+class Work(NamedTuple):
+    """What all ways decode: prompts in groups of the batch size, how many tokens at most, and what ends a row."""
 
-    def __init__(self, cuda: bool) -> None:
-        self.cuda, self.on = cuda, False
-        self.spans: dict[str, list[Any]] = {"draft": [], "verify": []}
+    groups: list[list[Tensor]]
+    limit: int
+    stops: list[int]  # empty: every row has ``limit`` tokens
 
-    def _now(self) -> Any:
-        if not self.cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, timed while the clock is on."""
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            if not self.on:
-                return function(*args, **kwargs)
-            began = self._now()
-            result = function(*args, **kwargs)
-            self.spans[name].append((began, self._now()))
-            return result
-
-        return timed
-
-    def seconds(self, name: str) -> float:
-        """Total of a span."""
-        if self.cuda:
-            torch.cuda.synchronize()
-            return sum(began.elapsed_time(ended) for began, ended in self.spans[name]) / 1000
-        return sum(ended - began for began, ended in self.spans[name])
-
-
-@contextmanager
-def timed_cycles(cuda: bool) -> Iterator[Clock]:
-    """Time the drafting and verifying of every cycle, the prefill excluded."""
-    clock = Clock(cuda)
-    seams = [
-        (speculative.Drafter, "logits", "draft"),
-        (speculative.Drafter, "extend", "draft"),
-        (engine.Batch, "step", "verify"),
-    ]
-    originals = [getattr(owner, method) for owner, method, _ in seams]
-    start = engine.Batch.__init__
-
-    def started(*args: Any, **kwargs: Any) -> None:
-        clock.on = False  # the prefill extends the draft's cache too
-        start(*args, **kwargs)
-        clock.on = True
-
-    for (owner, method, name), original in zip(seams, originals, strict=True):
-        setattr(owner, method, clock.wrap(name, original))
-    engine.Batch.__init__ = started  # type: ignore[method-assign]
-    try:
-        yield clock
-    finally:
-        engine.Batch.__init__ = start  # type: ignore[method-assign]
-        for (owner, method, _), original in zip(seams, originals, strict=True):
-            setattr(owner, method, original)
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """For this project's decoders."""
+        return {"max_new_tokens": self.limit, "stop_token_ids": self.stops}
 
 
 @torch.no_grad()
-def transformers_generate(pair: Pair, prompts: list[Tensor], new: int) -> None:
-    """The library's own greedy loop on the same batch, padded on the left as it wants it."""
+def transformers_generate(pair: Pair, prompts: list[Tensor], work: Work) -> list[Tensor]:
+    """New tokens of each row by the library's own greedy loop on the same batch, padded on the left as it wants it."""
     ids = pad_sequence([p.flip(0) for p in prompts], batch_first=True).flip(1).to(pair.target.device)  # [B, S]
     mask = pad_sequence([torch.ones_like(p) for p in prompts], batch_first=True).flip(1).to(ids.device)
-    pair.target.model.generate(
-        ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0
+    ending: dict[str, Any] = {"eos_token_id": work.stops} if work.stops else {"min_new_tokens": work.limit}
+    output = pair.target.model.generate(
+        ids, attention_mask=mask, max_new_tokens=work.limit, do_sample=False, pad_token_id=0, **ending
     )
+    return [_emitted(row, work.stops) for row in output[:, ids.shape[1] :].cpu()]
+
+
+def _emitted(tokens: Tensor, stops: list[int]) -> Tensor:
+    """A row [T] up to its first stop token: what follows is padding, until the batch's last row is done."""
+    found = torch.isin(tokens, torch.tensor(stops, dtype=tokens.dtype)).nonzero()
+    return tokens[: int(found[0]) + 1] if len(found) else tokens
 
 
 def wall(function: Callable[[], Any], cuda: bool) -> float:
@@ -117,77 +79,103 @@ def tau(outputs: Outputs) -> float:
     return sum(lengths) / max(len(lengths), 1)
 
 
-def side_by_side(ways: dict[str, Callable[[], Any]], repeats: int, cuda: bool) -> dict[str, float]:
-    """Median seconds of each way, alternating, after one unmeasured round."""
+def side_by_side(ways: dict[str, Way], groups: list[list[Tensor]], repeats: int, cuda: bool) -> dict[str, float]:
+    """Median over the repeats of each way's seconds for all groups; the ways take turns at every group."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for repeat in range(repeats + 1):
-        for name, way in ways.items():
-            took = wall(way, cuda)
-            if repeat > 0:
-                seconds[name].append(took)
+    for _ in range(repeats):
+        totals = dict.fromkeys(ways, 0.0)
+        for group in groups:
+            for name, way in ways.items():
+                totals[name] += wall(partial(way, group), cuda)
+        for name, total in totals.items():
+            seconds[name].append(total)
     return {name: statistics.median(took) for name, took in seconds.items()}
 
 
-def overhead(pair: Pair, prompts: list[Tensor], new: int, repeats: int, cuda: bool) -> dict[str, float]:
-    """Where a speculative cycle's time goes: medians of the per-cycle milliseconds, and the loop's share."""
-    rows = []
-    for repeat in range(repeats + 1):
-        with timed_cycles(cuda) as clock:
-            outputs = speculative_generate(pair, prompts, max_new_tokens=new, stop_token_ids=[])
-        cycles = max(output.trace.target_forwards for output in outputs)
-        draft, verify = clock.seconds("draft"), clock.seconds("verify")
-        if repeat > 0:
-            rows.append([1e3 * s / cycles for s in (outputs[0].trace.decode_seconds, draft, verify)])
-    cycle, draft_ms, verify_ms = (statistics.median(column) for column in zip(*rows, strict=True))
-    share = statistics.median((c - d - v) / (d + v) for c, d, v in rows)
-    return {"cycle_ms": cycle, "draft_ms": draft_ms, "verify_ms": verify_ms, "overhead": share}
+def equal_share(ones: list[Tensor], others: list[Tensor]) -> float:
+    """Share of rows with the same tokens."""
+    return sum(a.equal(b) for a, b in zip(ones, others, strict=True)) / len(ones)
 
 
-def measure(pair: Pair, prompts: list[Tensor], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One record per draft: the pair's own, then dialled ones."""
-    cuda = pair.target.device.type == "cuda"
-    knobs: dict[str, Any] = {"max_new_tokens": args.new, "stop_token_ids": []}
-    plain = autoregressive_generate(pair, prompts, **knobs)
-    texts = [[*prompt.tolist(), *output.tokens.tolist()] for prompt, output in zip(prompts, plain, strict=True)]
+def record(name: str, drafted: Pair, work: Work, repeats: int) -> dict[str, Any]:
+    """One draft's numbers: tokens really emitted and seconds by each way, and where its cycles' time goes."""
+    cuda = drafted.target.device.type == "cuda"
+    ways: dict[str, Way] = {
+        "autoregressive": lambda group: autoregressive_generate(drafted, group, **work.knobs),
+        "speculative": lambda group: speculative_generate(drafted, group, **work.knobs),
+        "transformers": lambda group: transformers_generate(drafted, group, work),
+    }
+    # The tokens come from an unmeasured round, which also warms every way up on every shape.
+    outputs = {way: [row for group in work.groups for row in ways[way](group)] for way in ways}
+    tokens = {way: [getattr(row, "tokens", row) for row in rows] for way, rows in outputs.items()}
+    counts = {way: sum(map(len, rows)) for way, rows in tokens.items()}
+    seconds = side_by_side(ways, work.groups, repeats, cuda)
+    rates = {way: counts[way] / seconds[way] for way in ways}
+    return {
+        "draft": name,
+        "rows": len(tokens["speculative"]),
+        "stop_tokens": work.stops,
+        "limit": work.limit,
+        "tau": tau(outputs["speculative"]),
+        "tokens": counts,
+        "equal_rows": equal_share(tokens["autoregressive"], tokens["speculative"]),
+        # Without stop tokens the library is kept from ending by a mask on them, which changes what it says.
+        "equal_rows_transformers": equal_share(tokens["autoregressive"], tokens["transformers"])
+        if work.stops
+        else None,
+        "seconds": seconds,
+        "tokens_per_second": rates,
+        "speedup": rates["speculative"] / rates["autoregressive"],
+        "speedup_over_transformers": rates["speculative"] / rates["transformers"],
+        **overhead(lambda: [ways["speculative"](group) for group in work.groups], repeats, cuda),
+    }
+
+
+def own_work(pair: Pair, args: argparse.Namespace) -> Work:
+    """The lab's long prompts until the pair's stop tokens; random tokens where the pair knows no chat."""
+    prompts = lab_prompts(pair, args.contexts) or random_prompts(pair, args.batch, args.prompt_length)
+    groups = [prompts[start : start + args.batch] for start in range(0, len(prompts), args.batch)]
+    end = getattr(pair.tokenizer, "eos_token_id", None)  # as the decoders choose them
+    return Work(groups, args.limit, list(pair.target.stop_token_ids) or ([] if end is None else [end]))
+
+
+def measure(pair: Pair, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One record per draft: the pair's own on long prompts, then dialled ones on one group at a fixed length."""
     assert pair.draft is not None
-    drafts: dict[str, Any] = {"own": pair.draft}
+    own = own_work(pair, args)
+    records = [record("own", pair, own, args.repeats)]
+    prompts = [own.groups[i % len(own.groups)][0] for i in range(args.batch)]
+    fixed = Work([prompts], args.new, [])
+    plain = autoregressive_generate(pair, prompts, **fixed.knobs)
+    texts = [[*prompt.tolist(), *output.tokens.tolist()] for prompt, output in zip(prompts, plain, strict=True)]
     for acceptance in args.acceptance:
-        drafts[f"dialled {acceptance:g}"] = DialledDraft(pair.draft, pair.target, texts, acceptance)
-    records = []
-    for name, draft in drafts.items():
-        drafted = Pair(pair.target, draft, pair.tokenizer)
-        outputs = speculative_generate(drafted, prompts, **knobs)
-        pairs = zip(plain, outputs, strict=True)
-        seconds = side_by_side(
-            {
-                "autoregressive": lambda: autoregressive_generate(pair, prompts, **knobs),
-                "speculative": lambda d=drafted: speculative_generate(d, prompts, **knobs),  # type: ignore[misc]
-                "transformers": lambda: transformers_generate(pair, prompts, args.new),
-            },
-            args.repeats,
-            cuda,
-        )
-        records.append(
-            {
-                "draft": name,
-                "tau": tau(outputs),
-                "equal_rows": sum(a.tokens.equal(b.tokens) for a, b in pairs) / len(prompts),
-                "seconds": seconds,
-                "speedup": seconds["autoregressive"] / seconds["speculative"],
-                "speedup_over_transformers": seconds["transformers"] / seconds["speculative"],
-                **overhead(drafted, prompts, args.new, args.repeats, cuda),
-            }
-        )
+        draft: Any = DialledDraft(pair.draft, pair.target, texts, acceptance)
+        dialled = Pair(pair.target, draft, pair.tokenizer)
+        records.append(record(f"dialled {acceptance:g}", dialled, fixed, args.repeats))
     return records
 
 
-def show(records: list[dict[str, Any]], tokens: int) -> None:
+def show(records: list[dict[str, Any]]) -> None:
     """The table for people: tokens per second, τ, and where a cycle's time goes."""
-    head = "draft", "τ", "AR tok/s", "spec tok/s", "HF tok/s", "× AR", "× HF", "cycle ms", "draft", "verify", "overhead"
+    head = (
+        "draft",
+        "tokens",
+        "τ",
+        "AR tok/s",
+        "spec tok/s",
+        "HF tok/s",
+        "× AR",
+        "× HF",
+        "cycle ms",
+        "draft",
+        "verify",
+        "overhead",
+    )
     print("".join(f"{title:>12}" for title in head))
     for r in records:
-        rates = [tokens / r["seconds"][way] for way in ("autoregressive", "speculative", "transformers")]
-        cells = [r["draft"], f"{r['tau']:.2f}", *(f"{rate:.0f}" for rate in rates), f"{r['speedup']:.2f}"]
+        rates = [r["tokens_per_second"][way] for way in ("autoregressive", "speculative", "transformers")]
+        cells = [r["draft"], str(r["tokens"]["speculative"]), f"{r['tau']:.2f}", *(f"{rate:.0f}" for rate in rates)]
+        cells.append(f"{r['speedup']:.2f}")
         numbers = (r[key] for key in ("speedup_over_transformers", "cycle_ms", "draft_ms", "verify_ms"))
         cells += [f"{number:.2f}" for number in numbers]
         print("".join(f"{cell:>12}" for cell in [*cells, f"{r['overhead']:.1%}"]))
@@ -206,8 +194,10 @@ def main() -> None:
     parser.add_argument("--draft")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--new", type=int, default=128, help="tokens per row; stop tokens are ignored")
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--contexts", type=int, default=2, help="lab contexts a family whose long task is decoded")
+    parser.add_argument("--limit", type=int, default=192, help="most tokens per row; stop tokens end it earlier")
+    parser.add_argument("--new", type=int, default=128, help="tokens per row of dialled drafts, stop tokens ignored")
+    parser.add_argument("--batch", type=int, default=1, help="rows decoded together")
     parser.add_argument("--prompt-length", type=int, default=128, help="of random prompts")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--acceptance", type=float, nargs="*", default=[0.0, 0.5, 0.8, 0.95])
@@ -220,11 +210,10 @@ def main() -> None:
         print(json.dumps({"peak_bytes": peak_bytes(memory_pair(args), args.memory_arm, args.memory_length)}))
         return
     pair, name = chosen_pair(args.target, args.draft, args.dtype, args.device)
-    prompts = chosen_prompts(pair, name, args.batch, args.prompt_length)
     where = f"{args.device}, {args.dtype}, {torch.get_num_threads()} threads"
-    print(f"{name} pair, {where}; {args.batch} rows of {args.new} tokens")
-    records = measure(pair, prompts, args)
-    show(records, args.batch * args.new)
+    print(f"{name} pair, {where}; batches of {args.batch}")
+    records = measure(pair, args)
+    show(records)
     chosen = ["--target", args.target, "--draft", args.draft] if args.target else []
     memory = compare([*chosen, "--device", args.device, "--dtype", args.dtype], args.memory_length)
     print(

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3Config
 
+from dgd_lightning.data.chat import prompt_ids
 from dgd_lightning.draft.config import DraftConfig, default_layer_ids
 from dgd_lightning.draft.model import DFlashDraft
+from dgd_lightning.lab.rows import eval_rows
 from dgd_lightning.pair import Pair, load_pair
 from dgd_lightning.target.model import Target
+from dgd_lightning.types import Task
 
 
 def bundled_folders() -> tuple[str, str] | None:
@@ -64,17 +67,16 @@ def chosen_pair(target: str | None, draft: str | None, dtype: str, device: str) 
     return load_pair(*folders, dtype=dtype, device=device), target or "bundled"
 
 
-def chosen_prompts(pair: Pair, name: str, count: int, length: int) -> list[Tensor]:
-    """Prompts of the lab's evaluation contexts (those with long answers) for the bundled pair, else random tokens."""
-    if name == "bundled":
-        from dgd_lightning.lab.rows import eval_rows
+def lab_prompts(pair: Pair, contexts: int) -> list[Tensor] | None:
+    """The lab's long tasks of so many held-out contexts a family; None where the pair's tokenizer knows no chat."""
+    if getattr(pair.tokenizer, "chat_template", None) is None:
+        return None
+    rows = [row for row in eval_rows(contexts) if row["metadata"]["lab"]["long"]]
+    tasks = [Task(row["metadata"]["task_id"], row["messages"], None, row) for row in rows]
+    return [prompt_ids(pair.tokenizer, task, enable_thinking=False) for task in tasks]
 
-        rows = [row for row in eval_rows(1) if row["metadata"]["lab"]["long"]]
-        return [_render(pair.tokenizer, rows[i % len(rows)]["messages"]) for i in range(count)]
+
+def random_prompts(pair: Pair, count: int, length: int) -> list[Tensor]:
+    """``count`` prompts of ``length`` random tokens."""
     generator = torch.Generator().manual_seed(0)
     return [torch.randint(pair.target.vocab_size, (length,), generator=generator) for _ in range(count)]
-
-
-def _render(tokenizer: Any, messages: list[dict[str, str]]) -> Tensor:
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]

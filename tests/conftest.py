@@ -1,4 +1,5 @@
-"""Fixtures shared by the tests: tiny random pairs, a seeded generator, the conformance folder where there is one."""
+"""Fixtures shared by the tests: tiny random pairs, a seeded generator, the folders of
+reference values and of real data sets where there are such."""
 
 from __future__ import annotations
 
@@ -45,4 +46,14 @@ def conformance() -> Path:
     folder = Path(os.environ.get("DGD_CONFORMANCE", beside))
     if not folder.is_dir():
         pytest.skip("there is no conformance folder: set DGD_CONFORMANCE")
+    return folder
+
+
+@pytest.fixture
+def bench_data() -> Path:
+    """Real data sets (GSM8K, HumanEval, MATH-500, CL-bench): the folder DGD_BENCH_DATA names, or one beside the
+    checkout; else a skip."""
+    folder = Path(os.environ.get("DGD_BENCH_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("there is no folder of real data sets: set DGD_BENCH_DATA")
     return folder

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import random
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import NamedTuple
 
 import lightning as L
 import torch
+from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
-from dgd_lightning.data.responses import ResponseBatch, ResponseDataset, response_loader
+from dgd_lightning.data.responses import ResponseBatch, ResponseDataset, mixed_seed, pad_responses
 from dgd_lightning.decode import autoregressive_generate
+from dgd_lightning.errors import InputError
 from dgd_lightning.lab.families import FAMILIES
 from dgd_lightning.lab.names import Split
 from dgd_lightning.lab.rows import make_context, messages
 from dgd_lightning.lab.tokenizer import build_tokenizer
 from dgd_lightning.lab.training_data import require_one_rank
-from dgd_lightning.pair import load_pair
+from dgd_lightning.pair import Pair, load_pair
 
 
 class Prompts(NamedTuple):
@@ -51,41 +56,92 @@ def lab_prompts(
     return Prompts(ids, longs)
 
 
+@dataclass
+class DraftStage:
+    """One stage of the draft's curriculum.
+
+    Args:
+        steps: optimiser steps it lasts; the last stage goes on for as long as the training does.
+        prompts: training prompts, answered by the target and shown again in a new order when all were seen.
+        sizes: smallest and largest number of facts in a context, inclusive.
+        long_share: share of the prompts that ask for a long answer.
+        families: families to draw from; the shifted domain is never among the defaults.
+    """
+
+    steps: int
+    prompts: int
+    sizes: tuple[int, int] = (5, 16)
+    long_share: float = 0.6
+    families: list[str] | None = None
+
+
+class StagedOrder(Sampler[list[int]]):
+    """Endless batches of indices into the stages' data sets laid end to end; batch i depends on (seed, i) alone.
+
+    Args:
+        counts: conversations of each stage.
+        steps: batches of each stage; the last one goes on.
+        batch_size: indices per batch.
+        seed: base seed.
+        first: where to start, for a resumed run.
+    """
+
+    def __init__(self, counts: list[int], steps: list[int], batch_size: int, seed: int, first: int = 0) -> None:
+        self.counts, self.steps, self.batch_size, self.seed, self.first = counts, steps, batch_size, seed, first
+
+    def batch(self, number: int) -> list[int]:
+        """The indices of one batch."""
+        stage, offset = 0, 0
+        while stage < len(self.steps) - 1 and number >= self.steps[stage]:
+            number -= self.steps[stage]
+            offset += self.counts[stage]
+            stage += 1
+        total = self.counts[stage]
+        epoch, at = divmod(number, max(1, total // self.batch_size))
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(mixed_seed(self.seed, stage, epoch)))
+        return [offset + int(index) for index in order[at * self.batch_size : (at + 1) * self.batch_size]]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for number in count(self.first):
+            yield self.batch(number)
+
+
 class LabDraftData(L.LightningDataModule):
     """Conversations for the draft: lab prompts with the target's own greedy responses, written before training starts.
 
     Args:
         target: Hub id or folder of the target that answers, or ``lab``.
-        prompts: training prompts.
+        stages: the curriculum: short copies first, as for the target.
         batch_size: conversations per step.
-        sizes: smallest and largest number of facts in a context.
-        long_share: share of the prompts that ask for a long answer.
         max_new_tokens: longest response.
         generation_batch: prompts answered at once.
-        val_prompts: held-out long prompts whose τ is validated.
-        families: families to draw from; the shifted domain is never among the defaults.
+        val_prompts: held-out long prompts of the last stage whose τ is validated.
         seed: base seed.
     """
 
     def __init__(
         self,
         target: str,
-        prompts: int = 8000,
+        stages: list[DraftStage],
         batch_size: int = 16,
-        sizes: tuple[int, int] = (5, 13),
-        long_share: float = 0.6,
         max_new_tokens: int = 160,
         generation_batch: int = 64,
         val_prompts: int = 32,
-        families: list[str] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.target, self.prompts, self.batch_size = target, prompts, batch_size
-        self.draw: dict[str, Any] = {"families": families or list(FAMILIES), "sizes": sizes}
-        self.long_share, self.max_new_tokens, self.generation_batch = long_share, max_new_tokens, generation_batch
+        if not stages or any(stage.prompts < batch_size for stage in stages):
+            raise InputError(
+                "data.stages",
+                expected=f"at least one, each with at least batch_size = {batch_size} prompts",
+                received=[stage.prompts for stage in stages],
+                mend="add stages or prompts, or lower data.batch_size",
+            )
+        self.target, self.stages, self.batch_size = target, stages, batch_size
+        self.max_new_tokens, self.generation_batch = max_new_tokens, generation_batch
         self.val_prompts, self.seed = val_prompts, seed
         self.dataset: ResponseDataset | None = None
+        self.counts: list[int] = []
 
     def setup(self, stage: str) -> None:
         """Let the target answer the training prompts.
@@ -96,25 +152,44 @@ class LabDraftData(L.LightningDataModule):
         require_one_rank(self.trainer)
         if stage != "fit" or self.dataset is not None:
             return
-        prompts = lab_prompts(self.prompts, seed=self.seed, split="train", long_share=self.long_share, **self.draw)
         pair = load_pair(self.target, None)
+        answered = [
+            ResponseDataset(self.answer(pair, draw(part, part.prompts, mixed_seed(self.seed, i), "train"))).pairs
+            for i, part in enumerate(self.stages)
+        ]
+        self.counts = [len(pairs) for pairs in answered]
+        self.dataset = ResponseDataset([pair for pairs in answered for pair in pairs])
+
+    def answer(self, pair: Pair, prompts: Prompts) -> list[tuple[Tensor, Tensor]]:
+        """Prompts with the target's greedy responses; those of about one length are decoded together."""
         pairs: list[tuple[Tensor, Tensor]] = []
         order = sorted(range(len(prompts.ids)), key=lambda i: (prompts.long[i], len(prompts.ids[i])))
-        for start in range(0, len(order), self.generation_batch):
+        for start in track(
+            range(0, len(order), self.generation_batch), description="The target answers", transient=True
+        ):
             part = [prompts.ids[i] for i in order[start : start + self.generation_batch]]
             outputs = autoregressive_generate(pair, part, max_new_tokens=self.max_new_tokens)
             pairs += [(prompt, output.tokens) for prompt, output in zip(part, outputs, strict=True)]
-        self.dataset = ResponseDataset(pairs)
+        return pairs
 
     def train_dataloader(self) -> DataLoader[ResponseBatch]:
-        """Batches in random order."""
+        """Batches in random order, from the one where a resumed run goes on."""
         assert self.dataset is not None
-        return response_loader(self.dataset, self.batch_size, seed=self.seed, trainer=self.trainer)
+        first = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready if self.trainer else 0
+        order = StagedOrder(self.counts, [stage.steps for stage in self.stages], self.batch_size, self.seed, first)
+        return DataLoader(self.dataset, batch_sampler=order, collate_fn=pad_responses)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader[list[Tensor]]:
-        prompts = lab_prompts(self.val_prompts, seed=self.seed, split="eval", long_share=1.0, **self.draw).ids
+        last = replace(self.stages[-1], long_share=1.0)
+        prompts = draw(last, self.val_prompts, self.seed, "eval").ids
         return DataLoader(prompts, batch_size=16, collate_fn=list)  # type: ignore[arg-type]
 
     def test_dataloader(self) -> DataLoader[list[Tensor]]:
         """Those of validation."""
         return self.val_dataloader()
+
+
+def draw(stage: DraftStage, count: int, seed: int, split: Split) -> Prompts:
+    """``count`` prompts of a stage."""
+    families = stage.families or list(FAMILIES)
+    return lab_prompts(count, seed=seed, split=split, families=families, sizes=stage.sizes, long_share=stage.long_share)

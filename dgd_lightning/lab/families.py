@@ -7,19 +7,20 @@ from dgd_lightning.lab.world import Family, LabContext, LabTask, World, sequence
 
 DOMAIN, RULES = "Domain Knowledge Reasoning", "Rule System Application"
 PROCEDURE, EMPIRICAL = "Procedural Task Execution", "Empirical Discovery & Simulation"
-JOINTS = [", ", "; ", ": ", " to ", " as ", " means ", " comes "]
+JOINTS = [", ", "; ", ": ", " to ", " write ", " means ", " comes "]
 VERBS = ["warm", "grind", "rinse", "fold", "weigh", "seal", "stir", "polish"]
 
 
 def glossary(world: World) -> LabContext:
     """A glossary of coined words: the meaning of one, and the whole page read out."""
-    entries = {world.name(): world.rng.choice(TOOLS + GOODS) for _ in range(world.size)}
-    lines = [f"The word {word} means {meaning}." for word, meaning in entries.items()]
+    entries = {world.name(): world.rng.choice(TOOLS + GOODS) for _ in range(min(world.size, len(NUMBERS)))}
+    numbered = zip(NUMBERS, entries.items(), strict=False)
+    lines = [f"Entry {number}: the word {word} means {meaning}." for number, (word, meaning) in numbered]
     tasks = [
         value_task(
             f"What does the word {word} mean?", f"The word {word} means {entries[word]}.", entries[word], "lookup"
         )
-        for word in world.pick(list(entries), world.size)
+        for word in world.pick(list(entries), len(entries))
     ]
     tasks.append(sequence_task("Read the page aloud.", " ".join(lines), lines, "recite", "entries"))
     return LabContext(DOMAIN, "Humanities", f"You keep the glossary of {world.name()}.", " ".join(lines), tasks)
@@ -97,15 +98,15 @@ def cipher(world: World) -> LabContext:
     """A code book: which coined word stands for which word; decode one, encode a long message."""
     words = world.pick(COLOURS + TOOLS, world.size)
     codes = {word: world.name() for word in words}
-    lines = [f"Write {word} as {codes[word]}." for word in words]
+    lines = [f"For the common word {word} write {codes[word]}." for word in words]
     tasks = [
-        value_task(f"How do we write {word}?", f"Write {word} as {codes[word]}.", codes[word], "lookup")
+        value_task(f"How do we write {word}?", f"For {word} write {codes[word]}.", codes[word], "lookup")
         for word in world.pick(words, len(words))
     ]
     word = world.rng.choice(words)
     tasks.append(value_task(f"What does {codes[word]} mean?", f"Read {codes[word]} as {word}.", word, "reverse"))
     message = world.pick(words, len(words))
-    pairs = [f"Write {word} as {codes[word]}." for word in message]
+    pairs = [f"For the common word {word} write {codes[word]}." for word in message]
     question = f"Encode this message word by word: {', '.join(message)}."
     tasks.append(sequence_task(question, " ".join(pairs), pairs, "encode", "code words"))
     system = f"You use the code book of {world.name()}."
@@ -153,7 +154,12 @@ def route(world: World) -> LabContext:
     """A round of halls: one passage, and the whole way followed hall by hall."""
     halls = [world.name() for _ in range(world.size)]
     lines, tasks = _round(
-        world, halls, "From {a} to {b}.", "Where do we go from {a}?", "Walk the whole round from {a}.", "walk"
+        world,
+        halls,
+        "Go from the hall {a} to {b}.",
+        "Where do we go from {a}?",
+        "Walk the whole round from {a}.",
+        "walk",
     )
     system = f"You guide through the house of {world.name()}."
     return LabContext(PROCEDURE, "Workflow Orchestration", system, " ".join(lines), tasks)
@@ -201,7 +207,7 @@ def series(world: World) -> LabContext:
     return LabContext(EMPIRICAL, "Time Series", system, "We saw " + " ".join(f"{t}," for t in terms[:shown]), tasks)
 
 
-def _repeated(world: World, joint: str, end: str, system: str) -> LabContext:
+def _repeated(world: World, joint: str, end: str, sub_category: str, system: str) -> LabContext:
     """Coined words with ``joint`` between them, to be repeated."""
     words = [world.name() for _ in range(world.size)]
     i = world.rng.randrange(len(words))
@@ -211,17 +217,17 @@ def _repeated(world: World, joint: str, end: str, system: str) -> LabContext:
         value_task(f"Which word follows {words[i]}?", f"Then {words[i]} {after}.", after, "next"),
         sequence_task("Repeat.", text, words, "recite", "words"),
     ]
-    return LabContext(PROCEDURE, "Instructional Procedures", system, text, tasks)
+    return LabContext(PROCEDURE, sub_category, system, text, tasks)
 
 
 def dictation(world: World) -> LabContext:
     """Coined words to be repeated: what in-context learning starts from, and where the curriculum starts."""
-    return _repeated(world, " ", "", "You take dictation.")
+    return _repeated(world, " ", "", "Instructional Procedures", "You take dictation.")
 
 
 def roll_call(world: World) -> LabContext:
     """Names joined by a mark or a word: what follows one then depends on the word before the joint, as in look-ups."""
-    return _repeated(world, world.rng.choice(JOINTS), ".", "You call the roll.")
+    return _repeated(world, world.rng.choice(JOINTS), ".", "Attendance Lists", "You call the roll.")
 
 
 FAMILIES: dict[str, Family] = {

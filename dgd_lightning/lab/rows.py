@@ -20,10 +20,10 @@ EVAL_SIZES = {
     "natural_history": (20, 28),  # longer than in training: look-ups that fail fall back on the prior
     "tariff": (20, 28),
     "experiment": (20, 28),
-    "glossary": (14, 16),
-    "cipher": (13, 16),
+    "glossary": (8, 12),
+    "cipher": (9, 13),
     "procedure": (7, 10),
-    "route": (11, 16),
+    "route": (8, 12),
     "simulation": (14, 16),
     "series": (11, 16),
     "dictation": (12, 16),

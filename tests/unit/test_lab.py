@@ -8,8 +8,10 @@ import re
 import pytest
 import torch
 
+from dgd_lightning.errors import InputError
 from dgd_lightning.lab.checks import grade, reverted_to_prior
 from dgd_lightning.lab.contexts import LabContexts
+from dgd_lightning.lab.draft_data import DraftStage, LabDraftData, StagedOrder
 from dgd_lightning.lab.families import FAMILIES
 from dgd_lightning.lab.names import SYLLABLES, Namer, is_held_out
 from dgd_lightning.lab.rows import ALL_FAMILIES, eval_rows, make_context, messages, to_row
@@ -160,3 +162,23 @@ def test_probes_mark_answers(tokenizer):
     answer = tokenizer.decode(batch.input_ids[0][batch.answer_mask[0]])
     assert answer.endswith("<|im_end|>")
     assert batch.answer_mask.any(-1).all()
+
+
+def test_staged_order_is_resumable_and_keeps_to_its_stage():
+    counts, steps = [10, 7, 12], [3, 2, 4]
+    whole = StagedOrder(counts, steps, batch_size=4, seed=5)
+    batches = [whole.batch(number) for number in range(12)]
+    bounds = [(0, 10)] * 3 + [(10, 17)] * 2 + [(17, 29)] * 7  # the last stage goes on
+    for batch, (low, high) in zip(batches, bounds, strict=True):
+        assert len(set(batch)) == 4
+        assert all(low <= index < high for index in batch)
+    first_epoch = sorted(index for batch in batches[5:8] for index in batch)
+    assert first_epoch == list(range(17, 29))  # every conversation once before any twice
+    resumed = iter(StagedOrder(counts, steps, batch_size=4, seed=5, first=6))
+    assert [next(resumed) for _ in range(3)] == batches[6:9]
+    assert StagedOrder(counts, steps, batch_size=4, seed=6).batch(0) != batches[0]
+
+
+def test_draft_stages_need_a_batch_of_prompts():
+    with pytest.raises(InputError, match=r"data\.stages"):
+        LabDraftData("lab", [DraftStage(steps=5, prompts=3)], batch_size=4)
