@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from dgd_lightning.decode import autoregressive_generate, speculative_generate
     from dgd_lightning.errors import InputError
     from dgd_lightning.pair import Pair, load_pair
-    from dgd_lightning.types import DecodeOutput, DecodeTrace
+    from dgd_lightning.ttt.adapt import AdaptResult, ttt_adapt
+    from dgd_lightning.ttt.config import TTTConfig
+    from dgd_lightning.ttt.lora import Adapter, load_adapter, save_adapter
+    from dgd_lightning.types import AdaptTrace, DecodeOutput, DecodeTrace, HeldOutScore
 
 __version__ = "0.1.0"
 _HOMES = {
@@ -23,15 +26,31 @@ _HOMES = {
     "load_pair": "dgd_lightning.pair",
     "DecodeOutput": "dgd_lightning.types",
     "DecodeTrace": "dgd_lightning.types",
+    "AdaptTrace": "dgd_lightning.types",
+    "HeldOutScore": "dgd_lightning.types",
+    "AdaptResult": "dgd_lightning.ttt.adapt",
+    "ttt_adapt": "dgd_lightning.ttt.adapt",
+    "TTTConfig": "dgd_lightning.ttt.config",
+    "Adapter": "dgd_lightning.ttt.lora",
+    "load_adapter": "dgd_lightning.ttt.lora",
+    "save_adapter": "dgd_lightning.ttt.lora",
 }
 __all__ = [
+    "AdaptResult",
+    "AdaptTrace",
+    "Adapter",
     "DecodeOutput",
     "DecodeTrace",
+    "HeldOutScore",
     "InputError",
     "Pair",
+    "TTTConfig",
     "autoregressive_generate",
+    "load_adapter",
     "load_pair",
+    "save_adapter",
     "speculative_generate",
+    "ttt_adapt",
 ]
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -17,6 +18,10 @@ from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.errors import InputError
 from dgd_lightning.target.load import TOKENIZER_FILES, bundled, fetch_folder, first_line, load_target, resolve_commit
 from dgd_lightning.target.model import Target
+
+if TYPE_CHECKING:
+    from dgd_lightning.ttt.adapt import AdaptResult
+    from dgd_lightning.ttt.lora import Adapter
 
 HASHED_WHOLE = 64 * 2**20  # bytes; larger weight files are told apart by size and time of change
 
@@ -28,6 +33,23 @@ class Pair:
     target: Target
     draft: DFlashDraft | None  # None: a target alone, for autoregressive decoding
     tokenizer: Any | None  # a transformers tokenizer, or None where the target's folder has none
+
+    def adapter(self, adapted: AdaptResult | Adapter) -> AbstractContextManager[DFlashDraft]:
+        """Decode with a draft that was adapted to a context: ``with pair.adapter(result): …``; off again at the end.
+
+        Args:
+            adapted: what ``ttt_adapt`` or ``load_adapter`` gave.
+
+        Raises:
+            InputError: there is no draft, it has an adapter already, or the adapter was made for another one.
+        """
+        from dgd_lightning.ttt.lora import Adapter, applied  # PEFT takes a second to import; most runs need none of it
+
+        if self.draft is None:
+            raise InputError(
+                "pair", expected="a pair with a draft", received="a target alone", mend="give load_pair a draft"
+            )
+        return applied(self.draft, adapted if isinstance(adapted, Adapter) else adapted.adapter)
 
 
 class Commits(NamedTuple):

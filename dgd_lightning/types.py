@@ -50,6 +50,30 @@ class DecodeOutput(NamedTuple):
     trace: DecodeTrace
 
 
+class HeldOutScore(NamedTuple):
+    """How well a draft does on the held-out span of a context."""
+
+    step: int  # optimiser steps made before
+    loss: float
+    tau: float  # tokens per verification, bonus included, along the context (a lower bound, see `ttt.objective`)
+    acceptance: list[float]  # [K − 1], share of the blocks whose slots 1 … j are all accepted
+
+
+class AdaptTrace(NamedTuple):
+    """What test-time training on one context did."""
+
+    losses: list[float]  # of every step
+    scores: list[HeldOutScore]  # before, during and after; empty where nothing is held out
+    best_step: int  # whose weights the adapter has; 0: none
+    kept: bool  # False: nothing was gained, and the draft stays as it is
+    stopped: str  # "done", "early" (no better score for a while), or what went wrong
+    context_tokens: int
+    parameters: int  # trained numbers
+    prefill_seconds: float
+    fit_seconds: float
+    peak_memory: int | None  # bytes on a CUDA device; None elsewhere
+
+
 class Task(NamedTuple):
     """One question. ``row`` is the input row as read, so that predictions can carry it on unchanged."""
 

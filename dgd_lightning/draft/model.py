@@ -6,7 +6,7 @@ Letters: B rows, S context length, H hidden size, F tapped layers, N anchors, K 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache as memoise
 from typing import Any, Literal, NamedTuple, cast
 
@@ -21,6 +21,7 @@ from dgd_lightning.errors import InputError
 from dgd_lightning.target.cache import PositionCache
 
 Attention = Literal["sdpa", "flex"]
+ContextKeys = Tensor | tuple[Tensor, Tensor]  # what a layer reads of the context: [B, S, H], or its rotated K and V
 FOLD_QUERIES = 64  # up to here query groups are folded into the query axis, so that keys need not be repeated
 
 
@@ -125,13 +126,14 @@ class Layer(nn.Module):
         hidden = hidden + self.self_attn.output(mixed)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
-    def over(self, hidden: Tensor, context: Tensor, turns: Turns, context_turns: Turns, mask: Any) -> Tensor:
-        """The layer over an uncached context: hidden [B, N·K, H], context [B, S, H]."""
+    def over(self, hidden: Tensor, context: ContextKeys, turns: Turns, context_turns: Turns, mask: Any) -> Tensor:
+        """The layer over an uncached context: hidden [B, N·K, H], context [B, S, H] or its keys and values."""
         x = self.input_layernorm(hidden)
         keys, values = self.self_attn.keys_values(x, turns)
-        context_keys, context_values = self.self_attn.keys_values(context, context_turns)
-        keys = torch.cat([context_keys, keys], dim=2)  # [B, kv heads, S + N·K, D]
-        values = torch.cat([context_values, values], dim=2)
+        if isinstance(context, Tensor):
+            context = self.self_attn.keys_values(context, context_turns)
+        keys = torch.cat([context[0], keys], dim=2)  # [B, kv heads, S + N·K, D]
+        values = torch.cat([context[1], values], dim=2)
         mix = attend if isinstance(mask, Tensor) else _flex
         return self.finish(hidden, mix(self.self_attn.queries(x, turns), keys, values, mask))
 
@@ -248,30 +250,58 @@ class DFlashDraft(nn.Module):
         Raises:
             InputError: unknown ``attention``, or ``flex`` off CUDA.
         """
-        blocks, length = anchors.shape[1], features.shape[1]
+        return self.over_context(self.context(features), embeddings, anchors, keep, attention=attention)
+
+    def over_context(
+        self,
+        context: Tensor | Sequence[tuple[Tensor, Tensor]],
+        embeddings: Tensor,
+        anchors: Tensor,
+        keep: Tensor | None = None,
+        *,
+        first: int = 0,
+        attention: Attention = "sdpa",
+    ) -> Tensor:
+        """:meth:`multi_anchor` over what the layers read of the context, so that it can be kept from call to call.
+
+        Args:
+            context: :meth:`context` of the features, [B, S, H]; or :meth:`context_keys_values` of it, per layer.
+            embeddings, anchors, keep, attention: as in :meth:`multi_anchor`.
+            first: position of the context's first entry; what lies before it is not seen.
+        """
+        blocks = anchors.shape[1]
         size = embeddings.shape[1] // blocks  # K
+        length = context.shape[1] if isinstance(context, Tensor) else context[0][0].shape[2]
         mask: Any
         if attention == "sdpa":
-            mask = multi_anchor_mask(anchors, length, size, keep)
-        elif attention == "flex" and features.is_cuda:
-            mask = _block_mask(anchors, length, size, keep)
+            mask = multi_anchor_mask(anchors - first, length, size, keep)
+        elif attention == "flex" and embeddings.is_cuda:
+            mask = _block_mask(anchors - first, length, size, keep)
         else:
             raise InputError(
                 "attention",
                 expected="'sdpa', or 'flex' on a CUDA device",
-                received=f"{attention!r} on {features.device.type}",
+                received=f"{attention!r} on {embeddings.device.type}",
                 mend="use attention='sdpa'",
             )
-        context = self.context(features)
         hidden = embeddings
         turns = self.rotary(block_positions(anchors, size), hidden.dtype)
-        context_turns = self.rotary(torch.arange(length, device=features.device)[None], context.dtype)
-        for layer in self._stack:
+        context_turns = self._context_turns(length, first, hidden.dtype)
+        for i, layer in enumerate(self._stack):
+            seen: ContextKeys = context if isinstance(context, Tensor) else context[i]
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                hidden = checkpoint(layer.over, hidden, context, turns, context_turns, mask, use_reentrant=False)
+                hidden = checkpoint(layer.over, hidden, seen, turns, context_turns, mask, use_reentrant=False)
             else:
-                hidden = layer.over(hidden, context, turns, context_turns, mask)
+                hidden = layer.over(hidden, seen, turns, context_turns, mask)
         return self.norm(hidden)
+
+    def context_keys_values(self, context: Tensor, first: int = 0) -> list[tuple[Tensor, Tensor]]:
+        """Keys (rotated) and values of :meth:`context` [B, S, H] at positions from ``first`` on, per layer."""
+        turns = self._context_turns(context.shape[1], first, context.dtype)
+        return [layer.self_attn.keys_values(context, turns) for layer in self._stack]
+
+    def _context_turns(self, length: int, first: int, dtype: torch.dtype) -> Turns:
+        return self.rotary(torch.arange(first, first + length, device=self.device)[None], dtype)
 
 
 def block_positions(anchors: Tensor, block_size: int) -> Tensor:

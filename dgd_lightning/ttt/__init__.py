@@ -1,0 +1,1 @@
+"""Test-time training: LoRA on the draft, fitted to one context from the context's own prefill."""

@@ -1,0 +1,223 @@
+"""`ttt_adapt`: fit LoRA weights of the draft to one context, from the context's own prefill."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dgd_lightning.errors import InputError
+from dgd_lightning.pair import Pair
+from dgd_lightning.ttt.config import TTTConfig
+from dgd_lightning.ttt.context import read_context, split_context
+from dgd_lightning.ttt.lora import Adapter, DraftLora
+from dgd_lightning.ttt.problem import AdaptProblem
+from dgd_lightning.types import AdaptTrace, HeldOutScore
+
+OnStep = Callable[[int, float, HeldOutScore | None], None]
+
+
+class AdaptResult(NamedTuple):
+    """An adapter and how it came about; ``with pair.adapter(result): …`` decodes with it."""
+
+    adapter: Adapter
+    trace: AdaptTrace
+    kept: bool  # False: nothing was gained, and the adapter changes nothing
+
+
+def ttt_adapt(
+    pair: Pair, context_ids: Tensor, config: TTTConfig | None = None, *, on_step: OnStep | None = None
+) -> AdaptResult:
+    """Adapt a pair's draft to one context; the pair itself is left as it was.
+
+    The target reads the context once. Every step draws blocks at random anchors, runs them through the draft in one
+    forward and fits LoRA weights to the labels. The context's end is held out: the best weights by its score are
+    kept, or none where it did not improve.
+
+    Args:
+        pair: target and draft.
+        context_ids: [S], the tokens that all prompts to come begin with (no answers).
+        config: see :class:`TTTConfig`; None takes its defaults.
+        on_step: called after every step with its number (from 1), its loss and, every ``eval_every`` steps, the score.
+
+    Returns:
+        The adapter, equal for equal arguments whatever was adapted before.
+
+    Raises:
+        InputError: a pair without a draft, a context that is too short, or a call inside ``torch.inference_mode``.
+    """
+    config = config or TTTConfig()
+    check_adaptable(pair)
+    ids = check_context(pair, context_ids)
+    assert pair.draft is not None
+    split = split_context(len(ids), pair.draft.config.block_size, config)
+    if cuda := pair.target.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(pair.target.device)
+    read = read_context(pair, ids, config, split)
+    began = time.perf_counter()
+    before = pair.draft.gradient_checkpointing
+    lora = DraftLora(
+        pair.draft, rank=config.rank, alpha=config.scaling * config.rank, modules=config.modules, seed=config.seed
+    )
+    try:
+        with torch.enable_grad():
+            fit = Fit(AdaptProblem(pair, read, split, config, lora), lora, config)
+            optimizer = make_optimizer(lora, config)
+            while not fit.finished:
+                optimizer.zero_grad(set_to_none=True)
+                loss = fit.problem.loss(fit.step)
+                if not fit.check(loss):
+                    break
+                loss.backward()
+                if config.clip is not None:
+                    torch.nn.utils.clip_grad_norm_(lora.parameters(), config.clip)
+                optimizer.step()
+                score = fit.advance(float(loss.detach()))
+                if on_step is not None:
+                    on_step(fit.step, fit.losses[-1], score)
+            fit.conclude()
+        adapter = lora.adapter()
+    finally:
+        lora.remove()
+        pair.draft.gradient_checkpointing = before
+    peak = torch.cuda.max_memory_allocated(pair.target.device) if cuda else None
+    trace = fit.trace(read.seconds, time.perf_counter() - began, peak)
+    return AdaptResult(adapter, trace, trace.kept)
+
+
+class Fit:
+    """Where a fit stands: losses, scores, the best weights. Shared by `ttt_adapt` and the Lightning module.
+
+    Args:
+        problem: gives scores.
+        lora: whose weights are fitted.
+        config: when to score and when to stop.
+    """
+
+    def __init__(self, problem: AdaptProblem, lora: DraftLora, config: TTTConfig) -> None:
+        self.problem, self.lora, self.config = problem, lora, config
+        self.step, self.losses, self.scores = 0, [], []  # type: int, list[float], list[HeldOutScore]
+        self.best_step, self.best_weights = 0, lora.state()
+        self.stopped, self.kept = "done", False
+        if config.steps > 0 and (score := problem.score(0)) is not None:
+            self.scores.append(score)
+
+    @property
+    def finished(self) -> bool:
+        """No step is left to make."""
+        return self.step >= self.config.steps or self.stopped != "done"
+
+    def check(self, loss: Tensor) -> bool:
+        """Whether a step's loss is finite; where it is not, the fit ends and is rolled back."""
+        if math.isfinite(value := float(loss.detach())):
+            return True
+        self.stopped = f"the loss of step {self.step + 1} was {value}: lower ttt.lr"
+        return False
+
+    def advance(self, loss: float) -> HeldOutScore | None:
+        """Count a step that was made; score the held-out span when it is time to.
+
+        Returns:
+            The score, or None where none was due.
+        """
+        self.step += 1
+        self.losses.append(loss)
+        if self.step % self.config.eval_every and self.step < self.config.steps:
+            return None
+        score = self.problem.score(self.step)
+        if score is None:
+            return None
+        best = min(self.scores, key=lambda one: one.loss).loss
+        self.scores.append(score)
+        if math.isfinite(score.loss) and score.loss < best:
+            self.best_step, self.best_weights = self.step, self.lora.state()
+        evaluations_since = sum(one.step > self.best_step for one in self.scores)
+        if evaluations_since >= self.config.patience and self.step < self.config.steps:
+            self.stopped = "early"
+        return score
+
+    def conclude(self) -> None:
+        """Put the best weights into the draft; back to zero where nothing was gained or the loss went wrong."""
+        if self.stopped not in ("done", "early"):
+            self.best_step = 0
+        elif not self.scores:  # nothing is held out: the last step counts
+            self.best_step, self.best_weights = self.step, self.lora.state()
+        self.kept = self.best_step > 0
+        if self.kept:
+            self.lora.load(self.best_weights)
+        else:
+            self.lora.reset(self.config.seed)
+
+    def trace(self, prefill_seconds: float, fit_seconds: float, peak_memory: int | None) -> AdaptTrace:
+        """What is reported of it."""
+        return AdaptTrace(
+            losses=self.losses,
+            scores=self.scores,
+            best_step=self.best_step,
+            kept=self.kept,
+            stopped=self.stopped,
+            context_tokens=self.problem.split.length,
+            parameters=sum(weight.numel() for weight in self.best_weights.values()),
+            prefill_seconds=prefill_seconds,
+            fit_seconds=fit_seconds,
+            peak_memory=peak_memory,
+        )
+
+
+def make_optimizer(lora: DraftLora, config: TTTConfig) -> torch.optim.Optimizer:
+    """AdamW on the LoRA weights alone."""
+    return torch.optim.AdamW(lora.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+
+
+def check_adaptable(pair: Pair) -> None:
+    """Raises:
+    InputError: there is no draft, or autograd is ruled out.
+    """
+    if pair.draft is None:
+        raise InputError(
+            "pair", expected="a pair with a draft", received="a target alone", mend="give load_pair a draft"
+        )
+    if torch.is_inference_mode_enabled():
+        raise InputError(
+            "inference mode",
+            expected="torch.no_grad or no context at all: adaptation needs gradients",
+            received="a call inside torch.inference_mode",
+            mend="set trainer.inference_mode: false, or use torch.no_grad around your own code",
+        )
+
+
+def check_context(pair: Pair, context_ids: Tensor) -> Tensor:
+    """The context as a 1-D LongTensor on CPU.
+
+    Raises:
+        InputError: not 1-D integers of the target's vocabulary, or more than the target's positions.
+    """
+    fine = isinstance(context_ids, Tensor) and context_ids.dim() == 1 and not context_ids.is_floating_point()
+    if not fine or context_ids.dtype == torch.bool or len(context_ids) == 0:
+        received = f"shape {list(context_ids.shape)}, {context_ids.dtype}" if isinstance(context_ids, Tensor) else ""
+        raise InputError(
+            "context_ids",
+            expected="a 1-D integer tensor with at least one token",
+            received=received or type(context_ids).__name__,
+            mend="pass the token ids of the context",
+        )
+    ids = context_ids.detach().cpu().long()
+    if int(ids.min()) < 0 or int(ids.max()) >= pair.target.vocab_size:
+        raise InputError(
+            "context_ids",
+            expected=f"token ids in 0 … {pair.target.vocab_size - 1}",
+            received=f"{int(ids.min())} … {int(ids.max())}",
+            mend="encode the context with the target's own tokenizer",
+        )
+    if len(ids) > pair.target.max_positions:
+        raise InputError(
+            "context_ids",
+            expected=f"at most the target's {pair.target.max_positions} positions",
+            received=len(ids),
+            mend="shorten the context",
+        )
+    return ids

@@ -1,0 +1,128 @@
+"""What a test-time training run is: one dataclass, checked where it is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dgd_lightning.errors import InputError
+
+Labels = Literal["context", "target"]
+Loss = Literal["auto", "ce", "kl", "argmax"]
+Weighting = Literal["decay", "dpace"]
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MODULES = ("fc", *ATTENTION)
+
+
+@dataclass
+class TTTConfig:
+    """How a draft is adapted to one context.
+
+    Args:
+        steps: optimiser steps; 0 adapts nothing.
+        lr: learning rate of AdamW on the LoRA weights.
+        rank: r of the low-rank updates.
+        alpha: LoRA's alpha, the update counts alpha / rank; None takes the rank, that is a factor of 1.
+        modules: linear layers of the draft that are adapted: ``fc``, ``q_proj``, ``k_proj``, ``v_proj`` (``o_proj`` may
+            be added). ``[fc]`` is the mode that needs the least memory.
+        anchors_per_step: N, blocks per step.
+        labels: ``context``: the context's own next tokens (makes a readout that differs from the target); ``target``:
+            the target's distribution at each of them (raises τ).
+        loss: ``auto`` is ``ce`` for context labels, ``kl`` for target labels. With target labels ``kl`` is
+            KL(target ‖ draft), ``ce`` the cross-entropy to the same distribution (equal gradients, another zero) and
+            ``argmax`` the cross-entropy to the target's first choice.
+        weighting: how slots of a block weigh: ``decay`` is exp(−(slot − 1)/γ) as in DFlash's training, ``dpace`` the
+            weights of D-PACE (arXiv 2605.18810).
+        decay_gamma: γ in slots; None takes the paper's for the block size.
+        dpace_alpha: smoothing of D-PACE's confidences, 0 < α ≤ 1.
+        holdout: share of the context, its end, that no step reads as label; it is scored before, during and after, and
+            an adaptation that does not improve it is rolled back. 0 keeps whatever came out.
+        holdout_anchors: at most so many blocks are scored there.
+        eval_every: steps between two scores of the held-out span.
+        patience: scores in a row without a better one after which the loop stops.
+        query_only: adapt ``q_proj`` alone; keys and values of the context are computed once for all steps.
+        window: a step reads at most so many positions of the context; longer contexts are visited window by window, at
+            random. None reads all that precedes an anchor.
+        gradient_checkpointing: recompute the draft's layers in the backward pass.
+        chunk: slots whose logits exist at a time.
+        weight_decay: AdamW's.
+        clip: largest gradient norm; None does not clip.
+        seed: of the LoRA weights and of the anchors; both depend on nothing else.
+
+    Raises:
+        InputError: a value that can't work, by name.
+    """
+
+    steps: int = 10
+    lr: float = 2e-3
+    rank: int = 8
+    alpha: float | None = None
+    modules: list[str] = field(default_factory=lambda: ["fc", "q_proj", "k_proj", "v_proj"])
+    anchors_per_step: int = 64
+    labels: Labels = "target"
+    loss: Loss = "auto"
+    weighting: Weighting = "decay"
+    decay_gamma: float | None = None
+    dpace_alpha: float = 0.5
+    holdout: float = 0.125
+    holdout_anchors: int = 64
+    eval_every: int = 5
+    patience: int = 3
+    query_only: bool = False
+    window: int | None = None
+    gradient_checkpointing: bool = False
+    chunk: int = 1024
+    weight_decay: float = 0.0
+    clip: float | None = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = ("rank", "anchors_per_step", "holdout_anchors", "eval_every", "patience", "chunk")
+        for name in counts:
+            _require(name, getattr(self, name), _integer(getattr(self, name), 1), "an integer of at least 1")
+        _require("steps", self.steps, _integer(self.steps, 0), "an integer of at least 0")
+        _require("lr", self.lr, _real(self.lr) and self.lr >= 0, "a finite number of at least 0")
+        for name in ("alpha", "decay_gamma", "clip"):
+            value = getattr(self, name)
+            _require(name, value, value is None or (_real(value) and value > 0), "a number above 0, or null")
+        _require("weight_decay", self.weight_decay, _real(self.weight_decay) and self.weight_decay >= 0, "at least 0")
+        _require("dpace_alpha", self.dpace_alpha, _real(self.dpace_alpha) and 0 < self.dpace_alpha <= 1, "0 < α ≤ 1")
+        _require("holdout", self.holdout, _real(self.holdout) and 0 <= self.holdout < 1, "a share in [0, 1)")
+        _require("window", self.window, self.window is None or _integer(self.window, 2), "an integer above 1, or null")
+        _require("labels", self.labels, self.labels in ("context", "target"), "context or target")
+        _require("weighting", self.weighting, self.weighting in ("decay", "dpace"), "decay or dpace")
+        allowed = ("auto", "ce") if self.labels == "context" else ("auto", "ce", "kl", "argmax")
+        _require("loss", self.loss, self.loss in allowed, f"one of {', '.join(allowed)} for labels {self.labels}")
+        unknown = [name for name in self.modules if name not in MODULES]
+        known = isinstance(self.modules, Sequence) and bool(self.modules) and not unknown
+        _require("modules", self.modules, known, f"a list of some of {', '.join(MODULES)}")
+        if self.query_only:
+            self.modules = ["q_proj"]
+
+    @property
+    def scaling(self) -> float:
+        """What the low-rank update is multiplied with."""
+        return (self.rank if self.alpha is None else self.alpha) / self.rank
+
+    @property
+    def loss_kind(self) -> Literal["ce", "kl", "argmax"]:
+        """``loss`` with ``auto`` resolved."""
+        if self.loss != "auto":
+            return self.loss
+        return "ce" if self.labels == "context" else "kl"
+
+
+def _integer(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _require(name: str, value: Any, fine: bool, expected: str) -> None:
+    if not fine:
+        raise InputError(f"ttt.{name}", expected=expected, received=repr(value), mend=f"correct {name} in TTTConfig")

@@ -1,0 +1,119 @@
+"""One context as adaptation sees it: read once by the target, split into what is trained on and what is held out."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dgd_lightning.data.responses import mixed_seed
+from dgd_lightning.draft.objective import sample_anchors
+from dgd_lightning.errors import InputError
+from dgd_lightning.pair import Pair
+from dgd_lightning.ttt.config import TTTConfig
+
+
+class ReadContext(NamedTuple):
+    """What one prefill of the target leaves for all steps."""
+
+    ids: Tensor  # [1, S]
+    features: Tensor  # [1, S, F·H], of the draft's tapped layers
+    states: Tensor  # [1, S − start, H], the target's last hidden states (after its final norm) from ``start`` on
+    start: int
+    seconds: float
+
+
+class Blocks(NamedTuple):
+    """Blocks of one forward and the stretch of the context that they read."""
+
+    anchors: Tensor  # [1, N]
+    keep: Tensor  # [1, N]
+    first: int  # the forward reads the context's positions first … end − 1
+    end: int
+    label_end: int  # labels stand before it
+
+
+class Split(NamedTuple):
+    """Labels before ``train_end`` are trained on; anchors from there on are held out."""
+
+    length: int
+    train_end: int
+
+
+def split_context(length: int, block_size: int, config: TTTConfig) -> Split:
+    """Where the held-out span begins: it is the context's end, which is what decoding goes on from.
+
+    Raises:
+        InputError: the context does not hold a block to train on and the held-out span.
+    """
+    held_out = max(block_size, round(length * config.holdout)) if config.holdout > 0 else 0
+    least = block_size + 1 + held_out
+    if length < least:
+        raise InputError(
+            "context_ids",
+            expected=f"at least {least} tokens: one token, a block of {block_size} and {held_out} held out",
+            received=length,
+            mend="leave short contexts unadapted, or set ttt.holdout to 0",
+        )
+    return Split(length, length - held_out)
+
+
+@torch.no_grad()
+def read_context(pair: Pair, context_ids: Tensor, config: TTTConfig, split: Split) -> ReadContext:
+    """Prefill the context; features of all positions are kept, last hidden states only where labels need them.
+
+    Args:
+        context_ids: [S].
+    """
+    began = time.perf_counter()
+    target, draft = pair.target, pair.draft
+    assert draft is not None
+    ids = context_ids.to(target.device)[None]  # [1, S]
+    layer_ids = (*draft.config.target_layer_ids, target.num_layers - 1)
+    width = draft.config.num_features
+    start = 0 if config.labels == "target" else max(0, split.train_end - 1)
+    features = torch.empty(1, split.length, width, dtype=target.dtype, device=target.device)
+    states = torch.empty(1, split.length - start, target.hidden_size, dtype=target.dtype, device=target.device)
+
+    def keep(chunk: Tensor, positions: Tensor) -> None:
+        low, high = position, position + chunk.shape[1]
+        features[:, low:high] = chunk[..., :width]
+        if high > start:
+            states[:, max(low, start) - start : high - start] = chunk[:, max(0, start - low) :, width:]
+
+    position = 0
+    cache = target.new_cache(1, split.length)
+
+    def on_features(chunk: Tensor, positions: Tensor) -> None:
+        nonlocal position
+        keep(chunk, positions)
+        position += chunk.shape[1]
+
+    target.prefill(ids, [split.length], cache, layer_ids=layer_ids, on_features=on_features)
+    return ReadContext(ids, features, states, start, time.perf_counter() - began)
+
+
+def draw_blocks(split: Split, config: TTTConfig, step: int, device: torch.device) -> Blocks:
+    """The random blocks of a step: they depend on the seed, the step and the context's length alone."""
+    generator = torch.Generator().manual_seed(mixed_seed(config.seed, step))
+    first, end = 0, split.train_end
+    if config.window is not None and config.window < end:
+        first = int(torch.randint(end - config.window + 1, (1,), generator=generator))
+        end = first + config.window
+    mask = torch.zeros(1, split.length, dtype=torch.bool)
+    mask[:, first + (first > 0) : end] = True  # the first entry of a window has nothing before it
+    anchors, keep = sample_anchors(mask, config.anchors_per_step, generator)
+    return Blocks(anchors.to(device), keep.to(device), first, end, end)
+
+
+def held_out_blocks(split: Split, config: TTTConfig, device: torch.device) -> Blocks | None:
+    """Evenly spaced blocks of the held-out span; None where nothing is held out."""
+    last = split.length - 2  # the last anchor that has a label
+    if split.train_end >= split.length:
+        return None
+    count = min(config.holdout_anchors, last - split.train_end + 1)
+    anchors = torch.linspace(split.train_end, last, count).round().long()[None].to(device)  # [1, N]
+    first = 0 if config.window is None else max(0, split.train_end - config.window)
+    return Blocks(anchors, torch.ones_like(anchors, dtype=torch.bool), first, split.length, split.length)

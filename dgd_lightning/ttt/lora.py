@@ -1,0 +1,268 @@
+"""LoRA on a draft: put in through PEFT, reset in place, switched off and on, saved and loaded in PEFT's format."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear as LoraLinear
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dgd_lightning.draft.model import DFlashDraft
+from dgd_lightning.errors import InputError
+from dgd_lightning.ttt.config import ATTENTION
+
+NAME = "ttt"  # PEFT's name of the adapter inside the draft
+PREFIX = "base_model.model."  # PEFT's, before every key of a saved adapter
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+SAMPLE = 64  # elements of every weight that tell one base draft from another
+
+
+class Adapter(NamedTuple):
+    """LoRA weights of one context, apart from any draft."""
+
+    weights: dict[str, Tensor]  # by PEFT's keys without their prefix: ``fc.lora_A.weight`` [r, in], … on CPU
+    rank: int
+    alpha: float
+    modules: tuple[str, ...]
+    base: str | None  # :func:`base_digest` of the draft it was trained on; None where a file does not say
+
+    @property
+    def parameters(self) -> int:
+        """Trained numbers."""
+        return sum(weight.numel() for weight in self.weights.values())
+
+
+class DraftLora:
+    """LoRA layers inside a draft, for as long as this object is not removed.
+
+    The second factor starts at zero, so that every logit is the draft's own, bit for bit, until a step is made.
+
+    Args:
+        draft: gets PEFT's layers in place of the chosen linear ones; its own weights are frozen.
+        rank: r.
+        alpha: the update counts alpha / rank.
+        modules: names out of ``fc``, ``q_proj``, ``k_proj``, ``v_proj``, ``o_proj``.
+        seed: of the first factors.
+
+    Raises:
+        InputError: the draft has an adapter already.
+    """
+
+    def __init__(self, draft: DFlashDraft, *, rank: int, alpha: float, modules: Sequence[str], seed: int) -> None:
+        if any(isinstance(module, LoraLinear) for module in draft.modules()):
+            raise InputError(
+                "pair.draft",
+                expected="a draft without an adapter",
+                received="one with an adapter in it",
+                mend="leave the other adapter's `with pair.adapter(…)` block first",
+            )
+        self.draft, self.rank, self.alpha, self.modules = draft, rank, alpha, tuple(modules)
+        self.base = base_digest(draft)
+        self.required = [(weight, weight.requires_grad) for weight in draft.parameters()]
+        draft.requires_grad_(False)
+        inject_adapter_in_model(self.peft_config(), draft, adapter_name=NAME)
+        self.layers: dict[str, LoraLinear] = {
+            name: module for name, module in draft.named_modules() if isinstance(module, LoraLinear)
+        }
+        wide = torch.promote_types(draft.dtype, torch.float32)  # fp32 for half-precision drafts
+        for layer in self.layers.values():
+            layer.lora_A[NAME].to(wide)
+            layer.lora_B[NAME].to(wide)
+        self.reset(seed)
+
+    def peft_config(self) -> LoraConfig:
+        """PEFT's description of these layers."""
+        return _peft_config(self.rank, self.alpha, self.modules)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What an optimiser may change: A and B of every layer, in the draft's order."""
+        return [weight for layer in self.layers.values() for weight in factors(layer)]
+
+    @torch.no_grad()
+    def reset(self, seed: int) -> None:
+        """Start anew, in place: nothing of an earlier context is left. A as PEFT starts it, B zero.
+
+        Args:
+            seed: of A, which depends on nothing else (not on the device, nor on what was drawn before).
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for layer in self.layers.values():
+            first, second = factors(layer)
+            fresh = torch.empty(first.shape, dtype=torch.float32)
+            nn.init.kaiming_uniform_(fresh, a=math.sqrt(5), generator=generator)
+            first.copy_(fresh)
+            second.zero_()
+            first.grad = second.grad = None
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of the weights on CPU, by PEFT's keys without their prefix."""
+        return {
+            f"{name}.{part}.weight": weight.detach().cpu().clone()
+            for name, layer in self.layers.items()
+            for part, weight in zip(("lora_A", "lora_B"), factors(layer), strict=True)
+        }
+
+    @torch.no_grad()
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Take over weights that :meth:`state` gave, or those of a saved adapter.
+
+        Raises:
+            InputError: they belong to other modules, another rank or another draft.
+        """
+        own = self.state()
+        wrong = sorted(own.keys() ^ weights.keys()) or [
+            f"{key} {list(weights[key].shape)} for {list(own[key].shape)}"
+            for key in own
+            if own[key].shape != weights[key].shape
+        ]
+        if wrong:
+            raise InputError(
+                "adapter",
+                expected=f"rank {self.rank} on {', '.join(self.modules)} of this draft",
+                received=f"weights that differ in {', '.join(wrong[:3])}",
+                mend="use the adapter with the draft and the TTTConfig it was made with",
+            )
+        for name, layer in self.layers.items():
+            for part, weight in zip(("lora_A", "lora_B"), factors(layer), strict=True):
+                weight.copy_(weights[f"{name}.{part}.weight"])
+
+    def adapter(self) -> Adapter:
+        """The weights as they are now."""
+        return Adapter(self.state(), self.rank, self.alpha, self.modules, self.base)
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The base draft, bit for bit, inside the block."""
+        for layer in self.layers.values():
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in self.layers.values():
+                layer.enable_adapters(True)
+
+    def remove(self) -> None:
+        """Give the draft its own layers back: it is as it was before, bit for bit."""
+        for name, layer in self.layers.items():
+            parent, _, last = name.rpartition(".")
+            setattr(self.draft.get_submodule(parent), last, layer.get_base_layer())
+        self.layers = {}
+        if hasattr(self.draft, "peft_config"):
+            del self.draft.peft_config
+        for weight, required in self.required:
+            weight.requires_grad_(required)
+
+
+def factors(layer: LoraLinear) -> tuple[nn.Parameter, nn.Parameter]:
+    """A [r, in] and B [out, r] of a layer; it computes ``base(x) + alpha / r · B(A(x))``."""
+    return cast(nn.Parameter, layer.lora_A[NAME].weight), cast(nn.Parameter, layer.lora_B[NAME].weight)
+
+
+@contextmanager
+def applied(draft: DFlashDraft, adapter: Adapter) -> Iterator[DFlashDraft]:
+    """The draft with an adapter in it, inside the block.
+
+    Raises:
+        InputError: the adapter was made for another draft.
+    """
+    check_base(draft, adapter)
+    lora = DraftLora(draft, rank=adapter.rank, alpha=adapter.alpha, modules=adapter.modules, seed=0)
+    try:
+        lora.load(adapter.weights)
+        yield draft
+    finally:
+        lora.remove()
+
+
+def check_base(draft: DFlashDraft, adapter: Adapter) -> None:
+    """Raises:
+    InputError: the adapter says that it was trained on another draft.
+    """
+    if adapter.base is not None and adapter.base != (ours := base_digest(draft)):
+        raise InputError(
+            "adapter",
+            expected=f"one of this draft ({ours})",
+            received=f"one of another ({adapter.base})",
+            mend="load the pair that it was trained with",
+        )
+
+
+def base_digest(draft: DFlashDraft) -> str:
+    """Which draft this is: shapes and a few numbers of every weight, the same in every dtype it may be loaded in."""
+    digest = hashlib.sha256()
+    for name, weight in draft.named_parameters():
+        if "lora_" in name:
+            continue
+        some = weight.detach().flatten()[:SAMPLE].to("cpu", torch.bfloat16).float()
+        digest.update(f"{name.replace('.base_layer', '')} {tuple(weight.shape)} {some.tolist()}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _peft_config(rank: int, alpha: float, modules: Sequence[str]) -> LoraConfig:
+    names = [rf"layers\.\d+\.self_attn\.{name}" if name in ATTENTION else name for name in modules]
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT only ever divides it by the rank
+        target_modules=f"({'|'.join(names)})",
+        lora_dropout=0.0,
+        bias="none",
+    )
+
+
+def save_adapter(adapter: Adapter, folder: str | os.PathLike[str]) -> Path:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT reads them; each appears whole.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    path = Path(folder)
+    config = _peft_config(adapter.rank, adapter.alpha, adapter.modules)
+    config.inference_mode = True
+    weights = {PREFIX + key: value.contiguous() for key, value in adapter.weights.items()}
+    metadata = {"format": "pt"} | ({"base": adapter.base} if adapter.base else {})
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path, prefix=".writing-") as scratch:
+            save_file(weights, Path(scratch, WEIGHTS), metadata=metadata)
+            config.save_pretrained(scratch)
+            for name in (WEIGHTS, CONFIG):
+                os.replace(Path(scratch, name), path / name)
+    except OSError as error:
+        raise InputError(
+            "adapter folder", expected="a folder that can be written", received=error, mend="choose another"
+        ) from error
+    return path
+
+
+def load_adapter(folder: str | os.PathLike[str]) -> Adapter:
+    """Read an adapter that :func:`save_adapter` or PEFT wrote for a draft.
+
+    Raises:
+        InputError: there is none, it can't be read, or it is no LoRA on linear layers of a draft.
+    """
+    path = Path(folder)
+    mend = "name a folder adapters/<context id>/ of a run"
+    try:
+        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        with safe_open(path / WEIGHTS, framework="pt") as file:
+            base = (file.metadata() or {}).get("base")
+            weights = {key.removeprefix(PREFIX): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        rank, alpha = int(config["r"]), float(config["lora_alpha"])
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InputError("adapter folder", expected="a PEFT adapter", received=f"{path}: {error}", mend=mend) from error
+    found = {re.sub(r"\.lora_[AB]\.weight$", "", key).rpartition(".")[2] for key in weights}
+    modules = tuple(name for name in ("fc", *ATTENTION) if name in found)
+    return Adapter(weights, rank, alpha, modules, base)

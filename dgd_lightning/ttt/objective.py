@@ -1,0 +1,135 @@
+"""Losses of single slots, their weights, and the rule by which a slot would have been accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+LmHead = Callable[[Tensor], Tensor]
+
+
+class SlotScores(NamedTuple):
+    """What one forward says about M slots; only ``loss`` has a gradient."""
+
+    loss: Tensor  # [M], fp32 or wider
+    confidence: Tensor  # [M], D-PACE's q: the draft's probability of the label, or its overlap with the target's law
+    choice: Tensor  # [M], the draft's first choice
+    target_choice: Tensor | None  # [M], the target's; None where no hidden states of the target were given
+
+
+def slot_scores(
+    states: Tensor,
+    lm_head: LmHead,
+    tokens: Tensor,
+    target_states: Tensor | None,
+    *,
+    kind: Literal["ce", "kl", "argmax"],
+    soft: bool,
+    chunk: int,
+) -> SlotScores:
+    """Losses of M slots, ``chunk`` slots' logits at a time and made again in the backward pass.
+
+    With p the target's distribution and q the draft's: ``ce`` is −log q(token), or −Σ p log q where ``soft``; ``kl`` is
+    Σ p (log p − log q); ``argmax`` is −log q(argmax p).
+
+    Args:
+        states: [M, H], the draft's output.
+        lm_head: [.., H] -> [.., V].
+        tokens: [M], the context's own tokens at the slots.
+        target_states: [M, H], the target's last hidden state before each slot, or None.
+        kind: which loss.
+        soft: the labels are the target's distribution, not the tokens.
+        chunk: slots per piece.
+    """
+    parts = []
+    for start in range(0, states.shape[0], chunk):
+        piece = slice(start, start + chunk)
+        theirs = None if target_states is None else target_states[piece]
+        arguments = (states[piece], lm_head, tokens[piece], theirs, kind, soft)
+        parts.append(
+            checkpoint(_piece, *arguments, use_reentrant=False) if torch.is_grad_enabled() else _piece(*arguments)
+        )
+    loss, confidence, choice, target_choice = zip(*parts, strict=True)
+    choices = None if target_states is None else torch.cat(target_choice)
+    return SlotScores(torch.cat(loss), torch.cat(confidence), torch.cat(choice), choices)
+
+
+def _piece(
+    states: Tensor, lm_head: LmHead, tokens: Tensor, target_states: Tensor | None, kind: str, soft: bool
+) -> SlotScores:
+    logits = _wide(lm_head(states))  # [C, V]
+    log_q = logits - logits.logsumexp(-1, keepdim=True)
+    choice = logits.argmax(-1)
+    if target_states is None:
+        log_token = log_q.gather(1, tokens[:, None])[:, 0]
+        return SlotScores(-log_token, log_token.detach().exp(), choice, None)
+    with torch.no_grad():
+        theirs = _wide(lm_head(target_states))
+        log_p = theirs - theirs.logsumexp(-1, keepdim=True)
+        target_choice = theirs.argmax(-1)
+    if not soft or kind == "argmax":
+        labels = target_choice if kind == "argmax" else tokens
+        log_label = log_q.gather(1, labels[:, None])[:, 0]
+        return SlotScores(-log_label, log_label.detach().exp(), choice, target_choice)
+    p = log_p.exp()
+    loss = -(p * log_q).sum(-1)
+    if kind == "kl":
+        loss = loss + (p * log_p).sum(-1)
+    with torch.no_grad():
+        overlap = torch.minimum(p, log_q.exp()).sum(-1)  # the chance that rejection sampling accepts the slot
+    return SlotScores(loss, overlap, choice, target_choice)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def decay_weights(inside: Tensor, gamma: float) -> Tensor:
+    """DFlash's static weights exp(−(slot − 1)/γ).
+
+    Args:
+        inside: [N, K − 1], True where a slot has a label.
+        gamma: in slots.
+    """
+    slots = torch.arange(inside.shape[-1], device=inside.device, dtype=torch.float32)
+    return torch.exp(-slots / gamma) * inside
+
+
+def dpace_weights(confidence: Tensor, inside: Tensor, alpha: float) -> Tensor:
+    """D-PACE (arXiv 2605.18810, equations 7 and 8): slot j weighs Σ_{m≥j} Π_{i≤m} ((1 − α) q_i + α).
+
+    The sum over m of the products is a smooth count of accepted slots; w_j is its derivative in log q_j (up to the
+    smoothing), so weight moves to the slots that limit acceptance now. No gradient flows through the weights.
+
+    Args:
+        confidence: [N, K − 1], q.
+        inside: [N, K − 1], True where a slot has a label; they come first in each block.
+        alpha: smoothing.
+    """
+    smooth = (1 - alpha) * confidence.detach() + alpha
+    products = smooth.cumprod(-1) * inside
+    return products.flip(-1).cumsum(-1).flip(-1) * inside
+
+
+def accepted_slots(choice: Tensor, target_choice: Tensor, tokens: Tensor, inside: Tensor) -> Tensor:
+    """Which slots greedy verification would accept, as far as the context can tell.
+
+    A slot is accepted if it and all before it agree with the target. The target's choices are known along the context
+    only: where it would have written something else than the context does, the count ends, although decoding might
+    accept more. So this is a lower bound, the same for every draft.
+
+    Args:
+        choice, target_choice, tokens: [N, K − 1].
+        inside: [N, K − 1].
+
+    Returns:
+        [N, K − 1] boolean.
+    """
+    agree = (choice == target_choice) & inside
+    on_path = torch.ones_like(agree)
+    on_path[:, 1:] = (target_choice == tokens)[:, :-1]
+    return (agree & on_path).long().cumprod(-1).bool()

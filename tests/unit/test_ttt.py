@@ -1,0 +1,405 @@
+"""Test-time training: what it must not change, that it does change what it should, and its loss against a naive one."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from tiny import make_pair
+from torch import Tensor
+
+from dgd_lightning import InputError, Pair, TTTConfig, load_adapter, save_adapter, speculative_generate, ttt_adapt
+from dgd_lightning.draft.config import DraftConfig
+from dgd_lightning.draft.model import DFlashDraft
+from dgd_lightning.draft.objective import block_ids
+from dgd_lightning.ttt.context import draw_blocks, held_out_blocks, read_context, split_context
+from dgd_lightning.ttt.lora import DraftLora, base_digest
+from dgd_lightning.ttt.objective import accepted_slots, decay_weights, dpace_weights, slot_scores
+from dgd_lightning.ttt.problem import AdaptProblem
+
+RELATIVE = 1e-6  # of chunked against naive losses and gradients in fp64, as the issue states it
+SUMS = 1e-12  # fp64 sums in another order
+
+
+def context(length: int = 60, seed: int = 0) -> Tensor:
+    return torch.randint(0, 60, (length,), generator=torch.Generator().manual_seed(seed))
+
+
+def config(**changes: object) -> TTTConfig:
+    return TTTConfig(**{"steps": 6, "lr": 1e-2, "anchors_per_step": 8, "eval_every": 3, **changes})  # type: ignore[arg-type]
+
+
+def draft_logits(pair: Pair, ids: Tensor, *, seed: int = 3) -> Tensor:
+    """Logits [N·K, V] of a few blocks over a context, by the draft as it is now."""
+    assert pair.draft is not None
+    draft, target = pair.draft, pair.target
+    anchors = torch.tensor([[5, 20, 41]])
+    cache = target.new_cache(1, len(ids))
+    features = target.prefill(
+        ids[None], [len(ids)], cache, layer_ids=draft.config.target_layer_ids, keep_features=True
+    ).features
+    blocks = block_ids(ids[None], anchors, draft.config.block_size, draft.config.mask_token_id)
+    with torch.no_grad():
+        return target.lm_head(draft.multi_anchor(features, target.embed(blocks), anchors))[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("changes", [{"steps": 0}, {"lr": 0.0}, {"lr": 0.0, "holdout": 0.0}])
+def test_no_step_and_no_rate_change_no_bit(changes: dict, dtype: torch.dtype) -> None:
+    pair, ids = make_pair(dtype=dtype), context()
+    before = draft_logits(pair, ids)
+    result = ttt_adapt(pair, ids, config(**changes))
+    assert torch.equal(draft_logits(pair, ids), before)
+    with pair.adapter(result):
+        assert torch.equal(draft_logits(pair, ids), before)
+
+
+def test_adaptation_changes_the_draft_and_leaves_the_pair_alone() -> None:
+    pair, ids = make_pair(), context()
+    names, digest = list(pair.draft.state_dict()), base_digest(pair.draft)
+    required = [weight.requires_grad for weight in pair.draft.parameters()]
+    before = draft_logits(pair, ids)
+    result = ttt_adapt(pair, ids, config())
+    assert result.kept
+    assert result.trace.losses[-1] < result.trace.losses[0]
+    assert result.trace.parameters == result.adapter.parameters > 0
+    assert list(pair.draft.state_dict()) == names
+    assert [weight.requires_grad for weight in pair.draft.parameters()] == required
+    assert torch.equal(draft_logits(pair, ids), before)
+    with pair.adapter(result):
+        assert base_digest(pair.draft) == digest
+        assert not torch.allclose(draft_logits(pair, ids), before)
+    assert torch.equal(draft_logits(pair, ids), before)
+
+
+def test_an_adapted_draft_decodes_the_same_tokens() -> None:
+    pair, ids = make_pair(), context()
+    plain = speculative_generate(pair, [ids], max_new_tokens=40)[0]
+    with pair.adapter(ttt_adapt(pair, ids, config(steps=120, lr=3e-2, holdout=0.0, labels="target", loss="argmax"))):
+        adapted = speculative_generate(pair, [ids], max_new_tokens=40)[0]
+    assert torch.equal(plain.tokens, adapted.tokens)
+    assert plain.trace.verified_lengths != adapted.trace.verified_lengths
+
+
+def test_disabled_reset_and_load_in_place() -> None:
+    pair, ids = make_pair(), context()
+    before = draft_logits(pair, ids)
+    result = ttt_adapt(pair, ids, config())
+    adapter = result.adapter
+    lora = DraftLora(pair.draft, rank=adapter.rank, alpha=adapter.alpha, modules=adapter.modules, seed=0)
+    assert torch.equal(draft_logits(pair, ids), before)  # zero-init
+    lora.load(adapter.weights)
+    after = draft_logits(pair, ids)
+    assert not torch.equal(after, before)
+    with lora.disabled():
+        assert torch.equal(draft_logits(pair, ids), before)
+    assert torch.equal(draft_logits(pair, ids), after)
+    lora.reset(0)
+    assert torch.equal(draft_logits(pair, ids), before)
+    lora.remove()
+    assert torch.equal(draft_logits(pair, ids), before)
+
+
+def test_a_second_context_is_adapted_as_in_a_fresh_process(tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    script = (
+        "import sys, torch; sys.path[:0] = sys.argv[2:]; torch.set_num_threads(1)\n"
+        "from test_ttt import config, context\nfrom tiny import make_pair\n"
+        "from dgd_lightning import save_adapter, ttt_adapt\n"
+        "save_adapter(ttt_adapt(make_pair(), context(seed=2), config()).adapter, sys.argv[1])\n"
+    )
+    pair = make_pair()
+    ttt_adapt(pair, context(seed=1), config(seed=9))
+    torch.manual_seed(1234)  # the global generator plays no part
+    second = ttt_adapt(pair, context(seed=2), config()).adapter
+    command = [sys.executable, "-c", script, str(tmp_path), str(here), str(here.parent)]
+    subprocess.run(command, check=True, timeout=120)
+    fresh = load_adapter(tmp_path)
+    assert second.weights.keys() == fresh.weights.keys()
+    for key, weight in second.weights.items():
+        assert torch.equal(weight, fresh.weights[key]), key
+
+
+def test_saved_adapters_give_equal_logits_here_and_in_peft(tmp_path: Path) -> None:
+    pair, ids = make_pair(), context()
+    result = ttt_adapt(pair, ids, config(alpha=3.0))
+    save_adapter(result.adapter, tmp_path / "adapters" / "one")
+    loaded = load_adapter(tmp_path / "adapters" / "one")
+    with pair.adapter(result):
+        expected = draft_logits(pair, ids)
+    with pair.adapter(loaded):
+        assert torch.equal(draft_logits(pair, ids), expected)
+    peft = PeftModel.from_pretrained(copy.deepcopy(pair.draft), str(tmp_path / "adapters" / "one"))
+    inside = Pair(pair.target, peft.get_base_model().double(), None)
+    assert torch.allclose(draft_logits(inside, ids), expected, atol=1e-6)  # PEFT casts saved weights to fp32
+
+
+def test_parameter_count_of_the_published_draft() -> None:
+    with torch.device("meta"):
+        draft = DFlashDraft(
+            DraftConfig(
+                hidden_size=4096, intermediate_size=12288, num_layers=5, num_heads=32, num_kv_heads=8, head_dim=128,
+                vocab_size=151936, block_size=16, mask_token_id=151669, target_layer_ids=(1, 9, 17, 25, 33),
+                num_target_layers=36,
+            )
+        )  # fmt: skip
+    rank, heads, kv = 2, 32 * 128, 8 * 128
+    shapes = [(5 * 4096, 4096), *[(4096, out) for _ in range(5) for out in (heads, kv, kv)]]
+    linear = [
+        draft.fc,
+        *[getattr(layer.self_attn, n) for layer in draft.layers for n in ("q_proj", "k_proj", "v_proj")],
+    ]
+    assert [(layer.in_features, layer.out_features) for layer in linear] == shapes
+    assert sum(rank * (a + b) for a, b in shapes) == 116_736 * rank
+    small = make_pair()
+    assert small.draft is not None
+    lora = DraftLora(small.draft, rank=3, alpha=3, modules=TTTConfig().modules, seed=0)
+    own = [
+        small.draft.fc,
+        *[getattr(x.self_attn, n) for x in small.draft.layers for n in ("q_proj", "k_proj", "v_proj")],
+    ]
+    assert sum(w.numel() for w in lora.parameters()) == sum(3 * (m.in_features + m.out_features) for m in own)
+
+
+# The loss, against a naive one that makes everything at once.
+
+
+def naive_loss(pair: Pair, ids: Tensor, setup: TTTConfig, step: int) -> Tensor:
+    """Slot by slot, with all logits and plain softmaxes, uncached context, no chunks."""
+    assert pair.draft is not None
+    draft, target, size = pair.draft, pair.target, pair.draft.config.block_size
+    split = split_context(len(ids), size, setup)
+    blocks = draw_blocks(split, setup, step, ids.device)
+    hidden = target.model(ids[None], output_hidden_states=True)
+    tapped = [hidden.hidden_states[i + 1] for i in draft.config.target_layer_ids]
+    features = torch.cat(tapped, dim=-1)[:, blocks.first : blocks.end].detach()
+    law = hidden.logits[0].softmax(-1).detach()  # law[i]: of the token at i + 1
+    total, weight_sum = torch.zeros((), dtype=torch.float64), 0.0
+    for anchor, keep in zip(blocks.anchors[0].tolist(), blocks.keep[0].tolist(), strict=True):
+        if not keep:
+            continue
+        one = torch.tensor([[anchor - blocks.first]])
+        block = torch.full((1, size), draft.config.mask_token_id)
+        block[0, 0] = ids[anchor]
+        # positions are relative within a window here, which rotary attention cannot tell
+        logits = target.lm_head(draft.multi_anchor(features, target.embed(block), one))[0]  # [K, V]
+        q = logits.softmax(-1)
+        losses, confidences = [], []
+        for slot in range(1, size):
+            at = anchor + slot
+            if at >= blocks.label_end:
+                break
+            p = law[at - 1]
+            if setup.labels == "context":
+                losses.append(-q[slot, ids[at]].log())
+                confidences.append(float(q[slot, ids[at]].detach()))
+            elif setup.loss_kind == "argmax":
+                losses.append(-q[slot, p.argmax()].log())
+                confidences.append(float(q[slot, p.argmax()].detach()))
+            else:
+                cross = -(p * q[slot].log()).sum()
+                losses.append(cross if setup.loss_kind == "ce" else cross + (p * p.log()).sum())
+                confidences.append(float(torch.minimum(p, q[slot]).sum().detach()))
+        for j, loss in enumerate(losses):
+            if setup.weighting == "dpace":
+                smooth = [(1 - setup.dpace_alpha) * c + setup.dpace_alpha for c in confidences]
+                weight = sum(
+                    float(torch.tensor(smooth[: m + 1], dtype=torch.float64).prod()) for m in range(j, len(losses))
+                )
+            else:
+                weight = float(torch.exp(torch.tensor(-j / (setup.decay_gamma or size / 2), dtype=torch.float64)))
+            total = total + weight * loss
+            weight_sum += weight
+    return total / weight_sum
+
+
+CASES = [
+    {"labels": "context"},
+    {"labels": "context", "weighting": "dpace"},
+    {"labels": "target"},
+    {"labels": "target", "loss": "ce", "decay_gamma": 1.5},
+    {"labels": "target", "loss": "argmax"},
+    {"labels": "target", "weighting": "dpace", "dpace_alpha": 0.3},
+    {"labels": "target", "modules": ["fc"]},
+    {"labels": "target", "modules": ["k_proj", "v_proj"]},
+    {"labels": "context", "query_only": True},
+    {"labels": "target", "gradient_checkpointing": True},
+    {"labels": "target", "window": 20},
+    {"labels": "context", "window": 20, "modules": ["q_proj"]},
+]
+
+
+@pytest.mark.parametrize("changes", CASES, ids=lambda c: "-".join(map(str, c.values())))
+def test_loss_and_gradients_equal_the_naive_ones(changes: dict) -> None:
+    pair, ids = make_pair(), context()
+    setup = config(chunk=5, **changes)
+    lora = DraftLora(pair.draft, rank=4, alpha=8, modules=setup.modules, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in lora.parameters():  # B too: at zero, A would have no gradient
+            weight.copy_(0.1 * torch.randn(weight.shape, generator=generator, dtype=torch.float64))
+    split = split_context(len(ids), pair.draft.config.block_size, setup)
+    problem = AdaptProblem(pair, read_context(pair, ids, setup, split), split, setup, lora)
+    ours = problem.loss(2)
+    gradients = torch.autograd.grad(ours, lora.parameters())
+    pair.draft.gradient_checkpointing = False
+    theirs = naive_loss(pair, ids, setup, 2)
+    expected = torch.autograd.grad(theirs, lora.parameters())
+    assert ours.item() == pytest.approx(theirs.item(), rel=RELATIVE)
+    for a, b in zip(gradients, expected, strict=True):
+        assert b.norm() > 0
+        assert (a - b).norm() <= RELATIVE * b.norm()
+
+
+class Sum:
+    """A sum over ranks that run one after the other: first it is taken up, then given."""
+
+    def __init__(self, value: float = 0.0) -> None:
+        self.value = value
+
+    def __call__(self, part: Tensor) -> Tensor:
+        self.value = float(part)
+        return part
+
+    def give(self, part: Tensor) -> Tensor:
+        return torch.full_like(part, self.value)
+
+
+def test_ranks_together_make_the_loss_of_one() -> None:
+    pair, ids = make_pair(), context()
+    for weighting in ("decay", "dpace"):
+        setup = config(weighting=weighting)
+        lora = DraftLora(pair.draft, rank=4, alpha=8, modules=setup.modules, seed=0)
+        split = split_context(len(ids), pair.draft.config.block_size, setup)
+        problem = AdaptProblem(pair, read_context(pair, ids, setup, split), split, setup, lora)
+        sums = [Sum(), Sum()]
+        for rank in range(2):
+            problem.loss(1, rank=rank, ranks=2, reduce=sums[rank])
+        both = Sum(sums[0].value + sums[1].value)  # what all_reduce would give
+        parts = [problem.loss(1, rank=rank, ranks=2, reduce=both.give) for rank in range(2)]
+        assert float(sum(parts) / 2) == pytest.approx(float(problem.loss(1)), rel=1e-6)
+        lora.remove()
+
+
+# Pieces.
+
+
+def test_dpace_weights_are_the_closed_form() -> None:
+    inside = torch.tensor([[True, True, True], [True, True, False]])
+    q = torch.tensor([[0.2, 0.6, 0.9], [0.5, 0.1, 0.7]], dtype=torch.float64)
+    weights = dpace_weights(q, inside, 0.5)
+    a, b, c = 0.6, 0.8, 0.95
+    first, second = [a + a * b + a * b * c, a * b + a * b * c, a * b * c], [0.75 + 0.75 * 0.55, 0.75 * 0.55, 0.0]
+    assert torch.allclose(weights, torch.tensor([first, second], dtype=torch.float64), rtol=SUMS)
+    assert torch.equal(dpace_weights(q, inside, 1.0)[0], torch.tensor([3.0, 2.0, 1.0]).double())
+    assert decay_weights(inside, 4.0)[1].tolist() == pytest.approx([1.0, 0.7788008, 0.0])
+
+
+def test_acceptance_ends_at_a_disagreement_and_where_the_context_leaves_the_target() -> None:
+    choice = torch.tensor([[1, 2, 3, 4], [1, 9, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4]])
+    target = torch.tensor([[1, 2, 3, 4]] * 4)
+    tokens = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 4], [1, 7, 3, 4], [1, 2, 3, 4]])
+    inside = torch.ones(4, 4, dtype=torch.bool)
+    inside[3, 2:] = False
+    accepted = accepted_slots(choice, target, tokens, inside)
+    assert accepted.sum(1).tolist() == [4, 1, 2, 2]
+
+
+def test_chunks_change_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    head = torch.randn(11, 6, generator=generator, dtype=torch.float64)
+    states, theirs = (torch.randn(13, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    tokens = torch.randint(11, (13,), generator=generator)
+    whole, pieces = (
+        slot_scores(states, lambda x: x @ head.T, tokens, theirs, kind="kl", soft=True, chunk=chunk)
+        for chunk in (99, 4)
+    )
+    for a, b in zip(whole, pieces, strict=True):
+        assert torch.allclose(a, b, rtol=SUMS)
+
+
+def test_held_out_labels_are_never_trained_on() -> None:
+    setup = config(holdout=0.25, anchors_per_step=200)
+    split = split_context(60, 4, setup)
+    assert split.train_end == 45
+    for step in range(5):
+        blocks = draw_blocks(split, setup, step, torch.device("cpu"))
+        anchors = blocks.anchors[blocks.keep]
+        assert blocks.label_end == blocks.end == 45
+        assert anchors.min() >= 1
+        assert anchors.max() <= 43  # one label at least lies before the held-out span
+    held = held_out_blocks(split, setup, torch.device("cpu"))
+    assert held.anchors.min() == 45
+    assert held.anchors.max() == 58
+
+
+def test_bad_fits_are_rolled_back() -> None:
+    pair, ids = make_pair(), context()
+    broken = make_pair()
+    with torch.no_grad():
+        broken.draft.norm.weight[0] = float("inf")
+    result = ttt_adapt(broken, ids, config())
+    assert not result.kept
+    assert "loss of step" in result.trace.stopped
+    worse = ttt_adapt(pair, ids, config(lr=5.0, steps=12, eval_every=4))
+    assert not worse.kept
+    assert worse.trace.best_step == 0
+    assert worse.trace.stopped == "done"
+    before = draft_logits(pair, ids)
+    with pair.adapter(worse):
+        assert torch.equal(draft_logits(pair, ids), before)
+    assert all((weight == 0).all() for key, weight in result.adapter.weights.items() if "lora_B" in key)
+
+
+def test_no_gradients_under_inference_mode_is_said() -> None:
+    pair = make_pair()
+    with torch.inference_mode(), pytest.raises(InputError, match="inference_mode: false"):
+        ttt_adapt(pair, context(), config())
+    with torch.no_grad():
+        assert ttt_adapt(pair, context(), config()).kept
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"rank": 0}, "ttt.rank"),
+        ({"rank": True}, "ttt.rank"),
+        ({"steps": -1}, "ttt.steps"),
+        ({"lr": float("nan")}, "ttt.lr"),
+        ({"modules": ["qproj"]}, "ttt.modules"),
+        ({"modules": []}, "ttt.modules"),
+        ({"holdout": 1.0}, "ttt.holdout"),
+        ({"labels": "teacher"}, "ttt.labels"),
+        ({"labels": "context", "loss": "kl"}, "ttt.loss"),
+        ({"dpace_alpha": 0.0}, "ttt.dpace_alpha"),
+        ({"clip": 0.0}, "ttt.clip"),
+    ],
+)
+def test_bad_configs_name_the_field(changes: dict, word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        config(**changes)
+
+
+def test_bad_contexts_and_adapters_are_refused() -> None:
+    pair, ids = make_pair(), context()
+    with pytest.raises(InputError, match="context_ids: expected at least 9"):
+        ttt_adapt(pair, ids[:8], config())
+    with pytest.raises(InputError, match="context_ids"):
+        ttt_adapt(pair, ids.float(), config())
+    with pytest.raises(InputError, match="token ids"):
+        ttt_adapt(pair, ids + 60, config())
+    with pytest.raises(InputError, match="a target alone"):
+        ttt_adapt(Pair(pair.target, None, None), ids, config())
+    result = ttt_adapt(pair, ids, config())
+    other = make_pair(seed=5)
+    with pytest.raises(InputError, match="one of this draft"), other.adapter(result):
+        pass
+    with pair.adapter(result), pytest.raises(InputError, match="without an adapter"):
+        ttt_adapt(pair, ids, config())
+    with pytest.raises(InputError, match="adapter folder"):
+        load_adapter("/nonexistent")
