@@ -282,7 +282,7 @@ def test_ranks_together_make_the_loss_of_one() -> None:
             problem.loss(1, rank=rank, ranks=2, reduce=sums[rank])
         both = Sum(sums[0].value + sums[1].value)  # what all_reduce would give
         parts = [problem.loss(1, rank=rank, ranks=2, reduce=both.give) for rank in range(2)]
-        assert float(sum(parts) / 2) == pytest.approx(float(problem.loss(1)), rel=1e-6)
+        assert (sum(parts) / 2).item() == pytest.approx(problem.loss(1).item(), rel=1e-6)
         lora.remove()
 
 
@@ -346,7 +346,8 @@ def test_bad_fits_are_rolled_back() -> None:
     result = ttt_adapt(broken, ids, config())
     assert not result.kept
     assert "loss of step" in result.trace.stopped
-    worse = ttt_adapt(pair, ids, config(lr=5.0, steps=12, eval_every=4))
+    # Random tokens teach nothing about those to come.
+    worse = ttt_adapt(pair, ids, config(labels="context", modules=["k_proj"], steps=9, patience=9))
     assert not worse.kept
     assert worse.trace.best_step == 0
     assert worse.trace.stopped == "done"
