@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,16 +31,20 @@ def require_file(path: Path, argument: str) -> None:
 
 
 def read_lines(path: Path, argument: str) -> Iterator[tuple[int, str]]:
-    """Lines of a text file, gunzipped where its name ends in ``.gz``, numbered from 1; blank ones left out."""
+    """Lines of a text file, gunzipped where its name ends in ``.gz``, numbered from 1; blank ones left out.
+
+    Raises:
+        InputError: no such file, an empty or a damaged one, or no UTF-8.
+    """
     require_file(path, argument)
-    found = False
+    found, encoding = False, "utf-8-sig"  # a byte order mark, as Windows' editors write it, is no part of the text
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        with gzip.open(path, "rt", encoding=encoding) if path.suffix == ".gz" else path.open(encoding=encoding) as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     found = True
                     yield number, line.rstrip("\n")
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(argument, expected="a readable file", received=f"{path} ({error})", mend="check it") from error
     except UnicodeDecodeError as error:
         raise InputError(
@@ -87,6 +92,13 @@ def _parse(text: str, place: str) -> Any:
             expected="valid JSON",
             received=f"{error.msg} at column {error.colno}: {text[:60]!r}",
             mend="correct the line",
+        ) from error
+    except (ValueError, RecursionError) as error:  # Python's own limits: digits of an integer, depth of nesting
+        raise InputError(
+            place,
+            expected="JSON that Python reads: integers of at most 4300 digits, nested a few hundred levels deep",
+            received=f"{error}: {text[:60]!r}",
+            mend="write long numbers as text, and nest less",
         ) from error
 
 
@@ -137,7 +149,7 @@ def check_json(row: Row) -> None:
     for key, value in row.value.items():
         try:
             json.dumps({key: value})
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise InputError(
                 row.place,
                 expected=f"a value that JSON can hold in {key!r}",

@@ -107,12 +107,30 @@ def test_prompt_files(tmp_path: Path) -> None:
         ('{"prompt": "x"}\n', {"template": "nothing"}, r"data.template"),
         ('{"prompt": "x"}\n', {"chat": False, "system": "s"}, r"data.system"),
         ('{"prompt": "\\ud800"}\xff', {}, r"data.path line 1|data.path: expected UTF-8"),
+        ('{"prompt": "x", "n": ' + "1" * 5000 + "}\n", {}, r"data.path line 1: .* 4300 digits"),
+        ('{"prompt": "x", "n": ' + "[" * 100_000 + "]" * 100_000 + "}\n", {}, r"data.path line 1: .* levels deep"),
     ],
 )
 def test_bad_prompts(tmp_path: Path, content: str, options: dict[str, Any], message: str) -> None:
     (tmp_path / "x.jsonl").write_bytes(content.encode("latin-1"))
     with pytest.raises(InputError, match=message):
         _ = PromptsData(str(tmp_path / "x.jsonl"), **options).tasks
+
+
+def test_byte_order_mark_is_no_part_of_a_row(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps({"prompt": "x"}).encode() + b"\n")
+    assert PromptsData(str(tmp_path / "x.jsonl"), chat=False).tasks[0].prompt == "x"
+    with gzip.open(tmp_path / "x.jsonl.gz", "wb") as file:
+        file.write((tmp_path / "x.jsonl").read_bytes())
+    assert PromptsData(str(tmp_path / "x.jsonl.gz"), chat=False).tasks[0].prompt == "x"
+
+
+def test_damaged_gzip_is_told(tmp_path: Path) -> None:
+    whole = bytearray(gzip.compress(b'{"prompt": "x"}\n' * 1000))
+    whole[20] ^= 255  # inside the compressed data: zlib, not gzip, complains
+    (tmp_path / "x.jsonl.gz").write_bytes(whole)
+    with pytest.raises(InputError, match=r"^data\.path: expected a readable file"):
+        _ = PromptsData(str(tmp_path / "x.jsonl.gz")).tasks
 
 
 def test_datasets_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
