@@ -46,7 +46,7 @@ class SolveRate(Callback):
         reverted: dict[str, Count] = defaultdict(Count)  # [arm], out of the facts that go against their prior
         for row in run_folder.read_predictions(Path(log_dir)):
             text, arm = row["model_output"], row["dgd"]["arm"]
-            if text is None or "lab" not in row.get("metadata", {}):
+            if text is None or not has_checks(row):
                 continue
             right = grade(row, text).value == 1.0
             for group in (row["metadata"]["context_category"], ALL):
@@ -65,6 +65,12 @@ class SolveRate(Callback):
             for arm, count in reverted.items():
                 writer.add_scalar(f"{arm}/reverted_to_prior", count.rate, count.graded)
             writer.flush()
+
+
+def has_checks(row: dict[str, Any]) -> bool:
+    """Whether a row carries the lab's program checks; anything may stand in the metadata of other rows."""
+    metadata = row.get("metadata")
+    return isinstance(metadata, dict) and isinstance(metadata.get("lab"), dict) and "checks" in metadata["lab"]
 
 
 def table(solved: dict[str, dict[str, Count]], reverted: dict[str, Count], arms: list[str]) -> Table:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from callbacks import run_folder
 from callbacks.arm_stats import ArmStats, collect, speed_up
 from callbacks.curve import acceptance_figure, bar_line
 from callbacks.decode_metrics import histogram_tables, summary_table
+from callbacks.solve_rate import SolveRate
 from dgd_lightning.errors import InputError
 
 
@@ -173,3 +175,19 @@ def test_printed_histogram_counts_verifications() -> None:
     (table,) = histogram_tables(stats)
     assert [list(column.cells) for column in table.columns] == [["drafted"], ["50%"], ["0%"], ["25%"], ["25%"]]
     assert histogram_tables({"plain": stats["plain"]}) == []
+
+
+def test_solve_rate_passes_over_rows_without_checks(tmp_path: Path) -> None:
+    check = {"type": "contains", "value": "red"}
+    lab = {"checks": [check], "prior": "novel", "prior_answer": None}
+    metadata = [None, "a lab", 5, {"lab": None}, {"lab": "checks"}, {"lab": {}}, {"lab": lab, "context_category": "A"}]
+    rows = [
+        {"idx": str(i), "rubrics": ["It is red."], "metadata": value, "model_output": "red", "dgd": {"arm": "a"}}
+        for i, value in enumerate(metadata)
+    ]
+    (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trainer = SimpleNamespace(log_dir=str(tmp_path), is_global_zero=True, logger=None)
+    module = SimpleNamespace(summary_tables=[])
+    SolveRate().on_predict_end(trainer, module)  # type: ignore[arg-type]
+    (table,) = module.summary_tables
+    assert [list(column.cells) for column in table.columns] == [["A", "all tasks"], ["100.0% (1/1)"] * 2]
