@@ -175,7 +175,7 @@ class Decoding(LightningModule):
             for task in (task for group in groups for task in group):
                 self._check_fit(task)
         if self.warmup and not all(map(self._is_done, groups)):
-            prompt = self._prompt(groups[0][0])[-WARMUP_PROMPT:]
+            prompt = self._prompt(groups[0][0])[-min(WARMUP_PROMPT, self._limit()) :]
             report, self.on_progress = self.on_progress, None  # no task's tokens, so nothing to show
             for arm in self.arms:
                 self._decode([prompt], arm, min(WARMUP_TOKENS, self.max_new_tokens), [0])

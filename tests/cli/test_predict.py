@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_tools import Config, Dgd, TinyPair, chat_row, predictions, write_jsonl
+import torch
+from cli_tools import VOCAB, Config, Dgd, TinyPair, byte_tokenizer, chat_row, predictions, write_jsonl
+from tiny import hf_model
 
 from callbacks import run_folder
 from dgd_lightning.modules.decoding import Decoding
 
+SHORT = {"role": "user", "content": "Hm?"}
 LAUNCH_SECONDS = 300  # to import everything and write the first row; seconds on a free core, minutes on a crowded one
 
 
@@ -190,6 +193,20 @@ def test_changed_configuration_starts_anew(
         generation.write_text(before)
     assert (tmp_path / "logs/run/version_1").exists() is (change != "nothing")
     assert (run_of(tmp_path) / "DONE").exists() is (change == "nothing")
+
+
+def test_warm_up_fits_a_short_target(config: Config, dgd: Dgd, tmp_path: Path) -> None:
+    model = hf_model(vocab_size=VOCAB, max_position_embeddings=64, dtype=torch.float64)
+    model.save_pretrained(tmp_path / "short")
+    byte_tokenizer().save_pretrained(tmp_path / "short")
+    long = chat_row(0, 0)
+    long["messages"][1]["content"] = "x" * 100
+    data = {"path": str(write_jsonl(tmp_path / "mixed.jsonl", [long, chat_row(1, 0, messages=[SHORT])]))}
+    arms = [{"name": "ar", "method": "autoregressive"}]
+    short = {"target": str(tmp_path / "short"), "draft": None, "arms": arms, "too_long": "skip"}
+    run = dgd("predict", "--config", config(model=short, data=data))
+    assert (run.code, run.err) == (0, "")
+    assert "(1 skipped)" in run.out
 
 
 def test_too_long(config: Config, dgd: Dgd, tmp_path: Path) -> None:
