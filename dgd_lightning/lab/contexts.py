@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dgd_lightning.data.contexts import parse_row
+from dgd_lightning.data.contexts import parse_rows
 from dgd_lightning.data.rows import Row
 from dgd_lightning.data.tasks import Names, TaskData
 from dgd_lightning.errors import InputError
 from dgd_lightning.lab.families import FAMILIES
-from dgd_lightning.lab.rows import ALL_FAMILIES, eval_rows
+from dgd_lightning.lab.rows import check_families, check_sizes, eval_rows
 from dgd_lightning.types import Task
 
 
@@ -18,8 +18,8 @@ class LabContexts(TaskData):
         contexts_per_family: contexts of each family; the first ones are the same whatever the number.
         families: families to take; None takes all that the bundled draft was trained on. ``star_chart`` and
             ``ledger`` are the shifted domain.
-        sizes: smallest and largest number of facts in a context, inclusive; None: chosen per family, so that long
-            answers have at least 64 tokens.
+        sizes: smallest and largest number of facts in a context, inclusive, within what each family can write
+            (`rows.LARGEST_SIZES`); None: chosen per family, so that long answers have at least 64 tokens.
         seed: 0 is the bundled evaluation set; other seeds give other held-out contexts.
         batch_size: tasks decoded together.
         limit: only the first so many tasks that pass the filter.
@@ -40,12 +40,13 @@ class LabContexts(TaskData):
     ) -> None:
         super().__init__(batch_size=batch_size, limit=limit, category=category, sub_category=sub_category)
         self.families = list(FAMILIES) if families is None else families
-        if unknown := set(self.families) - set(ALL_FAMILIES):
+        check_families("data.families", self.families)
+        if repeated := sorted({family for family in self.families if self.families.count(family) > 1}):
             raise InputError(
                 "data.families",
-                expected=f"families of the lab ({', '.join(ALL_FAMILIES)})",
-                received=", ".join(sorted(unknown)),
-                mend="use names from the list",
+                expected="each family once: its contexts would come twice, with the same ids",
+                received=f"{', '.join(repeated)} more than once",
+                mend="name it once, and raise data.contexts_per_family for more contexts",
             )
         if contexts_per_family < 1:
             raise InputError(
@@ -58,9 +59,11 @@ class LabContexts(TaskData):
                 received=list(sizes),
                 mend="use for example [9, 12]",
             )
+        if sizes is not None:
+            check_sizes("data.sizes", sizes, self.families)
         self.contexts_per_family, self.sizes, self.seed = contexts_per_family, sizes, seed
 
     def read(self) -> list[Task]:
         """See `TaskData.read`."""
         rows = eval_rows(self.contexts_per_family, families=self.families, sizes=self.sizes, seed=self.seed)
-        return [parse_row(Row("lab", number, row)) for number, row in enumerate(rows, 1)]
+        return parse_rows(Row(f"lab row {number}", number, row) for number, row in enumerate(rows, 1))

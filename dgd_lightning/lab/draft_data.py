@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from typing import NamedTuple
 
@@ -19,7 +21,7 @@ from dgd_lightning.decode import autoregressive_generate
 from dgd_lightning.errors import InputError
 from dgd_lightning.lab.families import FAMILIES
 from dgd_lightning.lab.names import Split
-from dgd_lightning.lab.rows import make_context, messages
+from dgd_lightning.lab.rows import check_families, check_sizes, has_long_task, make_context, messages
 from dgd_lightning.lab.tokenizer import build_tokenizer
 from dgd_lightning.lab.training_data import require_one_rank
 from dgd_lightning.pair import Pair, load_pair
@@ -35,7 +37,24 @@ class Prompts(NamedTuple):
 def lab_prompts(
     count: int, *, seed: int, split: Split, families: list[str], sizes: tuple[int, int], long_share: float
 ) -> Prompts:
-    """``count`` prompts, one question each, drawn from contexts of ``split``."""
+    """``count`` prompts, one question each, drawn from contexts of ``split``.
+
+    Args:
+        count: how many.
+        seed: of the draw.
+        split: whose names are used.
+        families: families to draw from; repeat one to weight it.
+        sizes: smallest and largest number of facts in a context, inclusive.
+        long_share: share of the prompts that ask for a long answer; a family without such tasks gives short ones only.
+
+    Raises:
+        InputError: no or unknown families, sizes that one can't write, or only long answers of families that ask for
+            none.
+    """
+    check_families("families", families)
+    check_sizes("sizes", sizes, families)
+    if long_share >= 1.0:
+        check_long("long_share", long_share, families)
     tokenizer = build_tokenizer()
     ids: list[Tensor] = []
     longs: list[bool] = []
@@ -56,6 +75,19 @@ def lab_prompts(
     return Prompts(ids, longs)
 
 
+def check_long(argument: str, long_share: float, families: list[str]) -> None:
+    """Raises:
+    InputError: long answers are wanted, and no family asks for any.
+    """
+    if long_share > 0 and not any(map(has_long_task, families)):
+        raise InputError(
+            argument,
+            expected=f"0 where no family asks for a long answer ({', '.join(families)})",
+            received=long_share,
+            mend="set it to 0, or add a family with a long task, such as glossary or route",
+        )
+
+
 @dataclass
 class DraftStage:
     """One stage of the draft's curriculum.
@@ -65,7 +97,7 @@ class DraftStage:
         prompts: training prompts, answered by the target and shown again in a new order when all were seen.
         sizes: smallest and largest number of facts in a context, inclusive.
         long_share: share of the prompts that ask for a long answer.
-        families: families to draw from; the shifted domain is never among the defaults.
+        families: families to draw from; repeat one to weight it. The shifted domain is never among the defaults.
     """
 
     steps: int
@@ -73,6 +105,19 @@ class DraftStage:
     sizes: tuple[int, int] = (5, 16)
     long_share: float = 0.6
     families: list[str] | None = None
+
+    @property
+    def drawn(self) -> list[str]:
+        """The families to draw from, defaults included."""
+        return list(FAMILIES) if self.families is None else self.families
+
+    def check(self, argument: str) -> None:
+        """Raises:
+        InputError: no or unknown families, sizes that one can't write, or a long share where no family has long tasks.
+        """
+        check_families(f"{argument}.families", self.drawn)
+        check_sizes(f"{argument}.sizes", self.sizes, self.drawn)
+        check_long(f"{argument}.long_share", self.long_share, self.drawn)
 
 
 class StagedOrder(Sampler[list[int]]):
@@ -115,7 +160,7 @@ class LabDraftData(L.LightningDataModule):
         batch_size: conversations per step.
         max_new_tokens: longest response.
         generation_batch: prompts answered at once.
-        val_prompts: held-out long prompts of the last stage whose τ is validated.
+        val_prompts: held-out prompts of the last stage whose τ is validated: long ones where its families have any.
         seed: base seed.
     """
 
@@ -137,11 +182,20 @@ class LabDraftData(L.LightningDataModule):
                 received=[stage.prompts for stage in stages],
                 mend="add stages or prompts, or lower data.batch_size",
             )
+        for i, stage in enumerate(stages):
+            stage.check(f"data.stages[{i}]")
         self.target, self.stages, self.batch_size = target, stages, batch_size
         self.max_new_tokens, self.generation_batch = max_new_tokens, generation_batch
         self.val_prompts, self.seed = val_prompts, seed
         self.dataset: ResponseDataset | None = None
         self.counts: list[int] = []
+
+    def fingerprint(self) -> str:
+        """Short hash of everything that shapes the conversations and their order, for the run's provenance."""
+        stages = [asdict(stage) for stage in self.stages]
+        answers = [self.target, self.max_new_tokens, self.generation_batch]
+        settings = [stages, answers, self.batch_size, self.val_prompts, self.seed]
+        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
     def setup(self, stage: str) -> None:
         """Let the target answer the training prompts.
@@ -180,7 +234,8 @@ class LabDraftData(L.LightningDataModule):
         return DataLoader(self.dataset, batch_sampler=order, collate_fn=pad_responses)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader[list[Tensor]]:
-        last = replace(self.stages[-1], long_share=1.0)
+        last = self.stages[-1]
+        last = replace(last, long_share=float(any(map(has_long_task, last.drawn))))
         prompts = draw(last, self.val_prompts, self.seed, "eval").ids
         return DataLoader(prompts, batch_size=16, collate_fn=list)  # type: ignore[arg-type]
 
@@ -191,5 +246,6 @@ class LabDraftData(L.LightningDataModule):
 
 def draw(stage: DraftStage, count: int, seed: int, split: Split) -> Prompts:
     """``count`` prompts of a stage."""
-    families = stage.families or list(FAMILIES)
-    return lab_prompts(count, seed=seed, split=split, families=families, sizes=stage.sizes, long_share=stage.long_share)
+    return lab_prompts(
+        count, seed=seed, split=split, families=stage.drawn, sizes=stage.sizes, long_share=stage.long_share
+    )

@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from typing import Literal
 
+from dgd_lightning.errors import InputError
+
 Split = Literal["train", "eval"]
 
 CONSONANTS = "bdfgklmnprstvz"
@@ -50,13 +52,24 @@ def is_held_out(syllables: tuple[int, ...]) -> bool:
 
 
 class Namer:
-    """Draws coined names that are distinct within one context and belong to one split."""
+    """Draws coined names that are distinct within one context and belong to one split.
+
+    Raises:
+        InputError: a context asks for more names than there are syllables.
+    """
 
     def __init__(self, rng: random.Random, split: Split) -> None:
         self.rng, self.held_out = rng, split == "eval"
         self.used: tuple[set[int], set[int]] = (set(), set())  # first and last syllables
 
     def __call__(self) -> str:
+        if len(self.used[0]) == len(SYLLABLES):  # every draw would be refused; until then some name always fits
+            raise InputError(
+                "size",
+                expected=f"a context of at most {len(SYLLABLES)} names, one for each syllable",
+                received="a context that needs more",
+                mend="use fewer facts (`rows.LARGEST_SIZES`)",
+            )
         while True:
             length = 2 if self.rng.random() < 0.7 else 3
             syllables = tuple(self.rng.randrange(len(SYLLABLES)) for _ in range(length))

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from dgd_lightning.errors import InputError
 from dgd_lightning.lab.families import FAMILIES
 from dgd_lightning.lab.names import Split
 from dgd_lightning.lab.shifted import SHIFTED
@@ -32,7 +33,54 @@ EVAL_SIZES = {
     "ledger": (6, 9),
 }
 OTHER_SIZES = (8, 12)
+# Facts that a context can have: names differ in their first and last syllables, so there are at most 64, and words run
+# out too. A family that is not listed writes no more facts than it can, whatever its size.
+LARGEST_SIZES = {
+    "natural_history": 37,
+    "geography": 21,
+    "tariff": 37,
+    "cipher": 32,
+    "route": 63,
+    "experiment": 29,
+    "dictation": 64,
+    "roll_call": 64,
+    "star_chart": 31,
+}
+SMALLEST_SIZES = {"procedure": 2}  # it asks what comes after a step; any other family can do with one fact
 SHORT_TASKS: dict[PriorKind, int] = {"contradict": 2, "agree": 1, "novel": 2}  # at most, per context
+
+
+def check_families(argument: str, families: Sequence[str]) -> None:
+    """Raises:
+    InputError: there is none, or one that the lab does not have.
+    """
+    if not families or set(families) - set(ALL_FAMILIES):
+        raise InputError(
+            argument,
+            expected=f"families of the lab ({', '.join(ALL_FAMILIES)})",
+            received=", ".join(sorted(set(families) - set(ALL_FAMILIES))) or "none",
+            mend="use names from the list",
+        )
+
+
+def check_sizes(argument: str, sizes: tuple[int, int], families: Sequence[str]) -> None:
+    """Raises:
+    InputError: a family can't write contexts of all these sizes (smallest and largest number of facts, inclusive).
+    """
+    for family in families:
+        least, most = SMALLEST_SIZES.get(family, 1), LARGEST_SIZES.get(family)
+        if not least <= sizes[0] <= sizes[1] or (most is not None and sizes[1] > most):
+            raise InputError(
+                argument,
+                expected=f"{least} ≤ smallest ≤ largest{'' if most is None else f' ≤ {most}'} for the family {family}",
+                received=list(sizes),
+                mend="change the sizes, or leave the family out",
+            )
+
+
+def has_long_task(family: str) -> bool:
+    """Whether contexts of a family ask for a long answer; any one tells."""
+    return any(task.long for task in make_context(0, family, split="train", size=2, contradict=0.0).tasks)
 
 
 def make_context(seed: int, family: str, *, split: Split, size: int, contradict: float) -> LabContext:

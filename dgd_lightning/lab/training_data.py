@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
+from dataclasses import asdict
 from typing import NamedTuple
 
 import lightning as L
@@ -62,6 +65,12 @@ class LabTargetData(L.LightningDataModule):
         self.encoder = Encoder(self.tokenizer, context_weight)
         self.stages, self.seed, self.num_workers = stages, seed, num_workers
         self.probes, self.probe_sizes = probes, probe_sizes
+
+    def fingerprint(self) -> str:
+        """Short hash of everything that shapes the text and the probes, for the run's provenance."""
+        stages = [asdict(stage) for stage in self.stages]
+        settings = [stages, self.encoder.context_weight, self.seed, self.probes, self.probe_sizes]
+        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
     def setup(self, stage: str) -> None:
         """Raises:

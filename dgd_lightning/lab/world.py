@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+from dgd_lightning.errors import InputError
 from dgd_lightning.lab.names import Namer, Split
 
 PriorKind = Literal["agree", "contradict", "novel", "closed"]
@@ -54,7 +55,18 @@ class World:
         self.name = Namer(rng, split)
 
     def pick(self, values: list[str], count: int) -> list[str]:
-        """``count`` different values in random order."""
+        """``count`` different values in random order.
+
+        Raises:
+            InputError: there are not so many.
+        """
+        if count > len(values):
+            raise InputError(
+                "size",
+                expected=f"a context of at most {len(values)} of the words that its family draws from",
+                received=f"a context that needs {count}",
+                mend="use fewer facts (`rows.LARGEST_SIZES`)",
+            )
         return self.rng.sample(values, count)
 
     def fact(self, prior: str, values: list[str]) -> tuple[str, PriorKind]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,14 +12,24 @@ import torch
 from dgd_lightning.errors import InputError
 from dgd_lightning.lab.checks import grade, reverted_to_prior
 from dgd_lightning.lab.contexts import LabContexts
-from dgd_lightning.lab.draft_data import DraftStage, LabDraftData, StagedOrder
+from dgd_lightning.lab.draft_data import DraftStage, LabDraftData, StagedOrder, draw, lab_prompts
 from dgd_lightning.lab.families import FAMILIES
 from dgd_lightning.lab.names import SYLLABLES, Namer, is_held_out
-from dgd_lightning.lab.rows import ALL_FAMILIES, eval_rows, make_context, messages, to_row
+from dgd_lightning.lab.rows import (
+    ALL_FAMILIES,
+    EVAL_SIZES,
+    LARGEST_SIZES,
+    SMALLEST_SIZES,
+    eval_rows,
+    has_long_task,
+    make_context,
+    messages,
+    to_row,
+)
 from dgd_lightning.lab.shifted import SHIFTED
 from dgd_lightning.lab.stream import Encoder, LabStream, Part, Stage, Turn
 from dgd_lightning.lab.tokenizer import MASK_TOKEN_ID, VOCAB_SIZE, build_tokenizer
-from dgd_lightning.lab.training_data import probe_batches
+from dgd_lightning.lab.training_data import LabTargetData, probe_batches
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +95,29 @@ def test_names_of_the_splits_never_meet():
     assert 0.1 < share < 0.3
 
 
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_namer_stops_once_syllables_run_out(split):
+    for seed in range(3):
+        name = Namer(random.Random(seed), split)
+        assert len({name() for _ in SYLLABLES}) == len(SYLLABLES) == 64
+        with pytest.raises(InputError, match=r"^size: expected a context of at most 64 names"):
+            name()
+
+
+@pytest.mark.parametrize("family", sorted(ALL_FAMILIES))
+def test_largest_and_smallest_sizes(family):
+    """The table says what a family can write; one fact more ends in an error, and never in a loop."""
+    smallest, largest = SMALLEST_SIZES.get(family, 1), LARGEST_SIZES.get(family, 70)
+    for seed in range(3):
+        for split in ("train", "eval"):
+            assert make_context(seed, family, split=split, size=smallest, contradict=0.5).tasks
+            assert make_context(seed, family, split=split, size=largest, contradict=0.5).tasks
+    if family in LARGEST_SIZES:
+        assert EVAL_SIZES.get(family, (1, 1))[1] <= largest
+        with pytest.raises(InputError, match=r"^size: .*rows.LARGEST_SIZES"):
+            make_context(0, family, split="eval", size=largest + 1, contradict=0.5)
+
+
 def test_evaluation_contexts_use_held_out_names_only():
     seen = set()
     for row in eval_rows(3, families=list(ALL_FAMILIES)):
@@ -118,6 +152,32 @@ def test_shifted_domain_is_outside_the_default(tokenizer):
     assert sub_categories.isdisjoint({"Star Charts", "Ledgers"})
     shifted = {task.row["metadata"]["sub_category"] for task in LabContexts(families=list(SHIFTED)).tasks}
     assert shifted == {"Star Charts", "Ledgers"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"families": ["geography"], "sizes": (24, 24)}, r"data\.sizes: .* ≤ 21 for the family geography"),
+        ({"families": ["route", "star_chart"], "sizes": (33, 33)}, r"data\.sizes: .* ≤ 31 for the family star_chart"),
+        ({"families": ["experiment"], "sizes": (32, 34)}, r"data\.sizes: .* ≤ 29 for the family experiment"),
+        ({"families": ["cipher"], "sizes": (34, 34)}, r"data\.sizes: .* ≤ 32 for the family cipher"),
+        ({"sizes": (20, 24)}, r"data\.sizes: .* ≤ 21 for the family geography"),
+        ({"sizes": (9, 5)}, r"data\.sizes: expected 3 ≤ smallest ≤ largest"),
+        ({"families": ["route", "route"]}, r"data\.families: .*received route more than once"),
+        ({"families": []}, r"data\.families: .*received none"),
+        ({"families": ["rote", "route"]}, r"data\.families: .*received rote"),
+    ],
+)
+def test_contexts_that_cannot_be_written(settings, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        LabContexts(**settings)
+
+
+def test_contexts_check_their_ids(monkeypatch):
+    rows = eval_rows(1, families=["route"])
+    monkeypatch.setattr("dgd_lightning.lab.contexts.eval_rows", lambda *_, **__: [rows[0], rows[0]])
+    with pytest.raises(InputError, match=r"^lab row 2: .*already at lab row 1"):
+        LabContexts().read()
 
 
 @pytest.mark.parametrize(
@@ -182,3 +242,79 @@ def test_staged_order_is_resumable_and_keeps_to_its_stage():
 def test_draft_stages_need_a_batch_of_prompts():
     with pytest.raises(InputError, match=r"data\.stages"):
         LabDraftData("lab", [DraftStage(steps=5, prompts=3)], batch_size=4)
+
+
+def test_which_families_ask_for_long_answers():
+    short_only = {family for family in ALL_FAMILIES if not has_long_task(family)}
+    assert short_only == {"natural_history", "geography", "tariff", "experiment"}
+    for family in ALL_FAMILIES:  # one context tells for all
+        for seed in range(5):
+            context = make_context(seed, family, split="eval", size=2 + 3 * seed, contradict=0.3)
+            assert any(task.long for task in context.tasks) is has_long_task(family)
+            assert any(not task.long for task in context.tasks)
+
+
+GOOD_STAGE = DraftStage(steps=5, prompts=4, sizes=(2, 3), families=["route", "route", "tariff"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sizes": (5, 24), "families": ["geography", "route"]}, r"sizes: .* ≤ 21 for the family geography"),
+        ({"sizes": (1, 4), "families": ["procedure"]}, r"sizes: expected 2 ≤ .*procedure"),
+        ({"sizes": (0, 4)}, r"sizes: expected 1 ≤"),
+        ({"sizes": (5, 4)}, r"sizes: expected 1 ≤"),
+        ({"families": []}, r"families: .*received none"),
+        ({"families": ["rote"]}, r"families: .*received rote"),
+        ({"families": ["tariff", "geography"]}, r"long_share: expected 0 .*\(tariff, geography\), received 0\.6"),
+    ],
+)
+def test_draft_stages_that_cannot_be_drawn(change, message):
+    with pytest.raises(InputError, match=rf"^data\.stages\[1\]\.{message}"):
+        LabDraftData("lab", [GOOD_STAGE, replace(GOOD_STAGE, **change)], batch_size=4)
+
+
+def test_prompts_never_wait_for_long_tasks_that_do_not_exist():
+    knobs = {"seed": 0, "split": "eval", "sizes": (5, 6)}
+    with pytest.raises(InputError, match=r"^long_share: expected 0"):
+        lab_prompts(3, families=["tariff"], long_share=1.0, **knobs)
+    with pytest.raises(InputError, match=r"^families: "):
+        lab_prompts(3, families=[], long_share=0.0, **knobs)
+    assert lab_prompts(3, families=["tariff"], long_share=0.0, **knobs).long == [False] * 3
+    assert lab_prompts(3, families=["tariff", "route"], long_share=1.0, **knobs).long == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("families", "long"), [(["tariff", "geography"], False), (["tariff", "route"], True), (None, True)]
+)
+def test_validation_takes_long_prompts_where_there_are_any(families, long):
+    stage = replace(GOOD_STAGE, long_share=0.0, families=families)
+    data = LabDraftData("lab", [stage], batch_size=4, val_prompts=3, seed=7)
+    batches = list(data.val_dataloader())
+    wanted = draw(replace(stage, long_share=float(long)), 3, 7, "eval")
+    assert wanted.long == [long] * 3
+    assert [ids.tolist() for ids in batches[0]] == [ids.tolist() for ids in wanted.ids]
+
+
+def test_fingerprints_tell_settings_apart():
+    drafts = [
+        LabDraftData("lab", [GOOD_STAGE], batch_size=4),
+        LabDraftData("lab", [GOOD_STAGE, GOOD_STAGE], batch_size=4),
+        LabDraftData("lab", [replace(GOOD_STAGE, long_share=0.5)], batch_size=4),
+        LabDraftData("lab", [GOOD_STAGE], batch_size=4, max_new_tokens=20),
+        LabDraftData("lab", [GOOD_STAGE], batch_size=4, seed=1),
+        LabDraftData("other", [GOOD_STAGE], batch_size=4),
+    ]
+    stage = Stage(2, 64, 2, (3, 4), 0.5, 0.3, 0.1, ["route"])
+    targets = [
+        LabTargetData([stage]),
+        LabTargetData([replace(stage, contradict=0.2)]),
+        LabTargetData([stage], context_weight=0.1),
+        LabTargetData([stage], seed=1),
+    ]
+    found = [data.fingerprint() for data in (*drafts, *targets)]
+    assert len(set(found)) == len(found)
+    assert all(re.fullmatch("[0-9a-f]{16}", fingerprint) for fingerprint in found)
+    assert LabDraftData("lab", [replace(GOOD_STAGE)], batch_size=4).fingerprint() == found[0]
+    # how many processes write the text does not change it
+    assert LabTargetData([replace(stage)], num_workers=0).fingerprint() == found[len(drafts)]
