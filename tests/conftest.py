@@ -6,6 +6,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# The default suite never asks the network. The Hub's client reads this once, when it is imported (`tiny` does).
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 import pytest
 import torch
 from tiny import FAMILIES, make_pair, make_target
@@ -13,7 +16,6 @@ from tiny import FAMILIES, make_pair, make_target
 from dgd_lightning.pair import Pair
 from dgd_lightning.target.model import Target
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the default suite never asks the network
 torch.set_num_threads(1)  # tiny models: a second thread only waits, and spins while it does
 
 
