@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from dgd_lightning.errors import InputError
+from dgd_lightning.target.fields import read_list, read_mapping, read_rope
 from dgd_lightning.target.model import ATTENTION, Target
 
 # model_type -> the causal LM class that the weights must be of
@@ -28,6 +30,14 @@ _RECURRENT = re.compile(
 _RECURRENT_LAYERS = ("linear_attention", "conv", "mamba", "recurrent", "hybrid")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+# Settings of generation_config.json that transformers' generate applies to every token and our decoders do not, with
+# the values at which they do nothing.
+_PROCESSORS: dict[str, tuple[Any, ...]] = {
+    "repetition_penalty": (None, 1),
+    "no_repeat_ngram_size": (None, 0),
+    "bad_words_ids": (None, []),
+    "suppress_tokens": (None, []),
+}
 BUNDLED = "lab"  # the name of the bundled pair, as a target or as a draft
 _MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.jinja")
@@ -50,8 +60,11 @@ def load_target(
         attn_implementation: ``sdpa`` (default) or ``eager``.
         revision: Hub revision: branch, tag or commit. Folders have none.
 
+    Warns where the generation config asks for what changes the tokens in transformers' ``generate`` and not here.
+
     Raises:
-        InputError: nothing there, no network, no safetensors, another architecture, an unsupported option.
+        InputError: nothing there, no network, no safetensors, another architecture, an unsupported option, a
+            ``device_map`` that leaves layers on the CPU or the disk while others are on a GPU.
     """
     if attn_implementation is not None and attn_implementation not in ATTENTION:
         raise InputError(
@@ -64,10 +77,15 @@ def load_target(
     folder = fetch_folder("target", name_or_path, revision, (*_MODEL_FILES, *TOKENIZER_FILES))
     check_family(read_json(folder / "config.json", "target"))
     find_weights(folder, "target")
+    if (folder / "generation_config.json").is_file():  # transformers would go on without an unreadable one
+        read_json(folder / "generation_config.json", "target")
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     where = as_device_map(device)
+    # what transformers lets out for a config.json of wrong types: it says which, in words of its own
+    mistakes = (TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError)
     try:
         # with output_loading_info it gives a pair, which its annotations do not say
         found: Any = AutoModelForCausalLM.from_pretrained(
@@ -80,13 +98,13 @@ def load_target(
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError, *mistakes) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise InputError(
             "target",
             expected="a readable checkpoint",
-            received=f"{folder.name}: {first_line(error)}",
+            received=f"{folder.name}: {_words(error)}",
             mend="fetch it again",
         ) from error
     model, info = found
@@ -98,7 +116,41 @@ def load_target(
             received=f"missing or misshapen: {shorten(broken)}",
             mend="fetch the checkpoint again, or check that config.json belongs to it",
         )
+    check_placement(getattr(model, "hf_device_map", {}))
+    _warn_of_processors(model.generation_config)
     return Target(model)
+
+
+def check_placement(device_map: Mapping[str, Any]) -> None:
+    """Refuse placements that fetch weights anew for every token.
+
+    Args:
+        device_map: device of each module, as accelerate gives it.
+
+    Raises:
+        InputError: something is on the disk, or on the CPU while the rest is on a GPU.
+    """
+    places = {name: str(place) for name, place in device_map.items()}
+    gpus = set(places.values()) - {"cpu", "disk"}
+    offloaded = [f"{name or 'all'} on {place}" for name, place in places.items() if place not in gpus]
+    if "disk" in places.values() or (gpus and offloaded):
+        raise InputError(
+            "device",
+            expected="a placement on GPUs alone, or on the CPU alone",
+            received=shorten(offloaded),
+            mend="use more GPUs, a smaller target or dtype, or device=cpu",
+        )
+
+
+def _warn_of_processors(generation_config: Any) -> None:
+    found = {name: getattr(generation_config, name, None) for name in _PROCESSORS}
+    asked = [f"{name} = {value}" for name, value in found.items() if value not in _PROCESSORS[name]]
+    if asked:
+        warnings.warn(
+            f"the target's generation config asks for {shorten(asked)}: transformers' generate applies it, decoding "
+            "here does not, so tokens may differ from generate's",
+            stacklevel=3,
+        )
 
 
 def check_family(config: Mapping[str, Any]) -> None:
@@ -108,8 +160,8 @@ def check_family(config: Mapping[str, Any]) -> None:
         InputError: naming what the target is and what is supported.
     """
     kind = str(config.get("model_type"))
-    names = [str(a) for a in config.get("architectures") or []]
-    layers = [str(t) for t in config.get("layer_types") or ()]
+    names = [str(a) for a in read_list(config, "architectures", "target") or ()]
+    layers = [str(t) for t in read_list(config, "layer_types", "target") or ()]
     recurrent = next((t for t in layers if any(r in t for r in _RECURRENT_LAYERS)), None)
     if recurrent or _RECURRENT.search(kind):
         raise InputError(
@@ -125,6 +177,7 @@ def check_family(config: Mapping[str, Any]) -> None:
             received=f"model_type {kind}, architectures {names}",
             mend="choose a target of these families",
         )
+    read_rope(config, "target")  # transformers looks at its numbers only when it turns something
 
 
 def bundled(source: str | os.PathLike[str], part: str) -> str:
@@ -264,7 +317,8 @@ def find_weights(folder: Path, argument: str) -> list[Path]:
     if single.is_file():
         return [single]
     if index.is_file():
-        shards = sorted({folder / str(name) for name in read_json(index, argument).get("weight_map", {}).values()})
+        named = read_mapping(read_json(index, argument), "weight_map", f"{argument}.{index.name}")
+        shards = sorted({folder / str(name) for name in named.values()})
         absent = [shard.name for shard in shards if shard.parent != folder or not shard.is_file()]
         if shards and not absent:
             return shards
@@ -296,9 +350,10 @@ def as_device_map(device: str | torch.device | Mapping[str, Any]) -> Any:
     """What ``from_pretrained(device_map=…)`` takes.
 
     Raises:
-        InputError: an unknown device, or CUDA without one.
+        InputError: an unknown device, CUDA without one, or a map that :func:`check_placement` refuses.
     """
     if isinstance(device, Mapping):
+        check_placement(device)
         return dict(device)
     if device in ("balanced", "balanced_low_0", "sequential"):
         return device
@@ -323,6 +378,13 @@ def shorten(names: Sequence[str], most: int = 4) -> str:
     """The first few names, and how many more."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def _words(error: Exception) -> str:
+    """What an error says, for those that name the field in one line and what is wrong with it in the next."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [""]
+    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"{type(error).__name__} {said}" if isinstance(error, KeyError | AttributeError) else said
 
 
 def first_line(error: Exception) -> str:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from dgd_lightning.errors import InputError
+from dgd_lightning.target.attention import FOLDED_SDPA, fold_groups
 from dgd_lightning.target.cache import PositionCache
+from dgd_lightning.target.fields import MEND, is_integer
 from dgd_lightning.types import Prefill, TargetStep
 
 ATTENTION = ("sdpa", "eager")  # implementations that take an explicit mask of key positions
@@ -22,24 +24,27 @@ class Target(nn.Module):
 
     Features of layer id i are transformers' ``hidden_states[i + 1]``: the layer's output, and after the final norm for
     the last layer. In float64 the norms and the expert router keep float64 (transformers narrows them to fp32).
+    A model that runs ``sdpa`` is set to a variant that copies no keys for short queries (``target.attention``).
 
     Args:
         model: a loaded causal LM of a supported family (:func:`dgd_lightning.target.load.load_target`).
 
     Raises:
-        InputError: the model runs an attention implementation that takes no explicit mask.
+        InputError: the model runs an attention implementation that takes no explicit mask, or its generation config
+            names end-of-sequence tokens that are no ids.
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         config = model.config
-        if config._attn_implementation not in ATTENTION:
+        if config._attn_implementation not in (*ATTENTION, FOLDED_SDPA):
             raise InputError(
                 "attn_implementation",
                 expected=f"{' or '.join(ATTENTION)}: rows stand at different positions, which takes a mask",
                 received=config._attn_implementation,
                 mend="leave attn_implementation unset",
             )
+        fold_groups(model)
         self.model = model.eval().requires_grad_(False)
         self.vocab_size: int = config.vocab_size
         self.hidden_size: int = config.hidden_size
@@ -78,7 +83,9 @@ class Target(nn.Module):
     def lm_head(self, hidden: Tensor) -> Tensor:
         """Hidden states after a final norm [.., H] -> logits [.., V]; differentiable in ``hidden``."""
         head = self.model.get_output_embeddings()
-        return head(hidden.to(head.weight.device)).to(hidden.device)
+        if not hasattr(head, "_hf_hook"):  # accelerate's hook moves what it needs, and its weight may stand elsewhere
+            return head(hidden.to(head.weight.device)).to(hidden.device)
+        return head(hidden).to(hidden.device)
 
     @torch.no_grad()
     def step(
@@ -89,8 +96,6 @@ class Target(nn.Module):
         *,
         max_length: int,
         layer_ids: Sequence[int] = (),
-        logits_at: Tensor | None = None,
-        want_logits: bool = True,
     ) -> TargetStep:
         """One forward on Q tokens per row, each at its own position; keys and values are written there.
 
@@ -102,16 +107,13 @@ class Target(nn.Module):
             cache: from :meth:`new_cache`.
             max_length: host-known bound, more than every position: keys 0…max_length−1 are read.
             layer_ids: tapped layers, 0-based.
-            logits_at: [B], the one query index per row whose logits are wanted; None for all.
-            want_logits: False skips the head.
+
+        Returns:
+            Logits [B, Q, V] and features [B, Q, F·H], on the target's device wherever the last layer is.
         """
         masks = self._masks(positions, max_length)
         hidden, features = self._forward(ids, positions, masks, cache, max_length, layer_ids)
-        if not want_logits:
-            return TargetStep(None, features)
-        if logits_at is not None:
-            hidden = _pick(hidden, logits_at)  # [B, 1, H]
-        return TargetStep(self.lm_head(hidden), features)
+        return TargetStep(self.lm_head(hidden).to(self.device), features)
 
     @torch.no_grad()
     def prefill(
@@ -251,12 +253,18 @@ def _pick(hidden: Tensor, index: Tensor) -> Tensor:
 
 
 def _stop_tokens(model: Any) -> tuple[int, ...]:
-    """End-of-sequence ids of the generation config, or of the model config where it names none."""
+    """End-of-sequence ids of the generation config alone, as in transformers' ``generate``.
+
+    transformers fills it with what config.json names where a checkpoint has no generation config. The model config
+    itself may hold an id by default (LlamaConfig: 2) that no file has named.
+    """
     ids = getattr(model.generation_config, "eos_token_id", None)
-    ids = model.config.eos_token_id if ids is None else ids
-    if ids is None:
-        return ()
-    return (ids,) if isinstance(ids, int) else tuple(ids)
+    ids = [] if ids is None else ids if isinstance(ids, list | tuple) else [ids]
+    if not all(is_integer(i) for i in ids):
+        raise InputError(
+            "target.generation_config.eos_token_id", expected="a token id or a list of them", received=ids, mend=MEND
+        )
+    return tuple(ids)
 
 
 def _keep_float64(model: Any) -> None:

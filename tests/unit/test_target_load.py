@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny import hf_model
 
 from dgd_lightning.errors import InputError
-from dgd_lightning.target.load import check_family, load_target
+from dgd_lightning.target.load import check_family, check_placement, load_target
 
 
 @pytest.fixture
@@ -154,3 +155,117 @@ def test_options_are_checked(folder: Path) -> None:
         load_target(folder, device="gpu")
     with pytest.raises(InputError, match=r"device: expected one of \d+ CUDA devices"):
         load_target(folder, device="cuda:99")
+
+
+def test_stop_tokens_are_those_of_generate(tmp_path: Path) -> None:
+    """LlamaConfig has eos_token_id 2 where its file has none; transformers' generate never asks it."""
+    hf_model("llama", dtype=torch.float32, num_hidden_layers=2).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["eos_token_id"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "generation_config.json").write_text("{}")
+    target = load_target(tmp_path, device="cpu")
+    assert target.model.config.eos_token_id == 2
+    assert target.stop_token_ids == ()
+    ids = torch.tensor([[5, 6]])
+    output = target.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, pad_token_id=0)
+    assert output.shape[1] == 42
+    (tmp_path / "generation_config.json").unlink()  # without one transformers fills it with what config.json says
+    assert load_target(tmp_path, device="cpu").stop_token_ids == ()
+    (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": 5}))
+    assert load_target(tmp_path, device="cpu").stop_token_ids == (5,)
+
+
+@pytest.mark.parametrize(
+    ("device_map", "words"),
+    [
+        ({"model.embed_tokens": 0, "model.layers.0": 1, "lm_head": "cpu"}, "lm_head on cpu"),
+        ({"": "disk"}, "all on disk"),
+        ({"model": "cpu", "lm_head": "disk"}, "lm_head on disk"),
+        ({"model": torch.device("cuda:0"), "lm_head": torch.device("cpu")}, "lm_head on cpu"),
+    ],
+)
+def test_offloading_is_refused(
+    device_map: dict[str, Any], words: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = f"device: expected a placement on GPUs alone, or on the CPU alone, received .*{words}"
+    with pytest.raises(InputError, match=expected):
+        load_target(folder, device=device_map)
+    # what "balanced" comes to is known once the model is there
+    monkeypatch.setattr("dgd_lightning.target.load.as_device_map", lambda device: None)
+    monkeypatch.setattr("transformers.Qwen3ForCausalLM.hf_device_map", device_map, raising=False)
+    with pytest.raises(InputError, match=expected):
+        load_target(folder, device="balanced")
+
+
+def test_placements_that_stay() -> None:
+    for places in ((), ("cpu",), ("cpu", "cpu"), (0, "cuda:1"), (torch.device("cuda:0"),)):
+        check_placement({f"model.{i}": place for i, place in enumerate(places)})
+
+
+@pytest.mark.parametrize(
+    ("setting", "neutral"),
+    [
+        ({"repetition_penalty": 1.05}, {"repetition_penalty": 1.0}),
+        ({"no_repeat_ngram_size": 3}, {"no_repeat_ngram_size": 0}),
+        ({"bad_words_ids": [[3, 4]]}, {"bad_words_ids": None}),
+        ({"suppress_tokens": [3]}, {"suppress_tokens": []}),
+    ],
+    ids=lambda c: next(iter(c)),
+)
+def test_what_generate_would_apply_is_told(setting: dict[str, Any], neutral: dict[str, Any], folder: Path) -> None:
+    (name, value), file = next(iter(setting.items())), folder / "generation_config.json"
+    given = json.loads(file.read_text())
+    file.write_text(json.dumps(given | setting))
+    with pytest.warns(UserWarning, match="generation config asks for") as told:
+        load_target(folder, device="cpu")
+    (ours,) = [str(w.message) for w in told if "generation config" in str(w.message)]
+    assert f"{name} = {value}" in ours
+    file.write_text(json.dumps(given | neutral))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        load_target(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rms_norm_eps": None}, "rms_norm_eps"),
+        ({"num_hidden_layers": "6"}, "num_hidden_layers"),
+        ({"layer_types": 5}, "target.layer_types: expected a list, received 5"),
+        ({"architectures": 5}, "target.architectures: expected a list, received 5"),
+        ({"rope_parameters": None, "rope_theta": "x"}, "target.rope_theta: expected a number above 0, received 'x'"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": "x"}}, "target.rope_parameters.rope_theta"),
+        ({"rope_parameters": None, "rope_scaling": "x"}, "target.rope_scaling: expected an object, received 'x'"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "target.rope_parameters.low_freq_factor"),
+        ({"num_attention_heads": 0}, "target: expected a readable checkpoint"),
+        ({"hidden_act": "x"}, "target: expected a readable checkpoint"),
+    ],
+    ids=str,
+)
+def test_values_of_another_type(changes: dict[str, Any], words: str, folder: Path) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(InputError, match="Mend: ") as caught:
+        load_target(folder, device="cpu")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("generation_config.json", "{", "target: expected JSON in generation_config.json"),
+        ("generation_config.json", "[1]", "target: expected an object in generation_config.json, received list"),
+        ("generation_config.json", '{"eos_token_id": "x"}', "target.generation_config.eos_token_id"),
+        ("generation_config.json", '{"eos_token_id": [true]}', "target.generation_config.eos_token_id"),
+        ("model.safetensors.index.json", '{"weight_map": [1]}', "weight_map: expected an object, received [1]"),
+    ],
+)
+def test_other_malformed_files(name: str, text: str, words: str, folder: Path) -> None:
+    if "index" in name:
+        (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / name).write_text(text)
+    with pytest.raises(InputError, match="Mend: ") as caught:
+        load_target(folder, device="cpu")
+    assert words in str(caught.value)

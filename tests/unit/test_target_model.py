@@ -69,18 +69,27 @@ def test_rows_advance_by_different_amounts(target: Target) -> None:
             rows, lengths = rows[dropped], lengths[dropped]
 
 
-def test_logits_where_asked(target: Target) -> None:
-    ids, positions = prompts(2, 6), torch.arange(6).expand(2, -1)
-    full = target.step(ids, positions, target.new_cache(2, 6), max_length=6, layer_ids=(2,))
-    one = target.step(ids, positions, target.new_cache(2, 6), max_length=6, logits_at=torch.tensor([5, 2]))
-    none = target.step(ids, positions, target.new_cache(2, 6), max_length=6, want_logits=False, layer_ids=(2,))
-    assert full.logits is not None
-    assert one.logits is not None
-    assert none.features is not None
-    assert one.features is None
-    assert none.logits is None
-    torch.testing.assert_close(one.logits[:, 0], full.logits[torch.arange(2), torch.tensor([5, 2])], **EXACT)
-    torch.testing.assert_close(none.features, full.features, rtol=0, atol=0)
+def test_a_step_answers_where_ids_go_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a device_map the last layer may stand on another GPU than the embedding; all that comes out is moved."""
+    target = make_target()
+    elsewhere = torch.device("meta")  # stands for the embedding's device: the layers are on another
+    monkeypatch.setattr(Target, "device", property(lambda self: elsewhere))
+    step = target.step(prompts(1, 3), torch.arange(3)[None], target.new_cache(1, 3), max_length=3, layer_ids=(2,))
+    assert step.logits is not None
+    assert step.features is not None
+    assert step.logits.device == step.features.device == target.device
+
+
+def test_a_head_that_accelerate_moves_is_left_to_it() -> None:
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    target = make_target()
+    hidden = torch.randn(2, 3, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wanted = target.lm_head(hidden)
+    head = target.model.get_output_embeddings()
+    add_hook_to_module(head, AlignDevicesHook(execution_device="cpu", offload=True))
+    assert head.weight.is_meta  # where it stands says nothing of where it computes
+    assert torch.equal(target.lm_head(hidden), wanted)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama", "qwen3_moe", "qwen2"])
@@ -139,7 +148,7 @@ def test_a_step_never_waits_for_the_device(family: str, dtype: torch.dtype) -> N
     target = make_target(family, dtype=dtype)
     ids, positions, cache = prompts(2, 6), torch.arange(6).expand(2, -1), target.new_cache(2, 6)
     with Counting() as counting:
-        target.step(ids, positions, cache, max_length=6, layer_ids=(0, 5), logits_at=torch.tensor([1, 2]))
+        target.step(ids, positions, cache, max_length=6, layer_ids=(0, 5))
         assert not counting.found
         ids.max().item()
         assert counting.found  # the counter counts
