@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dgd_lightning.errors import InputError
+from dgd_lightning.target.fields import is_integer, read_integer, read_list, read_mapping, read_number, read_rope
 
 SUPPORTED_ROPE = ("default", "linear", "llama3", "yarn")  # frequencies that do not depend on the sequence length
 ARCHITECTURE = "DFlashDraftModel"
@@ -23,6 +24,12 @@ _FOREIGN_SETTINGS = (
     "is_causal",
     "sample_from_anchor",
 )
+# Settings, here or at the top level, that scale what is computed, with the values at which they do nothing.
+_SCALES = {
+    "output_multiplier": (None, 1),
+    "final_logit_softcapping": (None, 0),
+    "input_embedding_scale": (None, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class DraftConfig:
         for name in (*sizes, "block_size", "num_target_layers"):
             value = getattr(self, name)
             least = 2 if name == "block_size" else 1
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if not is_integer(value) or value < least:
                 raise InputError(f"draft.{name}", expected=f"an integer ≥ {least}", received=value, mend=_MEND)
         if self.num_heads % self.num_kv_heads:
             raise InputError(
@@ -75,7 +82,12 @@ class DraftConfig:
             )
         if self.head_dim % 2:
             raise InputError("draft.head_dim", expected="an even number", received=self.head_dim, mend=_MEND)
-        if not self.target_layer_ids or not all(0 <= i < self.num_target_layers for i in self.target_layer_ids):
+        if not is_integer(self.mask_token_id) or self.mask_token_id < 0:
+            raise InputError(
+                "draft.mask_token_id", expected="a token id", received=repr(self.mask_token_id), mend=_MEND
+            )
+        layers = range(self.num_target_layers)
+        if not self.target_layer_ids or not all(is_integer(i) and i in layers for i in self.target_layer_ids):
             raise InputError(
                 "draft.target_layer_ids",
                 expected=f"ids of the target's layers, 0…{self.num_target_layers - 1}",
@@ -96,11 +108,12 @@ class DraftConfig:
             InputError: for what this network is not (another head, sliding-window layers), and for missing keys.
         """
         _refuse_other_formats(raw, argument)
-        settings = raw.get("dflash_config") or {}
+        settings = read_mapping(raw, "dflash_config", argument)
         num_layers = _need(raw, "num_hidden_layers", argument)
         num_target_layers = _need(raw, "num_target_layers", argument)
         _refuse_sliding(raw, num_layers, argument)
-        ids = settings.get("target_layer_ids") or default_layer_ids(num_target_layers, num_layers)
+        # z-lab's code asks dflash_config first
+        ids = read_list(settings, "target_layer_ids", argument) or read_list(raw, "target_layer_ids", argument)
         heads = _need(raw, "num_attention_heads", argument)
         hidden = _need(raw, "hidden_size", argument)
         theta, scaling = _rope(raw, argument)
@@ -109,18 +122,18 @@ class DraftConfig:
             intermediate_size=_need(raw, "intermediate_size", argument),
             num_layers=num_layers,
             num_heads=heads,
-            num_kv_heads=raw.get("num_key_value_heads") or heads,
-            head_dim=raw.get("head_dim") or hidden // heads,
+            num_kv_heads=read_integer(raw, "num_key_value_heads", argument, heads),
+            head_dim=read_integer(raw, "head_dim", argument, hidden // heads),
             vocab_size=_need(raw, "vocab_size", argument),
-            block_size=_either(raw, settings, "block_size", argument),
-            mask_token_id=_either(raw, settings, "mask_token_id", argument),
-            target_layer_ids=tuple(int(i) for i in ids),
+            block_size=_block_size(raw, settings, argument),
+            mask_token_id=_need({**raw, **_given(settings)}, "mask_token_id", argument),
+            target_layer_ids=tuple(ids or default_layer_ids(num_target_layers, num_layers)),
             num_target_layers=num_target_layers,
-            rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            rms_norm_eps=read_number(raw, "rms_norm_eps", argument, 1e-6),
             rope_theta=theta,
             rope_scaling=scaling,
-            attention_bias=bool(raw.get("attention_bias", False)),
-            max_positions=int(raw.get("max_position_embeddings", 40960)),
+            attention_bias=_flag(raw, "attention_bias", argument),
+            max_positions=read_integer(raw, "max_position_embeddings", argument, 40960),
             extra={k: v for k, v in raw.items() if k not in _NOT_CARRIED},
         )
 
@@ -156,6 +169,8 @@ class DraftConfig:
             "use_sliding_window": False,
             "vocab_size": self.vocab_size,
         }
+        # A file that gave these at the top level too keeps them there, in agreement.
+        written |= {k: settings[k] for k in ("mask_token_id", "target_layer_ids") if k in self.extra}
         return {**self.extra, **written}
 
 
@@ -175,14 +190,38 @@ def default_layer_ids(num_target_layers: int, num_draft_layers: int) -> tuple[in
     return tuple(round(1 + i * step) for i in range(num_draft_layers))
 
 
-def _need(raw: Mapping[str, Any], key: str, argument: str) -> Any:
+def _need(raw: Mapping[str, Any], key: str, argument: str) -> int:
+    """An integer ≥ 0 that the file must have; sizes are at least 1, or dividing by them would fail first."""
     if raw.get(key) is None:
         raise InputError(argument, expected=f"a DFlash config.json with {key!r}", received="none", mend=_MEND)
-    return raw[key]
+    value = read_integer(raw, key, argument)
+    if value < 1 and key != "mask_token_id":
+        raise InputError(f"{argument}.{key}", expected="an integer ≥ 1", received=value, mend=_MEND)
+    return value
 
 
-def _either(raw: Mapping[str, Any], settings: Mapping[str, Any], key: str, argument: str) -> Any:
-    return raw[key] if raw.get(key) is not None else _need(settings, key, argument)
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in settings.items() if v is not None}
+
+
+def _block_size(raw: Mapping[str, Any], settings: Mapping[str, Any], argument: str) -> int:
+    """From the top level or ``dflash_config``: readers differ in which they ask, so both must say the same."""
+    outer, inner = raw.get("block_size"), settings.get("block_size")
+    if outer is not None and inner is not None and outer != inner:
+        raise InputError(
+            f"{argument}.block_size",
+            expected="one block_size",
+            received=f"{outer} at the top level, {inner} in dflash_config",
+            mend="keep the size that the draft was trained with",
+        )
+    return _need({**settings, **_given(raw)}, "block_size", argument)
+
+
+def _flag(raw: Mapping[str, Any], key: str, argument: str) -> bool:
+    value = raw.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise InputError(f"{argument}.{key}", expected="true or false", received=repr(value), mend=_MEND)
+    return bool(value)
 
 
 def _refuse_other_formats(raw: Mapping[str, Any], argument: str) -> None:
@@ -193,8 +232,8 @@ def _refuse_other_formats(raw: Mapping[str, Any], argument: str) -> None:
             received="a speculators export (speculators_model_type / transformer_layer_config)",
             mend="use the draft's original checkpoint; drafts with their own vocabulary are not supported",
         )
-    settings = raw.get("dflash_config") or {}
-    names = [str(a) for a in raw.get("architectures") or []]
+    settings = read_mapping(raw, "dflash_config", argument)
+    names = [str(a) for a in read_list(raw, "architectures", argument) or ()]
     head = settings.get("projector_type") or raw.get("projector_type") or "dflash"
     other = next((n for n in [*names, str(head)] if any(o in n.lower() for o in _OTHER_HEADS)), None)
     foreign = next((k for k in _FOREIGN_SETTINGS if settings.get(k) or (k != "emb_dim" and raw.get(k))), None)
@@ -205,6 +244,15 @@ def _refuse_other_formats(raw: Mapping[str, Any], argument: str) -> None:
             received=other or (f"dflash_config.{foreign} = {settings.get(foreign)!r}" if foreign else head),
             mend="Domino, DSpark, EAGLE and speculators heads are not supported: use a DFlash checkpoint",
         )
+    for where, given in (("dflash_config.", settings), ("", raw)):
+        for key, neutral in _SCALES.items():
+            if given.get(key) not in neutral:
+                raise InputError(
+                    f"{argument}.{where}{key}",
+                    expected=f"none, or {neutral[1]}, at which it does nothing",
+                    received=repr(given[key]),
+                    mend="drafts that scale their input or their logits are not supported",
+                )
     if (names and ARCHITECTURE not in names) or not ("dflash_config" in raw or "block_size" in raw):
         raise InputError(
             argument,
@@ -224,10 +272,10 @@ def _refuse_other_formats(raw: Mapping[str, Any], argument: str) -> None:
 
 
 def _refuse_sliding(raw: Mapping[str, Any], num_layers: int, argument: str) -> None:
-    types = raw.get("layer_types")
+    types = read_list(raw, "layer_types", argument)
     if types is None:  # transformers' own rule for files that do not list the layers
         slides = bool(raw.get("use_sliding_window")) and raw.get("sliding_window") is not None
-        first = raw.get("max_window_layers", num_layers)
+        first = read_integer(raw, "max_window_layers", argument, num_layers)
         types = ["sliding_attention" if slides and i >= first else "full_attention" for i in range(num_layers)]
     if len(types) != num_layers or any(t != "full_attention" for t in types):
         raise InputError(
@@ -240,9 +288,7 @@ def _refuse_sliding(raw: Mapping[str, Any], num_layers: int, argument: str) -> N
 
 def _rope(raw: Mapping[str, Any], argument: str) -> tuple[float, dict[str, Any] | None]:
     """(theta, scaling or None) from ``rope_parameters`` (5.x) or ``rope_theta`` + ``rope_scaling`` (4.x)."""
-    params = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
-    theta = float(params.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0)
-    kind = params.get("rope_type") or params.pop("type", None) or "default"
+    theta, kind, params = read_rope(raw, argument)
     params["rope_type"] = kind
     partial = params.pop("partial_rotary_factor", None) or raw.get("partial_rotary_factor") or 1.0
     if kind not in SUPPORTED_ROPE or partial != 1.0:

@@ -105,6 +105,43 @@ def test_default_layers() -> None:
         ({"hidden_act": "gelu"}, "gelu"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
         ({"num_key_value_heads": 5}, "multiple of num_key_value_heads"),
+        ({"output_multiplier": 0.5}, "draft.output_multiplier: expected none, or 1"),
+        ({"final_logit_softcapping": 30.0}, "draft.final_logit_softcapping: expected none, or 0"),
+        ({"input_embedding_scale": 64.0}, "draft.input_embedding_scale: expected none, or 1"),
+        (
+            {"dflash_config": PUBLISHED["dflash_config"] | {"final_logit_softcapping": 30.0}},
+            "draft.dflash_config.final_logit_softcapping",
+        ),
+        (
+            {"dflash_config": PUBLISHED["dflash_config"] | {"block_size": 8}},
+            "draft.block_size: expected one block_size, received 16 at the top level, 8 in dflash_config",
+        ),
+        # values of another type
+        ({"dflash_config": [1]}, "draft.dflash_config: expected an object, received [1]"),
+        ({"architectures": "DFlashDraftModel"}, "draft.architectures: expected a list"),
+        ({"rms_norm_eps": None}, "draft.rms_norm_eps: expected a number above 0, received None"),
+        ({"num_target_layers": "6"}, "draft.num_target_layers: expected an integer, received '6'"),
+        ({"num_attention_heads": 0}, "draft.num_attention_heads: expected an integer ≥ 1, received 0"),
+        ({"head_dim": "128"}, "draft.head_dim: expected an integer, received '128'"),
+        ({"attention_bias": "no"}, "draft.attention_bias: expected true or false, received 'no'"),
+        ({"max_position_embeddings": "x"}, "draft.max_position_embeddings: expected an integer, received 'x'"),
+        ({"layer_types": 5}, "draft.layer_types: expected a list, received 5"),
+        ({"rope_theta": "x"}, "draft.rope_theta: expected a number above 0, received 'x'"),
+        ({"rope_scaling": "x"}, "draft.rope_scaling: expected an object, received 'x'"),
+        ({"rope_parameters": {"rope_theta": [1]}}, "draft.rope_parameters.rope_theta"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "high_freq_factor": 4.0}},
+            "draft.rope_scaling.low_freq_factor: expected a number above 0, received None",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": "x"}},
+            "draft.rope_scaling.beta_fast: expected a number, received 'x'",
+        ),
+        ({"dflash_config": {"mask_token_id": True}}, "draft.mask_token_id: expected an integer, received True"),
+        ({"dflash_config": {"mask_token_id": "63"}}, "draft.mask_token_id: expected an integer, received '63'"),
+        ({"dflash_config": {"mask_token_id": -1}}, "draft.mask_token_id: expected a token id, received -1"),
+        ({"dflash_config": {"mask_token_id": 5, "target_layer_ids": [1.7]}}, "draft.target_layer_ids"),
+        ({"dflash_config": {"mask_token_id": 5, "target_layer_ids": 1}}, "draft.target_layer_ids: expected a list"),
     ],
 )
 def test_refusals(changes: dict[str, Any], words: str) -> None:
@@ -112,3 +149,28 @@ def test_refusals(changes: dict[str, Any], words: str) -> None:
         DraftConfig.from_dict(PUBLISHED | changes)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_scales_that_do_nothing_are_none() -> None:
+    neutral = {"output_multiplier": 1.0, "final_logit_softcapping": 0, "input_embedding_scale": 1}
+    nothing = dict.fromkeys(neutral)
+    for scales in (neutral, nothing):
+        for raw in (PUBLISHED | scales, PUBLISHED | {"dflash_config": PUBLISHED["dflash_config"] | scales}):
+            assert DraftConfig.from_dict(raw) == DraftConfig.from_dict(PUBLISHED)
+
+
+def test_dflash_config_is_asked_first() -> None:
+    outer = PUBLISHED | {"mask_token_id": 7, "target_layer_ids": [2, 3]}
+    config = DraftConfig.from_dict(outer)
+    assert (config.mask_token_id, config.target_layer_ids) == (151669, (1, 9, 17, 25, 33))
+    written = config.to_dict()
+    assert (written["mask_token_id"], written["target_layer_ids"]) == (151669, [1, 9, 17, 25, 33])
+    assert DraftConfig.from_dict(written) == config
+    alone = DraftConfig.from_dict(outer | {"dflash_config": {}})
+    assert (alone.mask_token_id, alone.target_layer_ids) == (7, (2, 3))
+    assert DraftConfig.from_dict(alone.to_dict()) == alone
+    assert "target_layer_ids" not in DraftConfig.from_dict(PUBLISHED).to_dict()
+    inner = {k: v for k, v in PUBLISHED.items() if k != "block_size"}
+    settings = PUBLISHED["dflash_config"] | {"block_size": 16}
+    for raw in (inner | {"dflash_config": settings}, PUBLISHED | {"dflash_config": settings}):
+        assert DraftConfig.from_dict(raw).block_size == 16
