@@ -39,7 +39,8 @@ def load_draft(
         device: where it goes.
         revision: Hub revision.
         shared: the target's ``embed_tokens.weight`` and ``lm_head.weight``. SpecForge may save a frozen copy of them
-            with the draft: an equal copy is dropped, any other is another format and is refused.
+            with the draft: an equal copy is dropped, also in a narrower dtype; any other is another format and is
+            refused.
 
     Raises:
         InputError: nothing there, another format, and missing, unexpected or misshapen keys, by name.
@@ -116,7 +117,9 @@ def _drop_shared(state: dict[str, Tensor], shared: Mapping[str, Tensor]) -> None
     for key in _VOCABULARY:
         if key in state and key in shared:
             theirs, ours = state[key], shared[key].detach().cpu()
-            if theirs.shape == ours.shape and torch.equal(theirs.to(ours.dtype), ours):
+            if theirs.shape == ours.shape and (
+                torch.equal(theirs.to(ours.dtype), ours) or torch.equal(theirs, ours.to(theirs.dtype))
+            ):
                 del state[key]
     own = sorted(k for k in state if k in (*_VOCABULARY, "t2d", "d2t") or k.startswith("verifier_"))
     if own:

@@ -92,6 +92,8 @@ def test_frozen_copy_of_the_targets_tables(draft: DFlashDraft, folder: Path) -> 
     table = torch.randn(64, 32)
     rewrite(folder, **{"embed_tokens.weight": table})
     load_draft(folder, shared={"embed_tokens.weight": table.clone()})
+    rewrite(folder, **{"embed_tokens.weight": table.bfloat16()})  # a narrow copy of an fp32 table
+    load_draft(folder, shared={"embed_tokens.weight": table})
     for shared in ({}, {"embed_tokens.weight": table + 1}):
         with pytest.raises(InputError, match=r"its own embed_tokens\.weight"):
             load_draft(folder, shared=shared)
