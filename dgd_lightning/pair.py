@@ -162,11 +162,11 @@ def load_tokenizer(target: str | os.PathLike[str], *, revision: str | None = Non
 
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # a tokenizer.json of another shape raises whatever its reader met first, even Exception
         raise InputError(
             "target",
-            expected="a readable tokenizer",
-            received=f"{folder.name}: {first_line(error)}",
+            expected="a readable tokenizer (tokenizer.json, tokenizer_config.json)",
+            received=f"{folder.name}: {type(error).__name__} {first_line(error)}",
             mend="fetch it again",
         ) from error
 

@@ -72,20 +72,28 @@ def reference_speculative(
     stop_token_ids: Sequence[int] = (),
     row_seed: int = 0,
 ) -> ReferenceOutput:
-    """Continue ``prompt`` [S] block by block: draft, verify from a full forward, commit; nothing is remembered."""
+    """Continue ``prompt`` [S] block by block: draft, verify from a full forward, commit; nothing is remembered.
+
+    Greedily and with ``exact_match`` the draft proposes its argmax; ``rejection`` draws proposals and judges them by q.
+    """
+    match = scheme == "exact_match" or sampling.greedy
     text, start = prompt.tolist(), len(prompt)
     dice = _Dice(row_seed, start, max_new_tokens + block_size)
     text.append(dice.token(probabilities(_forward(pair, text).logits[-1], sampling), TARGET, start))
     verified: list[int] = []
     while len(text) - start < max_new_tokens and not set(text[start:]) & set(stop_token_ids):
         anchor = len(text) - 1
-        q = probabilities(_draft_logits(pair, text, block_size), sampling)  # [K - 1, V]
-        proposals = [dice.token(q[j], DRAFT, anchor + 1 + j) for j in range(block_size - 1)]
+        drafted = _draft_logits(pair, text, block_size)  # [K - 1, V]
+        q = probabilities(drafted, sampling)  # [K - 1, V]
+        if match:
+            proposals = drafted.argmax(-1).tolist()
+        else:
+            proposals = [dice.token(q[j], DRAFT, anchor + 1 + j) for j in range(block_size - 1)]
         p = probabilities(_forward(pair, text + proposals).logits[anchor:], sampling)  # [K, V]
         committed: list[int] = []
         for j, token in enumerate(proposals):
             position = anchor + 1 + j
-            if scheme == "exact_match" or sampling.greedy:
+            if match:
                 committed.append(dice.token(p[j], TARGET, position))
                 if committed[-1] != token:
                     break

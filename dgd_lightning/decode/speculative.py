@@ -50,7 +50,7 @@ def speculative_generate(
 
     Greedy decoding accepts while draft and target have the same argmax. With a temperature, ``rejection`` accepts with
     probability min(1, p/q) (Leviathan et al. 2023, Chen et al. 2023), and ``exact_match`` draws the target's token at
-    each slot and accepts while the draft drew the same (z-lab/dflash): slower, but the tokens are those that
+    each slot and accepts while it is the draft's argmax (z-lab/dflash): slower, but the tokens are those that
     ``autoregressive_generate`` gives for the same seed.
 
     Args:
@@ -64,7 +64,7 @@ def speculative_generate(
         B outputs in the order of the prompts.
 
     Raises:
-        InputError: an unusable argument, a pair without a draft, or a prompt that does not fit.
+        InputError: an unusable argument, a pair without a draft or in two dtypes, or a prompt that does not fit.
     """
     draft = _check_draft(pair)
     size = _check_block_size(draft.config.block_size, block_size)
@@ -96,9 +96,9 @@ def speculative_generate(
     )
     while batch.active:
         positions = batch.positions(size)  # [b, K]
-        proposal = propose(drafter, batch, positions)
+        proposal = propose(drafter, batch, positions, scheme)
         step = batch.step(torch.cat([batch.last[:, None], proposal.tokens], dim=1), positions)
-        if proposal.q is not None and scheme == "rejection":
+        if proposal.q is not None:
             p = probabilities(step.logits, sampling)  # [b, K, V]
             verdict = verify_rejection(proposal.tokens, proposal.q, p, batch.noise, positions + 1)
         else:
@@ -133,10 +133,14 @@ class Drafter:
         return self.target.lm_head(hidden[:, 1:])  # slot j stands for position anchor + j: no shift
 
 
-def propose(drafter: Drafter, batch: Batch, positions: Tensor) -> Proposal:
-    """Draft K - 1 tokens after each row's anchor in one forward; ``positions`` [b, K] are those of the block."""
+def propose(drafter: Drafter, batch: Batch, positions: Tensor, scheme: Scheme) -> Proposal:
+    """Draft K - 1 tokens after each row's anchor in one forward; ``positions`` [b, K] are those of the block.
+
+    Only ``rejection`` at a temperature draws them: the likeliest token is the one that a draw of the target's own
+    matches most often.
+    """
     logits = drafter.logits(batch.last, batch.anchors, batch.longest)  # [b, K - 1, V]
-    if batch.request.sampling.greedy:
+    if batch.request.sampling.greedy or scheme == "exact_match":
         return Proposal(logits.argmax(-1), None)
     q = probabilities(logits, batch.request.sampling)
     return Proposal(batch.noise.categorical(q, DRAFT, positions[:, 1:]), q)
@@ -149,6 +153,14 @@ def _check_draft(pair: Pair) -> DFlashDraft:
             expected="a pair with a draft",
             received="a target alone",
             mend="give load_pair a draft, or use autoregressive_generate",
+        )
+    target, kind = pair.target.dtype, getattr(pair.draft, "dtype", pair.target.dtype)  # a stand-in may have none
+    if kind != target:
+        raise InputError(
+            "draft_dtype",
+            expected=f"{target}, the target's: decoding reads both in one dtype",
+            received=kind,
+            mend="leave draft_dtype unset",
         )
     return pair.draft
 

@@ -44,7 +44,7 @@ class StubTarget:
         generator = torch.Generator().manual_seed(seed)
         self.table = 1.5 * torch.randn(positions, vocab, vocab, vocab, generator=generator, dtype=torch.float64)
         self.vocab_size, self.max_positions, self.stop_token_ids = vocab, positions, ()
-        self.device = torch.device("cpu")
+        self.device, self.dtype = torch.device("cpu"), torch.float64
 
     def new_cache(self, batch: int, capacity: int) -> StubCache:
         return StubCache(batch, capacity)
@@ -247,8 +247,8 @@ def plant_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
     """q is computed at another temperature than the proposals were drawn at."""
     propose = speculative.propose
 
-    def warm(drafter: Any, batch: Any, positions: Tensor) -> Any:
-        proposal = propose(drafter, batch, positions)
+    def warm(*arguments: Any) -> Any:
+        proposal = propose(*arguments)
         wrong = proposal.q.log().div(1.5).softmax(-1)
         return proposal._replace(q=wrong)
 
@@ -297,8 +297,8 @@ def plant_stale_anchor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Proposals are drawn for one anchor and judged by the q of another."""
     propose = speculative.propose
 
-    def stale(drafter: Any, batch: Any, positions: Tensor) -> Any:
-        proposal = propose(drafter, batch, positions)
+    def stale(*arguments: Any) -> Any:
+        proposal = propose(*arguments)
         return proposal._replace(q=proposal.q.roll(1, dims=1))
 
     monkeypatch.setattr(speculative, "propose", stale)

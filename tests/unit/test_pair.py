@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import make_pair
 
+from dgd_lightning.decode import speculative_generate
 from dgd_lightning.draft.checkpoint import save_draft
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import load_pair, load_tokenizer
@@ -103,10 +104,22 @@ def test_copy_of_the_targets_embedding(folders: tuple[Path, Path]) -> None:
         load_pair(target, draft, device="cpu")
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"model": 5}'])
+def test_malformed_tokenizer(folders: tuple[Path, Path], text: str) -> None:
+    target, _ = folders
+    (target / "tokenizer.json").write_text(text)
+    with pytest.raises(InputError, match=r"^target: expected a readable tokenizer \(tokenizer\.json") as caught:
+        load_tokenizer(target)
+    assert "\n" not in str(caught.value)
+
+
 def test_draft_in_a_dtype_of_its_own(folders: tuple[Path, Path]) -> None:
     pair = load_pair(*folders, dtype="bfloat16", draft_dtype="float32", device="cpu")
     assert pair.draft is not None
     assert (pair.target.dtype, pair.draft.dtype) == (torch.bfloat16, torch.float32)
+    expected = r"^draft_dtype: expected torch\.bfloat16, the target's: .* received torch\.float32"
+    with pytest.raises(InputError, match=expected):
+        speculative_generate(pair, [torch.tensor([1, 2])], max_new_tokens=4)
 
 
 def test_lab_is_the_bundled_pair() -> None:
