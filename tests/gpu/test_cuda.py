@@ -21,7 +21,7 @@ CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 # logits a step or so apart may change places (on a CPU: up to 1/16 over 2,304 tokens); a wrong token is units off.
 NEAR_TIE = 0.5
 # fp32 sums in another order, TF32 off, against fp64, as a share of the largest entry. On a CPU 2e-6; FlexAttention's
-# base-2 exponentials are approximate. bf16, or a wrong mask, would give 4e-2 and more.
+# base-2 exponentials are approximate. bf16 gives 4e-2.
 FP32 = 1e-4
 
 

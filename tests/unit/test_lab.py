@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from callbacks.provenance import Provenance
+from callbacks.run_folder import PROVENANCE
 from dgd_lightning.errors import InputError
 from dgd_lightning.lab.checks import grade, reverted_to_prior
 from dgd_lightning.lab.contexts import LabContexts
@@ -318,3 +322,12 @@ def test_fingerprints_tell_settings_apart():
     assert LabDraftData("lab", [replace(GOOD_STAGE)], batch_size=4).fingerprint() == found[0]
     # how many processes write the text does not change it
     assert LabTargetData([replace(stage)], num_workers=0).fingerprint() == found[len(drafts)]
+
+
+def test_provenance_of_a_fit_names_its_data(tmp_path):
+    data = LabDraftData("lab", [GOOD_STAGE], batch_size=4)
+    trainer = SimpleNamespace(
+        log_dir=str(tmp_path), is_global_zero=True, datamodule=data, world_size=1, strategy=object()
+    )
+    Provenance().setup(trainer, SimpleNamespace(), "fit")
+    assert json.loads((tmp_path / PROVENANCE).read_text())["data_hash"] == data.fingerprint()
