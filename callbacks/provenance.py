@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 import dgd_lightning
 from callbacks import run_folder
+from dgd_lightning.errors import InputError
 
 PACKAGES = ("dgd-lightning", "torch", "lightning", "transformers", "tokenizers", "peft", "torchmetrics", "datasets")
 
@@ -28,7 +29,11 @@ class Provenance(Callback):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Writes the file on rank 0."""
+        """Writes the file on rank 0.
+
+        Raises:
+            InputError: the folder is another configuration's.
+        """
         log_dir = trainer.log_dir  # a collective: every rank asks
         if not trainer.is_global_zero or log_dir is None:
             return
@@ -38,14 +43,22 @@ class Provenance(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if hasattr(data, "fingerprint"):
             hashes["data_hash"] = data.fingerprint()
-            if hasattr(pl_module, "fingerprint"):
+            if hasattr(pl_module, "fingerprint") and stage == "predict":  # it says what shapes a predict run's rows
                 hashes["config_hash"] = run_folder.config_hash(pl_module, data)
         if hasattr(pl_module, "fingerprint"):
             hashes["model"] = pl_module.fingerprint()  # type: ignore[operator]  # Hub ids with their commits
-        sessions = []
-        if path.exists():
-            sessions = json.loads(path.read_text()).get("sessions", [])
-        record = {**hashes, "sessions": [*sessions, session(trainer)]}
+        earlier: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        ours, theirs = hashes.get("config_hash"), earlier.get("config_hash")
+        if theirs is not None and theirs != ours:
+            raise InputError(
+                "logs_dir",
+                expected=f"a run folder of configuration {ours}",
+                received=f"{path.parent}, which is that of {theirs}",
+                mend="use another folder or name",
+            )
+        # a resumed fit may read other data than before: each session names its own
+        this = {**session(trainer), "data_hash": hashes.get("data_hash")}
+        record = {**hashes, "sessions": [*earlier.get("sessions", []), this]}
         run_folder.write_atomically(path, json.dumps(record, indent=1) + "\n")
 
 
@@ -78,13 +91,14 @@ def hardware() -> dict[str, Any]:
 
 
 def git_state(folder: Path) -> dict[str, str] | None:
-    """Commit and a hash of the changes on top of it; None outside a repository."""
+    """Commit and a hash of the changes on top of it; None where no repository tracks the package in ``folder``."""
 
     def git(*arguments: str) -> bytes:
         command = ["git", "-C", str(folder), *arguments]
         return subprocess.run(command, check=True, capture_output=True, timeout=30).stdout
 
     try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # else: installed somewhere inside another repository
         sha, changes = git("rev-parse", "HEAD").decode().strip(), git("diff", "HEAD")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -38,19 +38,28 @@ def config_hash(module: Any, data: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def choose_version(root: Path, wanted: str) -> int:
+def choose_version(root: Path, wanted: str | None) -> int:
     """The newest unfinished version of this configuration that no living process writes, or a new one.
+
+    A new one's folder is made here, so that of several runs that start together each gets its own; until it names its
+    configuration, no other run takes it.
 
     Args:
         root: ``logs/<name>``.
-        wanted: configuration hash.
+        wanted: configuration hash; None never continues a version.
     """
     versions = sorted((int(p.name[8:]) for p in root.glob("version_*") if p.name[8:].isdecimal()), reverse=True)
-    for version in versions:
+    for version in versions if wanted is not None else []:
         folder = root / f"version_{version}"
         if not (folder / DONE).exists() and _hash_of(folder) == wanted and not _busy(shard(folder, 0)):
             return version
-    return versions[0] + 1 if versions else 0
+    version = versions[0] + 1 if versions else 0
+    while True:
+        try:
+            (root / f"version_{version}").mkdir(parents=True)
+            return version
+        except FileExistsError:  # another run has just taken it
+            version += 1
 
 
 def _hash_of(folder: Path) -> str | None:

@@ -36,6 +36,8 @@ _QUIET_WARNINGS = (
     r".*predict returned None.*",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r".*Experiment logs directory .* exists and is not empty.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*not resumable.*",  # our orders depend on the step alone
     r".*smaller than the logging interval.*",
     r".*DistributedSampler.*",
     r".*You are using a CUDA device.*Tensor Cores.*",

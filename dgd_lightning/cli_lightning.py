@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks import DecodeMetrics, DecodeProgress, PredictionWriter, Provenance
@@ -19,6 +19,7 @@ from callbacks.run_folder import choose_version, config_hash
 from dgd_lightning.data import TaskData
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.decoding import Decoding
+from dgd_lightning.modules.export import require_writable
 
 PLUGIN_PACKAGES = ("dgd_lightning.data", "dgd_lightning.modules", "dgd_lightning.lab", "callbacks")
 
@@ -36,6 +37,28 @@ class SaveConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.overwrite = True
         super().setup(trainer, pl_module, stage)
+
+
+class RunLogger(TensorBoardLogger):
+    """TensorBoard in ``LOGS_DIR/NAME/version_N``, a folder that rank 0 chooses when it is first asked for it.
+
+    Args:
+        logs_dir: folder of all runs.
+        name: of the run; may hold slashes.
+        version: one to go on with; None chooses.
+        wanted: configuration hash of versions that may be continued; None takes a new one.
+    """
+
+    def __init__(self, logs_dir: Path, name: str, version: int | None, wanted: str | None) -> None:
+        super().__init__(logs_dir, name=name, version=version, default_hp_metric=False)
+        self.wanted = wanted
+
+    @property
+    def version(self) -> int | str:
+        """Its number. Only rank 0's choice matters: the other ranks ask it for the folder."""
+        if self._version is None:
+            self._version = choose_version(Path(self.root_dir), self.wanted) if _is_first_rank() else 0
+        return self._version
 
 
 class ProjectCLI(LightningCLI):
@@ -78,8 +101,26 @@ class ProjectCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """A checkpoint's stored hyperparameters do not override the YAML."""
 
+    def before_instantiate_classes(self) -> None:
+        """Raises:
+        InputError: ``--ckpt_path`` names nothing that is there. (Lightning's ``best`` and ``last`` look into this run's
+            own folder, which is new.)
+        """
+        path = self._get(self.config, "ckpt_path")
+        if path is not None and str(path) != "hpc" and "://" not in str(path) and not Path(path).exists():
+            raise InputError(
+                "ckpt_path",
+                expected="an existing checkpoint",
+                received=path,
+                mend="give the path of one, such as logs/NAME/version_N/checkpoints/last.ckpt",
+            )
+
     def predict(self, **kwargs: Any) -> None:
-        """Predict without holding the rows in memory, after checks that need no launched ranks."""
+        """Predict without holding the rows in memory, after checks that need no launched ranks.
+
+        Raises:
+            InputError: there is nothing to decode, nothing to decode it with, or nowhere to write it.
+        """
         for argument, value, kind in (("data", self.datamodule, TaskData), ("model", self.model, Decoding)):
             if not isinstance(value, kind):
                 raise InputError(
@@ -88,6 +129,13 @@ class ProjectCLI(LightningCLI):
                     received=type(value).__name__ if value is not None else "nothing",
                     mend=f"set {argument}.class_path",
                 )
+        fast_dev_run = self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        for argument, refused, received, mend in (
+            ("fast_dev_run", fast_dev_run, "true", "leave it out, and set data.limit for a short run"),
+            ("logger", not self.trainer.loggers, "false", "leave it out: rows are written into the logger's folder"),
+        ):
+            if refused:
+                raise InputError(f"trainer.{argument}", expected="the default", received=received, mend=mend)
         self.datamodule.check_ranks(self.trainer.world_size)
         self.trainer.predict(return_predictions=False, **kwargs)
 
@@ -103,8 +151,8 @@ class ProjectCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Says where the run is."""
-        if self.trainer.is_global_zero:
-            print(f"run folder: {self.trainer.logger and self.trainer.logger.log_dir}")
+        if self.trainer.is_global_zero and isinstance(self.trainer.logger, TensorBoardLogger | CSVLogger):
+            print(f"run folder: {self.trainer.logger.log_dir}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with our logger where the user chose none, and with the callbacks that every run has.
@@ -137,19 +185,30 @@ class ProjectCLI(LightningCLI):
         first = [next((c for c in given if isinstance(c, kind)), None) or kind() for kind in kinds]
         return first + [callback for callback in given if callback not in first]
 
-    def _logger(self) -> TensorBoardLogger:
+    def _logger(self) -> RunLogger:
         name = self._get(self.config, "name") or self._config_stem() or str(self.subcommand)
-        root = Path(self._get(self.config, "logs_dir")) / name
-        _writable(root)
-        version = None
-        if (
+        logs_dir = Path(self._get(self.config, "logs_dir")).expanduser()
+        require_writable(logs_dir / name, "logs_dir")
+        version = wanted = None
+        if self.subcommand == "fit":
+            # A checkpoint names its folder; ModelCheckpoint goes on with its best one only where that is the same.
+            logs_dir = logs_dir.resolve()
+            version = self._resumed_version(logs_dir / name)
+        elif (
             self.subcommand == "predict"
             and hasattr(self.model, "fingerprint")
             and hasattr(self.datamodule, "fingerprint")
+            and _is_first_rank()
         ):
-            # Only rank 0's choice matters: the other ranks ask it for the folder.
-            version = choose_version(root, config_hash(self.model, self.datamodule)) if _is_first_rank() else 0
-        return TensorBoardLogger(root.parent, name=name, version=version, default_hp_metric=False)
+            wanted = config_hash(self.model, self.datamodule)
+        return RunLogger(logs_dir, name, version, wanted)
+
+    def _resumed_version(self, root: Path) -> int | None:
+        """The version of this run that ``--ckpt_path`` lies in, or None."""
+        path = Path(self._get(self.config, "ckpt_path") or "").resolve()
+        folder = path.relative_to(root).parts[0] if path != root and path.is_relative_to(root) else ""
+        number = folder.removeprefix("version_")
+        return int(number) if folder != number and number.isdecimal() else None
 
     def _config_stem(self) -> str | None:
         files = self._get(self.config, "config") or []
@@ -163,19 +222,3 @@ def _names(kind: type[Any]) -> list[str]:
 
 def _is_first_rank() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def _writable(folder: Path) -> None:
-    """Makes the folder and writes a file into it, so that a full run does not fail at its end."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".dgd-write-test"
-        probe.touch()
-        probe.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            "logs_dir",
-            expected="a folder that can be written",
-            received=f"{folder} ({error.strerror})",
-            mend="choose another with --logs_dir",
-        ) from error

@@ -1,4 +1,4 @@
-"""What goes beside exported weights: the best checkpoint's choice, and the run's provenance without machine paths."""
+"""What an export takes: a folder that can be written, the best checkpoint, the provenance without machine paths."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from dgd_lightning.errors import InputError
+
 PROVENANCE = "provenance.json"
 _ABSOLUTE = re.compile(r"(?<![\w.~:/])/(?:[^\s/,;'\"]+/)*([^\s/,;'\"]*)")
 
@@ -22,6 +24,26 @@ class Best(NamedTuple):
     state: dict[str, Tensor]  # the module's state_dict
     step: int
     why: str  # "val/tau_micro = 3.2", for people
+
+
+def require_writable(folder: Path, argument: str) -> None:
+    """Makes the folder and writes a file into it, so that a long run does not fail at its end.
+
+    Raises:
+        InputError: it can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".dgd-write-test"
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            argument,
+            expected="a folder that can be written",
+            received=f"{folder} ({error.strerror})",
+            mend=f"choose another with --{argument}",
+        ) from error
 
 
 def best_checkpoint(trainer: Trainer) -> Best | None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+import yaml
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -68,6 +70,58 @@ def chat_row(context: int, task: int, **changes: Any) -> dict[str, Any]:
 def write_jsonl(path: Path, rows: list[Any]) -> Path:
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return path
+
+
+def answered_rows(number: int = 8) -> list[dict[str, Any]]:
+    """Rows as `dgd predict` writes them, of random tokens."""
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda length: torch.randint(0, 280, (length,), generator=generator).tolist()  # noqa: E731
+    return [
+        {"idx": str(i), "model_output": "text", "dgd": {"prompt_ids": draw(6), "output_ids": draw(20 + i)}}
+        for i in range(number)
+    ]
+
+
+def write_training(
+    tmp_path: Path,
+    pair: TinyPair,
+    rows: list[Any] | None = None,
+    model: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+    trainer: dict[str, Any] | None = None,
+) -> Path:
+    """A YAML for `dgd fit` of a one-layer draft; keyword arguments add to init_args and trainer settings."""
+    path = write_jsonl(tmp_path / "answers.jsonl", answered_rows() if rows is None else rows)
+    sizes = {"num_layers": 1, "block_size": 4, "num_anchors": 4, "val_max_new_tokens": 4}
+    settings = {
+        "name": "train",
+        "logs_dir": str(tmp_path / "logs"),
+        "model": {
+            "class_path": "DraftTraining",
+            "init_args": {"target": str(pair.target), "dtype": "float32", **sizes, **(model or {})},
+        },
+        "data": {
+            "class_path": "ResponsesData",
+            "init_args": {
+                "path": str(path), "target": str(pair.target), "batch_size": 2, "val_share": 0.25, **(data or {})
+            },
+        },
+        "trainer": {"accelerator": "cpu", "devices": 1, "max_steps": 2, **(trainer or {})},
+    }  # fmt: skip
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(settings))
+    return tmp_path / "train.yaml"
+
+
+def check_told(run: Run, argument: str, *words: str) -> None:
+    """The run ended with exit code 2 and one line that names the argument and holds the words."""
+    assert run.code == 2
+    lines = run.err.splitlines()
+    assert len(lines) == 1, run.err
+    assert lines[0].startswith(f"dgd: error: {argument}: expected "), lines[0]
+    assert ", received " in lines[0]
+    assert ". Mend: " in lines[0]
+    for word in words:
+        assert word in lines[0]
 
 
 def predictions(folder: Path) -> list[dict[str, Any]]:

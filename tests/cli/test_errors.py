@@ -11,22 +11,12 @@ from typing import Any
 import pytest
 import yaml
 from cli_tools import Config, Dgd, Run, TinyPair, byte_tokenizer, chat_row, write_jsonl
+from cli_tools import check_told as check
 from tiny import hf_model, make_draft
 
 from dgd_lightning.cli_errors import from_parser_message
 from dgd_lightning.draft.checkpoint import save_draft
 from dgd_lightning.target.model import Target
-
-
-def check(run: Run, argument: str, *words: str) -> None:
-    assert run.code == 2
-    lines = run.err.splitlines()
-    assert len(lines) == 1, run.err
-    assert lines[0].startswith(f"dgd: error: {argument}: expected "), lines[0]
-    assert ", received " in lines[0]
-    assert ". Mend: " in lines[0]
-    for word in words:
-        assert word in lines[0]
 
 
 def without(key: str) -> dict[str, Any]:
@@ -77,6 +67,9 @@ def test_missing_data_file(config: Config, dgd: Dgd) -> None:
         (["--data.init_args.limit", "0"], "data.limit", "positive"),
         (["--trainer.devices", "5", "--trainer.strategy", "ddp"], "trainer.devices", "at most 3 ranks"),
         (["--trainer.precision", "bf16-mixed"], "trainer.precision", "model.dtype"),
+        (["--trainer.fast_dev_run", "true"], "trainer.fast_dev_run", "data.limit"),
+        (["--trainer.logger", "false"], "trainer.logger", "false"),
+        (["--ckpt_path", "nowhere.ckpt"], "ckpt_path", "nowhere.ckpt"),
         (["--trainer.accelerator", "abacus"], "trainer", "abacus"),
         (["--trainer.max_epochs", "many"], "trainer.max_epochs", "many"),
         (["--nonsense", "1"], "--nonsense", "known argument"),
@@ -86,6 +79,13 @@ def test_missing_data_file(config: Config, dgd: Dgd) -> None:
 )  # fmt: skip
 def test_bad_arguments(config: Config, dgd: Dgd, arguments: list[str], argument: str, word: str) -> None:
     check(dgd("predict", "--config", config(), *arguments), argument, word)
+
+
+def test_refused_runs_leave_no_version_behind(config: Config, dgd: Dgd, tmp_path: Path) -> None:
+    check(dgd("predict", "--config", config(), "--trainer.logger", "false"), "trainer.logger")
+    check(dgd("predict", "--config", config(), "--trainer.fast_dev_run", "true"), "trainer.fast_dev_run")
+    check(dgd("predict", "--config", config(), "--trainer.accelerator", "abacus"), "trainer")
+    assert not list((tmp_path / "logs").rglob("version_*"))
 
 
 def test_unknown_yaml_keys(config: Config, dgd: Dgd) -> None:

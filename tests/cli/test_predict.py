@@ -195,6 +195,17 @@ def test_changed_configuration_starts_anew(
     assert (run_of(tmp_path) / "DONE").exists() is (change == "nothing")
 
 
+def test_name_with_a_slash(config: Config, dgd: Dgd, tmp_path: Path) -> None:
+    """The folder that is looked through for a version to continue is the one that is written."""
+    path = config(model={"arms": [{"name": "ar", "method": "autoregressive"}], "draft": None})
+    assert dgd("predict", "--config", path, "--name", "exp/a").code == 0
+    folder = tmp_path / "logs/exp/a/version_0"
+    unfinished(folder)
+    assert dgd("predict", "--config", path, "--name", "exp/a").code == 0
+    assert (folder / "DONE").exists()
+    assert [path.name for path in (tmp_path / "logs/exp").rglob("version_*")] == ["version_0"]
+
+
 def test_warm_up_fits_a_short_target(config: Config, dgd: Dgd, tmp_path: Path) -> None:
     model = hf_model(vocab_size=VOCAB, max_position_embeddings=64, dtype=torch.float64)
     model.save_pretrained(tmp_path / "short")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import random
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from callbacks import run_folder
 from callbacks.arm_stats import ArmStats, collect, speed_up
 from callbacks.curve import acceptance_figure, bar_line
 from callbacks.decode_metrics import histogram_tables, summary_table
+from callbacks.provenance import Provenance, git_state
 from callbacks.solve_rate import SolveRate
 from dgd_lightning.errors import InputError
 
@@ -88,10 +90,46 @@ def test_choice_of_version(tmp_path: Path) -> None:
     (tmp_path / "version_12").mkdir()  # killed before it wrote anything
     assert run_folder.choose_version(tmp_path, "y") == 11
     assert run_folder.choose_version(tmp_path, "z") == 13
+    assert run_folder.choose_version(tmp_path, None) == 14
     assert run_folder.choose_version(tmp_path, "x") == 10
     with run_folder.shard(busy, 0).open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert run_folder.choose_version(tmp_path, "x") == 2
+
+
+def test_runs_that_start_together_get_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both list the folders before either has made its own."""
+    version(tmp_path, 0, "x", done=True)
+    before = list(tmp_path.glob("version_*"))
+    monkeypatch.setattr(Path, "glob", lambda *_: before)
+    assert [run_folder.choose_version(tmp_path, name) for name in ("y", "z", "y")] == [1, 2, 3]
+
+
+def test_provenance_of_another_configuration_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "provenance.json").write_text(json.dumps({"config_hash": "0", "sessions": []}))
+    before = (tmp_path / "provenance.json").read_bytes()
+    ours = SimpleNamespace(fingerprint=lambda: "ours")
+    trainer = SimpleNamespace(log_dir=str(tmp_path), is_global_zero=True, datamodule=ours, world_size=1, strategy=None)
+    with pytest.raises(InputError, match=r"^logs_dir: expected a run folder of configuration .* that of 0"):
+        Provenance().setup(trainer, ours, "predict")  # type: ignore[arg-type]
+    assert (tmp_path / "provenance.json").read_bytes() == before
+
+
+def test_git_state_of_a_package_that_the_repository_does_not_track(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=x", "-c", "user.email=x@y.z"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    package = tmp_path / ".venv" / "package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    assert git_state(package) is None
+    git("init")
+    git("commit", "--allow-empty", "-m", "of another project")
+    assert git_state(package) is None
+    git("add", ".venv")
+    git("commit", "-m", "tracked")
+    assert (git_state(package) or {})["diff_hash"] == "clean"
 
 
 def decoded(idx: str, arm: str, lengths: list[int], seconds: float, batch_tokens: int, **more: Any) -> dict[str, Any]:
