@@ -31,7 +31,7 @@ def prompt_text(tokenizer: Any, task: Task, *, enable_thinking: bool) -> str:
         )
     if task.messages is None:
         assert task.prompt is not None
-        return _unicode(task, task.prompt)
+        return require_unicode(task, task.prompt)
     if getattr(tokenizer, "chat_template", None) is None:
         raise InputError(
             "target",
@@ -50,11 +50,11 @@ def prompt_text(tokenizer: Any, task: Task, *, enable_thinking: bool) -> str:
             received=f"{type(error).__name__}: {error}",
             mend="change the messages or the target",
         ) from error
-    return _unicode(task, text)
+    return require_unicode(task, text)
 
 
-def _unicode(task: Task, text: str) -> str:
-    """Raises InputError for half characters, which JSON can escape and no tokenizer can read."""
+def require_unicode(task: Task, text: str) -> str:
+    """The text; raises InputError for half characters, which JSON can escape and no tokenizer can read."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

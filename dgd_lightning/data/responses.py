@@ -14,12 +14,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from dgd_lightning.data.chat import prompt_ids
-from dgd_lightning.data.rows import Row, read_jsonl
+from dgd_lightning.data.chat import prompt_ids, require_unicode
+from dgd_lightning.data.rows import Row, read_jsonl, require_file
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import load_tokenizer
+from dgd_lightning.target.load import bundled, fetch_folder, read_json
 from dgd_lightning.types import Task
 
+ANY_VOCABULARY = 2**31  # of a target whose config.json does not say
 PAD_TO = 32  # lengths are rounded up to this, so that few shapes occur
 
 
@@ -144,34 +146,52 @@ class ResponsesData(LightningDataModule):
         super().__init__()
         if not 0.0 <= val_share < 1.0:
             raise InputError("data.val_share", expected="a share in [0, 1)", received=val_share, mend="use e.g. 0.02")
-        if batch_size < 1 or max_length < 2:
-            raise InputError(
-                "data.batch_size, data.max_length",
-                expected="at least 1 and 2",
-                received=f"{batch_size}, {max_length}",
-                mend="use larger ones",
-            )
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("max_length", max_length, 2),
+            ("val_batch_size", val_batch_size, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                expected = f"an integer of at least {least}"
+                raise InputError(f"data.{name}", expected=expected, received=value, mend="use a larger one")
         self.path, self.target, self.batch_size = Path(path), target, batch_size
         self.max_length, self.val_share, self.val_batch_size = max_length, val_share, val_batch_size
         self.num_workers, self.enable_thinking, self.seed = num_workers, enable_thinking, seed
+        self.vocab_size = ANY_VOCABULARY
         self.train_set: ResponseDataset | None = None
         self.val_prompts: list[Tensor] = []
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the file and of what decides how it is read, cut, split and ordered.
+
+        Raises:
+            InputError: there is no such file.
+        """
+        require_file(self.path, "data.path")
+        with self.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+        settings = (self.target, self.batch_size, self.max_length, self.val_share, self.enable_thinking, self.seed)
+        digest.update(repr(settings).encode())
+        return digest.hexdigest()
 
     def setup(self, stage: str) -> None:
         """Reads and encodes the file.
 
         Raises:
-            InputError: it can't be read, a row lacks a field, or no answered row is left.
+            InputError: it can't be read, a row lacks a field or has a wrong one, or no answered row is left.
         """
         if self.train_set is not None:
             return
+        folder = fetch_folder("data.target", bundled(self.target, "target"), None, ("config.json",))
+        self.vocab_size = read_json(folder / "config.json", "data.target").get("vocab_size") or ANY_VOCABULARY
         tokenizer = load_tokenizer(self.target)
         pairs: list[tuple[Tensor, Tensor]] = []
         seen: set[str] = set()
         too_long = 0
         for row in read_jsonl(self.path, "data.path"):
             idx = str(row.value.get("idx", row.number))
-            if idx in seen or not row.value.get("model_output"):
+            if idx in seen or row.value.get("model_output") in (None, ""):
                 continue
             seen.add(idx)
             prompt, answer = self.encode(tokenizer, row, idx)
@@ -199,25 +219,61 @@ class ResponsesData(LightningDataModule):
         """Prompt and response ids of a row, 1-D LongTensors.
 
         Raises:
-            InputError: a row without ids has no ``messages``, or they can't be rendered.
+            InputError: a field has a wrong type, an id lies outside the target's vocabulary, a row without ids has no
+                ``messages``, or they can't be rendered or encoded.
         """
-        written = row.value.get("dgd") or {}
-        prompt, answer = written.get("prompt_ids"), written.get("output_ids")
+        text, written = row.value["model_output"], row.value.get("dgd")
+        for name, value, kind, what in (
+            ("model_output", text, str, "a text"),
+            ("dgd", {} if written is None else written, dict, "an object"),
+        ):
+            if not isinstance(value, kind):
+                received = f"{type(value).__name__} {str(value)[:40]!r}"
+                raise InputError(
+                    row.place, expected=f"{name!r} to be {what}", received=received, mend="correct the field"
+                )
+        prompt, answer = ((written or {}).get(name) for name in ("prompt_ids", "output_ids"))
+        task = Task(idx, row.value.get("messages"), None, row.value)
         if prompt is None:
-            messages = row.value.get("messages")
-            if messages is None:
+            if task.messages is None:
                 raise InputError(
                     row.place,
                     expected="'dgd.prompt_ids' or 'messages'",
                     received=", ".join(row.value),
                     mend="use rows that dgd predict wrote, or add the messages",
                 )
-            task = Task(idx, messages, None, row.value)
             prompt = prompt_ids(tokenizer, task, enable_thinking=self.enable_thinking).tolist()
         if answer is None:
-            text = tokenizer.encode(row.value["model_output"], add_special_tokens=False)
-            answer = [*text, tokenizer.eos_token_id]
-        return torch.tensor(prompt, dtype=torch.long), torch.tensor(answer, dtype=torch.long)
+            if getattr(tokenizer, "eos_token_id", None) is None:
+                raise InputError(
+                    "data.target",
+                    expected="a tokenizer with an end token, for rows without 'dgd.output_ids'",
+                    received=f"{'none' if tokenizer is None else 'one without'}, for {row.place}",
+                    mend="add them to the target's folder, or use rows that dgd predict wrote",
+                )
+            ids = tokenizer.encode(require_unicode(task, text), add_special_tokens=False)
+            answer = [*ids, tokenizer.eos_token_id]
+        prompt = self._ids(row, "prompt_ids", prompt)
+        if not len(prompt):
+            raise InputError(row.place, expected="a prompt of at least one token", received="none", mend="remove it")
+        return prompt, self._ids(row, "output_ids", answer)
+
+    def _ids(self, row: Row, name: str, ids: Any) -> Tensor:
+        """A row's ids as a LongTensor; raises InputError where they are no ids of the target's."""
+        try:
+            found = torch.tensor(ids or [], dtype=None if ids else torch.long)
+            if isinstance(ids, list) and found.ndim == 1 and found.dtype == torch.long:
+                if not len(found) or 0 <= int(found.min()) <= int(found.max()) < self.vocab_size:
+                    return found
+                ids = next(i for i in ids if not 0 <= i < self.vocab_size)
+        except (TypeError, ValueError, RuntimeError):  # what is no number, or too large for a tensor
+            ids = repr(ids)
+        raise InputError(
+            row.place,
+            expected=f"{name} to be a list of the target's ids, 0…{self.vocab_size - 1}",
+            received=str(ids)[:80],
+            mend="use rows that this target wrote",
+        )
 
     def train_dataloader(self) -> DataLoader[ResponseBatch]:
         """Batches in random order."""

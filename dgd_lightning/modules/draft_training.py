@@ -8,6 +8,7 @@ loop: τ.
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.draft.objective import BlockLoss, block_ids, block_loss, default_gamma, sample_anchors
 from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.acceptance import AcceptanceLength
-from dgd_lightning.modules.export import best_checkpoint, copy_provenance
+from dgd_lightning.modules.export import best_checkpoint, copy_provenance, require_writable
 from dgd_lightning.modules.schedule import cosine_with_warmup
 from dgd_lightning.pair import Commits, Pair, load_pair, resolve_commits, source_fingerprint
 from dgd_lightning.target.load import bundled
@@ -60,6 +61,9 @@ class DraftTraining(L.LightningModule):
         export_dir: where the draft goes at the end, in the published layout and the target's dtype: the best checkpoint
             where a ``ModelCheckpoint`` with a monitor is among the callbacks, else the last step. None exports nothing.
         seed: of a new draft's weights and of the anchors, which depend on it, the step and the rank alone.
+
+    Raises:
+        InputError: a number that no training can have.
     """
 
     def __init__(
@@ -86,6 +90,17 @@ class DraftTraining(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        for name, value, least in (
+            ("num_anchors", num_anchors, 1),
+            ("val_max_new_tokens", val_max_new_tokens, 1),
+            ("lr", lr, 0),
+            ("weight_decay", weight_decay, 0),
+            ("warmup_share", warmup_share, 0),
+            ("gamma", gamma, 1e-3),
+        ):
+            if value is not None and not least <= value < math.inf:
+                expected = f"a number of at least {least}"
+                raise InputError(f"model.{name}", expected=expected, received=value, mend="correct the value")
         self.recipe = {"lr": lr, "weight_decay": weight_decay, "warmup_share": warmup_share}
         self.target_source, self.draft_source = bundled(target, "target"), draft and bundled(draft, "draft")
         self.revision, self.draft_revision = revision, draft_revision
@@ -122,6 +137,23 @@ class DraftTraining(L.LightningModule):
             "target": source_fingerprint("target", self.target_source, commits.target),
             "draft": self.draft_source and source_fingerprint("draft", self.draft_source, commits.draft),
         }
+
+    def setup(self, stage: str) -> None:
+        """Checks what would else be found after the training, or never.
+
+        Raises:
+            InputError: the data was encoded for another target, or ``export_dir`` can't be written.
+        """
+        encoded_for = getattr(getattr(self._trainer, "datamodule", None), "target", None)
+        if isinstance(encoded_for, str) and _place(encoded_for) != _place(self.target_source):
+            raise InputError(
+                "data.target",
+                expected=f"the model's target, {self.target_source}: its tokenizer's ids mean nothing to another",
+                received=encoded_for,
+                mend="give data.target and model.target the same name",
+            )
+        if stage == "fit" and self.export_dir is not None and self.trainer.is_global_zero:
+            require_writable(Path(self.export_dir), "model.export_dir")
 
     def configure_model(self) -> None:
         """Load the pair once, on the rank's own device; only the draft is registered as a trainable child."""
@@ -262,6 +294,12 @@ class DraftTraining(L.LightningModule):
         folder = save_draft(draft, self.export_dir, dtype=self.pair.target.dtype)
         copy_provenance(log_dir, folder)
         print(f"exported the draft of step {step} ({why}) to {self.export_dir}")
+
+
+def _place(target: str) -> str:
+    """What two spellings of one target share: the folder, ``lab``'s too, or the Hub id."""
+    folder = Path(bundled(target, "target")).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else target
 
 
 def new_draft_config(

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from dgd_lightning.modules.export import copy_provenance
+from dgd_lightning.modules.export import copy_provenance, require_writable
 from dgd_lightning.modules.schedule import cosine_with_warmup
 
 
@@ -93,6 +93,15 @@ class TargetPretraining(L.LightningModule):
         self.solved: dict[str, list[bool]] = defaultdict(list)
 
     def setup(self, stage: str) -> None:
+        """Chooses the loss.
+
+        Raises:
+            InputError: ``export_dir`` can't be written.
+        """
+        is_first = self._trainer is None or self.trainer.is_global_zero
+        if stage == "fit" and self.export_dir is not None and is_first:
+            require_writable(Path(self.export_dir), "model.export_dir")
+
         def loss(input_ids: Tensor, weights: Tensor) -> Tensor:
             return weighted_next_token_loss(self.model(input_ids).logits, input_ids, weights)
 

@@ -1,13 +1,17 @@
-"""`dgd predict` to `dgd test`: what the target really read is what a draft trains on, whatever the template."""
+"""`dgd fit`, `validate`, `test`: a draft trains on what the target really read, and a resumed run is the same run."""
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
-from cli_tools import Config, Dgd, TinyPair, predictions, write_jsonl
+import torch
+from cli_tools import Config, Dgd, TinyPair, predictions, write_jsonl, write_training
 
 from dgd_lightning.data.responses import ResponsesData
+from dgd_lightning.draft.checkpoint import load_draft
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -47,3 +51,59 @@ trainer: {{accelerator: cpu, devices: 1}}
         run = dgd(stage, "--config", training)
         assert run.code == 0, run.err
         assert ("test" if stage == "test" else "val") + "/tau_micro" in run.out
+
+
+@pytest.mark.parametrize("logs", ["relative", "absolute"])
+def test_a_resumed_fit_goes_on_in_its_version_and_keeps_its_best(
+    dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logs: str
+) -> None:
+    checkpoint = {"monitor": "val/tau_micro", "mode": "min", "save_last": True}
+    trainer = {
+        "val_check_interval": 1,
+        "num_sanity_val_steps": 0,
+        "callbacks": [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": checkpoint}],
+    }
+    # τ of a new draft soon is 1, the least there is, and no later step beats it; a run that forgot takes one of its own
+    config = write_training(tmp_path, tiny_pair, model={"export_dir": str(tmp_path / "draft")}, trainer=trainer)
+    monkeypatch.chdir(tmp_path)
+    run = dgd("fit", "--config", config)
+    assert run.code == 0
+    (exported,) = (line for line in run.out.splitlines() if line.startswith("exported the draft of step"))
+    root = tmp_path / "logs" / "train"
+    first = load_draft(tmp_path / "draft").fc.weight
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    arguments = ["--logs_dir", "../logs" if logs == "relative" else str(tmp_path / "logs")]
+    last = "version_0/checkpoints/last.ckpt"
+    arguments += ["--ckpt_path", os.path.join(os.path.relpath(root) if logs == "relative" else root, last)]
+    run = dgd("fit", "--config", config, *arguments, "--trainer.max_steps", "5")
+    assert (run.code, run.err) == (0, "")
+    assert [path.name for path in root.iterdir()] == ["version_0"]
+    assert exported in run.out
+    assert f"run folder: {root / 'version_0'}" in run.out
+    assert torch.equal(load_draft(tmp_path / "draft").fc.weight, first)
+    state = torch.load(root / last, weights_only=False)
+    assert state["global_step"] == 5
+    record = json.loads((root / "version_0" / "provenance.json").read_text())
+    assert len(record["sessions"]) == 2
+    assert record["sessions"][0]["data_hash"] == record["sessions"][1]["data_hash"] == record["data_hash"]
+
+
+def test_a_checkpoint_of_another_run_starts_a_new_version(dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path) -> None:
+    config = write_training(tmp_path, tiny_pair)
+    assert dgd("fit", "--config", config).code == 0
+    (path,) = (tmp_path / "logs" / "train" / "version_0" / "checkpoints").iterdir()
+    more = ["--ckpt_path", path, "--trainer.max_steps", "3", "--name", "other"]
+    assert dgd("fit", "--config", config, *more).code == 0
+    assert (tmp_path / "logs" / "other" / "version_0" / "checkpoints").is_dir()
+
+
+def test_data_hash_follows_the_file_and_how_it_is_read(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"idx": "1"}])
+    first = ResponsesData(str(path), "lab").fingerprint()
+    assert ResponsesData(str(path), "lab", num_workers=3).fingerprint() == first
+    assert ResponsesData(str(path), "lab", seed=1).fingerprint() != first
+    write_jsonl(path, [{"idx": "2"}])
+    assert ResponsesData(str(path), "lab").fingerprint() != first
