@@ -1,9 +1,17 @@
 """Lightning callbacks: what is logged and written."""
 
 from callbacks.decode_metrics import DecodeMetrics
+from callbacks.fit_progress import FitProgress
 from callbacks.prediction_writer import PredictionWriter
 from callbacks.progress import DecodeProgress
 from callbacks.provenance import Provenance
 from callbacks.solve_rate import SolveRate
 
-__all__ = ["DecodeMetrics", "DecodeProgress", "PredictionWriter", "Provenance", "SolveRate"]
+__all__ = [
+    "DecodeMetrics",
+    "DecodeProgress",
+    "FitProgress",
+    "PredictionWriter",
+    "Provenance",
+    "SolveRate",
+]

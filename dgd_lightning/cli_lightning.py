@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from callbacks import DecodeMetrics, DecodeProgress, PredictionWriter, Provenance
+from callbacks import DecodeMetrics, DecodeProgress, FitProgress, PredictionWriter, Provenance
 from callbacks.run_folder import choose_version, config_hash
 from dgd_lightning.data import TaskData
 from dgd_lightning.errors import InputError
@@ -161,7 +162,8 @@ class ProjectCLI(LightningCLI):
             InputError: Lightning refuses the settings, or the run folder can't be written.
         """
         settings = self._get(self.config_init, "trainer")
-        settings["callbacks"] = self._with_defaults(settings.get("callbacks"))
+        wants_bar = settings.get("enable_progress_bar") is not False
+        settings["callbacks"] = self._with_defaults(settings.get("callbacks"), wants_bar)
         if settings.get("logger") in (None, True):
             kwargs["logger"] = self._logger()
         try:
@@ -174,14 +176,17 @@ class ProjectCLI(LightningCLI):
                 mend="change the named setting",
             ) from error
 
-    def _with_defaults(self, configured: Callback | list[Callback] | None) -> list[Callback]:
+    def _with_defaults(self, configured: Callback | list[Callback] | None, wants_bar: bool) -> list[Callback]:
         """The configured callbacks after those that a run has anyway; a configured one takes its default's place."""
         given = configured if isinstance(configured, list) else [configured] if configured else []
+        wants_bar = wants_bar and not any(isinstance(callback, ProgressBar) for callback in given)
         kinds: list[type[Callback]] = [Provenance]
         if self.subcommand == "predict":
             kinds += [PredictionWriter, DecodeMetrics]
-            if not any(isinstance(callback, ProgressBar) for callback in given):
+            if wants_bar:
                 kinds.append(DecodeProgress)
+        elif wants_bar and not sys.stdout.isatty():  # Lightning's own bar shows nothing in a file
+            kinds.append(FitProgress)
         first = [next((c for c in given if isinstance(c, kind)), None) or kind() for kind in kinds]
         return first + [callback for callback in given if callback not in first]
 

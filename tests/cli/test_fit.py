@@ -81,6 +81,7 @@ def test_a_resumed_fit_goes_on_in_its_version_and_keeps_its_best(
     run = dgd("fit", "--config", config, *arguments, "--trainer.max_steps", "5")
     assert (run.code, run.err) == (0, "")
     assert [path.name for path in root.iterdir()] == ["version_0"]
+    assert "training: step 5/5, train/loss " in run.out  # stdout is no terminal here
     assert exported in run.out
     assert f"run folder: {root / 'version_0'}" in run.out
     assert torch.equal(load_draft(tmp_path / "draft").fc.weight, first)

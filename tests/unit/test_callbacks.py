@@ -10,12 +10,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
 from callbacks import run_folder
 from callbacks.arm_stats import ArmStats, collect, speed_up
 from callbacks.curve import acceptance_figure, bar_line
 from callbacks.decode_metrics import histogram_tables, summary_table
+from callbacks.fit_progress import FitProgress
 from callbacks.provenance import Provenance, git_state
 from callbacks.solve_rate import SolveRate
 from dgd_lightning.errors import InputError
@@ -229,3 +233,50 @@ def test_solve_rate_passes_over_rows_without_checks(tmp_path: Path) -> None:
     SolveRate().on_predict_end(trainer, module)  # type: ignore[arg-type]
     (table,) = module.summary_tables
     assert [list(column.cells) for column in table.columns] == [["A", "all tasks"], ["100.0% (1/1)"] * 2]
+
+
+class Halving(L.LightningModule):
+    """A loss that is known at every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        loss = self.weight.square().sum()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        self.log("val/loss", self.weight.square().sum(), prog_bar=True)
+
+    test_step = validation_step
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.25)  # w ← w / 2, loss ← loss / 4
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("line_every", [0.0, 1000.0])
+def test_fit_progress_in_lines(capsys: pytest.CaptureFixture[str], tmp_path: Path, line_every: float) -> None:
+    quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    progress = FitProgress(line_every)
+    trainer = L.Trainer(
+        max_steps=4, val_check_interval=2, accumulate_grad_batches=2, callbacks=[progress], default_root_dir=tmp_path,
+        **quiet,
+    )  # fmt: skip
+    module, loader = Halving(), DataLoader(torch.zeros(8))
+    trainer.fit(module, loader, loader)
+    lines = capsys.readouterr().out.splitlines()
+    training = [line for line in lines if line.startswith("training: ")]
+    assert [line.split(",")[0] for line in training] == [
+        f"training: step {step}/4" for step in ((1, 2, 3, 4) if line_every == 0 else (4,))
+    ]
+    assert ", train/loss 0.01562, " in training[-1]
+    assert training[-1].endswith(" s/step, about 0 s left")
+    validated = [line for line in lines if line.startswith("validation at step ")]
+    assert [line.split(",")[0] for line in validated] == [f"validation at step {step}" for step in (1, 2, 3, 4)]
+    assert "val/loss 0.003906" in validated[-1]
+    assert any(line == "validating: batch 8/8" for line in lines) is (line_every == 0)
+    trainer.test(module, loader, verbose=False)
+    assert ("testing: batch 8/8" in capsys.readouterr().out) is (line_every == 0)
