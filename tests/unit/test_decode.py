@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import torch
+from decode_tools import dial, random_prompts, tokens_of
 from tiny import make_draft, make_pair, make_target
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dgd_lightning.decode import engine
+from dgd_lightning.decode import engine, speculative
 from dgd_lightning.decode.autoregressive import autoregressive_generate
+from dgd_lightning.decode.noise import ACCEPT, DRAFT, TARGET, Stream, TableNoise, noise_table
 from dgd_lightning.decode.reference import reference_autoregressive, reference_speculative
 from dgd_lightning.decode.sampling import sampling_params
 from dgd_lightning.decode.speculative import speculative_generate
@@ -23,29 +25,9 @@ from dgd_lightning.errors import InputError
 from dgd_lightning.pair import Pair
 from dgd_lightning.types import DecodeOutput
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from dialled import DialledDraft  # type: ignore[import-not-found]
-
 NEAR_TIE = 1e-4  # fp32 logits of a six-layer model of width 32 differ by about 1e-6 between shapes of one forward
 HAIR = 4e-6  # of a logit: well above fp32's rounding of it, and a tenth of a near tie for logits of about 2
 KNOBS = {"temperature": 0.9, "top_k": 20, "top_p": 0.95}
-
-
-def random_prompts(count: int, seed: int, longest: int = 40, vocab: int = 64) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(1, longest + 1, (count,), generator=generator).tolist()
-    return [torch.randint(vocab, (length,), generator=generator) for length in lengths]
-
-
-def tokens_of(outputs: list[DecodeOutput]) -> list[list[int]]:
-    return [output.tokens.tolist() for output in outputs]
-
-
-def dial(pair: Pair, prompts: list[Tensor], plain: list[DecodeOutput], acceptance: float, seed: int = 0) -> Pair:
-    """The same target with a draft that proposes its greedy token with this probability."""
-    texts = [[*prompt.tolist(), *output.tokens.tolist()] for prompt, output in zip(prompts, plain, strict=True)]
-    assert pair.draft is not None
-    return Pair(pair.target, DialledDraft(pair.draft, pair.target, texts, acceptance, seed), None)
 
 
 @torch.no_grad()
@@ -227,6 +209,29 @@ def test_sampled_ways_agree(knobs: dict[str, Any]) -> None:
         assert reference.tokens == output.tokens.tolist()
 
 
+class Streams(TableNoise):
+    """Noise that remembers which streams were read."""
+
+    def __init__(self, table: Tensor, starts: Tensor, read: set[Stream]) -> None:
+        super().__init__(table, starts)
+        self.read = read
+
+    def _uniform(self, stream: Stream, positions: Tensor) -> Tensor:
+        self.read.add(stream)
+        return super()._uniform(stream, positions)
+
+
+@pytest.mark.parametrize(("scheme", "wanted"), [("exact_match", {TARGET}), ("rejection", {DRAFT, ACCEPT, TARGET})])
+def test_streams_that_a_scheme_reads(scheme: Any, wanted: set[Stream]) -> None:
+    """``exact_match`` proposes the draft's likeliest tokens and draws the target's alone."""
+    pair, prompt, read = make_pair(), torch.tensor([3, 1, 4]), set[Stream]()
+    noise = Streams(noise_table([7], 24), torch.tensor([3]), read)
+    knobs: dict[str, Any] = {"max_new_tokens": 20, "temperature": 1.0, "scheme": scheme, "seed": [7]}
+    (output,) = speculative_generate(pair, [prompt], noise=noise, **knobs)
+    assert read == wanted
+    assert tokens_of([output]) == tokens_of(speculative_generate(pair, [prompt], **knobs))
+
+
 @pytest.mark.parametrize("generate", [autoregressive_generate, speculative_generate])
 def test_seeds(generate: Any) -> None:
     pair, prompts = make_pair(), [torch.tensor([3, 1, 4])] * 3
@@ -300,14 +305,28 @@ def test_a_prompt_may_fill_the_model() -> None:
         speculative_generate(pair, prompts, max_new_tokens=13)
 
 
-class HostWords(TorchDispatchMode):
-    """Counts what makes the host wait: reads of single values, and operations whose result size depends on data."""
+def test_a_long_row_beside_a_short_one() -> None:
+    """The long prompt crosses prefill's chunk of 1,024; the short one is padding for most of it."""
+    target = make_target(max_position_embeddings=2048)
+    pair = Pair(target, make_draft(target, block_size=8), None)
+    prompts = [*random_prompts(1, seed=9, longest=1), torch.arange(1500) * 7 % 61]
+    plain = autoregressive_generate(pair, prompts, max_new_tokens=24)
+    assert transformers_tokens(pair, prompts[1], 24) == plain[1].tokens.tolist()
+    for drafted in (pair, dial(pair, prompts, plain, 0.8)):
+        fast = speculative_generate(drafted, prompts, max_new_tokens=24)
+        assert tokens_of(fast) == tokens_of(plain)
+    reference = reference_speculative(pair, prompts[1], max_new_tokens=4, block_size=8)
+    assert reference.tokens == plain[1].tokens.tolist()[:4]
+
+
+class HostOperations(TorchDispatchMode):
+    """Notes what makes the host wait: reads of single values, and operations whose result size depends on data."""
 
     WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "_unique2", "is_nonzero")
 
-    def __init__(self) -> None:
+    def __init__(self, seen: list[str]) -> None:
         super().__init__()
-        self.seen: list[str] = []
+        self.seen = seen
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -319,33 +338,98 @@ class HostWords(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("knobs", [{}, {"temperature": 1.0}, {"scheme": "exact_match", **KNOBS}])
-def test_one_host_word_per_cycle(knobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    pair, prompts = make_pair(block_size=4), random_prompts(3, seed=8)
-    words, cycles = [0], [0]
-    to_host = engine.to_host
+class HostReads(TorchFunctionMode):
+    """Notes calls that bring a tensor to the host: on the CPU, where these tests run, no operation tells of them."""
 
-    def counted(values: Tensor) -> list[Any]:
-        words[0] += 1
-        return to_host(values)
+    READS = ("tolist", "cpu", "numpy", "__array__", "item", "__bool__", "__int__", "__float__", "__index__")
 
-    monkeypatch.setattr(engine, "to_host", counted)
+    def __init__(self, seen: list[str]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        # a device object may be the target's own, which is the CPU here; a name is written out
+        named = [value for value in (*args[1:], *(kwargs or {}).values()) if isinstance(value, str)]
+        if name in self.READS or (name == "to" and "cpu" in named):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+class HostWords:
+    """What makes the host wait inside the block, but for ``engine.to_host``, whose calls are counted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: list[str] = []
+        self.told = 0
+        to_host = engine.to_host
+
+        def counted(values: Tensor) -> list[Any]:
+            self.told += 1
+            before = len(self.seen)
+            words = to_host(values)
+            del self.seen[before:]
+            return words
+
+        monkeypatch.setattr(engine, "to_host", counted)
+
+    def __enter__(self) -> HostWords:
+        self.stack = ExitStack()
+        self.stack.enter_context(HostOperations(self.seen))
+        self.stack.enter_context(HostReads(self.seen))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+
+def count_waits(new: int, monkeypatch: pytest.MonkeyPatch, **knobs: Any) -> tuple[list[str], int, int]:
+    """(waits that are not ``to_host``, calls of it, cycles) of one run."""
+    pair, prompts, cycles = make_pair(block_size=4), random_prompts(3, seed=8), [0]
 
     def on_progress(_: engine.Progress) -> None:
         cycles[0] += 1
 
-    with HostWords() as host:
-        speculative_generate(pair, prompts, max_new_tokens=20, seed=0, on_progress=on_progress, **knobs)
-    assert cycles[0] > 5
-    assert words[0] == cycles[0]
-    few = len(host.seen)
-    with HostWords() as host:
-        speculative_generate(pair, prompts, max_new_tokens=40, seed=0, **knobs)
-    assert len(host.seen) == few, host.seen  # whatever else waits does so once per call, not per cycle
-    with HostWords() as host:  # the counter counts
-        torch.ones(3).sum().item()
-        torch.ones(3)[torch.ones(3).bool()]
-    assert {"_local_scalar_dense", "index"} <= set(host.seen)
+    with monkeypatch.context() as patches, HostWords(patches) as host:
+        speculative_generate(pair, prompts, max_new_tokens=new, seed=0, on_progress=on_progress, **knobs)
+    return host.seen, host.told, cycles[0]
+
+
+@pytest.mark.parametrize("knobs", [{}, {"temperature": 1.0}, {"scheme": "exact_match", **KNOBS}])
+def test_one_host_word_per_cycle(knobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    few, words, cycles = count_waits(20, monkeypatch, **knobs)
+    assert cycles > 5
+    assert words == cycles
+    many, *_ = count_waits(40, monkeypatch, **knobs)
+    assert len(many) == len(few), many  # whatever else waits does so once per call, not per cycle
+
+
+@pytest.mark.parametrize(
+    ("name", "wait"),
+    [
+        ("tolist", lambda x: x.tolist()),
+        ("cpu", lambda x: x.cpu()),
+        ("numpy", lambda x: x.numpy()),
+        ("to", lambda x: x.to("cpu")),
+        ("to", lambda x: x.to(device="cpu")),
+        ("item", lambda x: x.sum().item()),
+        ("__bool__", lambda x: bool(x.any())),
+        ("__int__", lambda x: int(x.max())),
+        ("index", lambda x: x[x > 3]),
+        ("nonzero", lambda x: x.nonzero()),
+    ],
+)
+def test_a_planted_wait_is_seen(name: str, wait: Callable[[Tensor], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    propose = speculative.propose
+
+    def waiting(*arguments: Any) -> speculative.Proposal:
+        proposal = propose(*arguments)
+        wait(proposal.tokens)
+        return proposal
+
+    monkeypatch.setattr(speculative, "propose", waiting)
+    (few, _, fewer), (many, _, more) = count_waits(4, monkeypatch), count_waits(12, monkeypatch)
+    assert many.count(name) - few.count(name) == more - fewer > 5
 
 
 BAD = [
