@@ -18,6 +18,7 @@ test-all: ## the default suite and the slow tests
 
 bench: ## decoding benchmarks, side by side in one run
 	$(PYTHON) benchmarks/decode.py
+	$(PYTHON) benchmarks/ttt.py
 
 lab: ## make the bundled pair again (hours on two cores)
 	$(PYTHON) -m dgd_lightning.cli fit --config configs/lab/target.yaml

@@ -61,9 +61,9 @@ class DialledDraft:
         """The real draft's."""
         self.draft.extend(cache, features, positions)
 
-    def block(self, cache: RowCache, embeddings: Tensor, anchors: Tensor, *, max_length: int) -> Tensor:
+    def block(self, cache: RowCache, embeddings: Tensor, anchors: Tensor, *, longest_anchor: int) -> Tensor:
         """The real draft's forward [B, K, H], its slots 1 … K - 1 replaced by pointers at the proposals."""
-        hidden = self.draft.block(cache, embeddings, anchors, max_length=max_length)
+        hidden = self.draft.block(cache, embeddings, anchors, longest_anchor=longest_anchor)
         at = anchors + self.slots[: embeddings.shape[1] - 1]  # [B, K - 1]
         at = at.clamp(max=self.proposals.shape[1] - 1)  # rows that are done may stand at the very end
         tokens = self.proposals[cache.rows[:, None], at]

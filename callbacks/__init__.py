@@ -1,5 +1,6 @@
 """Lightning callbacks: what is logged and written."""
 
+from callbacks.adapt_metrics import AdaptMetrics
 from callbacks.decode_metrics import DecodeMetrics
 from callbacks.fit_progress import FitProgress
 from callbacks.prediction_writer import PredictionWriter
@@ -8,6 +9,7 @@ from callbacks.provenance import Provenance
 from callbacks.solve_rate import SolveRate
 
 __all__ = [
+    "AdaptMetrics",
     "DecodeMetrics",
     "DecodeProgress",
     "FitProgress",

@@ -19,6 +19,9 @@ TIMINGS = (
     "decode_seconds",
     "seconds",
     "tokens_per_second",
+    "ttt_prefill_seconds",
+    "ttt_fit_seconds",
+    "ttt_peak_memory",
 )  # the only fields that may differ in a rerun
 
 Key = tuple[str, str]  # (idx, arm)

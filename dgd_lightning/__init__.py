@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dgd_lightning.ttt.adapt import AdaptResult, ttt_adapt
     from dgd_lightning.ttt.config import TTTConfig
     from dgd_lightning.ttt.lora import Adapter, load_adapter, save_adapter
+    from dgd_lightning.ttt.online import OnlineTTT
     from dgd_lightning.types import AdaptTrace, DecodeOutput, DecodeTrace, HeldOutScore
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ _HOMES = {
     "AdaptResult": "dgd_lightning.ttt.adapt",
     "ttt_adapt": "dgd_lightning.ttt.adapt",
     "TTTConfig": "dgd_lightning.ttt.config",
+    "OnlineTTT": "dgd_lightning.ttt.online",
     "Adapter": "dgd_lightning.ttt.lora",
     "load_adapter": "dgd_lightning.ttt.lora",
     "save_adapter": "dgd_lightning.ttt.lora",
@@ -43,6 +45,7 @@ __all__ = [
     "DecodeTrace",
     "HeldOutScore",
     "InputError",
+    "OnlineTTT",
     "Pair",
     "TTTConfig",
     "autoregressive_generate",

@@ -20,6 +20,7 @@ subcommands:
   fit        train a draft or a miniature target
   validate   run the validation loop of a training module
   test       run the test loop of a training module
+  sweep      search settings of a predict run with Optuna, one process a trial
 
 Every value of a YAML file can be overridden: dgd predict --config configs/quickstart.yaml --data.limit 8
 Start with:                                  dgd predict --config configs/quickstart.yaml
@@ -118,12 +119,19 @@ def _lightning(argv: Sequence[str]) -> int:
     return 0
 
 
+def _sweep(argv: Sequence[str]) -> int:
+    from dgd_lightning.sweep import main as sweep
+
+    return sweep(argv)
+
+
 # Subcommand -> what runs it with the whole argument list; commands without a model register their own function.
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "fit": _lightning,
     "validate": _lightning,
     "test": _lightning,
     "predict": _lightning,
+    "sweep": _sweep,
 }
 
 

@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from callbacks import DecodeMetrics, DecodeProgress, FitProgress, PredictionWriter, Provenance
+from callbacks import AdaptMetrics, DecodeMetrics, DecodeProgress, FitProgress, PredictionWriter, Provenance
 from callbacks.run_folder import choose_version, config_hash
 from dgd_lightning.data import TaskData
 from dgd_lightning.errors import InputError
@@ -182,7 +182,7 @@ class ProjectCLI(LightningCLI):
         wants_bar = wants_bar and not any(isinstance(callback, ProgressBar) for callback in given)
         kinds: list[type[Callback]] = [Provenance]
         if self.subcommand == "predict":
-            kinds += [PredictionWriter, DecodeMetrics]
+            kinds += [PredictionWriter, DecodeMetrics, AdaptMetrics]
             if wants_bar:
                 kinds.append(DecodeProgress)
         elif wants_bar and not sys.stdout.isatty():  # Lightning's own bar shows nothing in a file

@@ -16,7 +16,7 @@ StopReason = Literal["stop", "length"]
 class TargetStep(NamedTuple):
     """What one target forward gives."""
 
-    logits: Tensor | None  # [B, Q, V], or [B, 1, V] where one position per row was asked for
+    logits: Tensor  # [B, Q, V]
     features: Tensor | None  # [B, Q, F·H], tapped layers concatenated in the order of their ids
 
 

@@ -67,6 +67,8 @@ class ContextsData(TaskData):
         limit: only the first so many tasks that pass the filter.
         category: keep tasks of these ``metadata.context_category`` values only.
         sub_category: keep tasks of these ``metadata.sub_category`` values only.
+        clbench: whether the rows are CL-bench's, which may be decoded but never adapted to. None: they are, unless all
+            of them come from the lab. Set it to false for contexts of your own.
     """
 
     def __init__(
@@ -76,9 +78,17 @@ class ContextsData(TaskData):
         limit: int | None = None,
         category: Names = None,
         sub_category: Names = None,
+        clbench: bool | None = None,
     ) -> None:
         super().__init__(batch_size=batch_size, limit=limit, category=category, sub_category=sub_category)
-        self.path = Path(path)
+        self.path, self.clbench = Path(path), clbench
+
+    @property
+    def is_clbench(self) -> bool:
+        """Whether CL-bench's licence holds for the rows."""
+        if self.clbench is None:
+            return not all("lab" in task.row["metadata"] for task in self.tasks)
+        return self.clbench
 
     def read(self) -> list[Task]:
         """See `TaskData.read`."""

@@ -39,6 +39,9 @@ def load_rows(
         ) from error
 
 
+CLBENCH = "cl-bench"  # how the data set's id ends, whoever hosts it
+
+
 class HubData(TaskData):
     """Tasks of a `datasets` id.
 
@@ -85,6 +88,11 @@ class HubData(TaskData):
         self.format = PromptFormat(
             field=field, id_field=id_field, prefix=prefix, template=template, system=system, chat=chat
         )
+
+    @property
+    def is_clbench(self) -> bool:
+        """Whether CL-bench's licence holds for the rows."""
+        return self.path.rstrip("/").lower().endswith(CLBENCH)
 
     def read(self) -> list[Task]:
         """See `TaskData.read`."""

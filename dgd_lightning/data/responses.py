@@ -18,6 +18,7 @@ from dgd_lightning.data.chat import prompt_ids, require_unicode
 from dgd_lightning.data.rows import Row, read_jsonl, require_file
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import load_tokenizer
+from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.target.load import bundled, fetch_folder, read_json
 from dgd_lightning.types import Task
 
@@ -56,11 +57,6 @@ def pad_responses(pairs: list[tuple[Tensor, Tensor]]) -> ResponseBatch:
         input_ids[row, :end] = torch.cat([prompt, response])
         loss_mask[row, len(prompt) : end] = True
     return ResponseBatch(input_ids, loss_mask)
-
-
-def mixed_seed(*parts: int) -> int:
-    """One 63-bit seed of several numbers, so that (seed 1, epoch 2) and (seed 2, epoch 1) have nothing in common."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8]) >> 1
 
 
 class ResponseOrder(DistributedSampler[int]):

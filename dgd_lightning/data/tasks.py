@@ -25,15 +25,24 @@ def context_of(task: Task) -> str:
 
 
 def group_tasks(tasks: Sequence[Task], batch_size: int) -> list[list[Task]]:
-    """Groups of at most ``batch_size`` tasks that are decoded together; tasks of one context stand side by side.
+    """Groups of at most ``batch_size`` tasks that are decoded together.
+
+    Tasks of one context stand side by side, and in one group where they fit into one: what is done once per context is
+    then done on one rank.
 
     Groups are formed before they are sharded over ranks, so that no number depends on how many ranks there are.
     """
     contexts: dict[str, list[Task]] = {}
     for task in tasks:
         contexts.setdefault(context_of(task), []).append(task)
-    ordered = [task for members in contexts.values() for task in members]
-    return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+    groups: list[list[Task]] = []
+    for members in contexts.values():
+        if not groups or len(groups[-1]) + len(members) > batch_size:
+            groups.append([])
+        groups[-1] += members[: batch_size - len(groups[-1])]
+        rest = members[batch_size:]
+        groups += [rest[start : start + batch_size] for start in range(0, len(rest), batch_size)]
+    return groups
 
 
 class TaskData(LightningDataModule):

@@ -237,7 +237,6 @@ class Batch:
         logits, features = self.target.step(
             tokens, positions, self.cache, max_length=self.longest + tokens.shape[1], layer_ids=self.layer_ids
         )
-        assert logits is not None  # a step gives them unless told not to
         return Forward(logits, logits.new_empty(0) if features is None else features)
 
     def commit(self, verdict: Verdict) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dgd_lightning.draft.model import DFlashDraft
     from dgd_lightning.pair import Pair
     from dgd_lightning.target.model import Target
+    from dgd_lightning.ttt.online import OnlineTTT
 
 Scheme = Literal["rejection", "exact_match"]
 
@@ -44,6 +45,7 @@ def speculative_generate(
     block_size: int | None = None,
     scheme: Scheme = "rejection",
     on_progress: OnProgress | None = None,
+    online: OnlineTTT | None = None,
     noise: Noise | None = None,
 ) -> list[DecodeOutput]:
     """Decode a batch of prompts with drafted blocks; the law of the output is that of ``autoregressive_generate``.
@@ -59,6 +61,8 @@ def speculative_generate(
             as in ``autoregressive_generate``.
         block_size: K, tokens per verification with the anchor, from 2 to the size the draft was trained with (default).
         scheme: how blocks are verified when the temperature is above 0.
+        online: go on adapting the draft to what was verified, and forget it all at the end; for one prompt a call. The
+            law of the output stays the target's, whatever the draft becomes.
 
     Returns:
         B outputs in the order of the prompts.
@@ -82,7 +86,8 @@ def speculative_generate(
         stop_token_ids=stop_token_ids,
         seed=seed,
     )
-    sampling = request.sampling
+    if online is not None:
+        return _online(pair, request, size, scheme, online, noise, on_progress)
     drafter = Drafter(pair.target, draft, request, size)
     batch = Batch(
         pair.target,
@@ -95,20 +100,80 @@ def speculative_generate(
         on_progress=on_progress,
     )
     while batch.active:
-        positions = batch.positions(size)  # [b, K]
-        proposal = propose(drafter, batch, positions, scheme)
-        step = batch.step(torch.cat([batch.last[:, None], proposal.tokens], dim=1), positions)
-        if proposal.q is not None:
-            p = probabilities(step.logits, sampling)  # [b, K, V]
-            verdict = verify_rejection(proposal.tokens, proposal.q, p, batch.noise, positions + 1)
-        else:
-            target_tokens = choose(step.logits, sampling, batch.noise, positions + 1)  # [b, K]
-            verdict = verify_match(proposal.tokens, target_tokens)
-        batch.commit(verdict)
         # Rejected positions are written too: they lie at or beyond the next anchor, which hides them until overwritten.
-        drafter.extend(step.features, positions)
+        drafter.extend(*cycle(drafter, batch, size, scheme))
         batch.synchronise()
     return batch.outputs(drafting=True)
+
+
+class Verified(NamedTuple):
+    """What the target's forward on a block tells the draft."""
+
+    features: Tensor  # [b, K, F·H]
+    positions: Tensor  # [b, K]
+
+
+def cycle(drafter: Drafter, batch: Batch, size: int, scheme: Scheme) -> Verified:
+    """Draft a block, let the target verify it, commit what agreed."""
+    positions = batch.positions(size)  # [b, K]
+    proposal = propose(drafter, batch, positions, scheme)
+    step = batch.step(torch.cat([batch.last[:, None], proposal.tokens], dim=1), positions)
+    if proposal.q is not None:
+        p = probabilities(step.logits, batch.request.sampling)  # [b, K, V]
+        verdict = verify_rejection(proposal.tokens, proposal.q, p, batch.noise, positions + 1)
+    else:
+        target_tokens = choose(step.logits, batch.request.sampling, batch.noise, positions + 1)  # [b, K]
+        verdict = verify_match(proposal.tokens, target_tokens)
+    batch.commit(verdict)
+    return Verified(step.features, positions)
+
+
+def _online(
+    pair: Pair,
+    request: Request,
+    size: int,
+    scheme: Scheme,
+    online: OnlineTTT,
+    noise: Noise | None,
+    on_progress: OnProgress | None,
+) -> list[DecodeOutput]:
+    """The loop above for one prompt, with rounds of adaptation between its cycles."""
+    from dgd_lightning.ttt.online import OnlineFit  # PEFT takes a second to import; most runs need none of it
+
+    assert pair.draft is not None
+    if len(request.lengths) > 1:
+        raise InputError(
+            "online",
+            expected="one prompt a call: what one row teaches would change the others",
+            received=f"{len(request.lengths)} prompts",
+            mend="call once per prompt",
+        )
+    fit, prompt = OnlineFit(pair, online, capacity(request, size)), request.lengths[0]
+    try:
+        drafter = Drafter(pair.target, pair.draft, request, size)
+        batch = Batch(
+            pair.target,
+            request,
+            width=size,
+            layer_ids=fit.layer_ids,
+            on_features=lambda taps, positions: drafter.extend(fit.observe(taps, positions), positions),
+            companions=[drafter.cache],
+            noise=noise,
+            on_progress=on_progress,
+        )
+        while batch.active:
+            taps, positions = cycle(drafter, batch, size, scheme)
+            drafter.extend(fit.observe(taps, positions), positions)
+            batch.synchronise()
+            read = batch.ends[0]  # positions before the anchor: the target has read them
+            if batch.active and fit.due(read - prompt):
+                ids = torch.cat([request.ids[0].to(batch.tokens.device), batch.tokens[0]])[:read]
+                features = fit.adapt(ids, prompt)
+                if fit.moves_context:  # keys and values made before the round are stale
+                    drafter.extend(features, torch.arange(read, device=ids.device)[None])
+        return batch.outputs(drafting=True)
+    finally:
+        fit.close()
 
 
 class Drafter:
@@ -129,7 +194,7 @@ class Drafter:
         """[b, K - 1, V] for the positions after each row's token ``last`` [b] at ``anchors`` [b]."""
         anchor = self.target.embed(last[:, None])  # [b, 1, H]
         embeddings = torch.cat([anchor, self.masks[: len(last)]], dim=1)  # [b, K, H]
-        hidden = self.draft.block(self.cache, embeddings, anchors[:, None], max_length=longest)  # [b, K, H]
+        hidden = self.draft.block(self.cache, embeddings, anchors[:, None], longest_anchor=longest)  # [b, K, H]
         return self.target.lm_head(hidden[:, 1:])  # slot j stands for position anchor + j: no shift
 
 

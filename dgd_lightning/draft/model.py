@@ -188,7 +188,7 @@ class DFlashDraft(nn.Module):
             slot.write(*layer.self_attn.keys_values(context, turns))
 
     @torch.no_grad()
-    def block(self, cache: PositionCache, embeddings: Tensor, anchors: Tensor, *, max_length: int) -> Tensor:
+    def block(self, cache: PositionCache, embeddings: Tensor, anchors: Tensor, *, longest_anchor: int) -> Tensor:
         """Hidden states of N blocks per row over the cached context strictly before each anchor.
 
         With one block per row (the decoding loop) the block's own keys are written into the cache at their positions,
@@ -198,7 +198,7 @@ class DFlashDraft(nn.Module):
             cache: what ``extend`` filled.
             embeddings: [B, N·K, H], the target's embedding of ``[anchor token, mask, …]`` for each block.
             anchors: [B, N] absolute positions.
-            max_length: host-known, at least the largest anchor. N = 1 needs a capacity of ``max_length + K``.
+            longest_anchor: host-known, at least the largest anchor. N = 1 needs a capacity of ``longest_anchor + K``.
 
         Returns:
             [B, N·K, H], after the final norm.
@@ -209,7 +209,7 @@ class DFlashDraft(nn.Module):
         hidden = embeddings
         turns = self.rotary(positions, hidden.dtype)
         in_place = blocks == 1
-        cache.at(positions, max_length=max_length + size if in_place else max_length)
+        cache.at(positions, max_length=longest_anchor + size if in_place else longest_anchor)
         if in_place:
             mask = single_block_mask(anchors, size, cache.max_length)
         else:

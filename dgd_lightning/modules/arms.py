@@ -15,6 +15,7 @@ from dgd_lightning.decode.sampling import sampling_params
 from dgd_lightning.decode.speculative import speculative_generate
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import Pair
+from dgd_lightning.ttt.online import OnlineTTT
 from dgd_lightning.types import DecodeOutput
 
 Method = Literal["autoregressive", "speculative"]
@@ -32,6 +33,9 @@ class Arm:
         top_p: draw among the smallest set of likeliest tokens with this mass only.
         block_size: K of speculative decoding; None for the draft's own.
         scheme: how speculative decoding verifies above temperature 0.
+        ttt: draft with the adapter of the task's context (``model.ttt`` says how it is made).
+        online_every: go on adapting while a task is decoded, every so many tokens, two steps of ``model.ttt`` each,
+            from the context's adapter where ``ttt`` is on; None does not. Tasks are then decoded one at a time.
     """
 
     name: str
@@ -41,6 +45,8 @@ class Arm:
     top_p: float | None = None
     block_size: int | None = None
     scheme: Literal["rejection", "exact_match"] = "rejection"
+    ttt: bool = False
+    online_every: int | None = None
 
     def sampling(self) -> dict[str, Any]:
         """The settings that shape the law of the output, whatever the method."""
@@ -50,11 +56,22 @@ class Arm:
 Decoder = Callable[..., list[DecodeOutput]]
 
 
-def _speculative(pair: Pair, prompts: Sequence[Tensor], arm: Arm, **common: Any) -> list[DecodeOutput]:
-    return speculative_generate(pair, prompts, block_size=arm.block_size, scheme=arm.scheme, **common)
+def _speculative(
+    pair: Pair, prompts: Sequence[Tensor], arm: Arm, *, seed: Sequence[int], online: OnlineTTT | None, **common: Any
+) -> list[DecodeOutput]:
+    knobs = {"block_size": arm.block_size, "scheme": arm.scheme, **common}
+    if online is None:
+        return speculative_generate(pair, prompts, seed=seed, **knobs)
+    return [
+        output
+        for prompt, own in zip(prompts, seed, strict=True)
+        for output in speculative_generate(pair, [prompt], seed=[own], online=online, **knobs)
+    ]
 
 
-def _autoregressive(pair: Pair, prompts: Sequence[Tensor], arm: Arm, **common: Any) -> list[DecodeOutput]:
+def _autoregressive(
+    pair: Pair, prompts: Sequence[Tensor], arm: Arm, *, online: None, **common: Any
+) -> list[DecodeOutput]:
     return autoregressive_generate(pair, prompts, **common)
 
 
@@ -91,6 +108,20 @@ def check_arms(arms: list[Arm], draft: str | None) -> None:
                 received="null",
                 mend="name one, or drop the arm",
             )
+        if arm.method == "autoregressive" and (arm.ttt or arm.online_every is not None):
+            raise InputError(
+                f"model.arms[{arm.name}].ttt",
+                expected="no adaptation: autoregressive decoding uses no draft",
+                received=f"ttt {arm.ttt}, online_every {arm.online_every}",
+                mend="leave it out",
+            )
+        if arm.online_every is not None and arm.online_every < 1:
+            raise InputError(
+                f"model.arms[{arm.name}].online_every",
+                expected="a positive integer or null",
+                received=arm.online_every,
+                mend="use e.g. 64",
+            )
         if arm.method == "autoregressive" and arm.block_size is not None:
             raise InputError(
                 f"model.arms[{arm.name}].block_size",
@@ -107,6 +138,22 @@ def check_arms(arms: list[Arm], draft: str | None) -> None:
                 received=error.received,
                 mend=error.mend,
             ) from error
+
+
+def check_ttt(arms: list[Arm], adapts: bool) -> None:
+    """Raises:
+    InputError: arms ask for adapters and nothing makes them, or the other way round.
+    """
+    asking = [arm.name for arm in arms if arm.ttt or arm.online_every is not None]
+    if bool(asking) is not adapts:
+        raise InputError(
+            "model.ttt",
+            expected="settings of test-time training, and at least one arm with ttt: true"
+            if not adapts
+            else "an arm with ttt: true to use the adapters",
+            received="null" if not adapts else f"arms {', '.join(arm.name for arm in arms)} without it",
+            mend="set model.ttt, e.g. {steps: 10}" if not adapts else "set ttt: true in an arm, or model.ttt: null",
+        )
 
 
 def check_block_sizes(arms: list[Arm], trained: int) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,14 +15,20 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from dgd_lightning.data.chat import prompt_ids, prompt_text
+from dgd_lightning.data.tasks import context_of
 from dgd_lightning.decode.engine import Progress
 from dgd_lightning.errors import InputError
-from dgd_lightning.modules.arms import DECODERS, Arm, check_arms, check_block_sizes, row_seed
+from dgd_lightning.modules.adaptation import ADAPTERS, Adapted, ContextAdapter, check_clbench
+from dgd_lightning.modules.arms import DECODERS, Arm, check_arms, check_block_sizes, check_ttt, row_seed
 from dgd_lightning.pair import Commits, Pair, load_pair, resolve_commits, source_fingerprint
 from dgd_lightning.target.load import bundled
+from dgd_lightning.ttt.config import TTTConfig
+from dgd_lightning.ttt.lora import Adapter
+from dgd_lightning.ttt.online import OnlineTTT
 from dgd_lightning.types import DecodeOutput, Task
 
 TooLong = Literal["error", "skip", "truncate_left"]
+ONLINE_STEPS = 2  # per round of an arm that goes on adapting
 WARMUP_PROMPT, WARMUP_TOKENS = 64, 8  # tokens; enough to load kernels and fill allocators before the first timing
 
 
@@ -46,6 +54,10 @@ class Decoding(LightningModule):
         seed: from which each task's seed is derived, for arms with a temperature.
         warmup: decode a few tokens before the first timing.
         cpu_threads: threads that torch uses on a CPU; None leaves torch's choice. Small models run fastest on one.
+        ttt: adapt the draft to every context (what the prompts of its tasks begin with) before its tasks are decoded by
+            the arms that have ``ttt: true``; None adapts nothing.
+        save_adapters: keep every context's adapter in the run folder, ``adapters/<context id>/``, in PEFT's format.
+        accept_clbench_license: you have obtained permission to adapt to CL-bench's contexts, which its licence forbids.
     """
 
     def __init__(
@@ -65,6 +77,9 @@ class Decoding(LightningModule):
         seed: int = 0,
         warmup: bool = True,
         cpu_threads: int | None = None,
+        ttt: TTTConfig | None = None,
+        save_adapters: bool = True,
+        accept_clbench_license: bool = False,
     ) -> None:
         super().__init__()
         if cpu_threads is not None and cpu_threads < 1:
@@ -73,6 +88,9 @@ class Decoding(LightningModule):
             )
         self.cpu_threads = cpu_threads
         check_arms(arms, draft)
+        check_ttt(arms, ttt is not None)
+        self.ttt, self.save_adapters, self.accept_clbench_license = ttt, save_adapters, accept_clbench_license
+        self.adapt: ContextAdapter | None = None
         if max_new_tokens < 1:
             raise InputError(
                 "model.max_new_tokens", expected="a positive integer", received=max_new_tokens, mend="use 1 or more"
@@ -117,6 +135,7 @@ class Decoding(LightningModule):
                 self.stop_token_ids,
                 self.seed,
             ],
+            "ttt": self.ttt and asdict(self.ttt),
         }
 
     def setup(self, stage: str) -> None:
@@ -154,6 +173,31 @@ class Decoding(LightningModule):
             rank_zero_warn(
                 "enable_thinking is on: the published Qwen3 drafts were trained without thinking; τ will drop"
             )
+
+        if self.ttt is not None:
+            self._prepare_adaptation(self.ttt)
+
+    def _prepare_adaptation(self, ttt: TTTConfig) -> None:
+        """Checks what adaptation needs before hours are spent.
+
+        Raises:
+            InputError: CL-bench's rows without permission, or a trainer that rules gradients out.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        check_clbench(data, self.accept_clbench_license)
+        if self.trainer.predict_loop.inference_mode:  # Lightning asks for no_grad on gloo, where this would go unseen
+            raise InputError(
+                "trainer.inference_mode",
+                expected="false: test-time training needs gradients",
+                received="true",
+                mend="set trainer.inference_mode: false (inference_mode: false is what dgd predict does by itself)",
+            )
+        log_dir = self.trainer.log_dir
+        folder = Path(log_dir, ADAPTERS) if self.save_adapters and log_dir is not None else None
+        self.adapt = ContextAdapter(self._loaded(), ttt, folder)
+        self.contexts: dict[str, list[Task]] = {}
+        for task in getattr(data, "tasks", []):
+            self.contexts.setdefault(context_of(task), []).append(task)
 
     def _placement(self) -> Any:
         """This rank's device, or how the target is spread over all devices of the only rank."""
@@ -193,18 +237,49 @@ class Decoding(LightningModule):
         if self._is_done(batch):
             return []
         arms = self.arms if batch_idx % 2 == 0 else self.arms[::-1]  # fair timing: nobody is always first
-        prompts = [self._prompt(task) for task in batch]
+        members: dict[str, list[Task]] = {}  # an adapter belongs to one context: without adapters, one part is enough
+        for task in batch:
+            members.setdefault(context_of(task) if self.adapt else "", []).append(task)
+        return [row for context, tasks in members.items() for row in self._rows(context, tasks, arms)]
+
+    def _rows(self, context: str, tasks: list[Task], arms: list[Arm]) -> list[dict[str, Any]]:
+        """Rows of tasks that are decoded together; of one context where there are adapters."""
+        prompts = [self._prompt(task) for task in tasks]
         limit = self._limit()
         fits = [i for i, ids in enumerate(prompts) if len(ids) <= limit or self.too_long == "truncate_left"]
+        adapted = self.adapt(context, lambda: self._context_prompts(context)) if self.adapt and fits else None
         rows = []
         for arm in arms:
-            seeds = [row_seed(self.seed, batch[i].idx, arm) for i in fits]
-            outputs = self._decode([prompts[i][-limit:] for i in fits], arm, self.max_new_tokens, seeds) if fits else []
+            seeds = [row_seed(self.seed, tasks[i].idx, arm) for i in fits]
+            kept = [prompts[i][-limit:] for i in fits]
+            outputs: list[DecodeOutput] = []
+            with self._adapter(arm, adapted):
+                if fits:
+                    online = self._online(arm, adapted)
+                    outputs = self._decode(kept, arm, self.max_new_tokens, seeds, online)
             by_index = dict(zip(fits, outputs, strict=True))
-            rows += [self._row(task, arm, prompts[i], by_index.get(i)) for i, task in enumerate(batch)]
+            used = adapted if arm.ttt else None
+            rows += [self._row(task, arm, prompts[i], by_index.get(i), used) for i, task in enumerate(tasks)]
         return rows
 
-    def _decode(self, prompts: list[Tensor], arm: Arm, max_new_tokens: int, seeds: list[int]) -> list[DecodeOutput]:
+    def _context_prompts(self, context: str) -> list[Tensor]:
+        """Prompts of all tasks of a context that fit: a prompt cut on the left begins with something else."""
+        prompts = [self._prompt(task) for task in self.contexts[context]]
+        return [prompt for prompt in prompts if len(prompt) <= self._limit()] or [prompts[0][:0]]
+
+    def _adapter(self, arm: Arm, adapted: Adapted | None) -> AbstractContextManager[Any]:
+        """The draft as the arm wants it; an arm that goes on adapting puts its adapter in itself."""
+        kept = _kept(arm, adapted)
+        return nullcontext() if kept is None or arm.online_every is not None else self._loaded().adapter(kept)
+
+    def _online(self, arm: Arm, adapted: Adapted | None) -> OnlineTTT | None:
+        if arm.online_every is None or self.ttt is None:
+            return None
+        return OnlineTTT(arm.online_every, replace(self.ttt, steps=ONLINE_STEPS, holdout=0.0), _kept(arm, adapted))
+
+    def _decode(
+        self, prompts: list[Tensor], arm: Arm, max_new_tokens: int, seeds: list[int], online: OnlineTTT | None = None
+    ) -> list[DecodeOutput]:
         report = self.on_progress
         if report is not None:  # a long prefill is announced: the decoders report after it only
             report(arm.name, Progress(0, 0, len(prompts), len(prompts)))
@@ -216,6 +291,7 @@ class Decoding(LightningModule):
                 max_new_tokens=max_new_tokens,
                 stop_token_ids=self.stop_token_ids,
                 seed=seeds,
+                online=online,
                 on_progress=partial(report, arm.name) if report else None,
                 **arm.sampling(),
             )
@@ -264,10 +340,19 @@ class Decoding(LightningModule):
                 mend="set model.too_long to skip or truncate_left, or use a target with a longer context",
             )
 
-    def _row(self, task: Task, arm: Arm, prompt: Tensor, output: DecodeOutput | None) -> dict[str, Any]:
+    def _row(
+        self, task: Task, arm: Arm, prompt: Tensor, output: DecodeOutput | None, adapted: Adapted | None
+    ) -> dict[str, Any]:
         prompt_tokens = len(prompt)  # before truncation
         settings = {name: value for name, value in asdict(arm).items() if name != "name"}
-        head = {"arm": arm.name, **settings, "block_size": self._block_size(arm), "prompt_tokens": prompt_tokens}
+        head = {
+            "arm": arm.name,
+            **settings,
+            "block_size": self._block_size(arm),
+            "prompt_tokens": prompt_tokens,
+            "ttt": adapted and adapted.record,
+            **(adapted.cost if adapted else {}),
+        }
         if output is None:
             reason = f"prompt of {prompt_tokens} tokens, at most {self._limit()} fit"
             return {**task.row, "idx": task.idx, "model_output": None, "dgd": {**head, "skipped": reason}}
@@ -293,6 +378,13 @@ class Decoding(LightningModule):
             "tokens_per_second": trace.batch_tokens / trace.decode_seconds if trace.decode_seconds > 0 else None,
         }
         return {**task.row, "idx": task.idx, "model_output": text, "dgd": {**head, **result}}
+
+
+def _kept(arm: Arm, adapted: Adapted | None) -> Adapter | None:
+    """The context's adapter where the arm uses it and it is worth using."""
+    if not arm.ttt or adapted is None or adapted.result is None or not adapted.result.kept:
+        return None
+    return adapted.result.adapter
 
 
 def _model_type(pair: Pair) -> str:

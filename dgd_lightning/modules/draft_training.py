@@ -17,7 +17,6 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from dgd_lightning.data.responses import mixed_seed
 from dgd_lightning.decode import speculative_generate
 from dgd_lightning.draft.checkpoint import save_draft
 from dgd_lightning.draft.config import DraftConfig, default_layer_ids
@@ -28,6 +27,7 @@ from dgd_lightning.metrics.acceptance import AcceptanceLength
 from dgd_lightning.modules.export import best_checkpoint, copy_provenance, require_writable
 from dgd_lightning.modules.schedule import cosine_with_warmup
 from dgd_lightning.pair import Commits, Pair, load_pair, resolve_commits, source_fingerprint
+from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.target.load import bundled
 
 

@@ -63,7 +63,7 @@ class TargetPretraining(L.LightningModule):
         num_key_value_heads: int = 2,
         head_dim: int = 32,
         intermediate_size: int = 384,
-        max_position_embeddings: int = 65536,
+        max_position_embeddings: int = 262144,
         rope_theta: float = 10000.0,
         lr: float = 2e-3,
         weight_decay: float = 0.1,

@@ -74,7 +74,7 @@ class TTTConfig:
     query_only: bool = False
     window: int | None = None
     gradient_checkpointing: bool = False
-    chunk: int = 1024
+    chunk: int = 256
     weight_decay: float = 0.0
     clip: float | None = 1.0
     seed: int = 0

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dgd_lightning.data.responses import mixed_seed
 from dgd_lightning.draft.objective import sample_anchors
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import Pair
+from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.ttt.config import TTTConfig
 
 
@@ -36,10 +36,11 @@ class Blocks(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Labels before ``train_end`` are trained on; anchors from there on are held out."""
+    """Labels in ``train_start … train_end − 1`` are trained on; anchors from ``train_end`` on are held out."""
 
     length: int
     train_end: int
+    train_start: int = 0
 
 
 def split_context(length: int, block_size: int, config: TTTConfig) -> Split:
@@ -100,10 +101,11 @@ def draw_blocks(split: Split, config: TTTConfig, step: int, device: torch.device
     generator = torch.Generator().manual_seed(mixed_seed(config.seed, step))
     first, end = 0, split.train_end
     if config.window is not None and config.window < end:
-        first = int(torch.randint(end - config.window + 1, (1,), generator=generator))
+        low = max(0, min(split.train_start, end - config.window))
+        first = low + int(torch.randint(end - config.window - low + 1, (1,), generator=generator))
         end = first + config.window
     mask = torch.zeros(1, split.length, dtype=torch.bool)
-    mask[:, first + (first > 0) : end] = True  # the first entry of a window has nothing before it
+    mask[:, max(first + (first > 0), split.train_start) : end] = True  # a window's first entry has nothing before it
     anchors, keep = sample_anchors(mask, config.anchors_per_step, generator)
     return Blocks(anchors.to(device), keep.to(device), first, end, end)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from dgd_lightning.cli_lightning import ProjectCLI, import_plugins
+from dgd_lightning.sweep import parse_options as parse_sweep
+from dgd_lightning.sweep import read_setting
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -22,8 +24,14 @@ class ParseOnly(ProjectCLI):
 
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))
-def test_config_parses(path: Path) -> None:
-    subcommand = "fit" if "raining" in path.read_text() else "predict"  # DraftTraining, TargetPretraining
+def test_config_parses(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CONFIGS.parent)  # a sweep names its base from there
+    if path.parent.name == "sweeps":
+        options = parse_sweep(["--config", str(path)])
+        assert (CONFIGS.parent / options.base).is_file()
+        assert [read_setting(key, value) for key, value in options.search.items()]
+        return
+    subcommand = "predict" if "class_path: Decoding" in path.read_text() else "fit"
     import_plugins()
     with pytest.raises(Parsed):
         ParseOnly([subcommand, "--config", str(path)])

@@ -60,7 +60,7 @@ def test_forward(loaded: Pair, numbers: dict[str, torch.Tensor], chunk_size: int
     assert read.features is not None
     draft.extend(contexts, read.features, positions)
     with torch.no_grad():
-        hidden = draft.block(contexts, target.embed(block), torch.tensor([[length]]), max_length=length)
+        hidden = draft.block(contexts, target.embed(block), torch.tensor([[length]]), longest_anchor=length)
     torch.testing.assert_close(hidden, numbers["forward.draft_hidden"], **STATES)
     torch.testing.assert_close(target.lm_head(hidden), numbers["forward.draft_logits"], **STATES)
 

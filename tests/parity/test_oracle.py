@@ -72,11 +72,11 @@ def test_draft_forward_is_the_naive_one(family: str, layers: int) -> None:
         positions = torch.arange(length).expand(2, -1)
         draft.extend(cache, features[:, :7], positions[:, :7])
         draft.extend(cache, features[:, 7:], positions[:, 7:])
-        many = draft.block(cache, embeddings, anchors, max_length=length)
+        many = draft.block(cache, embeddings, anchors, longest_anchor=length)
         torch.testing.assert_close(many, wanted, **EXACT)
         # one block a row, last anchors first: the block's own keys overwrite the cache from its anchor on
         for n in (3, 2, 1, 0):
-            one = draft.block(cache, embeddings[:, n * size :][:, :size], anchors[:, n : n + 1], max_length=length)
+            one = draft.block(cache, embeddings[:, n * size :][:, :size], anchors[:, n : n + 1], longest_anchor=length)
             torch.testing.assert_close(one, wanted[:, n * size : (n + 1) * size], **EXACT)
 
 
@@ -94,7 +94,7 @@ def test_decoding_pattern_of_writes() -> None:
     for accepted in ([1, 3], [4, 2], [2, 4]):
         block = target.embed(torch.randint(0, 63, (2, 4), generator=torch.Generator().manual_seed(8)))
         with torch.no_grad():
-            hidden = draft.block(cache, block, starts[:, None], max_length=int(starts.max()))
+            hidden = draft.block(cache, block, starts[:, None], longest_anchor=int(starts.max()))
         for b in range(2):
             start = int(starts[b])
             wanted = naive_block(draft.config, weights, features[b, :start], block[b], start)

@@ -54,7 +54,8 @@ def test_filters_and_limit(tmp_path: Path) -> None:
 def test_groups_put_contexts_together() -> None:
     tasks = [Task(str(i), None, "p", row(context, str(i))) for i, context in enumerate("abacba")]
     groups = group_tasks(tasks, 4)
-    assert ["".join(map(context_of, group)) for group in groups] == ["aaab", "bc"]
+    assert ["".join(map(context_of, group)) for group in groups] == ["aaa", "bbc"]
+    assert ["".join(map(context_of, group)) for group in group_tasks(tasks, 2)] == ["aa", "a", "bb", "c"]
     assert sorted(task.idx for group in groups for task in group) == list("012345")
 
 

@@ -84,8 +84,8 @@ class StubDraft:
     def extend(self, cache: StubCache, features: Tensor, positions: Tensor) -> None:
         assert features.shape[:2] == positions.shape == (len(cache.tokens), positions.shape[1])
 
-    def block(self, cache: StubCache, embeddings: Tensor, anchors: Tensor, *, max_length: int) -> Tensor:
-        assert int(anchors.max()) <= max_length
+    def block(self, cache: StubCache, embeddings: Tensor, anchors: Tensor, *, longest_anchor: int) -> Tensor:
+        assert int(anchors.max()) <= longest_anchor
         token = embeddings[:, 0, 0].long()  # [B]
         return self.table[anchors[:, 0], token][:, : embeddings.shape[1]]  # [B, K, V]
 
@@ -330,7 +330,7 @@ class ChainDraft(StubDraft):
         super().__init__(pair.target.vocab_size, block_size, 0)
         self.texts, self.wrong = texts, wrong
 
-    def block(self, cache: StubCache, embeddings: Tensor, anchors: Tensor, *, max_length: int) -> Tensor:
+    def block(self, cache: StubCache, embeddings: Tensor, anchors: Tensor, *, longest_anchor: int) -> Tensor:
         logits = torch.zeros(*embeddings.shape[:2], self.table.shape[-1], dtype=torch.float64)
         for b, anchor in enumerate(anchors[:, 0].tolist()):
             text = next(t for t in self.texts if len(t) > anchor and t[anchor] == int(embeddings[b, 0, 0]))

@@ -1,0 +1,125 @@
+"""`ContextData`: the one context that a test-time training fit reads, from a text file or a file of rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from dgd_lightning.data.chat import prompt_ids
+from dgd_lightning.data.contexts import parse_rows
+from dgd_lightning.data.rows import read_jsonl, require_file
+from dgd_lightning.data.tasks import context_of
+from dgd_lightning.errors import InputError
+from dgd_lightning.types import Task
+
+
+class Steps(IterableDataset[int]):
+    """The numbers of the steps. Iterable, so that Lightning does not shard them: every rank makes every step."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.count))
+
+
+class OneContext(LightningDataModule):
+    """Base of the datamodules that hold one context: a subclass implements `context`."""
+
+    is_clbench = False
+
+    def context(self, tokenizer: Any) -> tuple[str, Tensor]:
+        """The context's id and its tokens [S].
+
+        Raises:
+            InputError: there is no such context.
+        """
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Hash of what makes the context."""
+        settings = {name: value for name, value in vars(self).items() if isinstance(value, str | int | Path | None)}
+        return hashlib.sha256(repr(sorted(settings.items(), key=str)).encode()).hexdigest()[:16]
+
+    def train_dataloader(self) -> DataLoader[int]:
+        """One step a batch, on every rank the same."""
+        assert self.trainer is not None
+        module: Any = self.trainer.lightning_module  # a TestTimeTraining
+        return DataLoader(Steps(module.ttt.steps * self.trainer.accumulate_grad_batches), batch_size=None)
+
+
+class ContextData(OneContext):
+    """One context of a file.
+
+    Args:
+        path: a text file, read as it is, or CL-bench-format rows (``.jsonl``, ``.jsonl.gz``).
+        context_id: which context of the rows (``metadata.context_id``); None takes the first one. All that the prompts
+            of its tasks begin with is read.
+        clbench: whether the rows are CL-bench's, which may never be adapted to. None: they are, unless they come from
+            the lab. Set it to false for rows of your own.
+    """
+
+    def __init__(self, path: str, context_id: str | None = None, clbench: bool | None = None) -> None:
+        super().__init__()
+        self.path, self.context_id, self.clbench = Path(path), context_id, clbench
+
+    @property
+    def rows(self) -> bool:
+        """Whether the file holds rows."""
+        return ".jsonl" in self.path.suffixes
+
+    @property
+    def is_clbench(self) -> bool:  # type: ignore[override]
+        """Whether CL-bench's licence holds for the context."""
+        if self.clbench is None:
+            return self.rows and not all("lab" in task.row["metadata"] for task in self._tasks())
+        return self.clbench
+
+    def _tasks(self) -> list[Task]:
+        tasks = parse_rows(read_jsonl(self.path, "data.path"))
+        wanted = self.context_id or context_of(tasks[0])
+        found = [task for task in tasks if context_of(task) == wanted]
+        if not found:
+            known = list(dict.fromkeys(map(context_of, tasks)))
+            raise InputError(
+                "data.context_id",
+                expected=f"one of {', '.join(known[:5])}{' …' if len(known) > 5 else ''}",
+                received=wanted,
+                mend="use an id that the rows have",
+            )
+        return found
+
+    def context(self, tokenizer: Any) -> tuple[str, Tensor]:
+        """See `OneContext.context`."""
+        if self.rows:
+            tasks = self._tasks()
+            return context_of(tasks[0]), shared_prefix(tokenizer, tasks)
+        require_file(self.path, "data.path")
+        text = self.path.read_text(encoding="utf-8")
+        if tokenizer is None:
+            raise InputError(
+                "model.target", expected="a folder with a tokenizer", received="none", mend="add the tokenizer's files"
+            )
+        return self.path.stem, torch.tensor(tokenizer.encode(text, add_special_tokens=False), dtype=torch.long)
+
+
+def shared_prefix(tokenizer: Any, tasks: Sequence[Task]) -> Tensor:
+    """The tokens [S] that the prompts of a context's tasks begin with."""
+    return common_prefix([prompt_ids(tokenizer, task, enable_thinking=False) for task in tasks])
+
+
+def common_prefix(prompts: Sequence[Tensor]) -> Tensor:
+    """The tokens [S] that all prompts begin with; a single prompt is its own prefix."""
+    shortest = min(map(len, prompts))
+    same = torch.stack([prompt[:shortest] == prompts[0][:shortest] for prompt in prompts]).all(0)  # [shortest]
+    return prompts[0][: int(same.long().cumprod(0).sum())]

@@ -1,0 +1,124 @@
+"""Test-time training inside `Decoding`: one adapter per context, made when the context's first group is decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dgd_lightning.data.one_context import common_prefix
+from dgd_lightning.errors import InputError
+from dgd_lightning.pair import Pair
+from dgd_lightning.ttt.adapt import AdaptResult, ttt_adapt
+from dgd_lightning.ttt.config import TTTConfig
+from dgd_lightning.ttt.lora import save_adapter
+from dgd_lightning.types import AdaptTrace
+
+ADAPTERS, TRACE = "adapters", "trace.json"
+CLBENCH = (
+    "CL-bench's licence is evaluation only: test-time training on its contexts is parameter updating, which it forbids"
+)
+
+
+class Adapted(NamedTuple):
+    """What is known of a context's adaptation."""
+
+    result: AdaptResult | None  # None where it failed
+    record: dict[str, Any]  # goes into the rows of the context's tasks, as ``dgd.ttt``
+    cost: dict[str, Any]  # so does this, beside it: what no two runs share
+
+
+class ContextAdapter:
+    """Adapts the draft to one context after another and remembers the last one.
+
+    Args:
+        pair: whose draft is adapted, and left as it was.
+        config: of every fit.
+        folder: where adapters are saved, a folder per context; None saves none.
+    """
+
+    def __init__(self, pair: Pair, config: TTTConfig, folder: Path | None) -> None:
+        self.pair, self.config, self.folder = pair, config, folder
+        self.last: tuple[str, Adapted] | None = None
+
+    def __call__(self, context_id: str, prompts: Callable[[], Sequence[Tensor]]) -> Adapted:
+        """The adapter of a context; a context that can't be adapted is told in its record, and the run goes on.
+
+        Args:
+            context_id: the context's name; groups of one context follow each other, so one adapter is remembered.
+            prompts: gives the prompts of all tasks of the context, [S] each; what they begin with is adapted to.
+        """
+        if self.last is None or self.last[0] != context_id:
+            self.last = (context_id, self._adapt(context_id, common_prefix(prompts())))
+        return self.last[1]
+
+    def _adapt(self, context_id: str, context: Tensor) -> Adapted:
+        try:
+            result = ttt_adapt(self.pair, context, self.config)
+        except (InputError, torch.OutOfMemoryError) as error:
+            return Adapted(None, {"kept": False, "error": " ".join(str(error).split())}, {})
+        if self.folder is not None:
+            folder = save_adapter(result.adapter, self.folder / safe_name(context_id))
+            (folder / TRACE).write_text(json.dumps(trace_dict(result.trace), indent=1) + "\n")
+        trace = result.trace
+        cost = {
+            "ttt_prefill_seconds": trace.prefill_seconds,
+            "ttt_fit_seconds": trace.fit_seconds,
+            "ttt_peak_memory": trace.peak_memory,
+        }
+        return Adapted(result, summary(trace), cost)
+
+
+def summary(trace: AdaptTrace) -> dict[str, Any]:
+    """What a prediction row tells of an adaptation."""
+    before, after = (trace.scores[0], best_score(trace)) if trace.scores else (None, None)
+    return {
+        "kept": trace.kept,
+        "stopped": trace.stopped,
+        "steps": len(trace.losses),
+        "best_step": trace.best_step,
+        "context_tokens": trace.context_tokens,
+        "parameters": trace.parameters,
+        "first_loss": trace.losses[0] if trace.losses else None,
+        "last_loss": trace.losses[-1] if trace.losses else None,
+        "held_out_before": before and before._asdict(),
+        "held_out_after": after and after._asdict(),
+    }
+
+
+def trace_dict(trace: AdaptTrace) -> dict[str, Any]:
+    """A whole trace for JSON."""
+    return {**trace._asdict(), "scores": [score._asdict() for score in trace.scores]}
+
+
+def best_score(trace: AdaptTrace) -> Any:
+    """The held-out score of the weights that were kept (the first one where none were)."""
+    return next(score for score in trace.scores if score.step == trace.best_step)
+
+
+def safe_name(context_id: str) -> str:
+    """A folder name for any id: other characters than ``[\\w.-]`` are replaced, and then a digest keeps ids apart."""
+    plain = re.sub(r"[^\w.-]", "_", context_id, flags=re.ASCII)[:80].lstrip(".")
+    if plain == context_id:
+        return plain
+    return f"{plain}-{hashlib.sha256(context_id.encode()).hexdigest()[:8]}"
+
+
+def check_clbench(data: Any, accepted: bool) -> None:
+    """Raises:
+    InputError: the data are CL-bench's and the user has not said that adapting on them was permitted.
+    """
+    if getattr(data, "is_clbench", False) and not accepted:
+        raise InputError(
+            "model.ttt",
+            expected="contexts that may be adapted to",
+            received=f"rows in CL-bench's format. {CLBENCH}",
+            mend="set data.clbench: false if the rows are your own, model.accept_clbench_license: true if you have "
+            "obtained permission, or model.ttt: null",
+        )

@@ -1,0 +1,222 @@
+"""`TestTimeTraining`: `ttt_adapt` as a Lightning fit, for one context (`dgd fit --config configs/ttt/*.yaml`).
+
+Precision, accumulation, clipping and the strategy are the Trainer's; the loss, the blocks, the held-out score and the
+choice of the best weights are the functions that `ttt_adapt` calls, so both give the same adapter for the same seed.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from dgd_lightning.errors import InputError
+from dgd_lightning.modules.adaptation import ADAPTERS, TRACE, check_clbench, safe_name, trace_dict
+from dgd_lightning.pair import Commits, Pair, load_pair, resolve_commits, source_fingerprint
+from dgd_lightning.target.load import bundled
+from dgd_lightning.ttt.adapt import AdaptResult, Fit, check_context, make_optimizer
+from dgd_lightning.ttt.config import TTTConfig
+from dgd_lightning.ttt.context import ReadContext, Split, read_context, split_context
+from dgd_lightning.ttt.lora import DraftLora, save_adapter
+from dgd_lightning.ttt.problem import AdaptProblem
+
+
+class TestTimeTraining(L.LightningModule):
+    """Fit LoRA weights of the draft to the one context that the datamodule holds.
+
+    The datamodule's ``context(tokenizer)`` gives the context; its batches are the numbers of the steps. Under DDP every
+    rank reads the context and takes every n-th block of a step; gradients are averaged, so that the ranks together make
+    the step that one would.
+
+    Args:
+        target: Hub id or folder of the target, or ``lab``.
+        draft: Hub id or folder of the draft, or ``lab``.
+        ttt: the fit; ``clip`` is the Trainer's here (``trainer.gradient_clip_val``).
+        dtype: the pair's dtype (``auto``: the checkpoint's); LoRA weights are fp32 or wider.
+        attn_implementation: the target's attention.
+        revision: the target's revision on the Hub.
+        draft_revision: the draft's revision on the Hub.
+        cpu_threads: threads that torch uses on a CPU; None leaves torch's choice.
+        export_dir: where the adapter goes too, beside the run folder's ``adapters/<context id>/``; None: nowhere else.
+        accept_clbench_license: you have obtained permission to adapt to CL-bench's contexts, which its licence forbids.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        draft: str,
+        ttt: TTTConfig,
+        dtype: str = "auto",
+        attn_implementation: str | None = None,
+        revision: str | None = None,
+        draft_revision: str | None = None,
+        cpu_threads: int | None = None,
+        export_dir: Path | None = None,
+        accept_clbench_license: bool = False,
+    ) -> None:
+        super().__init__()
+        self.target_source, self.draft_source = bundled(target, "target"), bundled(draft, "draft")
+        self.ttt, self.dtype_name, self.attn_implementation = ttt, dtype, attn_implementation
+        self.revision, self.draft_revision, self.cpu_threads = revision, draft_revision, cpu_threads
+        self.export_dir, self.accept_clbench_license = export_dir, accept_clbench_license
+        self.commits: Commits | None = None
+        self.pair: Pair | None = None
+        self.fit: Fit | None = None
+        self.result: AdaptResult | None = None
+        self.values: list[float] = []  # losses of the micro-batches since the last optimiser step
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the run starts from, for its provenance."""
+        commits = self.pin()
+        return {
+            "target": source_fingerprint("target", self.target_source, commits.target),
+            "draft": source_fingerprint("draft", self.draft_source, commits.draft),
+        }
+
+    def pin(self) -> Commits:
+        """The commits of the Hub ids, looked up when first asked and kept.
+
+        Raises:
+            InputError: no such folder, Hub id or revision, or no way to reach the Hub.
+        """
+        if self.commits is None:
+            self.commits = resolve_commits(
+                self.target_source, self.draft_source, self.revision, self.draft_revision, prefix="model."
+            )
+        return self.commits
+
+    def setup(self, stage: str) -> None:
+        """Checks that the data may be adapted to.
+
+        Raises:
+            InputError: another subcommand than ``fit``, or CL-bench's rows without permission.
+        """
+        if stage != "fit":
+            raise InputError("subcommand", expected="fit", received=stage, mend="run `dgd fit`")
+        if self.cpu_threads is not None:
+            torch.set_num_threads(self.cpu_threads)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(data, "context"):
+            raise InputError(
+                "data",
+                expected="a ContextData: one context to adapt to",
+                received=type(data).__name__,
+                mend="set data.class_path: ContextData",
+            )
+        check_clbench(data, self.accept_clbench_license)
+
+    def configure_model(self) -> None:
+        """Loads the pair, lets the target read the context, puts the LoRA layers in."""
+        if self.pair is not None:
+            return
+        device = self.trainer.strategy.root_device
+        commits = self.commits = self.trainer.strategy.broadcast(self.pin())
+        pair = load_pair(
+            self.target_source,
+            self.draft_source,
+            dtype=self.dtype_name,
+            device=device,
+            attn_implementation=self.attn_implementation,
+            revision=commits.target,
+            draft_revision=commits.draft,
+        )
+        assert pair.draft is not None
+        self.context_id, ids = self.trainer.datamodule.context(pair.tokenizer)  # type: ignore[attr-defined]
+        ids = check_context(pair, ids)
+        self.split: Split = split_context(len(ids), pair.draft.config.block_size, self.ttt)
+        self.read: ReadContext = read_context(pair, ids, self.ttt, self.split)
+        self.pair = pair
+        config = self.ttt
+        self.lora = DraftLora(
+            pair.draft, rank=config.rank, alpha=config.scaling * config.rank, modules=config.modules, seed=config.seed
+        )
+        self.draft = pair.draft  # registered: its LoRA weights are all that can be trained
+
+    def on_fit_start(self) -> None:
+        """Scores the held-out span before the first step."""
+        assert self.pair is not None
+        problem = AdaptProblem(self.pair, self.read, self.split, self.ttt, self.lora)
+        self.fit, self.began = Fit(problem, self.lora, self.ttt), time.perf_counter()
+        self._log_score(0)
+
+    def forward(self, step: int) -> Tensor:
+        """The loss of a step's blocks on this rank."""
+        assert self.fit is not None
+        ranks = self.trainer.world_size
+        reduce = (lambda x: self.trainer.strategy.reduce(x.detach(), reduce_op="sum")) if ranks > 1 else None
+        return self.fit.problem.loss(step, rank=self.trainer.global_rank, ranks=ranks, reduce=reduce)
+
+    def training_step(self, batch: int, batch_idx: int) -> Tensor | None:
+        assert self.fit is not None
+        loss = self(int(batch))
+        value = loss.detach()
+        if self.trainer.world_size > 1:
+            value = self.trainer.strategy.reduce(value, reduce_op="mean")
+        self.values.append(float(value))
+        self.log("ttt/loss", self.values[-1], prog_bar=True)
+        if not self.fit.check(value):
+            self.trainer.should_stop = True
+            return None
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """After an optimiser step: counts it, and scores when it is time to."""
+        assert self.fit is not None
+        if self.trainer.global_step == self.fit.step:  # accumulating, or nothing was stepped
+            return
+        if self.fit.advance(statistics.fmean(self.values)) is not None:
+            self._log_score(self.fit.step)
+        self.values = []
+        if self.fit.finished:
+            self.trainer.should_stop = True
+
+    def _log_score(self, step: int) -> None:
+        assert self.fit is not None
+        if not self.fit.scores or self.trainer.logger is None:
+            return
+        score = self.fit.scores[-1]
+        values = {"ttt/held_out_loss": score.loss, "ttt/held_out_tau": score.tau}
+        values |= {f"ttt/held_out_acceptance/slot_{slot:02d}": rate for slot, rate in enumerate(score.acceptance, 1)}
+        self.trainer.logger.log_metrics(values, step)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return make_optimizer(self.lora, self.ttt)
+
+    def on_train_end(self) -> None:
+        """Keeps the best weights, or none, and writes the adapter."""
+        assert self.fit is not None
+        self.fit.conclude()
+        cuda = self.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(self.device) if cuda else None
+        trace = self.fit.trace(self.read.seconds, time.perf_counter() - self.began, peak)
+        self.result = AdaptResult(self.lora.adapter(), trace, trace.kept)
+        log_dir = self.trainer.log_dir  # a collective: every rank asks
+        if not self.trainer.is_global_zero:
+            return
+        for folder in (log_dir and Path(log_dir, ADAPTERS, safe_name(self.context_id)), self.export_dir):
+            if folder:
+                save_adapter(self.result.adapter, folder)
+                (Path(folder) / TRACE).write_text(json.dumps(trace_dict(trace), indent=1) + "\n")
+        print(report(self.context_id, self.result))
+
+
+def report(context_id: str, result: AdaptResult) -> str:
+    """A fit in a few lines, for people."""
+    trace = result.trace
+    lines = [
+        f"context {context_id}: {trace.context_tokens} tokens, {trace.parameters:,} LoRA parameters, "
+        f"prefill {trace.prefill_seconds:.2f} s, {len(trace.losses)} steps in {trace.fit_seconds:.2f} s"
+    ]
+    if trace.scores:
+        before = trace.scores[0]
+        best = next(score for score in trace.scores if score.step == trace.best_step)
+        lines.append(f"held out: loss {before.loss:.3f} → {best.loss:.3f}, τ {before.tau:.2f} → {best.tau:.2f}")
+    kept = f"kept the weights of step {trace.best_step}" if result.kept else "kept nothing: the draft stays as it was"
+    lines.append(kept if trace.stopped in ("done", "early") else f"{kept} ({trace.stopped})")
+    return "\n".join(lines)

@@ -1,0 +1,127 @@
+"""Online test-time training: while one prompt is decoded, the draft goes on learning from what was verified."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dgd_lightning.errors import InputError
+from dgd_lightning.pair import Pair
+from dgd_lightning.ttt.adapt import check_adaptable, make_optimizer
+from dgd_lightning.ttt.config import TTTConfig
+from dgd_lightning.ttt.context import ReadContext, Split
+from dgd_lightning.ttt.lora import Adapter, DraftLora, check_base
+from dgd_lightning.ttt.problem import AdaptProblem
+
+
+@dataclass
+class OnlineTTT:
+    """Adaptation during decoding.
+
+    Args:
+        every: committed tokens between two rounds.
+        config: of a round, ``steps`` steps on blocks of the tokens generated so far. Nothing is held out.
+        adapter: what to start from (an adapter of the context); None starts from the draft as it is.
+
+    Raises:
+        InputError: ``every`` is not a positive integer.
+    """
+
+    every: int = 64
+    config: TTTConfig = field(default_factory=lambda: TTTConfig(steps=2))
+    adapter: Adapter | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+            raise InputError(
+                "online.every", expected="an integer of at least 1", received=repr(self.every), mend="use e.g. 64"
+            )
+
+
+class OnlineFit:
+    """LoRA layers in the draft while one prompt is decoded, and what the target said of its tokens.
+
+    Args:
+        pair: whose draft adapts; :meth:`close` gives it back as it was.
+        online: when and how.
+        capacity: positions that may be seen.
+
+    Raises:
+        InputError: the draft can't be adapted now, or the adapter was made for another one.
+    """
+
+    def __init__(self, pair: Pair, online: OnlineTTT, capacity: int) -> None:
+        check_adaptable(pair)
+        assert pair.draft is not None
+        target, config, given = pair.target, online.config, online.adapter
+        if given is not None:
+            check_base(pair.draft, given)
+        self.pair, self.config, self.every = pair, config, online.every
+        self.width = pair.draft.config.num_features
+        self.layer_ids = (*pair.draft.config.target_layer_ids, target.num_layers - 1)
+        self.features = torch.zeros(1, capacity, self.width, dtype=target.dtype, device=target.device)
+        self.states = torch.zeros(1, capacity, target.hidden_size, dtype=target.dtype, device=target.device)
+        shape = (config.rank, config.scaling * config.rank, tuple(config.modules))
+        rank, alpha, modules = shape if given is None else (given.rank, given.alpha, given.modules)
+        self.lora = DraftLora(pair.draft, rank=rank, alpha=alpha, modules=modules, seed=config.seed)
+        if given is not None:
+            self.lora.load(given.weights)
+        self.optimizer = make_optimizer(self.lora, config)
+        self.rounds, self.step, self.last = 0, 0, 0
+
+    def observe(self, taps: Tensor, positions: Tensor) -> Tensor:
+        """Keep what a forward gave, and return the draft's part of it.
+
+        Rejected positions are kept too: they lie beyond the anchor and are overwritten before they count.
+
+        Args:
+            taps: [1, Q, (F + 1)·H], the layers ``layer_ids``.
+            positions: [1, Q].
+
+        Returns:
+            [1, Q, F·H].
+        """
+        features, states = taps[..., : self.width], taps[..., self.width :]
+        self.features[:, positions[0]] = features
+        self.states[:, positions[0]] = states
+        return features
+
+    def due(self, generated: int) -> bool:
+        """Whether it is time for a round, with so many tokens generated."""
+        return generated - self.last >= self.every and generated > 2
+
+    @torch.enable_grad()
+    def adapt(self, ids: Tensor, prompt_length: int) -> Tensor:
+        """One round on the tokens behind the prompt.
+
+        Args:
+            ids: [S], prompt and verified tokens, all of them read by the target.
+            prompt_length: where the generated ones begin.
+
+        Returns:
+            [1, S, F·H]: the features, from which the draft's context must be made again where it changed.
+        """
+        length = ids.shape[0]
+        read = ReadContext(ids[None], self.features[:, :length], self.states[:, :length], 0, 0.0)
+        split = Split(length, length, prompt_length)
+        problem = AdaptProblem(self.pair, read, split, self.config, self.lora)
+        for _ in range(self.config.steps):
+            self.optimizer.zero_grad(set_to_none=True)
+            problem.loss(self.step).backward()
+            if self.config.clip is not None:
+                torch.nn.utils.clip_grad_norm_(self.lora.parameters(), self.config.clip)
+            self.optimizer.step()
+            self.step += 1
+        self.rounds, self.last = self.rounds + 1, length - prompt_length
+        return read.features
+
+    @property
+    def moves_context(self) -> bool:
+        """Whether the draft's keys and values of the context depend on what is adapted."""
+        return set(self.lora.modules) != {"q_proj"}
+
+    def close(self) -> None:
+        """Give the draft its own layers back."""
+        self.lora.remove()

@@ -1,0 +1,202 @@
+"""Test-time training through the command: `fit` and `predict` make the same adapters and keep them apart."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from cli_tools import Config, Dgd, TinyPair, check_told, predictions
+
+from dgd_lightning import TTTConfig, load_adapter, load_pair, ttt_adapt
+from dgd_lightning.data.one_context import ContextData
+from dgd_lightning.modules.adaptation import safe_name
+
+FIT = {"steps": 6, "lr": 0.02, "rank": 2, "anchors_per_step": 8, "eval_every": 2}
+ARMS = [
+    {"name": "ar", "method": "autoregressive"},
+    {"name": "plain", "method": "speculative"},
+    {"name": "adapted", "method": "speculative", "ttt": True},
+]
+LAUNCH_SECONDS = 300  # to import everything twice on a crowded core
+RANKS = 1e-9  # fp64 gradients, summed in another order, and what AdamW makes of it
+TEXT = "The heron haunts the marsh. The otter eats eels. The lynx haunts the cliff and eats mice. " * 2
+
+
+def fit_yaml(tmp_path: Path, pair: TinyPair, data: dict[str, Any], **model: Any) -> Path:
+    settings = {
+        "name": "fit",
+        "logs_dir": str(tmp_path / "logs"),
+        "model": {
+            "class_path": "TestTimeTraining",
+            "init_args": {"target": str(pair.target), "draft": str(pair.draft), "ttt": FIT, **model},
+        },
+        "data": {"class_path": "ContextData", "init_args": data},
+        "trainer": {"accelerator": "cpu", "devices": 1, "max_epochs": 1, "gradient_clip_val": 1.0,
+                    "enable_checkpointing": False, "log_every_n_steps": 1},
+    }  # fmt: skip
+    path = tmp_path / "fit.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def text_file(tmp_path: Path) -> Path:
+    path = tmp_path / "guide.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def test_fit_makes_the_adapter_of_ttt_adapt(dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path) -> None:
+    path = fit_yaml(tmp_path, tiny_pair, {"path": str(text_file(tmp_path))}, export_dir=str(tmp_path / "out"))
+    run = dgd("fit", "--config", path)
+    assert run.code == 0, run.err
+    assert "held out: loss" in run.out
+    folder = tmp_path / "logs" / "fit" / "version_0"
+    ours = load_adapter(folder / "adapters" / "guide")
+
+    pair = load_pair(tiny_pair.target, tiny_pair.draft, device="cpu")
+    _, ids = ContextData(str(tmp_path / "guide.txt")).context(pair.tokenizer)
+    result = ttt_adapt(pair, ids, TTTConfig(**FIT))
+    assert ours.weights.keys() == result.adapter.weights.keys()
+    assert result.kept
+    for key, weight in result.adapter.weights.items():
+        assert torch.equal(ours.weights[key], weight), key
+        assert torch.equal(load_adapter(tmp_path / "out").weights[key], weight)
+    trace = json.loads((folder / "adapters" / "guide" / "trace.json").read_text())
+    assert trace["losses"] == result.trace.losses
+    assert [score["loss"] for score in trace["scores"]] == [score.loss for score in result.trace.scores]
+    assert len(trace["losses"]) == FIT["steps"]
+
+
+def test_two_ranks_share_the_blocks_of_a_step(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    adapters = []
+    for ranks in (1, 2):
+        out = tmp_path / f"out{ranks}"
+        path = fit_yaml(tmp_path, tiny_pair, {"path": str(text_file(tmp_path))}, export_dir=str(out))
+        command = [
+            sys.executable,
+            "-m",
+            "dgd_lightning.cli",
+            "fit",
+            "--config",
+            str(path),
+            "--trainer.devices",
+            str(ranks),
+        ]
+        if ranks > 1:
+            command += ["--trainer.strategy", "ddp"]
+        subprocess.run(command, check=True, timeout=LAUNCH_SECONDS, capture_output=True)
+        adapters.append(load_adapter(out).weights)
+    one, two = adapters
+    for key in one:
+        assert torch.allclose(one[key], two[key], rtol=0, atol=RANKS), key
+    assert any((one[key] != 0).any() for key in one if "lora_B" in key)
+
+
+def test_predict_adapts_each_context_and_changes_no_token(
+    config: Config, dgd: Dgd, tiny_pair: TinyPair, contexts: Path, tmp_path: Path
+) -> None:
+    data = {"path": str(contexts), "batch_size": 3, "clbench": False}
+    path = config({"arms": ARMS, "ttt": FIT}, data)
+    run = dgd("predict", "--config", path)
+    assert run.code == 0, run.err
+    assert "paired by context" in run.out
+    folder = tmp_path / "logs" / "run" / "version_0"
+    rows = predictions(folder)
+    by_arm = {arm["name"]: {row["idx"]: row["dgd"] for row in rows if row["dgd"]["arm"] == arm["name"]} for arm in ARMS}
+    assert all(len(one) == 6 for one in by_arm.values())
+    for idx, row in by_arm["adapted"].items():
+        assert row["output_ids"] == by_arm["plain"][idx]["output_ids"] == by_arm["ar"][idx]["output_ids"]
+        assert row["ttt"]["steps"] == FIT["steps"]
+        assert row["ttt"]["held_out_after"]["loss"] <= row["ttt"]["held_out_before"]["loss"]
+    assert any(row["ttt"]["kept"] for row in by_arm["adapted"].values())
+    assert all(row["ttt"] is None for name in ("ar", "plain") for row in by_arm[name].values())
+
+    # The adapter of a context is what its tasks' common tokens give, whatever was adapted before.
+    pair = load_pair(tiny_pair.target, tiny_pair.draft, device="cpu")
+    _, ids = ContextData(str(contexts), context_id="c3").context(pair.tokenizer)
+    expected = ttt_adapt(pair, ids, TTTConfig(**FIT)).adapter.weights
+    saved = load_adapter(folder / "adapters" / "c3").weights
+    assert all(torch.equal(saved[key], expected[key]) for key in expected)
+
+    # Groups of another size are other batches, not other adapters.
+    alone = dgd("predict", "--config", path, "--data.batch_size", "1", "--name", "alone")
+    assert alone.code == 0, alone.err
+    again = {(row["idx"], row["dgd"]["arm"]): row["dgd"] for row in predictions(tmp_path / "logs/alone/version_0")}
+    for row in rows:
+        other = again[row["idx"], row["dgd"]["arm"]]
+        assert other["ttt"] == row["dgd"]["ttt"]
+        assert other["acceptance_lengths"] == row["dgd"]["acceptance_lengths"]
+
+
+def test_predict_on_two_ranks_gives_the_rows_of_one(config: Config, contexts: Path, tmp_path: Path) -> None:
+    path = config({"arms": ARMS, "ttt": FIT}, {"path": str(contexts), "batch_size": 2, "clbench": False})
+    found = []
+    for ranks in (1, 2):
+        command = [sys.executable, "-m", "dgd_lightning.cli", "predict", "--config", str(path), "--name", f"r{ranks}"]
+        command += ["--trainer.devices", str(ranks)] + (["--trainer.strategy", "ddp"] if ranks > 1 else [])
+        subprocess.run(command, check=True, timeout=LAUNCH_SECONDS, capture_output=True)
+        found.append(predictions(tmp_path / "logs" / f"r{ranks}" / "version_0"))
+    for rows in found:
+        for row in rows:
+            row["dgd"].pop("config_hash")
+    assert found[0] == found[1]
+
+
+def test_a_context_that_is_too_short_is_told_and_the_run_goes_on(
+    config: Config, dgd: Dgd, contexts: Path, tmp_path: Path
+) -> None:
+    long = {**FIT, "holdout": 0.95}
+    run = dgd("predict", "--config", config({"arms": ARMS, "ttt": long}, {"path": str(contexts), "clbench": False}))
+    assert run.code == 0, run.err
+    rows = [
+        row["dgd"] for row in predictions(tmp_path / "logs" / "run" / "version_0") if row["dgd"]["arm"] == "adapted"
+    ]
+    assert len(rows) == 6
+    assert all("context_ids: expected at least" in row["ttt"]["error"] and row["tokens"] for row in rows)
+
+
+def test_clbench_is_never_adapted_to_without_permission(
+    config: Config, dgd: Dgd, tiny_pair: TinyPair, contexts: Path, tmp_path: Path
+) -> None:
+    path = config({"arms": ARMS, "ttt": FIT}, {"path": str(contexts)})
+    check_told(dgd("predict", "--config", path), "model.ttt", "licence", "clbench: false", "accept_clbench_license")
+    assert dgd("predict", "--config", path, "--model.accept_clbench_license", "true").code == 0
+    fit = fit_yaml(tmp_path, tiny_pair, {"path": str(contexts)})
+    check_told(dgd("fit", "--config", fit), "model.ttt", "licence")
+    no_adapter = config({"arms": ARMS[:2]}, {"path": str(contexts)})
+    assert dgd("predict", "--config", no_adapter).code == 0  # decoding is fine
+
+
+@pytest.mark.parametrize(
+    ("model", "argument", "words"),
+    [
+        ({"arms": ARMS}, "model.ttt", ("null",)),
+        ({"arms": ARMS[:2], "ttt": FIT}, "model.ttt", ("ttt: true",)),
+        ({"arms": [{**ARMS[0], "ttt": True}], "ttt": FIT}, "model.arms[ar].ttt", ()),
+        ({"arms": ARMS, "ttt": {**FIT, "rank": 0}}, "ttt.rank", ()),
+        ({"arms": ARMS, "ttt": {**FIT, "modules": ["w1"]}}, "ttt.modules", ("fc",)),
+    ],
+)
+def test_bad_settings_are_one_line(
+    config: Config, dgd: Dgd, contexts: Path, model: dict[str, Any], argument: str, words: tuple[str, ...]
+) -> None:
+    run = dgd("predict", "--config", config(model, {"path": str(contexts), "clbench": False}))
+    check_told(run, argument, *words)
+
+
+def test_inference_mode_is_refused_in_a_line(config: Config, dgd: Dgd, contexts: Path) -> None:
+    path = config({"arms": ARMS, "ttt": FIT}, {"path": str(contexts), "clbench": False}, {"inference_mode": True})
+    check_told(dgd("predict", "--config", path), "trainer.inference_mode", "inference_mode: false")
+
+
+def test_context_ids_become_safe_folder_names() -> None:
+    assert safe_name("c-3.x_y") == "c-3.x_y"
+    names = {safe_name(name) for name in ("../../etc", "a/b", "a b", "a_b", "", "..", "é" * 300)}
+    assert len(names) == 7
+    assert all("/" not in name and not name.startswith(".") and 0 < len(name) < 100 for name in names)

@@ -1,0 +1,93 @@
+"""Adaptation during decoding: lossless, forgotten at the end, and what a round reads is what the target said."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import make_pair
+from torch import Tensor
+
+from dgd_lightning import InputError, OnlineTTT, TTTConfig, autoregressive_generate, speculative_generate, ttt_adapt
+from dgd_lightning.ttt import online as online_module
+from dgd_lightning.ttt.context import read_context, split_context
+from dgd_lightning.ttt.lora import base_digest
+
+CLOSE = 1e-9  # fp64 hidden states of a prefill against those of single blocks
+
+
+def prompt(length: int = 30) -> Tensor:
+    return torch.randint(0, 60, (length,), generator=torch.Generator().manual_seed(0))
+
+
+def online(every: int = 8, **changes: object) -> OnlineTTT:
+    knobs = {"steps": 3, "lr": 3e-2, "anchors_per_step": 8, "holdout": 0.0, "loss": "argmax", **changes}
+    return OnlineTTT(every, TTTConfig(**knobs))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("modules", [["q_proj"], ["fc", "q_proj", "k_proj", "v_proj"]])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_output_is_the_targets_and_the_draft_is_given_back(temperature: float, modules: list[str]) -> None:
+    pair, ids = make_pair(), prompt()
+    knobs = {"max_new_tokens": 80, "temperature": temperature, "seed": 3}
+    digest, names = base_digest(pair.draft), list(pair.draft.state_dict())
+    adapted = speculative_generate(pair, [ids], online=online(modules=modules), scheme="exact_match", **knobs)[0]
+    plain = autoregressive_generate(pair, [ids], **knobs)[0]
+    assert torch.equal(adapted.tokens, plain.tokens)
+    assert base_digest(pair.draft) == digest
+    assert list(pair.draft.state_dict()) == names
+    before = speculative_generate(pair, [ids], scheme="exact_match", **knobs)[0]
+    assert adapted.trace.verified_lengths != before.trace.verified_lengths  # it did learn something
+    again = speculative_generate(pair, [ids], online=online(modules=modules), scheme="exact_match", **knobs)[0]
+    assert again.trace.verified_lengths == adapted.trace.verified_lengths
+
+
+def test_a_round_reads_what_a_prefill_of_the_same_text_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair, ids = make_pair(), prompt()
+    rounds: list[tuple[Tensor, Tensor, Tensor]] = []
+    adapt = online_module.OnlineFit.adapt
+
+    def spy(self: online_module.OnlineFit, text: Tensor, length: int) -> Tensor:
+        features = adapt(self, text, length)
+        rounds.append((text.clone(), features.clone(), self.states[:, : len(text)].clone()))
+        return features
+
+    monkeypatch.setattr(online_module.OnlineFit, "adapt", spy)
+    output = speculative_generate(pair, [ids], max_new_tokens=40, online=online())[0]
+    assert len(rounds) >= 4
+    whole = torch.cat([ids, output.tokens])
+    for text, features, states in rounds:
+        assert torch.equal(text, whole[: len(text)])
+        config = TTTConfig(labels="target")
+        read = read_context(pair, text, config, split_context(len(text), 4, config))
+        assert torch.allclose(features, read.features, atol=CLOSE)
+        assert torch.allclose(states, read.states, atol=CLOSE)
+
+
+def test_the_context_is_made_again_after_a_round() -> None:
+    """With rounds that change nothing, decoding is what it was; the draft cache that a round rewrites is the same."""
+    pair, ids = make_pair(), prompt()
+    plain = speculative_generate(pair, [ids], max_new_tokens=40)[0]
+    still = speculative_generate(pair, [ids], max_new_tokens=40, online=online(lr=0.0))[0]
+    assert still.trace.verified_lengths == plain.trace.verified_lengths
+
+
+def test_it_starts_from_the_contexts_adapter() -> None:
+    pair, ids = make_pair(), prompt(60)
+    result = ttt_adapt(pair, ids, TTTConfig(steps=60, lr=3e-2, loss="argmax", holdout=0.0))
+    with pair.adapter(result):
+        expected = speculative_generate(pair, [ids], max_new_tokens=30)[0]
+    still = TTTConfig(steps=1, lr=0.0, holdout=0.0)
+    ours = speculative_generate(pair, [ids], max_new_tokens=30, online=OnlineTTT(8, still, result.adapter))[0]
+    assert ours.trace.verified_lengths == expected.trace.verified_lengths
+
+
+def test_bad_uses_are_told() -> None:
+    pair, ids = make_pair(), prompt()
+    with pytest.raises(InputError, match="one prompt a call"):
+        speculative_generate(pair, [ids, ids], max_new_tokens=8, online=online())
+    with pytest.raises(InputError, match=r"online\.every"):
+        OnlineTTT(0)
+    other = ttt_adapt(make_pair(seed=5), ids, TTTConfig(steps=1)).adapter
+    with pytest.raises(InputError, match="one of this draft"):
+        speculative_generate(pair, [ids], max_new_tokens=8, online=OnlineTTT(8, TTTConfig(), other))
+    assert speculative_generate(pair, [ids], max_new_tokens=8)[0].tokens.numel() == 8  # nothing was left behind
