@@ -15,7 +15,7 @@ def glossary(world: World) -> LabContext:
     """A glossary of coined words: the meaning of one, and the whole page read out."""
     entries = {world.name(): world.rng.choice(TOOLS + GOODS) for _ in range(min(world.size, len(NUMBERS)))}
     numbered = zip(NUMBERS, entries.items(), strict=False)
-    lines = [f"Entry {number}: the word {word} means {meaning}." for number, (word, meaning) in numbered]
+    lines = [f"Entry {number} {word} means {meaning} in the glossary." for number, (word, meaning) in numbered]
     tasks = [
         value_task(
             f"What does the word {word} mean?", f"The word {word} means {entries[word]}.", entries[word], "lookup"
@@ -98,7 +98,7 @@ def cipher(world: World) -> LabContext:
     """A code book: which coined word stands for which word; decode one, encode a long message."""
     words = world.pick(COLOURS + TOOLS, world.size)
     codes = {word: world.name() for word in words}
-    lines = [f"For the common word {word} write {codes[word]}." for word in words]
+    lines = [f"For the common word {word} write {codes[word]} in the code book." for word in words]
     tasks = [
         value_task(f"How do we write {word}?", f"For {word} write {codes[word]}.", codes[word], "lookup")
         for word in world.pick(words, len(words))
@@ -106,7 +106,7 @@ def cipher(world: World) -> LabContext:
     word = world.rng.choice(words)
     tasks.append(value_task(f"What does {codes[word]} mean?", f"Read {codes[word]} as {word}.", word, "reverse"))
     message = world.pick(words, len(words))
-    pairs = [f"For the common word {word} write {codes[word]}." for word in message]
+    pairs = [f"For the common word {word} write {codes[word]} in the code book." for word in message]
     question = f"Encode this message word by word: {', '.join(message)}."
     tasks.append(sequence_task(question, " ".join(pairs), pairs, "encode", "code words"))
     system = f"You use the code book of {world.name()}."

@@ -22,7 +22,7 @@ EVAL_SIZES = {
     "tariff": (20, 28),
     "experiment": (20, 28),
     "glossary": (8, 12),
-    "cipher": (9, 13),
+    "cipher": (8, 11),
     "procedure": (7, 10),
     "route": (8, 12),
     "simulation": (14, 16),

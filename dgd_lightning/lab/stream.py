@@ -30,6 +30,7 @@ class Stage:
             twice: many look-ups in few tokens, without which they are not learnt in reasonable time.
         contradict: share of the facts with a prior that contradict it.
         families: names of the families to draw from; repeat one to weight it.
+        end_weight: loss weight of the mark that ends a long answer: there is one in a hundred tokens.
     """
 
     steps: int
@@ -40,6 +41,7 @@ class Stage:
     recall_share: float
     contradict: float
     families: list[str]
+    end_weight: float = 0.3
 
 
 class LabBatch(NamedTuple):
@@ -61,6 +63,7 @@ class Turn(NamedTuple):
 
     role: str
     parts: list[Part]
+    end_weight: float | None = None  # of an answer's end mark; None: as the words of an answer
 
 
 class Encoder:
@@ -94,7 +97,8 @@ class Encoder:
                 ids += body
                 weights += self.answer_weights(body, part.value) if turn.role == "assistant" else self.plain(body)
             ids += tail
-            end = self.ANSWER if turn.role == "assistant" else self.context_weight
+            answer_end = self.ANSWER if turn.end_weight is None else turn.end_weight
+            end = answer_end if turn.role == "assistant" else self.context_weight
             weights += [end, *self.plain(self.newline)]
         return ids, weights
 
@@ -132,7 +136,8 @@ def document(rng: random.Random, stage: Stage, seed: int) -> list[Turn]:
     for i, task in enumerate(tasks):
         question = task.question if i else f"{context.text}\n\n{task.question}"
         value = None if task.long else task.checks[0]["value"]
-        turns += [Turn("user", [Part(question)]), Turn("assistant", [Part(task.answer, value)])]
+        end = stage.end_weight if task.long else None
+        turns += [Turn("user", [Part(question)]), Turn("assistant", [Part(task.answer, value)], end)]
     return turns
 
 

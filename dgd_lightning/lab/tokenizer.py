@@ -88,6 +88,6 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         eos_token=END,
         additional_special_tokens=[START],
         chat_template=CHAT_TEMPLATE,
-        model_max_length=65536,
+        model_max_length=262144,
         clean_up_tokenization_spaces=False,
     )

@@ -128,8 +128,8 @@ class TestTimeTraining(L.LightningModule):
         )
         assert pair.draft is not None
         self.context_id, ids = self.trainer.datamodule.context(pair.tokenizer)  # type: ignore[attr-defined]
-        ids = check_context(pair, ids)
         self.split: Split = split_context(len(ids), pair.draft.config.block_size, self.ttt)
+        ids = check_context(pair, ids, self.ttt.repeats)
         self.read: ReadContext = read_context(pair, ids, self.ttt, self.split)
         self.pair = pair
         config = self.ttt

@@ -52,9 +52,9 @@ def ttt_adapt(
     """
     config = config or TTTConfig()
     check_adaptable(pair)
-    ids = check_context(pair, context_ids)
+    ids = check_context(pair, context_ids, config.repeats)
     assert pair.draft is not None
-    split = split_context(len(ids), pair.draft.config.block_size, config)
+    split = split_context(len(context_ids), pair.draft.config.block_size, config)
     if cuda := pair.target.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(pair.target.device)
     read = read_context(pair, ids, config, split)
@@ -190,8 +190,8 @@ def check_adaptable(pair: Pair) -> None:
         )
 
 
-def check_context(pair: Pair, context_ids: Tensor) -> Tensor:
-    """The context as a 1-D LongTensor on CPU.
+def check_context(pair: Pair, context_ids: Tensor, repeats: int = 1) -> Tensor:
+    """The context, as often as it is to be read, as a 1-D LongTensor on CPU.
 
     Raises:
         InputError: not 1-D integers of the target's vocabulary, or more than the target's positions.
@@ -213,11 +213,11 @@ def check_context(pair: Pair, context_ids: Tensor) -> Tensor:
             received=f"{int(ids.min())} … {int(ids.max())}",
             mend="encode the context with the target's own tokenizer",
         )
-    if len(ids) > pair.target.max_positions:
+    if len(ids) * repeats > pair.target.max_positions:
         raise InputError(
             "context_ids",
             expected=f"at most the target's {pair.target.max_positions} positions",
-            received=len(ids),
-            mend="shorten the context",
+            received=f"{len(ids)} tokens, read {repeats} times",
+            mend="shorten the context, or lower ttt.repeats",
         )
-    return ids
+    return ids.repeat(repeats)

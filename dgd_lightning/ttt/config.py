@@ -44,6 +44,8 @@ class TTTConfig:
         eval_every: steps between two scores of the held-out span.
         patience: scores in a row without a better one after which the loop stops.
         query_only: adapt ``q_proj`` alone; keys and values of the context are computed once for all steps.
+        repeats: the target reads the context so often in a row, and steps train on the last reading: there it knows
+            what comes, as in answers that quote the context. Costs as many times the prefill.
         window: a step reads at most so many positions of the context; longer contexts are visited window by window, at
             random. None reads all that precedes an anchor.
         gradient_checkpointing: recompute the draft's layers in the backward pass.
@@ -72,6 +74,7 @@ class TTTConfig:
     eval_every: int = 5
     patience: int = 3
     query_only: bool = False
+    repeats: int = 1
     window: int | None = None
     gradient_checkpointing: bool = False
     chunk: int = 256
@@ -80,7 +83,7 @@ class TTTConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = ("rank", "anchors_per_step", "holdout_anchors", "eval_every", "patience", "chunk")
+        counts = ("rank", "repeats", "anchors_per_step", "holdout_anchors", "eval_every", "patience", "chunk")
         for name in counts:
             _require(name, getattr(self, name), _integer(getattr(self, name), 1), "an integer of at least 1")
         _require("steps", self.steps, _integer(self.steps, 0), "an integer of at least 0")

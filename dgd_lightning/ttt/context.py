@@ -46,6 +46,9 @@ class Split(NamedTuple):
 def split_context(length: int, block_size: int, config: TTTConfig) -> Split:
     """Where the held-out span begins: it is the context's end, which is what decoding goes on from.
 
+    Args:
+        length: tokens of the context, before it is repeated.
+
     Raises:
         InputError: the context does not hold a block to train on and the held-out span.
     """
@@ -58,7 +61,8 @@ def split_context(length: int, block_size: int, config: TTTConfig) -> Split:
             received=length,
             mend="leave short contexts unadapted, or set ttt.holdout to 0",
         )
-    return Split(length, length - held_out)
+    total = length * config.repeats
+    return Split(total, total - held_out, total - length)
 
 
 @torch.no_grad()

@@ -173,7 +173,7 @@ def naive_loss(pair: Pair, ids: Tensor, setup: TTTConfig, step: int) -> Tensor:
     """Slot by slot, with all logits and plain softmaxes, uncached context, no chunks."""
     assert pair.draft is not None
     draft, target, size = pair.draft, pair.target, pair.draft.config.block_size
-    split = split_context(len(ids), size, setup)
+    split = split_context(len(ids) // setup.repeats, size, setup)
     blocks = draw_blocks(split, setup, step, ids.device)
     hidden = target.model(ids[None], output_hidden_states=True)
     tapped = [hidden.hidden_states[i + 1] for i in draft.config.target_layer_ids]
@@ -231,6 +231,7 @@ CASES = [
     {"labels": "target", "gradient_checkpointing": True},
     {"labels": "target", "window": 20},
     {"labels": "context", "window": 20, "modules": ["q_proj"]},
+    {"labels": "target", "repeats": 2},
 ]
 
 
@@ -238,12 +239,13 @@ CASES = [
 def test_loss_and_gradients_equal_the_naive_ones(changes: dict) -> None:
     pair, ids = make_pair(), context()
     setup = config(chunk=5, **changes)
+    once, ids = len(ids), ids.repeat(setup.repeats)
     lora = DraftLora(pair.draft, rank=4, alpha=8, modules=setup.modules, seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in lora.parameters():  # B too: at zero, A would have no gradient
             weight.copy_(0.1 * torch.randn(weight.shape, generator=generator, dtype=torch.float64))
-    split = split_context(len(ids), pair.draft.config.block_size, setup)
+    split = split_context(once, pair.draft.config.block_size, setup)
     problem = AdaptProblem(pair, read_context(pair, ids, setup, split), split, setup, lora)
     ours = problem.loss(2)
     gradients = torch.autograd.grad(ours, lora.parameters())
@@ -336,6 +338,21 @@ def test_held_out_labels_are_never_trained_on() -> None:
     held = held_out_blocks(split, setup, torch.device("cpu"))
     assert held.anchors.min() == 45
     assert held.anchors.max() == 58
+
+
+def test_repeated_contexts_train_on_the_last_reading() -> None:
+    setup = config(repeats=3, holdout=0.25, anchors_per_step=200)
+    split = split_context(60, 4, setup)
+    assert split == (180, 165, 120)
+    anchors = torch.cat(
+        [(b := draw_blocks(split, setup, step, torch.device("cpu"))).anchors[b.keep] for step in range(3)]
+    )
+    assert anchors.min() >= 120
+    assert anchors.max() <= 163
+    pair, ids = make_pair(), context()
+    assert ttt_adapt(pair, ids, config(repeats=2)).trace.context_tokens == 120
+    with pytest.raises(InputError, match="read 9 times"):
+        ttt_adapt(pair, ids, config(repeats=9))
 
 
 def test_bad_fits_are_rolled_back() -> None:
