@@ -8,6 +8,7 @@ started ones are run again (and continue their own rows).
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import subprocess
@@ -143,13 +144,17 @@ class Sweep:
 
     def _sampler(self) -> Any:
         samplers, seed = self.optuna.samplers, self.options.seed
-        if self.options.sampler == "grid":
-            if any(setting.values is None for setting in self.settings):
-                raise InputError(
-                    "sampler", expected="lists of values for a grid", received="a range", mend="use tpe or random"
-                )
-            return samplers.GridSampler({s.key: list(range(len(s.values or []))) for s in self.settings}, seed=seed)
-        return samplers.RandomSampler(seed) if self.options.sampler == "random" else samplers.TPESampler(seed=seed)
+        return samplers.TPESampler(seed=seed) if self.options.sampler == "tpe" else samplers.RandomSampler(seed)
+
+    def _cells(self) -> list[dict[str, int]]:
+        """All cells of the grid, as Optuna knows them: an index per setting."""
+        if any(setting.values is None for setting in self.settings):
+            raise InputError(
+                "sampler", expected="lists of values for a grid", received="a range", mend="use tpe or random"
+            )
+        choices = [range(len(setting.values or [])) for setting in self.settings]
+        keys = [setting.key for setting in self.settings]
+        return [dict(zip(keys, cell, strict=True)) for cell in itertools.product(*choices)]
 
     def run(self) -> None:
         """Run the trials that are missing, then write what came out.
@@ -157,14 +162,16 @@ class Sweep:
         Raises:
             InputError: no trial ended well.
         """
-        self._take_up()
+        cells = self._cells() if self.options.sampler == "grid" else []
+        queued = self._take_up()
         done = len(self._finished())
         left = self.options.trials - done
-        if self.options.sampler == "grid":
-            cells = 1
-            for setting in self.settings:
-                cells *= len(setting.values or [])
-            left = min(left, cells - done)
+        if cells:
+            known = [trial.params for trial in self._finished()] + queued
+            fresh = [cell for cell in cells if cell not in known]
+            left = min(left, len(queued) + len(fresh))
+            for cell in fresh[: max(0, left - len(queued))]:
+                self.study.enqueue_trial(cell)
         if done:
             self.console.print(f"{done} trials are there already")
         with ThreadPoolExecutor(self.options.parallel) as pool:
@@ -182,12 +189,19 @@ class Sweep:
     def _finished(self) -> list[Any]:
         return self.study.get_trials(states=(self.optuna.trial.TrialState.COMPLETE,))
 
-    def _take_up(self) -> None:
-        """Trials that a killed sweep left running are run again, with the same settings."""
+    def _take_up(self) -> list[dict[str, Any]]:
+        """Trials that a killed sweep left running are queued again, with the same settings and folders.
+
+        Returns:
+            The parameters of all trials that wait in the queue.
+        """
         state = self.optuna.trial.TrialState
         for trial in self.study.get_trials(states=(state.RUNNING,)):
             self.study.tell(trial.number, state=state.FAIL)
-            self.study.enqueue_trial(trial.params, user_attrs={"folder": trial.user_attrs.get("folder")})
+            if trial.params:
+                self.study.enqueue_trial(trial.params, user_attrs={"folder": trial.user_attrs.get("folder")})
+        waiting = self.study.get_trials(states=(state.WAITING,))
+        return [trial.system_attrs["fixed_params"] for trial in waiting]
 
     def _suggest(self, trial: Any) -> dict[str, Any]:
         chosen: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""`ContextData`: the one context that a test-time training fit reads, from a text file or a file of rows."""
+"""`FileContext`: the one context that a test-time training fit reads, from a text file or a file of rows."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class OneContext(LightningDataModule):
         return DataLoader(Steps(module.ttt.steps * self.trainer.accumulate_grad_batches), batch_size=None)
 
 
-class ContextData(OneContext):
+class FileContext(OneContext):
     """One context of a file.
 
     Args:

@@ -105,7 +105,7 @@ def best_score(trace: AdaptTrace) -> Any:
 def safe_name(context_id: str) -> str:
     """A folder name for any id: other characters than ``[\\w.-]`` are replaced, and then a digest keeps ids apart."""
     plain = re.sub(r"[^\w.-]", "_", context_id, flags=re.ASCII)[:80].lstrip(".")
-    if plain == context_id:
+    if plain and plain == context_id:
         return plain
     return f"{plain}-{hashlib.sha256(context_id.encode()).hexdigest()[:8]}"
 

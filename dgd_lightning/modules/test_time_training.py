@@ -105,9 +105,9 @@ class TestTimeTraining(L.LightningModule):
         if not hasattr(data, "context"):
             raise InputError(
                 "data",
-                expected="a ContextData: one context to adapt to",
+                expected="a FileContext: one context to adapt to",
                 received=type(data).__name__,
-                mend="set data.class_path: ContextData",
+                mend="set data.class_path: FileContext",
             )
         check_clbench(data, self.accept_clbench_license)
 

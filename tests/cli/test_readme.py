@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,9 +14,14 @@ README = (ROOT / "README.md").read_text()
 
 def test_python_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(ROOT)
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(compile(example, "README.md", "exec"), {})
-    assert capsys.readouterr().out.startswith("After blue comes teal.")
+    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(examples) == 2
+    names: dict[str, Any] = {}
+    for example in examples:  # the later ones go on from the first
+        exec(compile(example, "README.md", "exec"), names)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("After blue comes teal.")
+    assert second.startswith("True ")
 
 
 def test_commands_stand_as_agreed() -> None:

@@ -22,11 +22,11 @@ ARMS = [
 ]
 
 
-def sweep_yaml(tmp_path: Path, base: Path, **changes: Any) -> Path:
+def sweep_yaml(tmp_path: Path, start: Path, /, **changes: Any) -> Path:
     settings = {
         "name": "hunt",
         "logs_dir": str(tmp_path / "logs"),
-        "base": str(base),
+        "base": str(start),
         "arm": "adapted",
         "against": "plain",
         "trials": 2,
