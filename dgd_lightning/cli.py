@@ -43,6 +43,8 @@ _QUIET_WARNINGS = (
     r".*DistributedSampler.*",
     r".*You are using a CUDA device.*Tensor Cores.*",
     r".*No seed found.*",
+    r".*module\(s\) in eval mode at the start of training.*",  # a frozen pair with LoRA layers in it
+    r".*Your `IterableDataset` has `__len__` defined.*",
     r".*destroy_process_group.*",
 )
 _QUIET_LOG = (
