@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,7 +67,7 @@ class ContextAdapter:
             return Adapted(None, {"kept": False, "error": " ".join(str(error).split())}, {})
         if self.folder is not None:
             folder = save_adapter(result.adapter, self.folder / safe_name(context_id))
-            (folder / TRACE).write_text(json.dumps(trace_dict(result.trace), indent=1) + "\n")
+            save_trace(result.trace, folder)
         trace = result.trace
         cost = {
             "ttt_prefill_seconds": trace.prefill_seconds,
@@ -92,9 +94,15 @@ def summary(trace: AdaptTrace) -> dict[str, Any]:
     }
 
 
-def trace_dict(trace: AdaptTrace) -> dict[str, Any]:
-    """A whole trace for JSON."""
-    return {**trace._asdict(), "scores": [score._asdict() for score in trace.scores]}
+def save_trace(trace: AdaptTrace, folder: Path) -> None:
+    """Write a whole trace beside its adapter, in one step; numbers that are not finite become null."""
+    record = {**trace._asdict(), "scores": [score._asdict() for score in trace.scores]}
+    record["losses"] = [loss if math.isfinite(loss) else None for loss in trace.losses]
+    for score in record["scores"]:
+        score["loss"] = score["loss"] if math.isfinite(score["loss"]) else None
+    temporary = folder / f"{TRACE}.{os.getpid()}"
+    temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / TRACE)
 
 
 def best_score(trace: AdaptTrace) -> Any:

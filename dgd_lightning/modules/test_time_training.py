@@ -6,7 +6,6 @@ choice of the best weights are the functions that `ttt_adapt` calls, so both giv
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.errors import InputError
-from dgd_lightning.modules.adaptation import ADAPTERS, TRACE, check_clbench, safe_name, trace_dict
+from dgd_lightning.modules.adaptation import ADAPTERS, best_score, check_clbench, safe_name, save_trace
 from dgd_lightning.pair import Commits, Pair, load_pair, resolve_commits, source_fingerprint
 from dgd_lightning.target.load import bundled
 from dgd_lightning.ttt.adapt import AdaptResult, Fit, check_context, make_optimizer
@@ -99,6 +98,27 @@ class TestTimeTraining(L.LightningModule):
         """
         if stage != "fit":
             raise InputError("subcommand", expected="fit", received=stage, mend="run `dgd fit`")
+        if self.trainer.precision not in ("32-true", "bf16-mixed", "16-mixed"):
+            raise InputError(
+                "trainer.precision",
+                expected="32-true, bf16-mixed or 16-mixed: LoRA weights stay fp32 or wider",
+                received=self.trainer.precision,
+                mend="set model.dtype for the pair's own dtype",
+            )
+        if self.ttt.anchors_per_step < self.trainer.world_size:
+            raise InputError(
+                "model.ttt.anchors_per_step",
+                expected=f"at least one for each of {self.trainer.world_size} ranks",
+                received=self.ttt.anchors_per_step,
+                mend="use more anchors or fewer devices",
+            )
+        if self.trainer.ckpt_path is not None:
+            raise InputError(
+                "ckpt_path",
+                expected="none: a fit takes seconds and starts anew",
+                received=self.trainer.ckpt_path,
+                mend="leave it out; load_adapter reads a finished adapter",
+            )
         if self.cpu_threads is not None:
             torch.set_num_threads(self.cpu_threads)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -168,7 +188,8 @@ class TestTimeTraining(L.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After an optimiser step: counts it, and scores when it is time to."""
         assert self.fit is not None
-        if self.trainer.global_step == self.fit.step:  # accumulating, or nothing was stepped
+        # accumulating, or nothing was stepped, or the loss went wrong
+        if self.trainer.global_step == self.fit.step or self.fit.stopped != "done":
             return
         if self.fit.advance(statistics.fmean(self.values)) is not None:
             self._log_score(self.fit.step)
@@ -188,8 +209,8 @@ class TestTimeTraining(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return make_optimizer(self.lora, self.ttt)
 
-    def on_train_end(self) -> None:
-        """Keeps the best weights, or none, and writes the adapter."""
+    def on_fit_end(self) -> None:
+        """Keeps the best weights, or none, and writes the adapter; also where there was no step to make."""
         assert self.fit is not None
         self.fit.conclude()
         cuda = self.device.type == "cuda"
@@ -202,7 +223,7 @@ class TestTimeTraining(L.LightningModule):
         for folder in (log_dir and Path(log_dir, ADAPTERS, safe_name(self.context_id)), self.export_dir):
             if folder:
                 save_adapter(self.result.adapter, folder)
-                (Path(folder) / TRACE).write_text(json.dumps(trace_dict(trace), indent=1) + "\n")
+                save_trace(trace, Path(folder))
         print(report(self.context_id, self.result))
 
 
@@ -215,7 +236,7 @@ def report(context_id: str, result: AdaptResult) -> str:
     ]
     if trace.scores:
         before = trace.scores[0]
-        best = next(score for score in trace.scores if score.step == trace.best_step)
+        best = best_score(trace)
         lines.append(f"held out: loss {before.loss:.3f} → {best.loss:.3f}, τ {before.tau:.2f} → {best.tau:.2f}")
     kept = f"kept the weights of step {trace.best_step}" if result.kept else "kept nothing: the draft stays as it was"
     lines.append(kept if trace.stopped in ("done", "early") else f"{kept} ({trace.stopped})")

@@ -13,7 +13,7 @@ from torch import Tensor
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.config import TTTConfig
-from dgd_lightning.ttt.context import read_context, split_context
+from dgd_lightning.ttt.context import read_context, split_context, synchronise
 from dgd_lightning.ttt.lora import Adapter, DraftLora
 from dgd_lightning.ttt.problem import AdaptProblem
 from dgd_lightning.types import AdaptTrace, HeldOutScore
@@ -85,6 +85,7 @@ def ttt_adapt(
         lora.remove()
         pair.draft.gradient_checkpointing = before
     peak = torch.cuda.max_memory_allocated(pair.target.device) if cuda else None
+    synchronise(pair.target.device)
     trace = fit.trace(read.seconds, time.perf_counter() - began, peak)
     return AdaptResult(adapter, trace, trace.kept)
 
@@ -136,12 +137,14 @@ class Fit:
         if math.isfinite(score.loss) and score.loss < best:
             self.best_step, self.best_weights = self.step, self.lora.state()
         evaluations_since = sum(one.step > self.best_step for one in self.scores)
-        if evaluations_since >= self.config.patience and self.step < self.config.steps:
+        if self.stopped == "done" and evaluations_since >= self.config.patience and self.step < self.config.steps:
             self.stopped = "early"
         return score
 
     def conclude(self) -> None:
         """Put the best weights into the draft; back to zero where nothing was gained or the loss went wrong."""
+        if self.stopped == "done" and not self.lora.is_finite():
+            self.stopped = f"the weights after step {self.step} are not finite: lower ttt.lr"
         if self.stopped not in ("done", "early"):
             self.best_step = 0
         elif not self.scores:  # nothing is held out: the last step counts

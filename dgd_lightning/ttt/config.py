@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -99,8 +98,8 @@ class TTTConfig:
         _require("weighting", self.weighting, self.weighting in ("decay", "dpace"), "decay or dpace")
         allowed = ("auto", "ce") if self.labels == "context" else ("auto", "ce", "kl", "argmax")
         _require("loss", self.loss, self.loss in allowed, f"one of {', '.join(allowed)} for labels {self.labels}")
-        unknown = [name for name in self.modules if name not in MODULES]
-        known = isinstance(self.modules, Sequence) and bool(self.modules) and not unknown
+        listed = isinstance(self.modules, list | tuple) and bool(self.modules)
+        known = listed and all(name in MODULES for name in self.modules)
         _require("modules", self.modules, known, f"a list of some of {', '.join(MODULES)}")
         if self.query_only:
             self.modules = ["q_proj"]

@@ -52,6 +52,13 @@ def split_context(length: int, block_size: int, config: TTTConfig) -> Split:
     Raises:
         InputError: the context does not hold a block to train on and the held-out span.
     """
+    if config.window is not None and config.window <= block_size:
+        raise InputError(
+            "ttt.window",
+            expected=f"more than a block of {block_size}, or null",
+            received=config.window,
+            mend="use e.g. 4096",
+        )
     held_out = max(block_size, round(length * config.holdout)) if config.holdout > 0 else 0
     least = block_size + 1 + held_out
     if length < least:
@@ -72,9 +79,10 @@ def read_context(pair: Pair, context_ids: Tensor, config: TTTConfig, split: Spli
     Args:
         context_ids: [S].
     """
-    began = time.perf_counter()
     target, draft = pair.target, pair.draft
     assert draft is not None
+    synchronise(target.device)
+    began = time.perf_counter()
     ids = context_ids.to(target.device)[None]  # [1, S]
     layer_ids = (*draft.config.target_layer_ids, target.num_layers - 1)
     width = draft.config.num_features
@@ -97,7 +105,14 @@ def read_context(pair: Pair, context_ids: Tensor, config: TTTConfig, split: Spli
         position += chunk.shape[1]
 
     target.prefill(ids, [split.length], cache, layer_ids=layer_ids, on_features=on_features)
+    synchronise(target.device)
     return ReadContext(ids, features, states, start, time.perf_counter() - began)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for a CUDA device, so that seconds are those of what was done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def draw_blocks(split: Split, config: TTTConfig, step: int, device: torch.device) -> Blocks:

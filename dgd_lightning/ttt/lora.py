@@ -27,6 +27,8 @@ from dgd_lightning.ttt.config import ATTENTION
 NAME = "ttt"  # PEFT's name of the adapter inside the draft
 PREFIX = "base_model.model."  # PEFT's, before every key of a saved adapter
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+# PEFT's settings that make another network of it.
+FOREIGN = ("use_rslora", "use_dora", "bias", "rank_pattern", "alpha_pattern", "lora_bias", "modules_to_save")
 SAMPLE = 64  # elements of every weight that tell one base draft from another
 
 
@@ -73,11 +75,21 @@ class DraftLora:
         self.base = base_digest(draft)
         self.required = [(weight, weight.requires_grad) for weight in draft.parameters()]
         draft.requires_grad_(False)
-        inject_adapter_in_model(self.peft_config(), draft, adapter_name=NAME)
-        self.layers: dict[str, LoraLinear] = {
-            name: module for name, module in draft.named_modules() if isinstance(module, LoraLinear)
-        }
-        wide = torch.promote_types(draft.dtype, torch.float32)  # fp32 for half-precision drafts
+        self.layers: dict[str, LoraLinear] = {}
+        try:
+            inject_adapter_in_model(self.peft_config(), draft, adapter_name=NAME)
+            self._take_up(seed)
+        except BaseException:  # out of memory, an interrupt: the draft is given back as it was
+            self._find()
+            self.remove()
+            raise
+
+    def _find(self) -> None:
+        self.layers = {name: module for name, module in self.draft.named_modules() if isinstance(module, LoraLinear)}
+
+    def _take_up(self, seed: int) -> None:
+        self._find()
+        wide = torch.promote_types(self.draft.dtype, torch.float32)  # fp32 for half-precision drafts
         for layer in self.layers.values():
             layer.lora_A[NAME].to(wide)
             layer.lora_B[NAME].to(wide)
@@ -138,6 +150,11 @@ class DraftLora:
         for name, layer in self.layers.items():
             for part, weight in zip(("lora_A", "lora_B"), factors(layer), strict=True):
                 weight.copy_(weights[f"{name}.{part}.weight"])
+
+    @torch.no_grad()
+    def is_finite(self) -> bool:
+        """Whether every weight is a finite number."""
+        return all(bool(torch.isfinite(weight).all()) for weight in self.parameters())
 
     def adapter(self) -> Adapter:
         """The weights as they are now."""
@@ -261,8 +278,16 @@ def load_adapter(folder: str | os.PathLike[str]) -> Adapter:
             base = (file.metadata() or {}).get("base")
             weights = {key.removeprefix(PREFIX): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
+        foreign = [name for name in FOREIGN if config.get(name) not in (None, False, "none", {}, [])]
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError("adapter folder", expected="a PEFT adapter", received=f"{path}: {error}", mend=mend) from error
+    if foreign:
+        raise InputError(
+            "adapter folder",
+            expected="plain LoRA",
+            received=f"{path} with {', '.join(foreign)}",
+            mend="such adapters are not supported; train one without",
+        )
     found = {re.sub(r"\.lora_[AB]\.weight$", "", key).rpartition(".")[2] for key in weights}
     modules = tuple(name for name in ("fc", *ATTENTION) if name in found)
     return Adapter(weights, rank, alpha, modules, base)

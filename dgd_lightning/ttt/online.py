@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 
 import torch
@@ -65,11 +66,17 @@ class OnlineFit:
         self.states = torch.zeros(1, capacity, target.hidden_size, dtype=target.dtype, device=target.device)
         shape = (config.rank, config.scaling * config.rank, tuple(config.modules))
         rank, alpha, modules = shape if given is None else (given.rank, given.alpha, given.modules)
+        self.checkpointing = pair.draft.gradient_checkpointing
         self.lora = DraftLora(pair.draft, rank=rank, alpha=alpha, modules=modules, seed=config.seed)
-        if given is not None:
-            self.lora.load(given.weights)
-        self.optimizer = make_optimizer(self.lora, config)
+        try:
+            if given is not None:
+                self.lora.load(given.weights)
+            self.optimizer = make_optimizer(self.lora, config)
+        except BaseException:
+            self.lora.remove()
+            raise
         self.rounds, self.step, self.last = 0, 0, 0
+        self.stopped: str | None = None  # why no round is made any more
 
     def observe(self, taps: Tensor, positions: Tensor) -> Tensor:
         """Keep what a forward gave, and return the draft's part of it.
@@ -90,11 +97,11 @@ class OnlineFit:
 
     def due(self, generated: int) -> bool:
         """Whether it is time for a round, with so many tokens generated."""
-        return generated - self.last >= self.every and generated > 2
+        return self.stopped is None and generated - self.last >= self.every and generated > 2
 
     @torch.enable_grad()
     def adapt(self, ids: Tensor, prompt_length: int) -> Tensor:
-        """One round on the tokens behind the prompt.
+        """One round on the tokens behind the prompt; a round that breaks the draft is taken back and was the last one.
 
         Args:
             ids: [S], prompt and verified tokens, all of them read by the target.
@@ -107,6 +114,7 @@ class OnlineFit:
         read = ReadContext(ids[None], self.features[:, :length], self.states[:, :length], 0, 0.0)
         split = Split(length, length, prompt_length)
         problem = AdaptProblem(self.pair, read, split, self.config, self.lora)
+        before = self.lora.state()
         for _ in range(self.config.steps):
             self.optimizer.zero_grad(set_to_none=True)
             problem.loss(self.step).backward()
@@ -114,6 +122,10 @@ class OnlineFit:
                 torch.nn.utils.clip_grad_norm_(self.lora.parameters(), self.config.clip)
             self.optimizer.step()
             self.step += 1
+        if not self.lora.is_finite() or not torch.isfinite(problem.loss(self.step)):
+            self.lora.load(before)
+            self.stopped = f"round {self.rounds + 1} made the draft's loss infinite: lower ttt.lr"
+            warnings.warn(f"online adaptation ended: {self.stopped}", stacklevel=2)
         self.rounds, self.last = self.rounds + 1, length - prompt_length
         return read.features
 
@@ -125,3 +137,5 @@ class OnlineFit:
     def close(self) -> None:
         """Give the draft its own layers back."""
         self.lora.remove()
+        assert self.pair.draft is not None
+        self.pair.draft.gradient_checkpointing = self.checkpointing
