@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from dgd_lightning.data.licence import holds_clbench
 from dgd_lightning.data.rows import Row, check_json, check_unique, field, read_jsonl
 from dgd_lightning.data.tasks import Names, TaskData
 from dgd_lightning.errors import InputError
@@ -86,9 +87,7 @@ class ContextsData(TaskData):
     @property
     def is_clbench(self) -> bool:
         """Whether CL-bench's licence holds for the rows."""
-        if self.clbench is None:
-            return not all("lab" in task.row["metadata"] for task in self.tasks)
-        return self.clbench
+        return holds_clbench((task.row for task in self.tasks), self.clbench)
 
     def read(self) -> list[Task]:
         """See `TaskData.read`."""

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Literal
 
 from dgd_lightning.data.contexts import parse_rows
+from dgd_lightning.data.licence import holds_clbench
 from dgd_lightning.data.prompts import PromptFormat
 from dgd_lightning.data.rows import Row
 from dgd_lightning.data.tasks import Names, TaskData
@@ -39,9 +40,6 @@ def load_rows(
         ) from error
 
 
-CLBENCH = "cl-bench"  # how the data set's id ends, whoever hosts it
-
-
 class HubData(TaskData):
     """Tasks of a `datasets` id.
 
@@ -61,6 +59,8 @@ class HubData(TaskData):
         limit: only the first so many tasks that pass the filter.
         category: keep tasks of these ``metadata.context_category`` values only.
         sub_category: keep tasks of these ``metadata.sub_category`` values only.
+        clbench: whether the rows are CL-bench's, which may be decoded but never adapted to. None: they are, if any has
+            CL-bench's format and is not the lab's.
     """
 
     def __init__(
@@ -80,8 +80,10 @@ class HubData(TaskData):
         limit: int | None = None,
         category: Names = None,
         sub_category: Names = None,
+        clbench: bool | None = None,
     ) -> None:
         super().__init__(batch_size=batch_size, limit=limit, category=category, sub_category=sub_category)
+        self.clbench = clbench
         self.source = {"name": name, "split": split, "revision": revision, "streaming": streaming}
         self.path, self.kind = path, format
         prefix = f"{path.rstrip('/').rpartition('/')[2]}-{split}"
@@ -92,7 +94,7 @@ class HubData(TaskData):
     @property
     def is_clbench(self) -> bool:
         """Whether CL-bench's licence holds for the rows."""
-        return self.path.rstrip("/").lower().endswith(CLBENCH)
+        return holds_clbench((task.row for task in self.tasks), self.clbench)
 
     def read(self) -> list[Task]:
         """See `TaskData.read`."""

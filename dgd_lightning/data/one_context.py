@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from dgd_lightning.data.chat import prompt_ids
 from dgd_lightning.data.contexts import parse_rows
+from dgd_lightning.data.licence import holds_clbench
 from dgd_lightning.data.rows import read_jsonl, require_file
 from dgd_lightning.data.tasks import context_of
 from dgd_lightning.errors import InputError
@@ -72,18 +73,37 @@ class FileContext(OneContext):
     def __init__(self, path: str, context_id: str | None = None, clbench: bool | None = None) -> None:
         super().__init__()
         self.path, self.context_id, self.clbench = Path(path), context_id, clbench
+        if {".json", ".parquet", ".csv"} & {suffix.lower() for suffix in self.path.suffixes}:
+            raise InputError(
+                "data.path",
+                expected="a text file, or rows in a .jsonl or .jsonl.gz file",
+                received=path,
+                mend="write one row a line into a .jsonl file, or the text into a .txt file",
+            )
 
     @property
     def rows(self) -> bool:
         """Whether the file holds rows."""
-        return ".jsonl" in self.path.suffixes
+        return ".jsonl" in map(str.lower, self.path.suffixes)
 
     @property
     def is_clbench(self) -> bool:  # type: ignore[override]
         """Whether CL-bench's licence holds for the context."""
-        if self.clbench is None:
-            return self.rows and not all("lab" in task.row["metadata"] for task in self._tasks())
-        return self.clbench
+        return holds_clbench((task.row for task in self._tasks()) if self.rows else (), self.clbench)
+
+    def _lines(self) -> list[str]:
+        require_file(self.path, "data.path")
+        try:
+            return self.path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                "data.path", expected="a file of UTF-8 text", received=f"{self.path} ({error})", mend="convert the file"
+            ) from error
+
+    def fingerprint(self) -> str:
+        """Hash of the file and of what is taken of it."""
+        require_file(self.path, "data.path")
+        return hashlib.sha256(self.path.read_bytes() + repr(self.context_id).encode()).hexdigest()[:16]
 
     def _tasks(self) -> list[Task]:
         tasks = parse_rows(read_jsonl(self.path, "data.path"))
@@ -104,8 +124,7 @@ class FileContext(OneContext):
         if self.rows:
             tasks = self._tasks()
             return context_of(tasks[0]), shared_prefix(tokenizer, tasks)
-        require_file(self.path, "data.path")
-        text = self.path.read_text(encoding="utf-8")
+        text = "\n".join(self._lines())
         if tokenizer is None:
             raise InputError(
                 "model.target", expected="a folder with a tokenizer", received="none", mend="add the tokenizer's files"

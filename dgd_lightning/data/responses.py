@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from dgd_lightning.data.chat import prompt_ids, require_unicode
+from dgd_lightning.data.licence import holds_clbench
 from dgd_lightning.data.rows import Row, read_jsonl, require_file
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import load_tokenizer
@@ -125,6 +126,8 @@ class ResponsesData(LightningDataModule):
         num_workers: processes that collate.
         enable_thinking: passed to the chat template, for rows without ids.
         seed: of the random order; an order depends on it, the epoch and the data alone.
+        clbench: whether the rows are CL-bench's, which nothing may be trained on. None: they are, if any has CL-bench's
+            format and is not the lab's. Set it to false for rows of your own.
     """
 
     def __init__(
@@ -138,8 +141,10 @@ class ResponsesData(LightningDataModule):
         num_workers: int = 0,
         enable_thinking: bool = False,
         seed: int = 0,
+        clbench: bool | None = None,
     ) -> None:
         super().__init__()
+        self.clbench, self.is_clbench = clbench, bool(clbench)
         if not 0.0 <= val_share < 1.0:
             raise InputError("data.val_share", expected="a share in [0, 1)", received=val_share, mend="use e.g. 0.02")
         for name, value, least in (
@@ -190,6 +195,7 @@ class ResponsesData(LightningDataModule):
             if idx in seen or row.value.get("model_output") in (None, ""):
                 continue
             seen.add(idx)
+            self.is_clbench |= holds_clbench([row.value], self.clbench)
             prompt, answer = self.encode(tokenizer, row, idx)
             if len(prompt) >= self.max_length:
                 too_long += 1

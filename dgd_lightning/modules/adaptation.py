@@ -23,9 +23,6 @@ from dgd_lightning.ttt.lora import save_adapter
 from dgd_lightning.types import AdaptTrace
 
 ADAPTERS, TRACE = "adapters", "trace.json"
-CLBENCH = (
-    "CL-bench's licence is evaluation only: test-time training on its contexts is parameter updating, which it forbids"
-)
 
 
 class Adapted(NamedTuple):
@@ -116,17 +113,3 @@ def safe_name(context_id: str) -> str:
     if plain and plain == context_id:
         return plain
     return f"{plain}-{hashlib.sha256(context_id.encode()).hexdigest()[:8]}"
-
-
-def check_clbench(data: Any, accepted: bool) -> None:
-    """Raises:
-    InputError: the data are CL-bench's and the user has not said that adapting on them was permitted.
-    """
-    if getattr(data, "is_clbench", False) and not accepted:
-        raise InputError(
-            "model.ttt",
-            expected="contexts that may be adapted to",
-            received=f"rows in CL-bench's format. {CLBENCH}",
-            mend="set data.clbench: false if the rows are your own, model.accept_clbench_license: true if you have "
-            "obtained permission, or model.ttt: null",
-        )

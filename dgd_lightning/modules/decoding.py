@@ -15,10 +15,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from dgd_lightning.data.chat import prompt_ids, prompt_text
-from dgd_lightning.data.tasks import context_of
+from dgd_lightning.data.licence import check_clbench
+from dgd_lightning.data.tasks import TaskData, context_of
 from dgd_lightning.decode.engine import Progress
 from dgd_lightning.errors import InputError
-from dgd_lightning.modules.adaptation import ADAPTERS, Adapted, ContextAdapter, check_clbench
+from dgd_lightning.modules.adaptation import ADAPTERS, Adapted, ContextAdapter
 from dgd_lightning.modules.arms import DECODERS, Arm, check_arms, check_block_sizes, check_ttt, row_seed
 from dgd_lightning.pair import Commits, Pair, load_pair, resolve_commits, source_fingerprint
 from dgd_lightning.target.load import bundled
@@ -153,6 +154,8 @@ class Decoding(LightningModule):
                 received=self.trainer.precision,
                 mend="set model.dtype instead: weights are loaded in it",
             )
+        if self.ttt is not None:
+            self._check_adaptation()
         if self.cpu_threads is not None:
             torch.set_num_threads(self.cpu_threads)
         if self.pair is None:
@@ -175,16 +178,25 @@ class Decoding(LightningModule):
             )
 
         if self.ttt is not None:
-            self._prepare_adaptation(self.ttt)
+            log_dir = self.trainer.log_dir
+            folder = Path(log_dir, ADAPTERS) if self.save_adapters and log_dir is not None else None
+            self.adapt = ContextAdapter(self._loaded(), self.ttt, folder)
 
-    def _prepare_adaptation(self, ttt: TTTConfig) -> None:
-        """Checks what adaptation needs before hours are spent.
+    def _check_adaptation(self) -> None:
+        """Checks what adaptation needs, before anything is loaded.
 
         Raises:
             InputError: CL-bench's rows without permission, or a trainer that rules gradients out.
         """
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        check_clbench(data, self.accept_clbench_license)
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, TaskData):
+            raise InputError(
+                "data",
+                expected="a TaskData, which knows what a context's tasks have in common",
+                received=type(data).__name__ if data is not None else "nothing",
+                mend="predict with a datamodule such as ContextsData, or set model.ttt: null",
+            )
+        check_clbench(data, self.accept_clbench_license, "model.ttt")
         if self.trainer.predict_loop.inference_mode:  # Lightning asks for no_grad on gloo, where this would go unseen
             raise InputError(
                 "trainer.inference_mode",
@@ -192,11 +204,8 @@ class Decoding(LightningModule):
                 received="true",
                 mend="set trainer.inference_mode: false (inference_mode: false is what dgd predict does by itself)",
             )
-        log_dir = self.trainer.log_dir
-        folder = Path(log_dir, ADAPTERS) if self.save_adapters and log_dir is not None else None
-        self.adapt = ContextAdapter(self._loaded(), ttt, folder)
         self.contexts: dict[str, list[Task]] = {}
-        for task in getattr(data, "tasks", []):
+        for task in data.tasks:
             self.contexts.setdefault(context_of(task), []).append(task)
 
     def _placement(self) -> Any:
@@ -247,7 +256,8 @@ class Decoding(LightningModule):
         prompts = [self._prompt(task) for task in tasks]
         limit = self._limit()
         fits = [i for i, ids in enumerate(prompts) if len(ids) <= limit or self.too_long == "truncate_left"]
-        adapted = self.adapt(context, lambda: self._context_prompts(context)) if self.adapt and fits else None
+        wanted = self.adapt is not None and fits and any(arm.ttt for arm in arms)
+        adapted = self.adapt(context, lambda: self._context_prompts(context)) if self.adapt and wanted else None
         rows = []
         for arm in arms:
             seeds = [row_seed(self.seed, tasks[i].idx, arm) for i in fits]

@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from dgd_lightning.data.licence import check_clbench
 from dgd_lightning.decode import speculative_generate
 from dgd_lightning.draft.checkpoint import save_draft
 from dgd_lightning.draft.config import DraftConfig, default_layer_ids
@@ -88,8 +89,10 @@ class DraftTraining(L.LightningModule):
         val_max_new_tokens: int = 128,
         export_dir: Path | None = None,
         seed: int = 0,
+        accept_clbench_license: bool = False,
     ) -> None:
         super().__init__()
+        self.accept_clbench_license = accept_clbench_license
         for name, value, least in (
             ("num_anchors", num_anchors, 1),
             ("val_max_new_tokens", val_max_new_tokens, 1),
@@ -142,7 +145,7 @@ class DraftTraining(L.LightningModule):
         """Checks what would else be found after the training, or never.
 
         Raises:
-            InputError: the data was encoded for another target, or ``export_dir`` can't be written.
+            InputError: the data was encoded for another target or is CL-bench's, or ``export_dir`` can't be written.
         """
         encoded_for = getattr(getattr(self._trainer, "datamodule", None), "target", None)
         if isinstance(encoded_for, str) and _place(encoded_for) != _place(self.target_source):
@@ -152,6 +155,8 @@ class DraftTraining(L.LightningModule):
                 received=encoded_for,
                 mend="give data.target and model.target the same name",
             )
+        if stage == "fit":
+            check_clbench(getattr(self._trainer, "datamodule", None), self.accept_clbench_license, "data.path")
         if stage == "fit" and self.export_dir is not None and self.trainer.is_global_zero:
             require_writable(Path(self.export_dir), "model.export_dir")
 

@@ -15,8 +15,9 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from dgd_lightning.data.licence import check_clbench
 from dgd_lightning.errors import InputError
-from dgd_lightning.modules.adaptation import ADAPTERS, best_score, check_clbench, safe_name, save_trace
+from dgd_lightning.modules.adaptation import ADAPTERS, best_score, safe_name, save_trace
 from dgd_lightning.pair import Commits, Pair, load_pair, resolve_commits, source_fingerprint
 from dgd_lightning.target.load import bundled
 from dgd_lightning.ttt.adapt import AdaptResult, Fit, check_context, make_optimizer
@@ -129,7 +130,7 @@ class TestTimeTraining(L.LightningModule):
                 received=type(data).__name__,
                 mend="set data.class_path: FileContext",
             )
-        check_clbench(data, self.accept_clbench_license)
+        check_clbench(data, self.accept_clbench_license, "model.ttt")
 
     def configure_model(self) -> None:
         """Loads the pair, lets the target read the context, puts the LoRA layers in."""

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from cli_tools import Config, Dgd, TinyPair, check_told, predictions
+from cli_tools import Config, Dgd, TinyPair, chat_row, check_told, predictions, write_training
 
 from dgd_lightning import TTTConfig, load_adapter, load_pair, ttt_adapt
+from dgd_lightning.data.contexts import parse_rows
+from dgd_lightning.data.hub import HubData
 from dgd_lightning.data.one_context import FileContext
+from dgd_lightning.data.rows import Row
 from dgd_lightning.modules.adaptation import safe_name
 
 FIT = {"steps": 6, "lr": 0.02, "rank": 2, "anchors_per_step": 8, "eval_every": 2}
@@ -172,8 +175,23 @@ def test_clbench_is_never_adapted_to_without_permission(
     assert dgd("predict", "--config", path, "--model.accept_clbench_license", "true").code == 0
     fit = fit_yaml(tmp_path, tiny_pair, {"path": str(contexts)})
     check_told(dgd("fit", "--config", fit), "model.ttt", "licence")
+    upper = contexts.rename(contexts.with_name("ROWS.JSONL"))
+    check_told(dgd("fit", "--config", fit_yaml(tmp_path, tiny_pair, {"path": str(upper)})), "model.ttt", "licence")
+    array = fit_yaml(tmp_path, tiny_pair, {"path": "rows.json"})
+    check_told(dgd("fit", "--config", array), "data.path", ".jsonl")
+    hub = {"path": "json", "split": "train", "format": "contexts"}
+    data = HubData(**hub, clbench=None)  # type: ignore[arg-type]
+    data.__dict__["tasks"] = parse_rows([Row("row", 1, chat_row(0, 0))])
+    assert data.is_clbench
+    upper.rename(contexts)
     no_adapter = config({"arms": ARMS[:2]}, {"path": str(contexts)})
     assert dgd("predict", "--config", no_adapter).code == 0  # decoding is fine
+
+    training = write_training(
+        tmp_path, tiny_pair, [{**chat_row(0, i), "model_output": "Four score."} for i in range(8)]
+    )
+    check_told(dgd("fit", "--config", training), "data.path", "licence", "clbench: false")
+    assert dgd("fit", "--config", training, "--data.clbench", "false").code == 0
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from tiny import make_pair
 from torch import Tensor
 
 from dgd_lightning import InputError, OnlineTTT, TTTConfig, autoregressive_generate, speculative_generate, ttt_adapt
+from dgd_lightning.draft.model import DFlashDraft
+from dgd_lightning.target.cache import PositionCache
 from dgd_lightning.ttt import online as online_module
 from dgd_lightning.ttt.context import read_context, split_context
 from dgd_lightning.ttt.lora import base_digest
@@ -71,6 +73,43 @@ def test_the_context_is_made_again_after_a_round() -> None:
     assert still.trace.verified_lengths == plain.trace.verified_lengths
 
 
+def test_after_a_round_the_cache_is_that_of_the_changed_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair, ids = make_pair(), prompt()
+    seen: list[tuple[Tensor, Tensor]] = []
+    extend = DFlashDraft.extend
+
+    def spy(self: DFlashDraft, cache: PositionCache, features: Tensor, positions: Tensor) -> None:
+        extend(self, cache, features, positions)
+        if features.shape[1] > 4 and positions[0, -1] >= len(
+            ids
+        ):  # what a round writes again, not a block nor the prompt
+            fresh = self.new_cache(1, cache.capacity)
+            extend(self, fresh, features, positions)
+            end = features.shape[1]
+            seen.append((cache.slots[0].keys[:, :, :end].clone(), fresh.slots[0].keys[:, :, :end].clone()))
+
+    monkeypatch.setattr(DFlashDraft, "extend", spy)
+    speculative_generate(pair, [ids], max_new_tokens=40, online=online())
+    assert len(seen) >= 3
+    assert all(torch.equal(ours, fresh) for ours, fresh in seen)
+    assert not torch.equal(seen[0][0], seen[1][0][:, :, : seen[0][0].shape[2]])  # the draft did change between rounds
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_round_that_breaks_the_draft_is_taken_back() -> None:
+    pair, ids = make_pair(dtype=torch.float32), prompt()
+    knobs = {"max_new_tokens": 40, "temperature": 1.0, "seed": 3}
+    plain = autoregressive_generate(pair, [ids], **knobs)[0]
+    with pytest.warns(UserWarning, match="online adaptation ended"):
+        broken = speculative_generate(pair, [ids], online=online(4, lr=1e37, clip=None), scheme="exact_match", **knobs)[
+            0
+        ]
+    assert torch.equal(broken.tokens, plain.tokens)
+    with pytest.warns(UserWarning, match="online adaptation ended"):
+        drawn = speculative_generate(pair, [ids], online=online(4, lr=1e37, clip=None), **knobs)[0]
+    assert len(drawn.tokens) == 40
+
+
 def test_it_starts_from_the_contexts_adapter() -> None:
     pair, ids = make_pair(), prompt(60)
     result = ttt_adapt(pair, ids, TTTConfig(steps=60, lr=3e-2, loss="argmax", holdout=0.0))
@@ -87,6 +126,10 @@ def test_bad_uses_are_told() -> None:
         speculative_generate(pair, [ids, ids], max_new_tokens=8, online=online())
     with pytest.raises(InputError, match=r"online\.every"):
         OnlineTTT(0)
+    foreign = ttt_adapt(pair, ids, TTTConfig(steps=1)).adapter
+    foreign = foreign._replace(base=None, weights={k: v for k, v in foreign.weights.items() if "layers.0" not in k})
+    with pytest.raises(InputError, match="weights that differ"):
+        speculative_generate(pair, [ids], max_new_tokens=8, online=OnlineTTT(8, TTTConfig(), foreign))
     other = ttt_adapt(make_pair(seed=5), ids, TTTConfig(steps=1)).adapter
     with pytest.raises(InputError, match="one of this draft"):
         speculative_generate(pair, [ids], max_new_tokens=8, online=OnlineTTT(8, TTTConfig(), other))
