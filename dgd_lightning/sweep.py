@@ -2,20 +2,24 @@
 
 A sweep lives in `logs/<name>/`: Optuna's journal, a run folder per trial, `trials.csv`, a curve per setting and
 `best.yaml`, a configuration that runs. The same command goes on where a killed sweep stopped: finished trials stay,
-started ones are run again (and continue their own rows).
+started ones are run again (and continue their own rows). A folder belongs to one question, and to one process at a
+time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
+import hashlib
 import itertools
 import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import Queue
 from typing import Any, Literal, NamedTuple
@@ -26,8 +30,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dgd_lightning.errors import InputError
+from dgd_lightning.seeds import mixed_seed
 
-JOURNAL, TRIALS, BEST = "journal.log", "trials.csv", "best.yaml"
+JOURNAL, LOCK, TRIALS, BEST = "journal.log", "sweep.lock", "trials.csv", "best.yaml"
+QUESTION = "question"  # the study's attribute that tells what it is about
 Objective = Literal["tau_gain", "tau_gain_median", "tau"]
 
 
@@ -49,16 +55,25 @@ def main(argv: Sequence[str]) -> int:
         argv: with the subcommand's name first.
 
     Raises:
-        InputError: a setting that can't work, or no trial that ended well.
+        InputError: a setting that can't work, a folder that is another sweep's, or no trial that ended well.
     """
     options = parse_options(list(argv)[1:])
     settings = [read_setting(key, value) for key, value in options.search.items()]
     root = Path(options.logs_dir) / options.name
-    Sweep(options, settings, root).run()
+    with alone(root):
+        Sweep(options, settings, root).run()
     return 0
 
 
 def parse_options(argv: list[str]) -> Namespace:
+    """The command's options, checked as far as no trial is needed for it.
+
+    Args:
+        argv: without the subcommand's name.
+
+    Raises:
+        InputError: an unknown or unparsable option, a missing or impossible one, or an arm that the base does not have.
+    """
     parser = ArgumentParser(prog="dgd sweep", exit_on_error=False, description=__doc__)
     parser.add_argument("--config", action="config", help="YAML file with the keys below")
     parser.add_argument("--name", type=str, default="sweep", help="the sweep goes to LOGS_DIR/NAME")
@@ -91,10 +106,45 @@ def parse_options(argv: list[str]) -> Namespace:
         raise InputError("against", expected="an arm, for a gain", received="null", mend="name it, or use tau")
     if not Path(options.base).is_file():
         raise InputError("base", expected="an existing file", received=options.base, mend="check the path")
+    if "model.arms" not in options.search:
+        check_arm_names(options)
     return options
 
 
+def check_arm_names(options: Namespace) -> None:
+    """Raises:
+    InputError: the base names no arms, or ``arm`` or ``against`` is none of them.
+    """
+    try:
+        config = yaml.safe_load(Path(options.base).read_text(encoding="utf-8"))
+        names = [arm["name"] for arm in config["model"]["init_args"]["arms"]]
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
+        raise InputError(
+            "base",
+            expected="a YAML file of `dgd predict` with model.init_args.arms",
+            received=f"{options.base} ({type(error).__name__}: {error})",
+            mend="see configs/ttt/predict_lab.yaml",
+        ) from error
+    for argument in ("arm", "against"):
+        if options[argument] is not None and options[argument] not in names:
+            raise InputError(
+                argument,
+                expected=f"an arm of {options.base}: {', '.join(map(str, names))}",
+                received=options[argument],
+                mend="use one of them",
+            )
+
+
 def read_setting(key: str, value: Any) -> Setting:
+    """A searched setting as the YAML gives it.
+
+    Args:
+        key: dotted, such as ``model.ttt.lr``.
+        value: a list of values, or ``{low, high}`` with ``log`` and ``integer`` where wanted.
+
+    Raises:
+        InputError: the value is neither, or a range that holds nothing.
+    """
     if isinstance(value, list) and value:
         return Setting(key, value)
     if isinstance(value, dict) and {"low", "high"} <= value.keys() <= {"low", "high", "log", "integer"}:
@@ -109,13 +159,46 @@ def read_setting(key: str, value: Any) -> Setting:
     )
 
 
+@contextlib.contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Holds the sweep's folder for this process; the lock goes with the process, however it ends.
+
+    Raises:
+        InputError: another sweep holds it.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                "name",
+                expected="a sweep that no other process runs",
+                received=f"{root}, which one runs now",
+                mend="wait for it, or use another --name",
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
+def question(options: Namespace) -> str:
+    """Hash of all that decides what a trial's settings and its value mean: trials of one study share it."""
+    asked = {name: options[name] for name in ("search", "arm", "against", "objective", "sampler")}
+    text = json.dumps(asked, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode() + b"\0" + Path(options.base).read_bytes()).hexdigest()[:16]
+
+
 class Sweep:
-    """A study and how it is run.
+    """A study and how it is run; two of one folder must not run at once (`alone`).
 
     Args:
         options: the command's.
         settings: what is searched.
         root: the sweep's folder.
+
+    Raises:
+        InputError: Optuna is not installed, or the folder holds trials of another base, search, objective or sampler.
     """
 
     def __init__(self, options: Namespace, settings: list[Setting], root: Path) -> None:
@@ -133,17 +216,32 @@ class Sweep:
         self.study = optuna.create_study(
             study_name=options.name,
             storage=storage,
-            sampler=self._sampler(),
             direction="maximize",
             load_if_exists=True,
         )
+        self._check_question()
+        self.study.sampler = self._sampler()
         self.lock, self.console = threading.Lock(), Console()
+        self.broken = threading.Event()  # set by the first trial that raises: no other begins
         self.devices: Queue[int | None] = Queue()
         for number in range(options.parallel):
             self.devices.put(options.devices[number % len(options.devices)] if options.devices else None)
 
+    def _check_question(self) -> None:
+        asked, known = question(self.options), self.study.user_attrs.get(QUESTION)
+        if known != asked and self.study.get_trials(deepcopy=False):
+            raise InputError(
+                "name",
+                expected="a new folder, or one of the same base file, search, arm, against, objective and sampler",
+                received=f"{self.root}, whose trials have others",
+                mend="use another --name, or delete the folder",
+            )
+        self.study.set_user_attr(QUESTION, asked)
+
     def _sampler(self) -> Any:
-        samplers, seed = self.optuna.samplers, self.options.seed
+        # A generator of its own for every start: one that began anew would draw the first trials a second time.
+        seed = mixed_seed(self.options.seed, len(self.study.get_trials(deepcopy=False))) % 2**32
+        samplers = self.optuna.samplers
         return samplers.TPESampler(seed=seed) if self.options.sampler == "tpe" else samplers.RandomSampler(seed)
 
     def _cells(self) -> list[dict[str, int]]:
@@ -175,8 +273,13 @@ class Sweep:
         if done:
             self.console.print(f"{done} trials are there already")
         with ThreadPoolExecutor(self.options.parallel) as pool:
-            for future in [pool.submit(self._trial) for _ in range(max(0, left))]:
-                future.result()
+            futures = [pool.submit(self._trial) for _ in range(max(0, left))]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            except BaseException:  # what waits would go wrong as well, hours later
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         if not self._finished():
             raise InputError(
                 "base",
@@ -217,8 +320,21 @@ class Sweep:
         return chosen
 
     def _trial(self) -> None:
+        if self.broken.is_set():
+            return
         with self.lock:  # samplers are no friends of threads
             trial = self.study.ask()
+        try:
+            self._measure(trial)
+        except BaseException:
+            self.broken.set()
+            with self.lock:
+                self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL, skip_if_finished=True)
+            raise
+
+    def _measure(self, trial: Any) -> None:
+        """Chooses a trial's settings, runs it and tells what came out."""
+        with self.lock:
             chosen = self._suggest(trial)
             folder = trial.user_attrs.get("folder") or f"trial_{trial.number:03d}"
             trial.set_user_attr("folder", folder)
@@ -226,24 +342,28 @@ class Sweep:
         device = self.devices.get()
         try:
             code = self._predict(folder, chosen, device)
-            value = self._value(folder) if code == 0 else None
+            value = self._value(folder) if code == 0 else float("nan")
         finally:
             self.devices.put(device)
+        failed = value != value
         with self.lock:
-            state = self.optuna.trial.TrialState
-            if value is None or value != value:
-                self.study.tell(trial, state=state.FAIL)
+            if failed:
+                self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
             else:
                 self.study.tell(trial, value)
-            shown = "failed" if value is None else f"{self.options.objective} {value:+.4f}"
+            shown = "failed" if failed else f"{self.options.objective} {value:+.4f}"
             self.console.print(f"{folder}: {shown}  {chosen}")
+
+    def _command(self, folder: str, chosen: dict[str, Any]) -> list[str]:
+        """The arguments of `dgd` for a trial."""
+        command = ["predict", "--config", self.options.base]
+        for key, value in chosen.items():
+            command += [f"--{key}", json.dumps(value)]
+        return [*command, "--name", folder, "--logs_dir", str(self.root)]
 
     def _predict(self, folder: str, chosen: dict[str, Any], device: int | None) -> int:
         """Runs a trial's command; its output goes to a file beside its run folder."""
-        command = [sys.executable, "-m", "dgd_lightning.cli", "predict", "--config", self.options.base]
-        for key, value in chosen.items():
-            command += [f"--{key}", json.dumps(value)]
-        command += ["--name", folder, "--logs_dir", str(self.root)]
+        command = [sys.executable, "-m", "dgd_lightning.cli", *self._command(folder, chosen)]
         environment = dict(os.environ)
         if device is not None:
             environment["CUDA_VISIBLE_DEVICES"] = str(device)
@@ -251,17 +371,12 @@ class Sweep:
             return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
 
     def _value(self, folder: str) -> float:
+        """The objective of a finished trial; NaN where nothing was verified."""
         from callbacks.adapt_metrics import collect, gain_of
 
         versions = (self.root / folder).glob("version_*")
         counts, _ = collect(max(versions, key=lambda path: int(path.name[8:])))
-        arm, against = self.options.arm, self.options.against or self.options.arm
-        for name in (arm, against):
-            if name not in counts:
-                raise InputError(
-                    "arm, against", expected=f"arms of the base: {', '.join(counts)}", received=name, mend="use these"
-                )
-        gain = gain_of(counts, against, arm)
+        gain = gain_of(counts, self.options.against or self.options.arm, self.options.arm)
         return {"tau_gain": gain.ratio.value, "tau_gain_median": gain.median.value, "tau": gain.tau}[
             self.options.objective
         ]
@@ -320,6 +435,9 @@ def curve(rows: list[dict[str, Any]], setting: Setting, objective: str, folder: 
         setting: along the x axis.
         objective: the column along the y axis.
         folder: where the picture goes.
+
+    Returns:
+        ``curve_<key, with underscores for dots>.png``.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # without pyplot: no global state, no display
@@ -341,6 +459,6 @@ def curve(rows: list[dict[str, Any]], setting: Setting, objective: str, folder: 
         axes.set_xticks(range(len(labels)), labels, rotation=20)
     axes.set(xlabel=setting.key, ylabel=objective)
     axes.legend()
-    path = folder / f"curve_{setting.key.rpartition('.')[2]}.png"
+    path = folder / f"curve_{setting.key.replace('.', '_')}.png"  # whole: other settings may end alike
     figure.savefig(path, dpi=120)
     return path
