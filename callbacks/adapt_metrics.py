@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ Counts = dict[str, dict[str, Verified]]  # [arm][context]
 
 
 class AdaptMetrics(Callback):
-    """Compares every arm that has ``ttt: true`` with the arm that differs in nothing else.
+    """Compares every arm that adapts (``ttt``, ``online_every`` or both) with the arm that differs in nothing else.
 
     τ is compared per context and pooled, with a 95% bootstrap interval over contexts; adaptations are summed up by how
     many were kept, what the held-out span said before and after, and what they cost. The final numbers come from the
@@ -33,12 +34,12 @@ class AdaptMetrics(Callback):
         """Reads the predictions and adds tables, curves and pictures."""
         log_dir = trainer.log_dir  # a collective: every rank asks
         arms: list[Arm] = pl_module.arms  # type: ignore[assignment]
-        if not trainer.is_global_zero or log_dir is None or not any(arm.ttt for arm in arms):
+        if not trainer.is_global_zero or log_dir is None or not any(map(adapts, arms)):
             return
         counts, records = collect(Path(log_dir))
         writer: Any = trainer.logger.experiment if isinstance(trainer.logger, TensorBoardLogger) else None
         tables: list[Table] = pl_module.summary_tables  # type: ignore[assignment]
-        compared = [(arm, twin(arm, arms)) for arm in arms if arm.ttt]
+        compared = [(arm, twin(arm, arms)) for arm in arms if adapts(arm)]
         gains = {
             arm.name: (base.name, gain_of(counts, base.name, arm.name)) for arm, base in compared if base is not None
         }
@@ -50,16 +51,19 @@ class AdaptMetrics(Callback):
             _log(writer, counts, records, gains)
 
 
+def adapts(arm: Arm) -> bool:
+    """Whether an arm's draft is trained on the context, while it decodes, or both."""
+    return arm.ttt or arm.online_every is not None
+
+
 def twin(arm: Arm, arms: list[Arm]) -> Arm | None:
-    """The arm that differs from one with ``ttt: true`` in the adapter alone."""
-    for other in arms:
-        if not other.ttt and _settings(other) == _settings(arm):
-            return other
-    return None
+    """The arm without adaptation whose other settings are those of an adapting one; None where there is none."""
+    return next((other for other in arms if not adapts(other) and _settings(other) == _settings(arm)), None)
 
 
-def _settings(arm: Arm) -> tuple[Any, ...]:
-    return (arm.method, *arm.sampling().values(), arm.block_size, arm.scheme)
+def _settings(arm: Arm) -> Arm:
+    """An arm without its name and its adaptation."""
+    return replace(arm, name="", ttt=False, online_every=None)
 
 
 def collect(folder: Path) -> tuple[Counts, dict[str, dict[str, Any]]]:
@@ -80,8 +84,14 @@ def collect(folder: Path) -> tuple[Counts, dict[str, dict[str, Any]]]:
 
 def gain_of(counts: Counts, base: str, arm: str) -> TauGain:
     """τ of an arm against another over the contexts that both decoded."""
-    both = [context for context in counts[base] if context in counts[arm]]
-    return tau_gain([(counts[base][context], counts[arm][context]) for context in both])
+    return tau_gain([(counts[base][context], counts[arm][context]) for context in shared(counts, base, arm)])
+
+
+def shared(counts: Counts, base: str, arm: str) -> list[str]:
+    """The contexts in which both arms verified something, in the order of the first."""
+    ours, theirs = counts.get(arm, {}), counts.get(base, {})
+    nothing = Verified(0, 0)
+    return [name for name, one in theirs.items() if one.verifications and ours.get(name, nothing).verifications]
 
 
 def gain_table(gains: dict[str, tuple[str, TauGain]]) -> Table:
@@ -94,12 +104,12 @@ def gain_table(gains: dict[str, tuple[str, TauGain]]) -> Table:
             arm,
             base,
             str(gain.contexts),
-            f"{gain.base:.2f}",
-            f"{gain.tau:.2f}",
+            _shown(gain.base, "{:.2f}"),
+            _shown(gain.tau, "{:.2f}"),
             _cell(gain.difference, "{:+.2f}"),
             _cell(gain.ratio, "{:+.1%}"),
             _cell(gain.median, "{:+.1%}"),
-            f"{gain.worst:+.1%}",
+            _shown(gain.worst, "{:+.1%}"),
         )
     return table
 
@@ -127,18 +137,22 @@ def adaptation_table(records: dict[str, dict[str, Any]]) -> Table:
         str(len(records) - len(fine)),
         change("loss"),
         change("tau"),
-        f"{mean([record['ttt_prefill_seconds'] for record in fine]):.2f}",
-        f"{mean([record['ttt_fit_seconds'] for record in fine]):.2f}",
+        _shown(mean([record["ttt_prefill_seconds"] for record in fine]), "{:.2f}"),
+        _shown(mean([record["ttt_fit_seconds"] for record in fine]), "{:.2f}"),
         f"{max(peaks) / 2**20:.0f}" if peaks else "–",
     )
     return table
 
 
 def _cell(difference: Difference, form: str) -> str:
-    value = form.format(difference.value)
+    value = _shown(difference.value, form)
     if difference.low != difference.low:  # NaN: too few contexts
         return value
     return f"{value} [{form.format(difference.low)}, {form.format(difference.high)}]"
+
+
+def _shown(value: float, form: str) -> str:
+    return form.format(value) if value == value else "–"  # NaN: there was nothing to measure
 
 
 def _log(
@@ -148,7 +162,8 @@ def _log(
         for name in ("difference", "ratio", "median"):
             for part, value in getattr(gain, name)._asdict().items():
                 writer.add_scalar(f"{arm}/tau_gain_{name}/{part}", value, gain.contexts)
-        both = [context for context in counts[base] if context in counts[arm]]
+        writer.add_scalar(f"{arm}/tau_gain_worst", gain.worst, gain.contexts)
+        both = shared(counts, base, arm)
         for number, context in enumerate(both):
             delta = counts[arm][context].tau - counts[base][context].tau
             writer.add_scalar(f"{arm}/tau_gain_by_context", delta, number)

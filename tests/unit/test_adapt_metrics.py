@@ -1,0 +1,204 @@
+"""What predict tells of adaptation, from rows written by hand: pairs of arms, counts, tables, curves."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.table import Table
+
+from callbacks.adapt_metrics import AdaptMetrics, adaptation_table, collect, gain_of, gain_table, shared, twin
+from dgd_lightning.metrics.paired import Verified
+from dgd_lightning.modules.arms import Arm
+
+PLAIN, ADAPTED, ONLINE = Arm("plain"), Arm("adapted", ttt=True), Arm("online", online_every=16)
+BEFORE = {"step": 0, "loss": 2.0, "tau": 2.0, "acceptance": [0.5, 0.25]}
+AFTER = {"step": 8, "loss": 1.0, "tau": 3.0, "acceptance": [0.75, 0.5]}
+KEPT = {"kept": True, "held_out_before": BEFORE, "held_out_after": AFTER}
+UNSCORED = {"kept": False, "held_out_before": None, "held_out_after": None}
+FAILED = {"kept": False, "error": "context: expected at least 8 tokens, received 3. Mend: …"}
+
+
+def line(
+    context: str, task: int, arm: str, lengths: list[int], ttt: dict[str, Any] | None = None, **cost: Any
+) -> dict[str, Any]:
+    """A prediction row, as far as it is read."""
+    record = {"arm": arm, "ttt": ttt, "acceptance_lengths": lengths, **cost}
+    return {"idx": f"{context}-{task}", "metadata": {"context_id": context}, "dgd": record}
+
+
+def cost(fit: float, memory: int | None = None) -> dict[str, Any]:
+    return {"ttt_prefill_seconds": 0.5, "ttt_fit_seconds": fit, "ttt_peak_memory": memory}
+
+
+ROWS = [
+    line("a", 0, "plain", [2, 2]),
+    line("a", 1, "plain", [4]),
+    line("b", 0, "plain", [3, 1]),
+    line("a", 0, "adapted", [4], KEPT, **cost(3.0, 2**21)),
+    line("a", 1, "adapted", [4], KEPT, **cost(3.0, 2**21)),
+    line("b", 0, "adapted", [3, 1], FAILED),
+    {"idx": "c-0", "metadata": {"context_id": "c"}, "dgd": {"arm": "plain", "ttt": None, "skipped": "too long"}},
+    line("d", 0, "plain", []),  # one token: the prefill's
+    line("d", 0, "adapted", [], UNSCORED, **cost(1.0)),
+]
+
+
+def write(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def cells(table: Table) -> list[dict[str, str]]:
+    """A table's rows, by column."""
+    names = [str(column.header) for column in table.columns]
+    columns = [list(column.cells) for column in table.columns]
+    return [dict(zip(names, map(str, row), strict=True)) for row in zip(*columns, strict=True)]
+
+
+@pytest.mark.parametrize("adapting", [ADAPTED, ONLINE, Arm("both", ttt=True, online_every=16)])
+def test_the_twin_of_an_adapting_arm_adapts_nothing(adapting: Arm) -> None:
+    assert twin(adapting, [adapting, ONLINE, ADAPTED, PLAIN]) is PLAIN
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"temperature": 0.5},
+        {"temperature": 0.5, "top_k": 3},
+        {"temperature": 0.5, "top_p": 0.9},
+        {"block_size": 4},
+        {"scheme": "exact_match"},
+    ],
+)
+def test_the_twin_differs_in_nothing_else(changes: dict[str, Any]) -> None:
+    adapting, its_own = Arm("new", ttt=True, **changes), Arm("old", **changes)
+    others = [Arm("autoregressive", method="autoregressive"), PLAIN, ADAPTED]
+    assert twin(adapting, [*others, adapting]) is None
+    assert twin(adapting, [*others, adapting, its_own]) is its_own
+
+
+def test_collect_pools_by_context(tmp_path: Path) -> None:
+    counts, records = collect(write(tmp_path, ROWS))
+    assert counts == {
+        "plain": {"a": Verified(8, 3), "b": Verified(4, 2), "d": Verified(0, 0)},
+        "adapted": {"a": Verified(8, 2), "b": Verified(4, 2), "d": Verified(0, 0)},
+    }
+    no_cost = dict.fromkeys(cost(0.0))
+    assert records == {"a": KEPT | cost(3.0, 2**21), "b": FAILED | no_cost, "d": UNSCORED | cost(1.0)}
+
+
+def test_gains_are_of_contexts_that_both_verified(tmp_path: Path) -> None:
+    counts, _ = collect(write(tmp_path, ROWS))
+    assert shared(counts, "plain", "adapted") == ["a", "b"]
+    (row,) = cells(gain_table({"adapted": ("plain", gain_of(counts, "plain", "adapted"))}))
+    assert row["contexts"] == "2"
+    assert (row["arm"], row["against"]) == ("adapted", "plain")
+    assert (row["τ before"], row["τ after"]) == ("2.40", "3.00")  # 12 / 5 and 12 / 4
+    assert row["Δτ"].startswith("+0.60 [")
+    assert row["gain"].startswith("+25.0% [")
+    assert row["median gain"].startswith("+25.0% [")  # of +50% and 0%
+    assert row["worst"] == "+0.0%"
+
+
+def test_no_verification_at_all_is_a_dash(tmp_path: Path) -> None:
+    counts, records = collect(write(tmp_path, ROWS[-2:]))
+    gain = gain_of(counts, "plain", "adapted")
+    assert gain.contexts == 0
+    assert math.isnan(gain.tau)
+    (row,) = cells(gain_table({"adapted": ("plain", gain)}))
+    assert row == {"arm": "adapted", "against": "plain", "contexts": "0"} | dict.fromkeys(
+        ("τ before", "τ after", "Δτ", "gain", "median gain", "worst"), "–"
+    )
+    (row,) = cells(adaptation_table(records))
+    assert row["held-out loss"] == row["held-out τ"] == "–"
+
+
+def test_no_rows_at_all(tmp_path: Path) -> None:
+    counts, records = collect(tmp_path)
+    assert not counts
+    assert not records
+    assert gain_of(counts, "plain", "adapted").contexts == 0
+    assert not counts  # asking added nothing
+
+
+def test_adaptations_are_summed_up_without_those_that_failed(tmp_path: Path) -> None:
+    _, records = collect(write(tmp_path, ROWS))
+    (row,) = cells(adaptation_table(records))
+    assert row == {
+        "contexts": "3",
+        "kept": "1",
+        "failed": "1",
+        "held-out loss": "2.00 → 1.00",
+        "held-out τ": "2.00 → 3.00",
+        "prefill s": "0.50",
+        "fit s": "2.00",  # of 3 and 1
+        "peak MiB": "2",
+    }
+
+
+def test_all_adaptations_failed(tmp_path: Path) -> None:
+    _, records = collect(write(tmp_path, [line("b", 0, "adapted", [1], FAILED)]))
+    (row,) = cells(adaptation_table(records))
+    assert row == {"contexts": "1", "kept": "0", "failed": "1"} | dict.fromkeys(
+        ("held-out loss", "held-out τ", "prefill s", "fit s", "peak MiB"), "–"
+    )
+
+
+class Written:
+    """A TensorBoard writer that remembers."""
+
+    def __init__(self) -> None:
+        self.scalars: dict[str, list[tuple[float, int]]] = {}
+        self.figures: list[str] = []
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        self.scalars.setdefault(tag, []).append((value, step))
+
+    def add_figure(self, tag: str, figure: Any, step: int) -> None:
+        self.figures.append(tag)
+
+    def flush(self) -> None:
+        pass
+
+
+def predict_ended(folder: Path, arms: list[Arm]) -> tuple[list[Table], Written]:
+    """What the callback adds to a finished run."""
+    logger, written = Mock(spec=TensorBoardLogger), Written()
+    logger.experiment = written
+    trainer: Any = SimpleNamespace(log_dir=str(folder), is_global_zero=True, logger=logger)
+    module: Any = SimpleNamespace(arms=arms, summary_tables=[])
+    AdaptMetrics().on_predict_end(trainer, module)
+    return module.summary_tables, written
+
+
+def test_curves_of_a_run(tmp_path: Path) -> None:
+    tables, written = predict_ended(write(tmp_path, ROWS), [PLAIN, ADAPTED])
+    assert len(tables) == 2
+    assert written.figures == ["adapted/tau_by_context"]
+    assert written.scalars["adapted/tau_gain_worst"] == [(0.0, 2)]
+    assert written.scalars["adapted/tau_gain_difference/value"] == [(pytest.approx(0.6), 2)]
+    assert written.scalars["adapted/tau_gain_by_context"] == [(pytest.approx(4 - 8 / 3), 0), (0.0, 1)]
+    assert written.scalars["ttt/held_out_loss_before"] == [(2.0, 0)]
+    assert written.scalars["ttt/held_out_acceptance_after/slot_02"] == [(0.5, 0)]
+
+
+def test_an_arm_that_adapts_only_while_decoding_is_compared(tmp_path: Path) -> None:
+    rows = [*ROWS[:3], line("a", 0, "online", [4, 4]), line("b", 0, "online", [3, 1])]
+    tables, written = predict_ended(write(tmp_path, rows), [ONLINE, PLAIN])
+    (row,) = cells(tables[0])
+    assert len(tables) == 1  # no adapter was made for a whole context
+    assert (row["arm"], row["against"], row["contexts"]) == ("online", "plain", "2")
+    assert "online/tau_gain_worst" in written.scalars
+
+
+def test_a_run_in_which_no_arm_adapts_gets_nothing(tmp_path: Path) -> None:
+    tables, written = predict_ended(write(tmp_path, ROWS[:3]), [PLAIN, Arm("other", block_size=4)])
+    assert not tables
+    assert not written.scalars
