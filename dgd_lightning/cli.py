@@ -61,6 +61,7 @@ _QUIET_LOG = (
     "Starting with ",
     "Using bfloat16",
     "Using 16bit",
+    "Running in `fast_dev_run`",
     "-----",
 )
 

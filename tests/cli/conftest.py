@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,6 @@ from tiny import hf_model, make_draft
 
 from dgd_lightning.draft.checkpoint import save_draft
 from dgd_lightning.target.model import Target
-
-
-@pytest.fixture(autouse=True)
-def no_handler_of_absl(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorBoard's reader brings absl, whose handler on the root logger repeats Lightning's words on stderr."""
-    kept = [handler for handler in logging.root.handlers if not type(handler).__module__.startswith("absl")]
-    monkeypatch.setattr(logging.root, "handlers", kept)
 
 
 @pytest.fixture(scope="session")

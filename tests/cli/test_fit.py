@@ -79,7 +79,8 @@ def test_a_resumed_fit_goes_on_in_its_version_and_keeps_its_best(
     last = "version_0/checkpoints/last.ckpt"
     arguments += ["--ckpt_path", os.path.join(os.path.relpath(root) if logs == "relative" else root, last)]
     run = dgd("fit", "--config", config, *arguments, "--trainer.max_steps", "5")
-    assert (run.code, run.err) == (0, "")
+    assert run.code == 0, run.err
+    assert all(line.startswith("INFO: ") for line in run.err.splitlines()), run.err  # no warning of anything
     assert [path.name for path in root.iterdir()] == ["version_0"]
     assert "training: step 5/5, train/loss " in run.out  # stdout is no terminal here
     assert exported in run.out
