@@ -86,6 +86,7 @@ def no_runs(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return state
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_its_best_runs(
     base: Path, dgd: Dgd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

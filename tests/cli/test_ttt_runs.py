@@ -137,6 +137,7 @@ def test_predict_adapts_each_context_and_changes_no_token(
         assert other["acceptance_lengths"] == row["dgd"]["acceptance_lengths"]
 
 
+@pytest.mark.slow
 def test_predict_on_two_ranks_gives_the_rows_of_one(config: Config, contexts: Path, tmp_path: Path) -> None:
     # One thread on both sides: sums over two threads end in other bits of the losses.
     path = config(
