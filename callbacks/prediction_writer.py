@@ -50,6 +50,9 @@ class PredictionWriter(Callback):
                     )
                 self.have.add(run_folder.key(row))
         pl_module.done = set(self.have)  # type: ignore[assignment]
+        if self.have and trainer.is_global_zero:
+            total = len(trainer.datamodule.tasks) * len(pl_module.arms)  # type: ignore[attr-defined,arg-type]
+            print(f"continuing {self.folder}: {len(self.have)} of {total} rows are there", flush=True)
 
     def on_predict_batch_end(
         self,

@@ -114,6 +114,13 @@ def _lightning(argv: Sequence[str]) -> int:
     except ArgumentError as error:
         raise from_parser_message(str(error)) from error
     except MisconfigurationException as error:
+        if "gpu" in str(error).lower() or "accelerator" in str(error).lower():
+            raise InputError(
+                "trainer.accelerator",
+                expected="a device that this machine has",
+                received=error,
+                mend="add --trainer.accelerator cpu, or auto",
+            ) from error
         raise InputError(
             "configuration",
             expected="a combination that Lightning accepts",

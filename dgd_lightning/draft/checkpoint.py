@@ -90,6 +90,7 @@ def save_draft(draft: DFlashDraft, folder: str | os.PathLike[str], *, dtype: tor
             text = json.dumps(config, indent=2, sort_keys=True) + "\n"
             Path(scratch, "config.json").write_text(text, encoding="utf-8")
             for name in ("model.safetensors", "config.json"):
+                Path(scratch, name).chmod(0o644)  # safetensors writes for the owner alone
                 os.replace(Path(scratch, name), path / name)
     except OSError as error:
         raise InputError(

@@ -148,9 +148,9 @@ def check_ttt(arms: list[Arm], adapts: bool) -> None:
     if bool(asking) is not adapts:
         raise InputError(
             "model.ttt",
-            expected="settings of test-time training, and at least one arm with ttt: true"
+            expected="settings of test-time training: arms with ttt: true or online_every ask for them"
             if not adapts
-            else "an arm with ttt: true to use the adapters",
+            else "an arm with ttt: true or online_every to use them",
             received="null" if not adapts else f"arms {', '.join(arm.name for arm in arms)} without it",
             mend="set model.ttt, e.g. {steps: 10}" if not adapts else "set ttt: true in an arm, or model.ttt: null",
         )

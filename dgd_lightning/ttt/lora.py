@@ -256,6 +256,7 @@ def save_adapter(adapter: Adapter, folder: str | os.PathLike[str]) -> Path:
             save_file(weights, Path(scratch, WEIGHTS), metadata=metadata)
             config.save_pretrained(scratch)
             for name in (WEIGHTS, CONFIG):
+                Path(scratch, name).chmod(0o644)  # safetensors writes for the owner alone
                 os.replace(Path(scratch, name), path / name)
     except OSError as error:
         raise InputError(
