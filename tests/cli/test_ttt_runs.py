@@ -76,6 +76,7 @@ def test_fit_makes_the_adapter_of_ttt_adapt(dgd: Dgd, tiny_pair: TinyPair, tmp_p
     assert len(trace["losses"]) == FIT["steps"]
 
 
+@pytest.mark.slow
 def test_two_ranks_share_the_blocks_of_a_step(tiny_pair: TinyPair, tmp_path: Path) -> None:
     adapters = []
     for ranks in (1, 2):
