@@ -19,7 +19,6 @@ from dgd_lightning.cli import main
 from dgd_lightning.errors import InputError
 from dgd_lightning.sweep import LOCK, Setting, Sweep, alone, curve, parse_options, read_setting
 
-pytest.importorskip("optuna")
 ARMS = [
     {"name": "plain", "method": "speculative"},
     {"name": "adapted", "method": "speculative", "ttt": True},
