@@ -51,11 +51,11 @@ class DecodeOutput(NamedTuple):
 
 
 class HeldOutScore(NamedTuple):
-    """How well a draft does on the held-out span of a context."""
+    """How well a draft does on what is held out: rehearsals (see `ttt.rehearsal`) or the context's end."""
 
     step: int  # optimiser steps made before
     loss: float
-    tau: float  # tokens per verification, bonus included, along the context (a lower bound, see `ttt.objective`)
+    tau: float  # tokens per verification, bonus included; along the context a lower bound, see `ttt.objective`
     acceptance: list[float]  # [K − 1], share of the blocks whose slots 1 … j are all accepted
 
 
@@ -69,7 +69,11 @@ class AdaptTrace(NamedTuple):
     stopped: str  # "done", "early" (no better score for a while), or what went wrong
     context_tokens: int
     parameters: int  # trained numbers
+    held_out_by: Literal["rehearsals", "span", "nothing"]  # what the scores are of
+    rehearsals: int  # texts held out; fewer than asked for where the target repeats itself
+    train_rehearsals: int  # texts trained on
     prefill_seconds: float
+    rehearsal_seconds: float
     fit_seconds: float
     peak_memory: int | None  # bytes on a CUDA device; None elsewhere
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dgd_lightning.decode.engine import Batch, OnProgress, check_request, choose
+from dgd_lightning.decode.engine import Batch, OnProgress, Prefix, check_prefix, check_request, choose
 from dgd_lightning.decode.noise import Noise
 from dgd_lightning.decode.verify import Verdict
 from dgd_lightning.types import DecodeOutput
@@ -29,6 +29,7 @@ def autoregressive_generate(
     stop_token_ids: Sequence[int] | None = None,
     seed: int | Sequence[int] | None = None,
     on_progress: OnProgress | None = None,
+    prefix: Prefix | None = None,
     noise: Noise | None = None,
 ) -> list[DecodeOutput]:
     """Decode a batch of prompts token by token.
@@ -43,6 +44,7 @@ def autoregressive_generate(
         stop_token_ids: None for the target's own; an empty list for none.
         seed: one integer (row seeds are derived from it), one per row, or None for fresh entropy (kept in the trace).
         on_progress: called after the prefill and after every cycle.
+        prefix: what of a single prompt is read already.
         noise: in place of the seeded noise, for tests that enumerate every outcome.
 
     Returns:
@@ -61,7 +63,9 @@ def autoregressive_generate(
         stop_token_ids=stop_token_ids,
         seed=seed,
     )
-    batch = Batch(pair.target, request, width=1, noise=noise, on_progress=on_progress)
+    if prefix is not None:
+        check_prefix(prefix, request, 1)
+    batch = Batch(pair.target, request, width=1, prefix=prefix, noise=noise, on_progress=on_progress)
     while batch.active:
         positions = batch.positions(1)  # [b, 1]
         tokens = choose(

@@ -48,6 +48,17 @@ class Progress(NamedTuple):
 OnProgress = Callable[[Progress], None]
 
 
+class Prefix(NamedTuple):
+    """The beginning of a prompt, read already: decoding goes on in these caches and writes behind it only.
+
+    So one prefix serves many prompts, one after the other.
+    """
+
+    ids: Tensor  # [S] on CPU, positions 0 … S − 1
+    cache: PositionCache  # of the target, one row
+    draft_cache: PositionCache | None  # of the draft; None where only the target decodes
+
+
 def check_request(
     pair: Pair,
     prompts: Sequence[Tensor],
@@ -142,6 +153,29 @@ def to_host(values: Tensor) -> list[Any]:
     return values.tolist()
 
 
+def check_prefix(prefix: Prefix, request: Request, width: int) -> None:
+    """Raises:
+    InputError: the batch is not one prompt that begins with the prefix and goes on, or the caches are too small.
+    """
+    ids, need = prefix.ids, capacity(request, width)
+    own = request.ids[0, : request.lengths[0]]
+    if len(request.lengths) != 1 or len(own) <= len(ids) or not torch.equal(own[: len(ids)], ids):
+        raise InputError(
+            "prefix",
+            expected=f"one prompt that begins with the prefix's {len(ids)} tokens and has more",
+            received=f"{len(request.lengths)} prompts, the first of {len(own)} tokens",
+            mend="decode other prompts without it",
+        )
+    smallest = min(cache.capacity for cache in (prefix.cache, prefix.draft_cache) if cache is not None)
+    if smallest < need:
+        raise InputError(
+            "prefix",
+            expected=f"caches of {need} positions, for prompt, new tokens and a block",
+            received=smallest,
+            mend="allocate larger ones, or lower max_new_tokens",
+        )
+
+
 class Forward(NamedTuple):
     """What a step gives a decoder."""
 
@@ -181,6 +215,7 @@ class Batch:
         layer_ids: Sequence[int] = (),
         on_features: Callable[[Tensor, Tensor], None] | None = None,
         companions: Sequence[PositionCache] = (),
+        prefix: Prefix | None = None,
         noise: Noise | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
@@ -191,6 +226,7 @@ class Batch:
             layer_ids: layers whose features every forward gives.
             on_features: called with the prompts' features [B, C, F·H] and positions [B, C], chunk by chunk.
             companions: other caches of the same rows, which lose a row when the batch does.
+            prefix: what is read already (see :func:`check_prefix`).
             noise: instead of the noise of the request's seeds.
         """
         began = time.perf_counter()
@@ -199,10 +235,16 @@ class Batch:
         self.on_progress = on_progress
         self.starts = torch.tensor(request.lengths, device=device)  # [b]
         self.noise: Noise = noise or TableNoise(_table(request, width).to(device), self.starts)
-        self.cache = target.new_cache(batch, capacity(request, width))
+        self.cache = target.new_cache(batch, capacity(request, width)) if prefix is None else prefix.cache
         self.caches = [self.cache, *companions]
+        known = 0 if prefix is None else len(prefix.ids)
         prefill = target.prefill(
-            request.ids.to(device), self.starts, self.cache, layer_ids=layer_ids, on_features=on_features
+            request.ids[:, known:].to(device),
+            self.starts - known,
+            self.cache,
+            start=known,
+            layer_ids=layer_ids,
+            on_features=on_features,
         )
         self.stops = torch.tensor(request.stop_token_ids, dtype=torch.long, device=device)  # [n]
         self.slots = torch.arange(width, device=device)  # [K]

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from dgd_lightning.decode.engine import Batch, OnProgress, Request, capacity, check_request, choose
+from dgd_lightning.decode.engine import (
+    Batch,
+    OnProgress,
+    Prefix,
+    Request,
+    capacity,
+    check_prefix,
+    check_request,
+    choose,
+)
 from dgd_lightning.decode.noise import DRAFT, Noise
 from dgd_lightning.decode.sampling import probabilities
 from dgd_lightning.decode.verify import verify_match, verify_rejection
@@ -18,6 +27,7 @@ from dgd_lightning.types import DecodeOutput
 if TYPE_CHECKING:
     from dgd_lightning.draft.model import DFlashDraft
     from dgd_lightning.pair import Pair
+    from dgd_lightning.target.cache import PositionCache
     from dgd_lightning.target.model import Target
     from dgd_lightning.ttt.online import OnlineTTT
 
@@ -46,6 +56,7 @@ def speculative_generate(
     scheme: Scheme = "rejection",
     on_progress: OnProgress | None = None,
     online: OnlineTTT | None = None,
+    prefix: Prefix | None = None,
     noise: Noise | None = None,
 ) -> list[DecodeOutput]:
     """Decode a batch of prompts with drafted blocks; the law of the output is that of ``autoregressive_generate``.
@@ -57,7 +68,7 @@ def speculative_generate(
 
     Args:
         pair: target and draft.
-        prompts, max_new_tokens, temperature, top_k, top_p, stop_token_ids, seed, on_progress, noise:
+        prompts, max_new_tokens, temperature, top_k, top_p, stop_token_ids, seed, on_progress, prefix, noise:
             as in ``autoregressive_generate``.
         block_size: K, tokens per verification with the anchor, from 2 to the size the draft was trained with (default).
         scheme: how blocks are verified when the temperature is above 0.
@@ -86,9 +97,18 @@ def speculative_generate(
         stop_token_ids=stop_token_ids,
         seed=seed,
     )
+    if prefix is not None and (online is not None or prefix.draft_cache is None):
+        raise InputError(
+            "prefix",
+            expected="one that the draft has read too, and no online adaptation",
+            received="online adaptation" if online is not None else "draft_cache None",
+            mend="leave prefix out",
+        )
     if online is not None:
         return _online(pair, request, size, scheme, online, noise, on_progress)
-    drafter = Drafter(pair.target, draft, request, size)
+    if prefix is not None:
+        check_prefix(prefix, request, size)
+    drafter = Drafter(pair.target, draft, request, size, prefix and prefix.draft_cache)
     batch = Batch(
         pair.target,
         request,
@@ -96,6 +116,7 @@ def speculative_generate(
         layer_ids=draft.config.target_layer_ids,
         on_features=drafter.extend,
         companions=[drafter.cache],
+        prefix=prefix,
         noise=noise,
         on_progress=on_progress,
     )
@@ -138,8 +159,6 @@ def _online(
     on_progress: OnProgress | None,
 ) -> list[DecodeOutput]:
     """The loop above for one prompt, with rounds of adaptation between its cycles."""
-    from dgd_lightning.ttt.online import OnlineFit  # PEFT takes a second to import; most runs need none of it
-
     assert pair.draft is not None
     if len(request.lengths) > 1:
         raise InputError(
@@ -148,7 +167,7 @@ def _online(
             received=f"{len(request.lengths)} prompts",
             mend="call once per prompt",
         )
-    fit, prompt = OnlineFit(pair, online, capacity(request, size)), request.lengths[0]
+    fit, prompt = online.begin(pair, capacity(request, size)), request.lengths[0]
     try:
         drafter = Drafter(pair.target, pair.draft, request, size)
         batch = Batch(
@@ -179,10 +198,12 @@ def _online(
 class Drafter:
     """The draft, its cache of the context, and the target's embedding and head that it borrows."""
 
-    def __init__(self, target: Target, draft: DFlashDraft, request: Request, size: int) -> None:
+    def __init__(
+        self, target: Target, draft: DFlashDraft, request: Request, size: int, cache: PositionCache | None = None
+    ) -> None:
         batch = len(request.lengths)
         self.target, self.draft = target, draft
-        self.cache = draft.new_cache(batch, capacity(request, size))
+        self.cache = draft.new_cache(batch, capacity(request, size)) if cache is None else cache
         masks = torch.full((batch, size - 1), draft.config.mask_token_id, device=target.device)
         self.masks = target.embed(masks)  # [B, K - 1, H]
 

@@ -54,12 +54,12 @@ class ContextAdapter:
             prompts: gives the prompts of all tasks of the context, [S] each; what they begin with is adapted to.
         """
         if self.last is None or self.last[0] != context_id:
-            self.last = (context_id, self._adapt(context_id, common_prefix(prompts())))
+            self.last = (context_id, self._adapt(context_id, prompts()))
         return self.last[1]
 
-    def _adapt(self, context_id: str, context: Tensor) -> Adapted:
+    def _adapt(self, context_id: str, prompts: Sequence[Tensor]) -> Adapted:
         try:
-            result = ttt_adapt(self.pair, context, self.config)
+            result = ttt_adapt(self.pair, common_prefix(prompts), self.config, avoid=prompts)
         except (InputError, torch.OutOfMemoryError) as error:
             return Adapted(None, {"kept": False, "error": " ".join(str(error).split())}, {})
         if self.folder is not None:
@@ -68,6 +68,7 @@ class ContextAdapter:
         trace = result.trace
         cost = {
             "ttt_prefill_seconds": trace.prefill_seconds,
+            "ttt_rehearsal_seconds": trace.rehearsal_seconds,
             "ttt_fit_seconds": trace.fit_seconds,
             "ttt_peak_memory": trace.peak_memory,
         }
@@ -86,6 +87,9 @@ def summary(trace: AdaptTrace) -> dict[str, Any]:
         "parameters": trace.parameters,
         "first_loss": trace.losses[0] if trace.losses else None,
         "last_loss": trace.losses[-1] if trace.losses else None,
+        "held_out_by": trace.held_out_by,
+        "rehearsals": trace.rehearsals,
+        "train_rehearsals": trace.train_rehearsals,
         "held_out_before": before and before._asdict(),
         "held_out_after": after and after._asdict(),
     }

@@ -285,7 +285,7 @@ class Decoding(LightningModule):
     def _online(self, arm: Arm, adapted: Adapted | None) -> OnlineTTT | None:
         if arm.online_every is None or self.ttt is None:
             return None
-        return OnlineTTT(arm.online_every, replace(self.ttt, steps=ONLINE_STEPS, holdout=0.0), _kept(arm, adapted))
+        return OnlineTTT(arm.online_every, replace(self.ttt, steps=ONLINE_STEPS), _kept(arm, adapted))
 
     def _decode(
         self, prompts: list[Tensor], arm: Arm, max_new_tokens: int, seeds: list[int], online: OnlineTTT | None = None

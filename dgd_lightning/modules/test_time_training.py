@@ -20,11 +20,9 @@ from dgd_lightning.errors import InputError
 from dgd_lightning.modules.adaptation import ADAPTERS, best_score, safe_name, save_trace
 from dgd_lightning.pair import Commits, Pair, load_pair, resolve_commits, source_fingerprint
 from dgd_lightning.target.load import bundled
-from dgd_lightning.ttt.adapt import AdaptResult, Fit, check_context, make_optimizer
+from dgd_lightning.ttt.adapt import AdaptResult, Fit, Material, gather, make_optimizer
 from dgd_lightning.ttt.config import TTTConfig
-from dgd_lightning.ttt.context import ReadContext, Split, read_context, split_context
 from dgd_lightning.ttt.lora import DraftLora, save_adapter
-from dgd_lightning.ttt.problem import AdaptProblem
 
 
 class TestTimeTraining(L.LightningModule):
@@ -149,9 +147,7 @@ class TestTimeTraining(L.LightningModule):
         )
         assert pair.draft is not None
         self.context_id, ids = self.trainer.datamodule.context(pair.tokenizer)  # type: ignore[attr-defined]
-        self.split: Split = split_context(len(ids), pair.draft.config.block_size, self.ttt)
-        ids = check_context(pair, ids, self.ttt.repeats)
-        self.read: ReadContext = read_context(pair, ids, self.ttt, self.split)
+        self.material: Material = gather(pair, ids, self.ttt, share=self.trainer.strategy.broadcast)
         self.pair = pair
         config = self.ttt
         self.lora = DraftLora(
@@ -160,10 +156,10 @@ class TestTimeTraining(L.LightningModule):
         self.draft = pair.draft  # registered: its LoRA weights are all that can be trained
 
     def on_fit_start(self) -> None:
-        """Scores the held-out span before the first step."""
+        """Scores what is held out before the first step."""
         assert self.pair is not None
-        problem = AdaptProblem(self.pair, self.read, self.split, self.ttt, self.lora)
-        self.fit, self.began = Fit(problem, self.lora, self.ttt), time.perf_counter()
+        self.began = time.perf_counter()
+        self.fit = Fit(self.material.problem(self.pair, self.ttt, self.lora), self.lora, self.ttt)
         self._log_score(0)
 
     def forward(self, step: int) -> Tensor:
@@ -216,7 +212,7 @@ class TestTimeTraining(L.LightningModule):
         self.fit.conclude()
         cuda = self.device.type == "cuda"
         peak = torch.cuda.max_memory_allocated(self.device) if cuda else None
-        trace = self.fit.trace(self.read.seconds, time.perf_counter() - self.began, peak)
+        trace = self.fit.trace(self.material, time.perf_counter() - self.began, peak)
         self.result = AdaptResult(self.lora.adapter(), trace, trace.kept)
         log_dir = self.trainer.log_dir  # a collective: every rank asks
         if not self.trainer.is_global_zero:
@@ -238,7 +234,9 @@ def report(context_id: str, result: AdaptResult) -> str:
     if trace.scores:
         before = trace.scores[0]
         best = best_score(trace)
-        lines.append(f"held out: loss {before.loss:.3f} → {best.loss:.3f}, τ {before.tau:.2f} → {best.tau:.2f}")
+        of = f"{trace.rehearsals} rehearsals" if trace.held_out_by == "rehearsals" else "the context's end"
+        scores = f"loss {before.loss:.3f} → {best.loss:.3f}, τ {before.tau:.2f} → {best.tau:.2f}"
+        lines.append(f"held out, {of}: {scores}")
     kept = f"kept the weights of step {trace.best_step}" if result.kept else "kept nothing: the draft stays as it was"
     lines.append(kept if trace.stopped in ("done", "early") else f"{kept} ({trace.stopped})")
     return "\n".join(lines)

@@ -122,42 +122,44 @@ class Target(nn.Module):
         lengths: Tensor | Sequence[int],
         cache: PositionCache,
         *,
+        start: int = 0,
         layer_ids: Sequence[int] = (),
         chunk_size: int = 1024,
         on_features: Callable[[Tensor, Tensor], None] | None = None,
         keep_features: bool = False,
     ) -> Prefill:
-        """Read prompts from position 0 in chunks, so that memory holds one chunk's activations and mask at a time.
+        """Read prompts in chunks, so that memory holds one chunk's activations and mask at a time.
 
         Padding writes keys past its row's length, where they are hidden and later overwritten.
 
         Args:
             ids: [B, S], rows padded on the right (with any valid id).
             lengths: [B], 1…S.
-            cache: at least S positions.
+            cache: at least ``start`` + S positions.
+            start: position of the first token; what stands before it is in the cache.
             layer_ids: tapped layers, 0-based.
             chunk_size: tokens per forward.
             on_features: called per chunk with features [B, C, F·H] and positions [B, C]; padding is included.
             keep_features: also return all features [B, S, F·H].
         """
         batch, length = ids.shape
-        ends = torch.as_tensor(lengths, dtype=torch.long).to(ids.device)  # [B]
+        ends = start + torch.as_tensor(lengths, dtype=torch.long).to(ids.device)  # [B]
         last = ids.new_zeros((batch, 1, self.hidden_size), dtype=self.dtype)
         kept: Tensor | None = None
-        for start in range(0, length, chunk_size):
-            stop = min(start + chunk_size, length)
-            positions = torch.arange(start, stop, device=ids.device).expand(batch, -1)  # [B, C]
-            masks = self._masks(positions[:1], stop)  # every row stands at the same positions: one mask for all
-            hidden, features = self._forward(ids[:, start:stop], positions, masks, cache, stop, layer_ids)
-            at = ends - 1 - start  # [B]
-            here = _pick(hidden, at.clamp(0, stop - start - 1)).to(last.device)
-            last = torch.where(((at >= 0) & (at < stop - start))[:, None, None], here, last)
+        for low in range(0, length, chunk_size):
+            high = min(low + chunk_size, length)
+            positions = torch.arange(start + low, start + high, device=ids.device).expand(batch, -1)  # [B, C]
+            masks = self._masks(positions[:1], start + high)  # every row stands at the same positions: one mask for all
+            hidden, features = self._forward(ids[:, low:high], positions, masks, cache, start + high, layer_ids)
+            at = ends - 1 - start - low  # [B]
+            here = _pick(hidden, at.clamp(0, high - low - 1)).to(last.device)
+            last = torch.where(((at >= 0) & (at < high - low))[:, None, None], here, last)
             if features is not None and on_features is not None:
                 on_features(features, positions)
             if features is not None and keep_features:
                 if kept is None:
                     kept = features.new_empty((batch, length, features.shape[-1]))
-                kept[:, start:stop] = features
+                kept[:, low:high] = features
         return Prefill(self.lm_head(last)[:, 0], kept, ends)
 
     def _forward(

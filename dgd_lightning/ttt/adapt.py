@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.config import TTTConfig
-from dgd_lightning.ttt.context import read_context, split_context, synchronise
+from dgd_lightning.ttt.context import ReadContext, Split, read_context, split_context, synchronise
 from dgd_lightning.ttt.lora import Adapter, DraftLora
 from dgd_lightning.ttt.problem import AdaptProblem
+from dgd_lightning.ttt.rehearsal import Rehearsals, Share, rehearse, room
 from dgd_lightning.types import AdaptTrace, HeldOutScore
 
 OnStep = Callable[[int, float, HeldOutScore | None], None]
@@ -30,18 +31,25 @@ class AdaptResult(NamedTuple):
 
 
 def ttt_adapt(
-    pair: Pair, context_ids: Tensor, config: TTTConfig | None = None, *, on_step: OnStep | None = None
+    pair: Pair,
+    context_ids: Tensor,
+    config: TTTConfig | None = None,
+    *,
+    avoid: Sequence[Tensor] = (),
+    on_step: OnStep | None = None,
 ) -> AdaptResult:
     """Adapt a pair's draft to one context; the pair itself is left as it was.
 
     The target reads the context once. Every step draws blocks at random anchors, runs them through the draft in one
-    forward and fits LoRA weights to the labels. The context's end is held out: the best weights by its score are
-    kept, or none where it did not improve.
+    forward and fits LoRA weights to the labels. What the target itself writes behind the context is held out: the
+    weights with the best τ on it are kept, or none where it did not rise.
 
     Args:
         pair: target and draft.
         context_ids: [S], the tokens that all prompts to come begin with (no answers).
         config: see :class:`TTTConfig`; None takes its defaults.
+        avoid: prompts that are to be decoded: no step trains on a rehearsal of one of them. Only
+            ``config.train_rehearsals`` makes a difference of it.
         on_step: called after every step with its number (from 1), its loss and, every ``eval_every`` steps, the score.
 
     Returns:
@@ -52,12 +60,10 @@ def ttt_adapt(
     """
     config = config or TTTConfig()
     check_adaptable(pair)
-    ids = check_context(pair, context_ids, config.repeats)
     assert pair.draft is not None
-    split = split_context(len(context_ids), pair.draft.config.block_size, config)
     if cuda := pair.target.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(pair.target.device)
-    read = read_context(pair, ids, config, split)
+    material = gather(pair, context_ids, config, avoid)
     began = time.perf_counter()
     before = pair.draft.gradient_checkpointing
     lora = DraftLora(
@@ -65,7 +71,7 @@ def ttt_adapt(
     )
     try:
         with torch.enable_grad():
-            fit = Fit(AdaptProblem(pair, read, split, config, lora), lora, config)
+            fit = Fit(material.problem(pair, config, lora), lora, config)
             optimizer = make_optimizer(lora, config)
             while not fit.finished:
                 optimizer.zero_grad(set_to_none=True)
@@ -86,8 +92,48 @@ def ttt_adapt(
         pair.draft.gradient_checkpointing = before
     peak = torch.cuda.max_memory_allocated(pair.target.device) if cuda else None
     synchronise(pair.target.device)
-    trace = fit.trace(read.seconds, time.perf_counter() - began, peak)
+    trace = fit.trace(material, time.perf_counter() - began, peak)
     return AdaptResult(adapter, trace, trace.kept)
+
+
+class Material(NamedTuple):
+    """All that the target tells an adaptation."""
+
+    read: ReadContext
+    split: Split
+    rehearsals: Rehearsals
+    rehearsal_seconds: float
+
+    def problem(self, pair: Pair, config: TTTConfig, lora: DraftLora) -> AdaptProblem:
+        """What is minimised over the weights of ``lora``."""
+        return AdaptProblem(pair, self.read, self.split, config, lora, self.rehearsals)
+
+
+def gather(
+    pair: Pair, context_ids: Tensor, config: TTTConfig, avoid: Sequence[Tensor] = (), share: Share = lambda x: x
+) -> Material:
+    """Check the context, let the target read it, and let it write its rehearsals.
+
+    Args:
+        context_ids: [S].
+        avoid: see :func:`ttt_adapt`.
+        share: gives every rank what rank 0 has.
+
+    Raises:
+        InputError: see :func:`ttt_adapt`.
+    """
+    assert pair.draft is not None
+    ids = check_context(pair, context_ids, config.repeats)
+    once = len(ids) // config.repeats
+    split = split_context(once, pair.draft.config.block_size, config)
+    cache = pair.target.new_cache(1, max(split.length, once + room(pair, config)))
+    read = read_context(pair, ids, config, split, cache)
+    began = time.perf_counter()
+    rehearsals = Rehearsals([], [])
+    if config.rehearsals or config.train_rehearsals:
+        rehearsals = rehearse(pair, ids[:once], read.features, cache, config, avoid, share)
+        synchronise(pair.target.device)
+    return Material(read, split, rehearsals, time.perf_counter() - began)
 
 
 class Fit:
@@ -132,14 +178,21 @@ class Fit:
         score = self.problem.score(self.step)
         if score is None:
             return None
-        best = min(self.scores, key=lambda one: one.loss).loss
+        better = math.isfinite(score.loss) and self._is_better(score)
         self.scores.append(score)
-        if math.isfinite(score.loss) and score.loss < best:
+        if better:
             self.best_step, self.best_weights = self.step, self.lora.state()
         evaluations_since = sum(one.step > self.best_step for one in self.scores)
         if self.stopped == "done" and evaluations_since >= self.config.patience and self.step < self.config.steps:
             self.stopped = "early"
         return score
+
+    def _is_better(self, score: HeldOutScore) -> bool:
+        """By τ on rehearsals, which is what decoding will have; by the loss on the context's end."""
+        if not self.problem.rehearsed:
+            return score.loss < min(one.loss for one in self.scores)
+        least = self.scores[0].tau * (1 + self.config.min_gain)
+        return score.tau >= least and score.tau > max(one.tau for one in self.scores)
 
     def conclude(self) -> None:
         """Put the best weights into the draft; back to zero where nothing was gained or the loss went wrong."""
@@ -155,7 +208,7 @@ class Fit:
         else:
             self.lora.reset(self.config.seed)
 
-    def trace(self, prefill_seconds: float, fit_seconds: float, peak_memory: int | None) -> AdaptTrace:
+    def trace(self, material: Material, fit_seconds: float, peak_memory: int | None) -> AdaptTrace:
         """What is reported of it."""
         return AdaptTrace(
             losses=self.losses,
@@ -165,7 +218,11 @@ class Fit:
             stopped=self.stopped,
             context_tokens=self.problem.split.length,
             parameters=sum(weight.numel() for weight in self.best_weights.values()),
-            prefill_seconds=prefill_seconds,
+            held_out_by="rehearsals" if self.problem.rehearsed else "span" if self.scores else "nothing",
+            rehearsals=len(material.rehearsals.held_out),
+            train_rehearsals=len(material.rehearsals.trained),
+            prefill_seconds=material.read.seconds,
+            rehearsal_seconds=material.rehearsal_seconds,
             fit_seconds=fit_seconds,
             peak_memory=peak_memory,
         )

@@ -37,10 +37,17 @@ class TTTConfig:
             weights of D-PACE (arXiv 2605.18810).
         decay_gamma: γ in slots; None takes the paper's for the block size.
         dpace_alpha: smoothing of D-PACE's confidences, 0 < α ≤ 1.
-        holdout: share of the context, its end, that no step reads as label; it is scored before, during and after, and
+        rehearsals: texts that the target writes itself behind the context: in a chat the question it would expect next,
+            drawn at temperature 1, and its greedy answer. No step sees them; τ on them is scored before, during and
+            after, the best weights by it are kept, and none where it rose by less than ``min_gain``. The context alone
+            does not tell what becomes of answers. 0 holds out the context's end instead.
+        rehearsal_tokens: limit of each question and of each answer.
+        train_rehearsals: more such texts, other ones, on which every second step trains.
+        min_gain: least relative gain of the rehearsals' τ.
+        holdout: without rehearsals: share of the context, its end, that no step reads as label; its loss is scored, and
             an adaptation that does not improve it is rolled back. 0 keeps whatever came out.
         holdout_anchors: at most so many blocks are scored there.
-        eval_every: steps between two scores of the held-out span.
+        eval_every: steps between two scores of what is held out.
         patience: scores in a row without a better one after which the loop stops.
         query_only: adapt ``q_proj`` alone; keys and values of the context are computed once for all steps.
         repeats: the target reads the context so often in a row, and steps train on the last reading: there it knows
@@ -68,6 +75,10 @@ class TTTConfig:
     weighting: Weighting = "decay"
     decay_gamma: float | None = None
     dpace_alpha: float = 0.5
+    rehearsals: int = 4
+    rehearsal_tokens: int = 64
+    train_rehearsals: int = 0
+    min_gain: float = 0.02
     holdout: float = 0.125
     holdout_anchors: int = 64
     eval_every: int = 5
@@ -85,7 +96,10 @@ class TTTConfig:
         counts = ("rank", "repeats", "anchors_per_step", "holdout_anchors", "eval_every", "patience", "chunk")
         for name in counts:
             _require(name, getattr(self, name), _integer(getattr(self, name), 1), "an integer of at least 1")
-        _require("steps", self.steps, _integer(self.steps, 0), "an integer of at least 0")
+        for name in ("steps", "rehearsals", "train_rehearsals"):
+            _require(name, getattr(self, name), _integer(getattr(self, name), 0), "an integer of at least 0")
+        _require("rehearsal_tokens", self.rehearsal_tokens, _integer(self.rehearsal_tokens, 2), "an integer above 1")
+        _require("min_gain", self.min_gain, _real(self.min_gain) and self.min_gain >= 0, "a number of at least 0")
         _require("lr", self.lr, _real(self.lr) and self.lr >= 0, "a finite number of at least 0")
         for name in ("alpha", "decay_gamma", "clip"):
             value = getattr(self, name)

@@ -1,8 +1,9 @@
-"""One context as adaptation sees it: read once by the target, split into what is trained on and what is held out."""
+"""One context as adaptation sees it: read once by the target; which blocks a step draws and which are held out."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from dgd_lightning.draft.objective import sample_anchors
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import Pair
 from dgd_lightning.seeds import mixed_seed
+from dgd_lightning.target.cache import PositionCache
 from dgd_lightning.ttt.config import TTTConfig
 
 
@@ -25,14 +27,30 @@ class ReadContext(NamedTuple):
     seconds: float
 
 
+class Rehearsal(NamedTuple):
+    """What the target wrote itself behind the context, and how it read it; before ``origin`` stands the context."""
+
+    ids: Tensor  # [1, L], context included
+    origin: int
+    first_anchor: int  # where decoding would draft its first block
+    features: Tensor  # [1, L − origin, F·H]
+    states: Tensor  # [1, L − origin, H]
+
+    @property
+    def length(self) -> int:
+        """L, tokens with the context."""
+        return self.ids.shape[1]
+
+
 class Blocks(NamedTuple):
-    """Blocks of one forward and the stretch of the context that they read."""
+    """Blocks of one forward and the stretch of text that they read."""
 
     anchors: Tensor  # [1, N]
     keep: Tensor  # [1, N]
-    first: int  # the forward reads the context's positions first … end − 1
+    first: int  # the forward reads positions first … end − 1
     end: int
     label_end: int  # labels stand before it
+    text: int = 0  # 0: the context; n: the n-th rehearsal
 
 
 class Split(NamedTuple):
@@ -45,6 +63,8 @@ class Split(NamedTuple):
 
 def split_context(length: int, block_size: int, config: TTTConfig) -> Split:
     """Where the held-out span begins: it is the context's end, which is what decoding goes on from.
+
+    Where rehearsals are held out, nothing of the context is.
 
     Args:
         length: tokens of the context, before it is repeated.
@@ -59,25 +79,29 @@ def split_context(length: int, block_size: int, config: TTTConfig) -> Split:
             received=config.window,
             mend="use e.g. 4096",
         )
-    held_out = max(block_size, round(length * config.holdout)) if config.holdout > 0 else 0
+    spanned = config.holdout > 0 and config.rehearsals == 0
+    held_out = max(block_size, round(length * config.holdout)) if spanned else 0
     least = block_size + 1 + held_out
     if length < least:
         raise InputError(
             "context_ids",
             expected=f"at least {least} tokens: one token, a block of {block_size} and {held_out} held out",
             received=length,
-            mend="leave short contexts unadapted, or set ttt.holdout to 0",
+            mend="leave short contexts unadapted" + (", or set ttt.holdout to 0" if held_out else ""),
         )
     total = length * config.repeats
     return Split(total, total - held_out, total - length)
 
 
 @torch.no_grad()
-def read_context(pair: Pair, context_ids: Tensor, config: TTTConfig, split: Split) -> ReadContext:
+def read_context(
+    pair: Pair, context_ids: Tensor, config: TTTConfig, split: Split, cache: PositionCache | None = None
+) -> ReadContext:
     """Prefill the context; features of all positions are kept, last hidden states only where labels need them.
 
     Args:
         context_ids: [S].
+        cache: to read it into; None makes one, and it is gone afterwards.
     """
     target, draft = pair.target, pair.draft
     assert draft is not None
@@ -97,7 +121,7 @@ def read_context(pair: Pair, context_ids: Tensor, config: TTTConfig, split: Spli
             states[:, max(low, start) - start : high - start] = chunk[:, max(0, start - low) :, width:]
 
     position = 0
-    cache = target.new_cache(1, split.length)
+    cache = target.new_cache(1, split.length) if cache is None else cache
 
     def on_features(chunk: Tensor, positions: Tensor) -> None:
         nonlocal position
@@ -115,9 +139,18 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def draw_blocks(split: Split, config: TTTConfig, step: int, device: torch.device) -> Blocks:
-    """The random blocks of a step: they depend on the seed, the step and the context's length alone."""
+def draw_blocks(
+    split: Split, config: TTTConfig, step: int, device: torch.device, rehearsals: Sequence[Rehearsal] = ()
+) -> Blocks:
+    """The random blocks of a step: they depend on the seed, the step and the lengths of the texts alone.
+
+    Args:
+        rehearsals: trained on too: a step draws its blocks from the context or, every other time, from one of them.
+    """
     generator = torch.Generator().manual_seed(mixed_seed(config.seed, step))
+    if rehearsals and step % 2:
+        number = int(torch.randint(len(rehearsals), (1,), generator=generator))
+        return _rehearsed_blocks(rehearsals[number], number + 1, config, device, generator)
     first, end = 0, split.train_end
     if config.window is not None and config.window < end:
         low = max(0, min(split.train_start, end - config.window))
@@ -129,8 +162,30 @@ def draw_blocks(split: Split, config: TTTConfig, step: int, device: torch.device
     return Blocks(anchors.to(device), keep.to(device), first, end, end)
 
 
-def held_out_blocks(split: Split, config: TTTConfig, device: torch.device) -> Blocks | None:
-    """Evenly spaced blocks of the held-out span; None where nothing is held out."""
+def _rehearsed_blocks(
+    text: Rehearsal, number: int, config: TTTConfig, device: torch.device, generator: torch.Generator
+) -> Blocks:
+    mask = torch.zeros(1, text.length, dtype=torch.bool)
+    mask[:, text.first_anchor :] = True
+    anchors, keep = sample_anchors(mask, config.anchors_per_step, generator)
+    return Blocks(anchors.to(device), keep.to(device), _first(text, config), text.length, text.length, number)
+
+
+def _first(text: Rehearsal, config: TTTConfig) -> int:
+    """The first position that the blocks of a rehearsal read."""
+    return 0 if config.window is None else max(0, text.first_anchor - config.window)
+
+
+def held_out_rehearsal(text: Rehearsal, number: int, config: TTTConfig, device: torch.device) -> Blocks:
+    """A block at every position where decoding could draft one; ``number`` counts rehearsals from 1."""
+    anchors = torch.arange(text.first_anchor, text.length - 1, device=device)[None]  # [1, N]
+    return Blocks(
+        anchors, torch.ones_like(anchors, dtype=torch.bool), _first(text, config), text.length, text.length, number
+    )
+
+
+def held_out_span(split: Split, config: TTTConfig, device: torch.device) -> Blocks | None:
+    """Evenly spaced blocks of the context's held-out end; None where nothing of it is held out."""
     last = split.length - 2  # the last anchor that has a label
     if split.train_end >= split.length:
         return None

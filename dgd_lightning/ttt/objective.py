@@ -133,3 +133,19 @@ def accepted_slots(choice: Tensor, target_choice: Tensor, tokens: Tensor, inside
     on_path = torch.ones_like(agree)
     on_path[:, 1:] = (target_choice == tokens)[:, :-1]
     return (agree & on_path).long().cumprod(-1).bool()
+
+
+def committed_per_block(accepted: list[int]) -> list[int]:
+    """Tokens that each verification of decoding commits, where the text is what decoding writes.
+
+    Args:
+        accepted: one number per position of the text but the last: slots that a block anchored there gets accepted.
+
+    Returns:
+        Accepted slots and the bonus token of the blocks that decoding draws, in order; the last is cut at the end.
+    """
+    committed, at = [], 0
+    while at < len(accepted):
+        committed.append(min(accepted[at] + 1, len(accepted) - at))
+        at += committed[-1]
+    return committed

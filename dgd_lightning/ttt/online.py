@@ -40,6 +40,10 @@ class OnlineTTT:
                 "online.every", expected="an integer of at least 1", received=repr(self.every), mend="use e.g. 64"
             )
 
+    def begin(self, pair: Pair, capacity: int) -> OnlineFit:
+        """Start for one prompt of at most ``capacity`` positions with its answer: what the decoder calls."""
+        return OnlineFit(pair, self, capacity)
+
 
 class OnlineFit:
     """LoRA layers in the draft while one prompt is decoded, and what the target said of its tokens.

@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.draft.objective import block_ids, default_gamma
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.config import TTTConfig
-from dgd_lightning.ttt.context import Blocks, ReadContext, Split, draw_blocks, held_out_blocks
+from dgd_lightning.ttt.context import (
+    Blocks,
+    ReadContext,
+    Split,
+    draw_blocks,
+    held_out_rehearsal,
+    held_out_span,
+)
 from dgd_lightning.ttt.lora import NAME, DraftLora, factors
-from dgd_lightning.ttt.objective import SlotScores, accepted_slots, decay_weights, dpace_weights, slot_scores
+from dgd_lightning.ttt.objective import (
+    SlotScores,
+    accepted_slots,
+    committed_per_block,
+    decay_weights,
+    dpace_weights,
+    slot_scores,
+)
+from dgd_lightning.ttt.rehearsal import Rehearsals
 from dgd_lightning.types import HeldOutScore
 
 Reduce = Callable[[Tensor], Tensor]
+KeysValues = list[tuple[Tensor, Tensor]]  # per layer, [1, kv heads, S, D] each
 
 
 class Labelled(NamedTuple):
@@ -26,6 +43,51 @@ class Labelled(NamedTuple):
     tokens: Tensor  # [N, K − 1]
     inside: Tensor  # [N, K − 1] bool, False: no label there
     states: Tensor | None  # [N, K − 1, H], the target's hidden states before the slots
+
+
+class Text(NamedTuple):
+    """The context (0), or a rehearsal, of which only what stands behind the context is kept."""
+
+    ids: Tensor  # [1, L], from position 0
+    states: Tensor  # [1, …, H], the target's last hidden states from position ``states_from`` on
+    states_from: int
+    stretch: Stretch
+
+
+class Stretch:
+    """The draft's context of positions ``origin …`` of a text; whatever lies before the first adapted layer is kept.
+
+    Args:
+        draft: with LoRA layers or without.
+        fc: the adapted ``fc``, or None where it is not adapted.
+        features: [1, S, F·H].
+        origin: position of the first one.
+        keys_too: no step changes keys and values either.
+    """
+
+    def __init__(self, draft: DFlashDraft, fc: Any | None, features: Tensor, origin: int, *, keys_too: bool) -> None:
+        self.draft, self.fc, self.origin = draft, fc, origin
+        self.features = features.to(draft.dtype)  # [1, S, F·H]
+        # [1, S, H]: fc's own product, to which each step adds an update, or all that the layers read
+        self.base = draft.context(self.features) if fc is None else fc.get_base_layer()(self.features)
+        self.keys_values = draft.context_keys_values(self.base, origin) if keys_too else None
+
+    def rows(self, first: int, end: int) -> Tensor:
+        """[1, end − first, H], what the layers read of positions first … end − 1."""
+        part = slice(first - self.origin, end - self.origin)
+        if self.fc is None:
+            return self.base[:, part]
+        low, high = factors(self.fc)
+        base, features = self.base[:, part], self.features[:, part].to(low.dtype)
+        # PEFT's own order of operations, so that the numbers are those of the layer itself
+        update = F.linear(F.linear(features, low), high) * self.fc.scaling[NAME]
+        return self.draft.hidden_norm((base + update).to(base.dtype))
+
+    def layers(self, first: int, end: int) -> KeysValues:
+        """The same as keys and values of every layer; only where no step changes them."""
+        assert self.keys_values is not None
+        part = slice(first - self.origin, end - self.origin)
+        return [(keys[:, :, part], values[:, :, part]) for keys, values in self.keys_values]
 
 
 class AdaptProblem:
@@ -37,25 +99,38 @@ class AdaptProblem:
         split: its training part and its held-out part.
         config: what to do.
         lora: the layers in the draft.
+        rehearsals: what the target wrote behind the context.
     """
 
-    def __init__(self, pair: Pair, read: ReadContext, split: Split, config: TTTConfig, lora: DraftLora) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        read: ReadContext,
+        split: Split,
+        config: TTTConfig,
+        lora: DraftLora,
+        rehearsals: Rehearsals | None = None,
+    ) -> None:
         assert pair.draft is not None
-        self.target, self.draft, self.read, self.split, self.config = pair.target, pair.draft, read, split, config
+        held_out, trained = rehearsals or Rehearsals([], [])
+        self.target, self.draft, self.split, self.config, self.trained = pair.target, pair.draft, split, config, trained
         self.block_size = pair.draft.config.block_size
         self.gamma = config.decay_gamma or default_gamma(self.block_size)
         self.attention: Literal["sdpa", "flex"] = "flex" if read.features.is_cuda else "sdpa"
-        self.held_out = held_out_blocks(split, config, read.ids.device)
-        adapted = set(config.modules)
+        self.device, self.rehearsed = read.ids.device, bool(held_out)
+        fc = lora.layers.get("fc")
+        keys_too = not set(config.modules) & {"fc", "k_proj", "v_proj"}
+        self.texts: list[Text] = []
         with torch.no_grad():
-            # Whatever lies before the first adapted layer is the same in every step.
-            features = read.features.to(self.draft.dtype)
-            self.fc = lora.layers.get("fc")
-            self.fc_base = None if self.fc is None else self.fc.get_base_layer()(features)  # [1, S, H]
-            self.context = self.draft.context(features) if self.fc is None else None  # [1, S, H]
-            self.keys_values = None
-            if self.context is not None and not adapted & {"k_proj", "v_proj"}:
-                self.keys_values = self.draft.context_keys_values(self.context)
+            whole = Stretch(self.draft, fc, read.features, 0, keys_too=keys_too)
+            self.texts.append(Text(read.ids, read.states, read.start, whole))
+            for one in (*trained, *held_out):  # draw_blocks numbers the trained ones from 1
+                stretch = Stretch(self.draft, fc, one.features, one.origin, keys_too=keys_too)
+                self.texts.append(Text(one.ids, one.states, one.origin, stretch))
+        numbered = enumerate(held_out, 1 + len(trained))
+        self.held_out = [held_out_rehearsal(one, number, config, self.device) for number, one in numbered]
+        if not held_out and (span := held_out_span(split, config, self.device)) is not None:
+            self.held_out = [span]
         self.draft.gradient_checkpointing = config.gradient_checkpointing
 
     def loss(self, step: int, *, rank: int = 0, ranks: int = 1, reduce: Reduce | None = None) -> Tensor:
@@ -67,7 +142,7 @@ class AdaptProblem:
                 (what DDP does to gradients) is the loss of all blocks.
             reduce: sums a number over the ranks.
         """
-        blocks = draw_blocks(self.split, self.config, step, self.read.ids.device)
+        blocks = draw_blocks(self.split, self.config, step, self.device, self.trained)
         mine = blocks._replace(anchors=blocks.anchors[:, rank::ranks], keep=blocks.keep[:, rank::ranks])
         labels = self._labels(mine)
         scores = self._scores(mine, labels)
@@ -84,38 +159,53 @@ class AdaptProblem:
 
     @torch.no_grad()
     def score(self, step: int) -> HeldOutScore | None:
-        """The held-out span under the weights of now, with DFlash's static weights; None where nothing is held out."""
-        if self.held_out is None:
+        """What is held out under the weights of now, with DFlash's static weights; None where nothing is.
+
+        τ on rehearsals is that of decoding them: their blocks are walked as the decoder would. Along the context's end
+        it is the mean over the blocks there.
+        """
+        if not self.held_out:
             return None
-        labels = self._labels(self.held_out, with_target=True)
-        scores = self._scores(self.held_out, labels)
-        weights = decay_weights(labels.inside, self.gamma)
-        loss = (scores.loss.view_as(weights) * weights).sum() / weights.sum()
-        shape = labels.inside.shape
-        assert scores.target_choice is not None
-        accepted = accepted_slots(
-            scores.choice.view(shape), scores.target_choice.view(shape), labels.tokens, labels.inside
-        )
-        rates = accepted.double().mean(0)  # [K − 1]
-        return HeldOutScore(step, float(loss), 1.0 + float(rates.sum()), rates.tolist())
+        loss, weight = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        rates = torch.zeros(self.block_size - 1, device=self.device, dtype=torch.float64)
+        blocks, committed, verifications = 0, 0, 0
+        for one in self.held_out:
+            labels = self._labels(one, with_target=True)
+            scores = self._scores(one, labels)
+            weights = decay_weights(labels.inside, self.gamma)
+            shape = labels.inside.shape
+            assert scores.target_choice is not None
+            accepted = accepted_slots(
+                scores.choice.view(shape), scores.target_choice.view(shape), labels.tokens, labels.inside
+            )
+            loss = loss + (scores.loss.view_as(weights) * weights).sum()
+            weight = weight + weights.sum()
+            rates = rates + accepted.double().sum(0)  # [K − 1]
+            blocks += shape[0]
+            if self.rehearsed:
+                walked = committed_per_block(accepted.sum(1).tolist())
+                committed, verifications = committed + sum(walked), verifications + len(walked)
+        acceptance = (rates / blocks).tolist()
+        tau = committed / verifications if self.rehearsed else 1.0 + sum(acceptance)
+        return HeldOutScore(step, float(loss / weight), tau, acceptance)
 
     def _labels(self, blocks: Blocks, *, with_target: bool = False) -> Labelled:
         """Labels of the blocks; the target's states only where the loss or the score asks for them."""
-        anchors, keep = blocks.anchors[0], blocks.keep[0]  # [N]
+        text, anchors, keep = self.texts[blocks.text], blocks.anchors[0], blocks.keep[0]  # [N]
         slots = torch.arange(1, self.block_size, device=anchors.device)  # [K − 1]
         where = anchors[:, None] + slots  # [N, K − 1]
         inside = keep[:, None] & (where < blocks.label_end)
         where = where.clamp(max=blocks.label_end - 1)
         states = None
         if with_target or self.config.labels == "target":
-            before = (where - 1 - self.read.start).clamp(min=0)
-            states = self.read.states[0][before]  # [N, K − 1, H]
-        return Labelled(self.read.ids[0][where], inside, states)
+            before = (where - 1 - text.states_from).clamp(min=0)
+            states = text.states[0][before]  # [N, K − 1, H]
+        return Labelled(text.ids[0][where], inside, states)
 
     def _scores(self, blocks: Blocks, labels: Labelled) -> SlotScores:
         """Scores of all slots 1…K−1 of the blocks, [N·(K − 1)] each."""
         draft, target = self.draft, self.target
-        ids = block_ids(self.read.ids, blocks.anchors, self.block_size, draft.config.mask_token_id)
+        ids = block_ids(self.texts[blocks.text].ids, blocks.anchors, self.block_size, draft.config.mask_token_id)
         embeddings = target.embed(ids).to(draft.dtype)  # [1, N·K, H]
         hidden = draft.over_context(
             self._context(blocks), embeddings, blocks.anchors, blocks.keep, first=blocks.first, attention=self.attention
@@ -131,17 +221,17 @@ class AdaptProblem:
             chunk=self.config.chunk,
         )
 
-    def _context(self, blocks: Blocks) -> Tensor | list[tuple[Tensor, Tensor]]:
-        """What the layers read of positions first … end − 1, from what was kept."""
-        part = slice(blocks.first, blocks.end)
-        if self.keys_values is not None:
-            return [(keys[:, :, part], values[:, :, part]) for keys, values in self.keys_values]
-        if self.context is not None:
-            return self.context[:, part]
-        assert self.fc is not None
-        assert self.fc_base is not None
-        first, second = factors(self.fc)
-        base, features = self.fc_base[:, part], self.read.features[:, part].to(first.dtype)
-        # PEFT's own order of operations, so that the numbers are those of the layer itself
-        update = F.linear(F.linear(features, first), second) * self.fc.scaling[NAME]
-        return self.draft.hidden_norm((base + update).to(base.dtype))
+    def _context(self, blocks: Blocks) -> Tensor | KeysValues:
+        """What the layers read of positions first … end − 1: of the context, and behind it of the rehearsal."""
+        whole, own = self.texts[0].stretch, self.texts[blocks.text].stretch
+        if whole.keys_values is not None:
+            if own is whole:
+                return whole.layers(blocks.first, blocks.end)
+            before, behind = whole.layers(blocks.first, own.origin), own.layers(own.origin, blocks.end)
+            return [
+                (torch.cat([keys, more_keys], dim=2), torch.cat([values, more_values], dim=2))
+                for (keys, values), (more_keys, more_values) in zip(before, behind, strict=True)
+            ]
+        if own is whole:
+            return whole.rows(blocks.first, blocks.end)
+        return torch.cat([whole.rows(blocks.first, own.origin), own.rows(own.origin, blocks.end)], dim=1)

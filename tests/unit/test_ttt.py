@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from dgd_lightning import InputError, Pair, TTTConfig, load_adapter, save_adapte
 from dgd_lightning.draft.config import DraftConfig
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.draft.objective import block_ids
-from dgd_lightning.ttt.context import draw_blocks, held_out_blocks, read_context, split_context
+from dgd_lightning.ttt.adapt import gather
+from dgd_lightning.ttt.context import Rehearsal, draw_blocks, held_out_span, read_context, split_context
 from dgd_lightning.ttt.lora import DraftLora, base_digest
 from dgd_lightning.ttt.objective import accepted_slots, decay_weights, dpace_weights, slot_scores
 from dgd_lightning.ttt.problem import AdaptProblem
@@ -31,7 +33,7 @@ def context(length: int = 60, seed: int = 0) -> Tensor:
 
 
 def config(**changes: object) -> TTTConfig:
-    return TTTConfig(**{"steps": 6, "lr": 1e-2, "anchors_per_step": 8, "eval_every": 3, **changes})  # type: ignore[arg-type]
+    return TTTConfig(**{"steps": 6, "lr": 1e-2, "anchors_per_step": 8, "eval_every": 3, "rehearsals": 0, **changes})  # type: ignore[arg-type]
 
 
 def draft_logits(pair: Pair, ids: Tensor, *, seed: int = 3) -> Tensor:
@@ -169,12 +171,16 @@ def test_parameter_count_of_the_published_draft() -> None:
 # The loss, against a naive one that makes everything at once.
 
 
-def naive_loss(pair: Pair, ids: Tensor, setup: TTTConfig, step: int) -> Tensor:
+def naive_loss(
+    pair: Pair, ids: Tensor, setup: TTTConfig, step: int, rehearsals: Sequence[Rehearsal] = ()
+) -> Tensor:
     """Slot by slot, with all logits and plain softmaxes, uncached context, no chunks."""
     assert pair.draft is not None
     draft, target, size = pair.draft, pair.target, pair.draft.config.block_size
     split = split_context(len(ids) // setup.repeats, size, setup)
-    blocks = draw_blocks(split, setup, step, ids.device)
+    blocks = draw_blocks(split, setup, step, ids.device, rehearsals)
+    if blocks.text:
+        ids = rehearsals[blocks.text - 1].ids[0]
     hidden = target.model(ids[None], output_hidden_states=True)
     tapped = [hidden.hidden_states[i + 1] for i in draft.config.target_layer_ids]
     features = torch.cat(tapped, dim=-1)[:, blocks.first : blocks.end].detach()
@@ -232,6 +238,10 @@ CASES = [
     {"labels": "target", "window": 20},
     {"labels": "context", "window": 20, "modules": ["q_proj"]},
     {"labels": "target", "repeats": 2},
+    {"labels": "target", "train_rehearsals": 2},
+    {"labels": "context", "train_rehearsals": 1, "window": 20},
+    {"labels": "target", "train_rehearsals": 1, "repeats": 2, "query_only": True},
+    {"labels": "target", "train_rehearsals": 2, "modules": ["k_proj", "o_proj"]},
 ]
 
 
@@ -239,18 +249,18 @@ CASES = [
 def test_loss_and_gradients_equal_the_naive_ones(changes: dict) -> None:
     pair, ids = make_pair(), context()
     setup = config(chunk=5, **changes)
-    once, ids = len(ids), ids.repeat(setup.repeats)
+    step = 3 if setup.train_rehearsals else 2  # every second step is one on rehearsals
+    material = gather(pair, ids, setup)
+    ids = ids.repeat(setup.repeats)
     lora = DraftLora(pair.draft, rank=4, alpha=8, modules=setup.modules, seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in lora.parameters():  # B too: at zero, A would have no gradient
             weight.copy_(0.1 * torch.randn(weight.shape, generator=generator, dtype=torch.float64))
-    split = split_context(once, pair.draft.config.block_size, setup)
-    problem = AdaptProblem(pair, read_context(pair, ids, setup, split), split, setup, lora)
-    ours = problem.loss(2)
+    ours = material.problem(pair, setup, lora).loss(step)
     gradients = torch.autograd.grad(ours, lora.parameters())
     pair.draft.gradient_checkpointing = False
-    theirs = naive_loss(pair, ids, setup, 2)
+    theirs = naive_loss(pair, ids, setup, step, material.rehearsals.trained)
     expected = torch.autograd.grad(theirs, lora.parameters())
     assert ours.item() == pytest.approx(theirs.item(), rel=RELATIVE)
     for a, b in zip(gradients, expected, strict=True):
@@ -335,7 +345,7 @@ def test_held_out_labels_are_never_trained_on() -> None:
         assert blocks.label_end == blocks.end == 45
         assert anchors.min() >= 1
         assert anchors.max() <= 43  # one label at least lies before the held-out span
-    held = held_out_blocks(split, setup, torch.device("cpu"))
+    held = held_out_span(split, setup, torch.device("cpu"))
     assert held.anchors.min() == 45
     assert held.anchors.max() == 58
 

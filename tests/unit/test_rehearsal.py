@@ -1,0 +1,212 @@
+"""Rehearsals: written by the target behind the context, judged as decoding would, and a gate that keeps answers safe."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import make_pair
+from torch import Tensor
+
+from dgd_lightning import (
+    InputError,
+    Pair,
+    TTTConfig,
+    autoregressive_generate,
+    load_pair,
+    speculative_generate,
+    ttt_adapt,
+)
+from dgd_lightning.decode.engine import Prefix
+from dgd_lightning.lab.rows import eval_rows
+from dgd_lightning.ttt.adapt import Material, gather
+from dgd_lightning.ttt.lora import DraftLora
+from dgd_lightning.ttt.objective import committed_per_block
+from dgd_lightning.ttt.rehearsal import room, turn_end
+
+CLOSE = 1e-9  # fp64 hidden states, read in one piece and in two
+
+
+@pytest.fixture(scope="module")
+def lab() -> Pair:
+    return load_pair("lab", "lab", device="cpu")
+
+
+def lab_prompt(pair: Pair, family: str = "procedure", task: int = 0) -> Tensor:
+    row = eval_rows(1, families=(family,))[task]
+    text = pair.tokenizer.apply_chat_template(row["messages"], tokenize=False, add_generation_prompt=True)
+    return torch.tensor(pair.tokenizer.encode(text, add_special_tokens=False))
+
+
+def lab_context(pair: Pair, family: str = "procedure") -> Tensor:
+    one, other = (lab_prompt(pair, family, task) for task in (0, 1))
+    shortest = min(len(one), len(other))
+    return one[: int((one[:shortest] == other[:shortest]).long().cumprod(0).sum())]
+
+
+def tiny_context(length: int = 30) -> Tensor:
+    return torch.randint(0, 60, (length,), generator=torch.Generator().manual_seed(0))
+
+
+def prefix_of(pair: Pair, ids: Tensor, capacity: int) -> Prefix:
+    """Target and draft have read ``ids``."""
+    cache, draft_cache = pair.target.new_cache(1, capacity), pair.draft.new_cache(1, capacity)
+    pair.target.prefill(
+        ids[None],
+        [len(ids)],
+        cache,
+        layer_ids=pair.draft.config.target_layer_ids,
+        on_features=lambda features, positions: pair.draft.extend(draft_cache, features, positions),
+    )
+    return Prefix(ids, cache, draft_cache)
+
+
+# A prefix that is read already.
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_one_prefix_serves_many_prompts(temperature: float) -> None:
+    pair, begin = make_pair(), tiny_context()
+    prefix = prefix_of(pair, begin, 80)
+    knobs = {"max_new_tokens": 24, "temperature": temperature, "seed": 5}
+    for seed in range(4):
+        tail = torch.randint(0, 60, (seed + 1,), generator=torch.Generator().manual_seed(seed))
+        prompt = torch.cat([begin, tail])
+        for generate in (autoregressive_generate, speculative_generate):
+            fresh, ours = generate(pair, [prompt], **knobs)[0], generate(pair, [prompt], **knobs, prefix=prefix)[0]
+            assert torch.equal(ours.tokens, fresh.tokens)
+            assert ours.acceptance_lengths == fresh.acceptance_lengths
+
+
+def test_prefixes_that_do_not_fit_are_refused() -> None:
+    pair, begin = make_pair(), tiny_context()
+    prefix = prefix_of(pair, begin, 40)
+    longer = torch.cat([begin, begin[:1]])
+    with pytest.raises(InputError, match="begins with the prefix's 30 tokens"):
+        autoregressive_generate(pair, [begin], max_new_tokens=2, prefix=prefix)
+    with pytest.raises(InputError, match="begins with the prefix's 30 tokens"):
+        autoregressive_generate(pair, [longer.flip(0)], max_new_tokens=2, prefix=prefix)
+    with pytest.raises(InputError, match="one prompt"):
+        autoregressive_generate(pair, [longer, longer], max_new_tokens=2, prefix=prefix)
+    with pytest.raises(InputError, match="caches of 43 positions"):
+        speculative_generate(pair, [longer], max_new_tokens=8, prefix=prefix)
+    with pytest.raises(InputError, match="that the draft has read too"):
+        speculative_generate(pair, [longer], max_new_tokens=2, prefix=prefix._replace(draft_cache=None))
+
+
+# What is written.
+
+
+def test_the_template_tells_how_a_turn_ends(lab: Pair) -> None:
+    assert lab.tokenizer.decode(turn_end(lab.tokenizer)) == "<|im_end|>\n<|im_start|>assistant\n"
+    assert turn_end(None) == []
+
+
+def lab_material(pair: Pair, **changes: object) -> Material:
+    return gather(pair, lab_context(pair), TTTConfig(**{"rehearsals": 3, **changes}))  # type: ignore[arg-type]
+
+
+def test_questions_and_greedy_answers_behind_the_context(lab: Pair) -> None:
+    context, end = lab_context(lab), turn_end(lab.tokenizer)
+    texts = lab_material(lab, train_rehearsals=2, repeats=2).rehearsals
+    assert (len(texts.held_out), len(texts.trained)) == (3, 2)
+    prompts = []
+    for text in (*texts.held_out, *texts.trained):
+        ids = text.ids[0]
+        prompt, answer = ids[: text.first_anchor], ids[text.first_anchor :]
+        assert torch.equal(ids[: len(context)], context)
+        assert prompt[-len(end) :].tolist() == end
+        # Written in a cache that holds the context's second reading and other rehearsals, as if from nothing.
+        assert torch.equal(autoregressive_generate(lab, [prompt], max_new_tokens=64)[0].tokens, answer)
+        prompts.append(tuple(prompt.tolist()))
+    assert len(set(prompts)) == 5
+
+
+def test_features_are_those_of_a_prefill_of_the_whole_text() -> None:
+    pair = make_pair()
+    material = gather(pair, tiny_context(), TTTConfig(rehearsals=2, rehearsal_tokens=12, repeats=2))
+    for text in material.rehearsals.held_out:
+        assert text.origin == 29
+        assert text.first_anchor == 30  # without a chat template a rehearsal is a continuation
+        assert text.length == 42
+        hidden = pair.target.model(text.ids, output_hidden_states=True).hidden_states
+        taps = torch.cat([hidden[i + 1] for i in pair.draft.config.target_layer_ids], dim=-1)[:, text.origin :]
+        torch.testing.assert_close(text.features, taps, atol=CLOSE, rtol=0)
+        torch.testing.assert_close(text.states, hidden[-1][:, text.origin :], atol=CLOSE, rtol=0)
+
+
+def test_no_trained_rehearsal_is_a_task_or_held_out(lab: Pair) -> None:
+    context = lab_context(lab)
+    config = TTTConfig(rehearsals=2, train_rehearsals=3)
+    texts = gather(lab, context, config).rehearsals
+    avoided = [text.ids[0, : text.first_anchor] for text in texts.trained]
+    again = gather(lab, context, config, avoid=avoided).rehearsals
+    assert [text.ids.tolist() for text in again.held_out] == [text.ids.tolist() for text in texts.held_out]
+    kept = [text.ids[0, : text.first_anchor].tolist() for text in again.trained]
+    assert kept
+    assert not [ids for ids in kept if ids in [prompt.tolist() for prompt in avoided]]
+    # a single task's context is its whole prompt: there is nothing to ask, and its answer is not trained on
+    prompt = lab_prompt(lab)
+    alone = gather(lab, prompt, config, avoid=[prompt]).rehearsals
+    assert [text.first_anchor for text in alone.held_out] == [len(prompt)] * len(alone.held_out)
+    assert not alone.trained
+
+
+# How adaptations are judged.
+
+
+def test_tau_of_rehearsals_is_that_of_decoding_them(lab: Pair) -> None:
+    material = lab_material(lab, rehearsals=4)
+    config = TTTConfig(rehearsals=4)
+    lora = DraftLora(lab.draft, rank=8, alpha=8, modules=config.modules, seed=0)
+    score = material.problem(lab, config, lora).score(0)
+    lora.remove()
+    lengths: list[int] = []
+    for text in material.rehearsals.held_out:
+        output = speculative_generate(lab, [text.ids[0, : text.first_anchor]], max_new_tokens=64)[0]
+        assert torch.equal(output.tokens, text.ids[0, text.first_anchor :])
+        lengths += output.acceptance_lengths
+    assert score.tau == pytest.approx(sum(lengths) / len(lengths), rel=1e-12)
+    assert len(score.acceptance) == lab.draft.config.block_size - 1
+
+
+def test_blocks_are_walked_as_decoding_does() -> None:
+    assert committed_per_block([3, 0, 0, 1, 2, 0]) == [4, 2]  # the last one is cut at the end of the text
+    assert committed_per_block([0, 0]) == [1, 1]
+    assert committed_per_block([]) == []
+
+
+def test_what_ruins_answers_is_rolled_back(lab: Pair) -> None:
+    harmful = {"steps": 20, "lr": 1e-2, "rank": 16, "weighting": "dpace", "eval_every": 10, "seed": 1}
+    context = lab_context(lab)
+    judged = ttt_adapt(lab, context, TTTConfig(**harmful))
+    assert judged.trace.held_out_by == "rehearsals"
+    assert not judged.kept
+    assert judged.trace.scores[-1].tau < 0.9 * judged.trace.scores[0].tau
+    # the context's end sees nothing of it
+    blind = ttt_adapt(lab, context, TTTConfig(**harmful, rehearsals=0))
+    assert blind.trace.held_out_by == "span"
+    assert blind.kept
+
+
+def test_gains_below_the_least_are_not_worth_it(lab: Pair) -> None:
+    context = lab_context(lab, "ledger")
+    knobs = {"steps": 20, "lr": 1e-2, "rank": 16, "eval_every": 10}
+    result = ttt_adapt(lab, context, TTTConfig(**knobs))
+    assert result.kept
+    gain = max(score.tau for score in result.trace.scores) / result.trace.scores[0].tau - 1
+    assert gain >= 0.02
+    assert not ttt_adapt(lab, context, TTTConfig(**knobs, min_gain=gain + 0.01)).kept
+
+
+def test_too_few_positions_are_told() -> None:
+    pair = make_pair()
+    config = TTTConfig(rehearsal_tokens=250)
+    with pytest.raises(InputError, match=r"ttt\.rehearsals.*512 positions left"):
+        ttt_adapt(pair, tiny_context(), config)
+    assert room(pair, TTTConfig(rehearsals=0)) == 0
+
+
+@pytest.mark.parametrize("name", ["rehearsals", "train_rehearsals", "rehearsal_tokens", "min_gain"])
+def test_bad_numbers_are_named(name: str) -> None:
+    with pytest.raises(InputError, match=f"ttt.{name}"):
+        TTTConfig(**{name: -1})
