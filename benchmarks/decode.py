@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from dialled import DialledDraft
-from memory import ARMS, compare, peak_bytes
+from memory import compare
 from overhead import overhead
 from pairs import chosen_pair, lab_prompts, random_pair, random_prompts
 from torch import Tensor
@@ -202,26 +202,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--acceptance", type=float, nargs="*", default=[0.0, 0.5, 0.8, 0.95])
     parser.add_argument("--memory-length", type=int, default=4096, help="tokens of the measured prefill")
-    parser.add_argument("--memory-arm", choices=ARMS, help="measure this prefill only (for the script itself)")
     args = parser.parse_args()
     if (args.target is None) != (args.draft is None):
         parser.error("--target and --draft go together")
-    if args.memory_arm:
-        print(json.dumps({"peak_bytes": peak_bytes(memory_pair(args), args.memory_arm, args.memory_length)}))
-        return
     pair, name = chosen_pair(args.target, args.draft, args.dtype, args.device)
     where = f"{args.device}, {args.dtype}, {torch.get_num_threads()} threads"
     print(f"{name} pair, {where}; batches of {args.batch}")
     records = measure(pair, args)
     show(records)
-    chosen = ["--target", args.target, "--draft", args.draft] if args.target else []
-    memory = compare([*chosen, "--device", args.device, "--dtype", args.dtype], args.memory_length)
+    memory = compare(memory_pair(args), args.memory_length)
     print(
         f"prefill of {args.memory_length} tokens, peak: "
         + ", ".join(f"{k} {v / 2**20:.1f} MiB" for k, v in memory.items())
     )
-    settings = {key: value for key, value in vars(args).items() if key != "memory_arm"}
-    print(json.dumps({"benchmark": "decode", "pair": name, **settings, "records": records, "memory": memory}))
+    print(json.dumps({"benchmark": "decode", "pair": name, **vars(args), "records": records, "memory": memory}))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Two arms, alternating in one run: *naive* keeps all hidden states of one transformers forward, computes ``fc`` over the
 whole context and all logits of a step's slots at once; *ours* is ``ttt_adapt``. Both make the same steps on the same
-blocks. Peak memory is measured in a process per arm. Prints tables and ends with one JSON line.
+blocks. Prints tables and ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -12,26 +12,25 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import statistics
-import subprocess
-import sys
 import time
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from pairs import chosen_pair, random_pair
+from peak import peak_bytes
 from torch import Tensor
 
 from dgd_lightning.draft.config import DraftConfig
-from dgd_lightning.draft.model import DFlashDraft
+from dgd_lightning.draft.model import CONTEXT_PIECE, DFlashDraft
 from dgd_lightning.draft.objective import block_ids, default_gamma
 from dgd_lightning.lab.families import FAMILIES
 from dgd_lightning.lab.rows import make_context
 from dgd_lightning.pair import Pair
 from dgd_lightning.target.model import Target
-from dgd_lightning.ttt.adapt import ttt_adapt
+from dgd_lightning.ttt.adapt import Material, fit_to, gather, ttt_adapt
 from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.context import Split, draw_blocks
 from dgd_lightning.ttt.lora import DraftLora
@@ -52,6 +51,7 @@ def config(args: argparse.Namespace) -> TTTConfig:
     return TTTConfig(
         steps=STEPS,
         anchors_per_step=args.anchors,
+        rehearsals=0,
         holdout=0.0,
         labels="target",
         rank=args.rank,
@@ -110,7 +110,7 @@ def context(pair: Pair, length: int) -> Tensor:
     """``length`` tokens: the lab's contexts one after another, or random ones where the pair has no lab tokenizer."""
     if pair.tokenizer is None:
         return torch.randint(pair.target.vocab_size - 1, (length,), generator=torch.Generator().manual_seed(0))
-    rng, ids = random.Random(0), []
+    rng, ids = random.Random(0), list[int]()
     while len(ids) < length:
         made = make_context(
             rng.getrandbits(48), rng.choice(list(FAMILIES)), split="train", size=rng.randint(5, 14), contradict=0.02
@@ -151,68 +151,83 @@ def make_pair(args: argparse.Namespace) -> Pair:
     return chosen_pair(args.target, args.draft, args.dtype, args.device)[0]
 
 
-def predicted_bytes(pair: Pair, length: int, setup: TTTConfig) -> dict[str, int]:
-    """Extra memory of ``ttt_adapt`` beyond weights, by what holds it: the memory model.
+class Memory(NamedTuple):
+    """The memory model: bytes beyond weights, by what holds them."""
 
-    S positions, H width, F taps, G the width of keys, A the width of queries, N·K slots, b bytes of the dtype. Half
-    precision counts fp32 copies where the norms and LoRA make them.
+    prefill: dict[str, int]
+    steps: dict[str, int]
+
+
+def predicted(pair: Pair, length: int, setup: TTTConfig, *, grouped: bool) -> Memory:
+    """What ``ttt_adapt`` holds at the worst moment of its prefill and of its steps.
+
+    S positions, H width, N·K slots, b bytes of the dtype, w bytes of LoRA's and the norms' (4 at least). ``grouped``:
+    attention reads keys as they are for all query heads of a group (FlexAttention does, the CPU's path repeats them).
     """
     assert pair.draft is not None
     c, b = pair.draft.config, torch.finfo(pair.target.dtype).bits // 8
+    w, half = max(b, 4), b < 4
     width, keys, queries = c.hidden_size, c.num_kv_heads * c.head_dim, c.num_heads * c.head_dim
-    slots, wide = setup.anchors_per_step * c.block_size, max(b, 4)
+    slots = setup.anchors_per_step * c.block_size
     target = pair.target.model.config
-    cache = 2 * target.num_hidden_layers * target.num_key_value_heads * target.head_dim * length * b
-    adapts_context = not set(setup.modules) <= {"q_proj"}
-    layers = 1 if setup.gradient_checkpointing else c.num_layers
-    # fc: low-rank part and its sum in fp32, the norm's square and its result
-    context = length * width * (3 * wide + 2 * b) if "fc" in setup.modules else 0
-    # per layer: keys before and after norm and rotation (fp32 inside), values, both joined to the block's, repeated
-    # for grouped queries
-    per_layer = length * (keys * (3 * wide + 4 * b) + 2 * queries * b) if adapts_context else 2 * length * queries * b
-    block_layer = slots * b * (6 * width + 3 * c.intermediate_size + 4 * queries)
-    logits = 6 * setup.chunk * c.vocab_size * 4
-    return {
-        "target cache (freed before the steps)": cache,
-        "features": length * c.num_features * b,
-        "target states": length * width * b,
-        "fc base": length * width * b if "fc" in setup.modules else 0,
-        "context": context,
-        "layers": layers * (per_layer + block_layer) + 2 * per_layer,  # gradients of one layer's keys and values too
-        "mask": slots * (length + slots),
-        "logits": logits,
+    chunk = min(1024, length)  # of the target's prefill
+    features, states = length * c.num_features * b, length * width * b
+    prefill = {
+        "features": features,
+        "target states": states,
+        "target cache": 2 * target.num_hidden_layers * target.num_key_value_heads * target.head_dim * length * b,
+        "a chunk's mask": 2 * chunk * length * b,
+        "a chunk's activations": chunk * b * (2 * c.num_features + 3 * target.intermediate_size),
     }
-
-
-def total(parts: dict[str, int]) -> int:
-    """The peak: the prefill and the steps do not meet."""
-    steps = sum(value for name, value in parts.items() if not name.startswith("target cache"))
-    prefill = sum(
-        parts[name] for name in parts if name.startswith("target cache") or name in ("features", "target states")
+    piece = min(length, CONTEXT_PIECE) if setup.gradient_checkpointing else length
+    adapts_fc, adapts_keys = "fc" in setup.modules, bool({"fc", "k_proj", "v_proj"} & set(setup.modules))
+    # Rows of fc: the sum with the update, which the norm's backward needs, and the update. Half precision adds that
+    # sum rounded, its widened copy for the norm, and the features widened for LoRA's first factor.
+    fc_rows = piece * (width * (2 * w + (b + w) * half) + c.num_features * w * half) if adapts_fc else 0
+    # Rows of a layer's keys: the norm's input; half precision adds it rounded, and k's and v's input widened for LoRA.
+    key_rows = piece * (keys * (w + b * half) + 2 * width * w * half) if adapts_keys else 0
+    kept = 2 * length * keys * b  # keys and values, joined to the block's
+    seen = kept if grouped else 2 * length * queries * b
+    block = slots * b * (8 * width + 4 * c.intermediate_size + 6 * queries)
+    layers = 1 if setup.gradient_checkpointing else c.num_layers
+    return Memory(
+        prefill,
+        {
+            "features": features,
+            "target states": states,
+            "fc's own product": length * width * b if adapts_fc else 0,
+            "context": length * width * b * (2 if adapts_keys else 1),  # with its gradient
+            "rows of fc": fc_rows,
+            "layers' keys and values": layers * (key_rows + seen),
+            "gradients of one layer's": seen + kept,
+            "layers' blocks": layers * block + c.num_layers * slots * width * b,
+            "mask": slots * (length + slots),
+            "logits": 6 * min(setup.chunk, slots) * c.vocab_size * 4,
+        },
     )
-    return max(steps, prefill)
 
 
-def peak_bytes(pair: Pair, arm: str, length: int, setup: TTTConfig) -> int:
-    """Bytes by which this process's peak grows in one adaptation."""
+class Peak(NamedTuple):
+    """Bytes at the worst moment, beyond weights, of the prefill and of the steps."""
+
+    prefill: int
+    steps: int
+
+
+def peak_of(pair: Pair, arm: str, length: int, setup: TTTConfig) -> Peak:
+    """Measured on two steps, since every step holds the same; the naive way keeps all of its prefill anyway."""
+    setup, device = replace(setup, steps=2), pair.target.device
     run = ours if arm == "ours" else naive
     run(pair, context(pair, 256), setup)  # libraries allocate their own on first use
     ids = context(pair, length)
-    if pair.target.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run(pair, ids, setup)
-        return torch.cuda.max_memory_allocated() - before
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run(pair, ids, setup)
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-
-
-def measured_apart(argv: list[str], arm: str, length: int) -> int:
-    """An arm's peak in a process of its own."""
-    command = [sys.executable, __file__, *argv, "--memory-arm", arm, "--memory-length", str(length)]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return int(json.loads(out.splitlines()[-1])["peak_bytes"])
+    if arm == "naive":
+        whole = peak_bytes(lambda: run(pair, ids, setup), device)
+        return Peak(whole, whole)
+    gathered: list[Material] = []
+    prefill = peak_bytes(lambda: gathered.append(gather(pair, ids, setup)), device)
+    read = gathered[0].read
+    held = sum(x.numel() * x.element_size() for x in (read.ids, read.features, read.states))
+    return Peak(prefill, held + peak_bytes(lambda: fit_to(pair, gathered[0], setup), device))
 
 
 def main() -> None:
@@ -230,47 +245,65 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-memory", action="store_true")
-    parser.add_argument("--memory-arm", choices=ARMS, help="measure this arm only (for the script itself)")
-    parser.add_argument("--memory-length", type=int, default=4096)
+    parser.add_argument("--no-times", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     pair, setup = make_pair(args), config(args)
-    if args.memory_arm:
-        print(json.dumps({"peak_bytes": peak_bytes(pair, args.memory_arm, args.memory_length, setup)}))
-        return
     where = f"{args.device}, {args.dtype}, {args.threads} threads"
     print(f"{args.shape} pair, {where}; {STEPS} steps of {args.anchors} blocks, modules {', '.join(setup.modules)}")
-    head = ("tokens", "arm", "prefill s", "step s", "10 steps / prefill", "peak MiB", "model MiB")
-    print("".join(f"{title:>20}" for title in head))
-    records = []
-    for length in args.lengths:
-        ids = context(pair, length)
-        costs: dict[str, list[Cost]] = {arm: [] for arm in ARMS}
-        for repeat in range(args.repeats + 1):
-            for arm, run in (("ours", ours), ("naive", naive)):
-                cost = run(pair, ids, setup)
-                if repeat > 0 or args.repeats == 0:
-                    costs[arm].append(cost)
-        for arm in ARMS:
-            prefill = statistics.median(cost.prefill for cost in costs[arm])
-            step = statistics.median(cost.fit for cost in costs[arm]) / STEPS
-            peak = None if args.no_memory else measured_apart(sys.argv[1:], arm, length)
-            model = total(predicted_bytes(pair, length, setup)) if arm == "ours" else None
-            record = {"tokens": length, "arm": arm, "prefill_seconds": prefill, "step_seconds": step,
-                      "ratio": STEPS * step / prefill, "peak_bytes": peak, "model_bytes": model}  # fmt: skip
-            records.append(record)
-            sizes = [f"{value / 2**20:.0f}" if value is not None else "–" for value in (peak, model)]
-            cells = [length, arm, f"{prefill:.3f}", f"{step:.4f}", f"{record['ratio']:.2f}", *sizes]
-            print("".join(f"{cell!s:>20}" for cell in cells), flush=True)
+    records: list[dict[str, Any]] = []
+    if not args.no_times:
+        print("".join(f"{title:>20}" for title in ("tokens", "arm", "prefill s", "step s", "10 steps / prefill")))
+        for length in args.lengths:
+            records += times(pair, length, setup, args.repeats)
+    if not args.no_memory:
+        print("".join(f"{title:>20}" for title in ("tokens", "arm", "phase", "peak MiB", "model MiB", "model / peak")))
+        for length in args.lengths:
+            records += memory(pair, length, setup)
     with torch.device("meta"):
         big = qwen3_8b(torch.bfloat16, "meta")
-    plan = TTTConfig(steps=STEPS, holdout=0.0, rank=43, gradient_checkpointing=True)
-    parts = predicted_bytes(big, 32768, plan)
-    print(f"memory model, Qwen3-8B shape, bf16, 32,768 tokens: {total(parts) / 2**30:.2f} GiB")
-    for name, value in parts.items():
-        print(f"  {name:<40}{value / 2**30:8.2f} GiB")
-    settings = {key: value for key, value in vars(args).items() if not key.startswith("memory_")}
-    print(json.dumps({"benchmark": "ttt", **settings, "records": records, "model_8b_32k": parts}))
+    plan = TTTConfig(steps=STEPS, rehearsals=0, holdout=0.0, rank=43, gradient_checkpointing=True)
+    model = predicted(big, 32768, plan, grouped=True)
+    extra = max(sum(model.steps.values()), model.prefill["features"] + model.prefill["target states"])
+    print(f"memory model, Qwen3-8B shape, bf16, 32,768 tokens, checkpointing: {extra / 2**30:.2f} GiB beside weights")
+    print("and the target's cache, which decoding needs too and which is freed before the steps. By what holds it:")
+    for phase, parts in model._asdict().items():
+        for name, value in parts.items():
+            print(f"  {phase:<8} {name:<30}{value / 2**30:8.2f} GiB")
+    print(json.dumps({"benchmark": "ttt", **vars(args), "records": records, "model_8b_32k": model._asdict()}))
+
+
+def times(pair: Pair, length: int, setup: TTTConfig, repeats: int) -> list[dict[str, Any]]:
+    """Medians of both arms, alternating; the first round warms up where there are more."""
+    ids = context(pair, length)
+    costs: dict[str, list[Cost]] = {arm: [] for arm in ARMS}
+    for repeat in range(repeats + 1):
+        for arm, run in (("ours", ours), ("naive", naive)):
+            cost = run(pair, ids, setup)
+            if repeat > 0 or repeats == 0:
+                costs[arm].append(cost)
+    records = []
+    for arm in ARMS:
+        prefill = statistics.median(cost.prefill for cost in costs[arm])
+        step = statistics.median(cost.fit for cost in costs[arm]) / STEPS
+        ratio = STEPS * step / prefill
+        records.append({"tokens": length, "arm": arm, "prefill_seconds": prefill, "step_seconds": step, "ratio": ratio})
+        cells = (length, arm, f"{prefill:.3f}", f"{step:.4f}", f"{ratio:.2f}")
+        print("".join(f"{cell!s:>20}" for cell in cells), flush=True)
+    return records
+
+
+def memory(pair: Pair, length: int, setup: TTTConfig) -> list[dict[str, Any]]:
+    """Peaks of both arms, beside the model of ours."""
+    model = predicted(pair, length, setup, grouped=pair.target.device.type == "cuda")
+    records = []
+    for arm in ARMS:
+        for phase, peak in peak_of(pair, arm, length, setup)._asdict().items():
+            guess = sum(getattr(model, phase).values()) if arm == "ours" else None
+            records.append({"tokens": length, "arm": arm, "phase": phase, "peak_bytes": peak, "model_bytes": guess})
+            sizes = (f"{peak / 2**20:.0f}", *([f"{guess / 2**20:.0f}", f"{guess / peak:.2f}"] if guess else ["–", "–"]))
+            print("".join(f"{cell!s:>20}" for cell in (length, arm, phase, *sizes)), flush=True)
+    return records
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from dgd_lightning.metrics.paired import Difference, TauGain, Verified, tau_gain
 from dgd_lightning.modules.arms import Arm
 from dgd_lightning.types import Task
 
-COST = ("ttt_prefill_seconds", "ttt_fit_seconds", "ttt_peak_memory")
+COST = ("ttt_prefill_seconds", "ttt_rehearsal_seconds", "ttt_fit_seconds", "ttt_peak_memory")
 Counts = dict[str, dict[str, Verified]]  # [arm][context]
 
 
@@ -26,7 +26,7 @@ class AdaptMetrics(Callback):
     """Compares every arm that adapts (``ttt``, ``online_every`` or both) with the arm that differs in nothing else.
 
     τ is compared per context and pooled, with a 95% bootstrap interval over contexts; adaptations are summed up by how
-    many were kept, what the held-out span said before and after, and what they cost. The final numbers come from the
+    many were kept, what the held-out texts said before and after, and what they cost. The final numbers come from the
     merged predictions, so they cover all ranks and all sessions of the run.
     """
 
@@ -117,8 +117,8 @@ def gain_table(gains: dict[str, tuple[str, TauGain]]) -> Table:
 def adaptation_table(records: dict[str, dict[str, Any]]) -> Table:
     """What the adaptations were, over all contexts."""
     table = Table(title="Adaptations", title_justify="left")
-    columns = ("contexts", "kept", "failed", "held-out loss", "held-out τ", "prefill s", "fit s", "peak MiB")
-    for column in columns:
+    seconds = {"prefill s": "ttt_prefill_seconds", "rehearsal s": "ttt_rehearsal_seconds", "fit s": "ttt_fit_seconds"}
+    for column in ("contexts", "kept", "failed", "held-out loss", "held-out τ", *seconds, "peak MiB"):
         table.add_column(column, justify="right")
     fine = [record for record in records.values() if "error" not in record]
     scored = [record for record in fine if record["held_out_before"]]
@@ -137,8 +137,7 @@ def adaptation_table(records: dict[str, dict[str, Any]]) -> Table:
         str(len(records) - len(fine)),
         change("loss"),
         change("tau"),
-        _shown(mean([record["ttt_prefill_seconds"] for record in fine]), "{:.2f}"),
-        _shown(mean([record["ttt_fit_seconds"] for record in fine]), "{:.2f}"),
+        *(_shown(mean([record[name] for record in fine]), "{:.2f}") for name in seconds.values()),
         f"{max(peaks) / 2**20:.0f}" if peaks else "–",
     )
     return table
@@ -177,7 +176,11 @@ def _log(
             writer.add_scalar(f"ttt/held_out_tau_{when}", score["tau"], number)
             for slot, rate in enumerate(score["acceptance"], 1):
                 writer.add_scalar(f"ttt/held_out_acceptance_{when}/slot_{slot:02d}", rate, number)
-        writer.add_scalar("ttt/fit_seconds", record["ttt_fit_seconds"], number)
+        for name in COST[:3]:
+            writer.add_scalar(name.replace("ttt_", "ttt/", 1), record[name], number)
+    scored = [record for record in records.values() if "error" not in record and record["held_out_before"]]
+    if scored:
+        writer.add_figure("ttt/held_out_acceptance", acceptance_figure(scored), len(scored))
     writer.flush()
 
 
@@ -197,5 +200,26 @@ def tau_figure(counts: Counts, base: str, arm: str, contexts: list[str]) -> Any:
     axes.set_xlabel("contexts, by gain")
     axes.set_ylabel("τ, tokens per verification")
     axes.set_ylim(bottom=1)
+    axes.legend()
+    return figure
+
+
+def acceptance_figure(records: list[dict[str, Any]]) -> Any:
+    """A matplotlib figure: share of held-out blocks accepted up to each slot, before and after, mean over contexts."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for when, colour in (("before", "tab:gray"), ("after", "tab:blue")):
+        rates = [record[f"held_out_{when}"]["acceptance"] for record in records]
+        means = [statistics.fmean(values) for values in zip(*rates, strict=True)]
+        axes.plot(range(1, len(means) + 1), means, marker="o", color=colour, label=f"{when} adaptation")
+    axes.set_xlabel("slot of the block")
+    axes.set_ylabel("share accepted up to here")
+    axes.set_xticks(range(1, len(means) + 1))
+    axes.set_ylim(0, 1)
+    axes.set_title(f"Held-out blocks, mean over {len(records)} contexts", loc="left")
     axes.legend()
     return figure

@@ -20,6 +20,7 @@ TIMINGS = (
     "seconds",
     "tokens_per_second",
     "ttt_prefill_seconds",
+    "ttt_rehearsal_seconds",
     "ttt_fit_seconds",
     "ttt_peak_memory",
 )  # the only fields that may differ in a rerun

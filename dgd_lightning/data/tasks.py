@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from dgd_lightning.errors import InputError
 from dgd_lightning.types import Task
@@ -27,8 +27,8 @@ def context_of(task: Task) -> str:
 def group_tasks(tasks: Sequence[Task], batch_size: int) -> list[list[Task]]:
     """Groups of at most ``batch_size`` tasks that are decoded together.
 
-    Tasks of one context stand side by side, and in one group where they fit into one: what is done once per context is
-    then done on one rank.
+    Tasks of one context stand side by side, and in one group where they fit into one; a context of more tasks shares
+    its groups with no other.
 
     Groups are formed before they are sharded over ranks, so that no number depends on how many ranks there are.
     """
@@ -36,13 +36,51 @@ def group_tasks(tasks: Sequence[Task], batch_size: int) -> list[list[Task]]:
     for task in tasks:
         contexts.setdefault(context_of(task), []).append(task)
     groups: list[list[Task]] = []
+    open_group: list[Task] = []  # may take up further contexts
     for members in contexts.values():
-        if not groups or len(groups[-1]) + len(members) > batch_size:
-            groups.append([])
-        groups[-1] += members[: batch_size - len(groups[-1])]
-        rest = members[batch_size:]
-        groups += [rest[start : start + batch_size] for start in range(0, len(rest), batch_size)]
+        if len(members) > batch_size:
+            groups += [members[start : start + batch_size] for start in range(0, len(members), batch_size)]
+        elif open_group and len(open_group) + len(members) <= batch_size:
+            open_group += members
+        else:
+            open_group = list(members)
+            groups.append(open_group)
     return groups
+
+
+def group_shards(groups: Sequence[Sequence[Task]], ranks: int) -> list[list[int]]:
+    """Which groups each rank decodes: in turn, but a context's groups stay together, so that one rank adapts to it.
+
+    Args:
+        groups: from :func:`group_tasks`.
+        ranks: R.
+
+    Returns:
+        R lists of indices.
+    """
+    shards: list[list[int]] = [[] for _ in range(ranks)]
+    turn, before = -1, None
+    for number, group in enumerate(groups):
+        context = context_of(group[0])
+        if context != before:
+            turn = (turn + 1) % ranks
+        shards[turn].append(number)
+        before = context_of(group[-1])
+    return shards
+
+
+class ContextShards(DistributedSampler[int]):
+    """This rank's groups; a `DistributedSampler`, so that Lightning leaves the sharding to it."""
+
+    def __init__(self, groups: Sequence[Sequence[Task]], ranks: int, rank: int) -> None:
+        super().__init__(groups, num_replicas=ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]
+        self.mine = group_shards(groups, ranks)[rank]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.mine)
+
+    def __len__(self) -> int:
+        return len(self.mine)
 
 
 class TaskData(LightningDataModule):
@@ -95,12 +133,13 @@ class TaskData(LightningDataModule):
 
     def check_ranks(self, ranks: int) -> None:
         """Raises:
-        InputError: there are fewer groups than ranks, so that some would have nothing to do.
+        InputError: there is too little for all ranks: some would have nothing to do.
         """
-        if len(self.groups) < ranks:
+        shards = sum(map(bool, group_shards(self.groups, ranks)))
+        if shards < ranks:
             raise InputError(
                 "trainer.devices",
-                expected=f"at most {len(self.groups)} ranks, one per group of {self.batch_size} tasks",
+                expected=f"at most {shards} ranks: groups of {self.batch_size} tasks, a context's groups on one rank",
                 received=f"{ranks} ranks for {len(self.tasks)} tasks",
                 mend="use fewer devices or a smaller data.batch_size",
             )
@@ -110,9 +149,10 @@ class TaskData(LightningDataModule):
         return batch
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Yields one group (a list of `Task`) at a time; Lightning shards the groups over the ranks."""
-        self.check_ranks(self.trainer.world_size if self.trainer else 1)
-        return DataLoader(self.groups, batch_size=None)  # type: ignore[arg-type]
+        """Yields one of this rank's groups (a list of `Task`) at a time."""
+        ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        self.check_ranks(ranks)
+        return DataLoader(self.groups, batch_size=None, sampler=ContextShards(self.groups, ranks, rank))  # type: ignore[arg-type]
 
 
 def _keep(tasks: list[Task], key: str, names: Names) -> list[Task]:

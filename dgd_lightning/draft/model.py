@@ -22,6 +22,7 @@ from dgd_lightning.target.cache import PositionCache
 
 Attention = Literal["sdpa", "flex"]
 ContextKeys = Tensor | tuple[Tensor, Tensor]  # what a layer reads of the context: [B, S, H], or its rotated K and V
+CONTEXT_PIECE = 2048  # positions whose intermediate values exist at a time under gradient checkpointing
 FOLD_QUERIES = 64  # up to here query groups are folded into the query axis, so that keys need not be repeated
 
 
@@ -126,16 +127,36 @@ class Layer(nn.Module):
         hidden = hidden + self.self_attn.output(mixed)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
-    def over(self, hidden: Tensor, context: ContextKeys, turns: Turns, context_turns: Turns, mask: Any) -> Tensor:
-        """The layer over an uncached context: hidden [B, N·K, H], context [B, S, H] or its keys and values."""
+    def over(
+        self, hidden: Tensor, context: ContextKeys, turns: Turns, context_turns: Turns, mask: Any, pieces: bool
+    ) -> Tensor:
+        """The layer over an uncached context: hidden [B, N·K, H], context [B, S, H] or its keys and values.
+
+        With ``pieces`` the context's keys and values are made, and made again in the backward pass, piece by piece.
+        """
         x = self.input_layernorm(hidden)
         keys, values = self.self_attn.keys_values(x, turns)
         if isinstance(context, Tensor):
-            context = self.self_attn.keys_values(context, context_turns)
+            context = self._context_keys_values(context, context_turns, pieces)
         keys = torch.cat([context[0], keys], dim=2)  # [B, kv heads, S + N·K, D]
         values = torch.cat([context[1], values], dim=2)
         mix = attend if isinstance(mask, Tensor) else _flex
         return self.finish(hidden, mix(self.self_attn.queries(x, turns), keys, values, mask))
+
+    def _context_keys_values(self, context: Tensor, turns: Turns, pieces: bool) -> tuple[Tensor, Tensor]:
+        make = self.self_attn.keys_values
+        if not pieces or context.shape[1] <= CONTEXT_PIECE:
+            return make(context, turns)
+        parts = [
+            checkpoint(make, context[:, at], Turns(turns.cos[:, :, at], turns.sin[:, :, at]), use_reentrant=False)
+            for at in context_pieces(context.shape[1])
+        ]
+        return torch.cat([keys for keys, _ in parts], dim=2), torch.cat([values for _, values in parts], dim=2)
+
+
+def context_pieces(length: int) -> list[slice]:
+    """Pieces of a long context whose rows are made again in the backward pass, one after the other."""
+    return [slice(start, start + CONTEXT_PIECE) for start in range(0, length, CONTEXT_PIECE)]
 
 
 class DFlashDraft(nn.Module):
@@ -290,9 +311,9 @@ class DFlashDraft(nn.Module):
         for i, layer in enumerate(self._stack):
             seen: ContextKeys = context if isinstance(context, Tensor) else context[i]
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                hidden = checkpoint(layer.over, hidden, seen, turns, context_turns, mask, use_reentrant=False)
+                hidden = checkpoint(layer.over, hidden, seen, turns, context_turns, mask, True, use_reentrant=False)
             else:
-                hidden = layer.over(hidden, seen, turns, context_turns, mask)
+                hidden = layer.over(hidden, seen, turns, context_turns, mask, False)
         return self.norm(hidden)
 
     def context_keys_values(self, context: Tensor, first: int = 0) -> list[tuple[Tensor, Tensor]]:

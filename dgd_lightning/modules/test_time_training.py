@@ -234,7 +234,7 @@ def report(context_id: str, result: AdaptResult) -> str:
     if trace.scores:
         before = trace.scores[0]
         best = best_score(trace)
-        of = f"{trace.rehearsals} rehearsals" if trace.held_out_by == "rehearsals" else "the context's end"
+        of = f"{trace.rehearsals} rehearsals" if trace.held_out_by == "rehearsals" else "the context’s end"
         scores = f"loss {before.loss:.3f} → {best.loss:.3f}, τ {before.tau:.2f} → {best.tau:.2f}"
         lines.append(f"held out, {of}: {scores}")
     kept = f"kept the weights of step {trace.best_step}" if result.kept else "kept nothing: the draft stays as it was"

@@ -64,6 +64,16 @@ def ttt_adapt(
     if cuda := pair.target.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(pair.target.device)
     material = gather(pair, context_ids, config, avoid)
+    adapter, trace = fit_to(pair, material, config, on_step)
+    peak = torch.cuda.max_memory_allocated(pair.target.device) if cuda else None
+    return AdaptResult(adapter, trace._replace(peak_memory=peak), trace.kept)
+
+
+def fit_to(
+    pair: Pair, material: Material, config: TTTConfig, on_step: OnStep | None = None
+) -> tuple[Adapter, AdaptTrace]:
+    """The loop over what :func:`gather` gave; see :func:`ttt_adapt`."""
+    assert pair.draft is not None
     began = time.perf_counter()
     before = pair.draft.gradient_checkpointing
     lora = DraftLora(
@@ -90,10 +100,8 @@ def ttt_adapt(
     finally:
         lora.remove()
         pair.draft.gradient_checkpointing = before
-    peak = torch.cuda.max_memory_allocated(pair.target.device) if cuda else None
     synchronise(pair.target.device)
-    trace = fit.trace(material, time.perf_counter() - began, peak)
-    return AdaptResult(adapter, trace, trace.kept)
+    return adapter, fit.trace(material, time.perf_counter() - began, None)
 
 
 class Material(NamedTuple):

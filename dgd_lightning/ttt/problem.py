@@ -8,8 +8,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from dgd_lightning.draft.model import DFlashDraft
+from dgd_lightning.draft.model import DFlashDraft, context_pieces
 from dgd_lightning.draft.objective import block_ids, default_gamma
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.config import TTTConfig
@@ -77,10 +78,19 @@ class Stretch:
         part = slice(first - self.origin, end - self.origin)
         if self.fc is None:
             return self.base[:, part]
+        if not self.draft.gradient_checkpointing or not torch.is_grad_enabled():
+            return self._adapted(self.base[:, part], self.features[:, part])
+        parts = [
+            checkpoint(self._adapted, self.base[:, part][:, at], self.features[:, part][:, at], use_reentrant=False)
+            for at in context_pieces(end - first)
+        ]
+        return torch.cat(parts, dim=1)
+
+    def _adapted(self, base: Tensor, features: Tensor) -> Tensor:
+        """PEFT's own order of operations, so that the numbers are those of the layer itself."""
+        assert self.fc is not None
         low, high = factors(self.fc)
-        base, features = self.base[:, part], self.features[:, part].to(low.dtype)
-        # PEFT's own order of operations, so that the numbers are those of the layer itself
-        update = F.linear(F.linear(features, low), high) * self.fc.scaling[NAME]
+        update = F.linear(F.linear(features.to(low.dtype), low), high) * self.fc.scaling[NAME]
         return self.draft.hidden_norm((base + update).to(base.dtype))
 
     def layers(self, first: int, end: int) -> KeysValues:

@@ -20,7 +20,7 @@ from dgd_lightning.data.one_context import FileContext
 from dgd_lightning.data.rows import Row
 from dgd_lightning.modules.adaptation import safe_name
 
-FIT = {"steps": 6, "lr": 0.02, "rank": 2, "anchors_per_step": 8, "eval_every": 2}
+FIT = {"steps": 6, "lr": 0.02, "rank": 2, "anchors_per_step": 8, "eval_every": 2, "rehearsals": 0}
 ARMS = [
     {"name": "ar", "method": "autoregressive"},
     {"name": "plain", "method": "speculative"},
@@ -54,19 +54,27 @@ def text_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_fit_makes_the_adapter_of_ttt_adapt(dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path) -> None:
-    path = fit_yaml(tmp_path, tiny_pair, {"path": str(text_file(tmp_path))}, export_dir=str(tmp_path / "out"))
+REHEARSED = {**FIT, "rehearsals": 2, "rehearsal_tokens": 12, "min_gain": 0.0}
+
+
+@pytest.mark.parametrize("settings", [FIT, REHEARSED], ids=["span", "rehearsals"])
+def test_fit_makes_the_adapter_of_ttt_adapt(
+    dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    path = fit_yaml(
+        tmp_path, tiny_pair, {"path": str(text_file(tmp_path))}, export_dir=str(tmp_path / "out"), ttt=settings
+    )
     run = dgd("fit", "--config", path)
     assert run.code == 0, run.err
-    assert "held out: loss" in run.out
+    assert f"held out, {'2 rehearsals' if settings is REHEARSED else 'the context’s end'}: loss" in run.out
     folder = tmp_path / "logs" / "fit" / "version_0"
     ours = load_adapter(folder / "adapters" / "guide")
 
     pair = load_pair(tiny_pair.target, tiny_pair.draft, device="cpu")
     _, ids = FileContext(str(tmp_path / "guide.txt")).context(pair.tokenizer)
-    result = ttt_adapt(pair, ids, TTTConfig(**FIT))
+    result = ttt_adapt(pair, ids, TTTConfig(**settings))
     assert ours.weights.keys() == result.adapter.weights.keys()
-    assert result.kept
+    assert result.kept or settings is REHEARSED
     for key, weight in result.adapter.weights.items():
         assert torch.equal(ours.weights[key], weight), key
         assert torch.equal(load_adapter(tmp_path / "out").weights[key], weight)
@@ -77,11 +85,13 @@ def test_fit_makes_the_adapter_of_ttt_adapt(dgd: Dgd, tiny_pair: TinyPair, tmp_p
 
 
 @pytest.mark.slow
-def test_two_ranks_share_the_blocks_of_a_step(tiny_pair: TinyPair, tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [FIT, {**REHEARSED, "train_rehearsals": 2}], ids=["span", "rehearsals"])
+def test_two_ranks_share_the_blocks_of_a_step(tiny_pair: TinyPair, tmp_path: Path, settings: dict[str, Any]) -> None:
     adapters = []
     for ranks in (1, 2):
         out = tmp_path / f"out{ranks}"
-        path = fit_yaml(tmp_path, tiny_pair, {"path": str(text_file(tmp_path))}, export_dir=str(out))
+        data = {"path": str(text_file(tmp_path))}
+        path = fit_yaml(tmp_path, tiny_pair, data, export_dir=str(out), ttt=settings)
         command = [
             sys.executable,
             "-m",
@@ -99,7 +109,7 @@ def test_two_ranks_share_the_blocks_of_a_step(tiny_pair: TinyPair, tmp_path: Pat
     one, two = adapters
     for key in one:
         assert torch.allclose(one[key], two[key], rtol=0, atol=RANKS), key
-    assert any((one[key] != 0).any() for key in one if "lora_B" in key)
+    assert any((one[key] != 0).any() for key in one if "lora_B" in key) or settings is not FIT
 
 
 def test_predict_adapts_each_context_and_changes_no_token(
@@ -110,6 +120,7 @@ def test_predict_adapts_each_context_and_changes_no_token(
     run = dgd("predict", "--config", path)
     assert run.code == 0, run.err
     assert "paired by context" in run.out
+    assert "rehearsal s" in run.out
     folder = tmp_path / "logs" / "run" / "version_0"
     rows = predictions(folder)
     by_arm = {arm["name"]: {row["idx"]: row["dgd"] for row in rows if row["dgd"]["arm"] == arm["name"]} for arm in ARMS}

@@ -34,7 +34,8 @@ def line(
 
 
 def cost(fit: float, memory: int | None = None) -> dict[str, Any]:
-    return {"ttt_prefill_seconds": 0.5, "ttt_fit_seconds": fit, "ttt_peak_memory": memory}
+    seconds = {"ttt_prefill_seconds": 0.5, "ttt_rehearsal_seconds": 0.25, "ttt_fit_seconds": fit}
+    return {**seconds, "ttt_peak_memory": memory}
 
 
 ROWS = [
@@ -138,6 +139,7 @@ def test_adaptations_are_summed_up_without_those_that_failed(tmp_path: Path) -> 
         "held-out loss": "2.00 → 1.00",
         "held-out τ": "2.00 → 3.00",
         "prefill s": "0.50",
+        "rehearsal s": "0.25",
         "fit s": "2.00",  # of 3 and 1
         "peak MiB": "2",
     }
@@ -147,7 +149,7 @@ def test_all_adaptations_failed(tmp_path: Path) -> None:
     _, records = collect(write(tmp_path, [line("b", 0, "adapted", [1], FAILED)]))
     (row,) = cells(adaptation_table(records))
     assert row == {"contexts": "1", "kept": "0", "failed": "1"} | dict.fromkeys(
-        ("held-out loss", "held-out τ", "prefill s", "fit s", "peak MiB"), "–"
+        ("held-out loss", "held-out τ", "prefill s", "rehearsal s", "fit s", "peak MiB"), "–"
     )
 
 
@@ -181,10 +183,11 @@ def predict_ended(folder: Path, arms: list[Arm]) -> tuple[list[Table], Written]:
 def test_curves_of_a_run(tmp_path: Path) -> None:
     tables, written = predict_ended(write(tmp_path, ROWS), [PLAIN, ADAPTED])
     assert len(tables) == 2
-    assert written.figures == ["adapted/tau_by_context"]
+    assert written.figures == ["adapted/tau_by_context", "ttt/held_out_acceptance"]
     assert written.scalars["adapted/tau_gain_worst"] == [(0.0, 2)]
     assert written.scalars["adapted/tau_gain_difference/value"] == [(pytest.approx(0.6), 2)]
     assert written.scalars["adapted/tau_gain_by_context"] == [(pytest.approx(4 - 8 / 3), 0), (0.0, 1)]
+    assert written.scalars["ttt/fit_seconds"] == [(3.0, 0)]
     assert written.scalars["ttt/held_out_loss_before"] == [(2.0, 0)]
     assert written.scalars["ttt/held_out_acceptance_after/slot_02"] == [(0.5, 0)]
 

@@ -15,7 +15,7 @@ from dgd_lightning.data.chat import prompt_ids
 from dgd_lightning.data.contexts import parse_rows
 from dgd_lightning.data.prompts import PromptFormat
 from dgd_lightning.data.rows import Row
-from dgd_lightning.data.tasks import context_of, group_tasks
+from dgd_lightning.data.tasks import context_of, group_shards, group_tasks
 from dgd_lightning.errors import InputError
 from dgd_lightning.types import Task
 
@@ -57,6 +57,15 @@ def test_groups_put_contexts_together() -> None:
     assert ["".join(map(context_of, group)) for group in groups] == ["aaa", "bbc"]
     assert ["".join(map(context_of, group)) for group in group_tasks(tasks, 2)] == ["aa", "a", "bb", "c"]
     assert sorted(task.idx for group in groups for task in group) == list("012345")
+
+
+def test_a_contexts_groups_stay_on_one_rank() -> None:
+    tasks = [Task(str(i), None, "p", row(context, str(i))) for i, context in enumerate("aaaaabbbcdef")]
+    groups = group_tasks(tasks, 2)
+    assert ["".join(map(context_of, group)) for group in groups] == ["aa", "aa", "a", "bb", "b", "cd", "ef"]
+    assert group_shards(groups, 1) == [[0, 1, 2, 3, 4, 5, 6]]
+    assert group_shards(groups, 2) == [[0, 1, 2, 5], [3, 4, 6]]
+    assert group_shards(groups, 5) == [[0, 1, 2], [3, 4], [5], [6], []]
 
 
 def test_fingerprint_follows_what_the_model_sees(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Rehearsals: written by the target behind the context, judged as decoding would, and a gate that keeps answers safe."""
+"""Rehearsals: written by the target behind the context, judged as decoding would, and a gate that protects answers."""
 
 from __future__ import annotations
 

@@ -171,9 +171,7 @@ def test_parameter_count_of_the_published_draft() -> None:
 # The loss, against a naive one that makes everything at once.
 
 
-def naive_loss(
-    pair: Pair, ids: Tensor, setup: TTTConfig, step: int, rehearsals: Sequence[Rehearsal] = ()
-) -> Tensor:
+def naive_loss(pair: Pair, ids: Tensor, setup: TTTConfig, step: int, rehearsals: Sequence[Rehearsal] = ()) -> Tensor:
     """Slot by slot, with all logits and plain softmaxes, uncached context, no chunks."""
     assert pair.draft is not None
     draft, target, size = pair.draft, pair.target, pair.draft.config.block_size
@@ -235,6 +233,8 @@ CASES = [
     {"labels": "target", "modules": ["k_proj", "v_proj"]},
     {"labels": "context", "query_only": True},
     {"labels": "target", "gradient_checkpointing": True},
+    {"labels": "target", "gradient_checkpointing": True, "modules": ["k_proj", "v_proj"]},
+    {"labels": "target", "gradient_checkpointing": True, "train_rehearsals": 1, "window": 25},
     {"labels": "target", "window": 20},
     {"labels": "context", "window": 20, "modules": ["q_proj"]},
     {"labels": "target", "repeats": 2},
@@ -246,7 +246,8 @@ CASES = [
 
 
 @pytest.mark.parametrize("changes", CASES, ids=lambda c: "-".join(map(str, c.values())))
-def test_loss_and_gradients_equal_the_naive_ones(changes: dict) -> None:
+def test_loss_and_gradients_equal_the_naive_ones(changes: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dgd_lightning.draft.model.CONTEXT_PIECE", 16)
     pair, ids = make_pair(), context()
     setup = config(chunk=5, **changes)
     step = 3 if setup.train_rehearsals else 2  # every second step is one on rehearsals
