@@ -55,7 +55,8 @@ class HeldOutScore(NamedTuple):
 
     step: int  # optimiser steps made before
     loss: float
-    tau: float  # tokens per verification, bonus included; along the context a lower bound, see `ttt.objective`
+    tau: float  # micro: tokens per verification, bonus included; along the context a lower bound, see `ttt.objective`
+    tau_by_text: list[float]  # of every rehearsal; empty where the context's end is held out
     acceptance: list[float]  # [K − 1], share of the blocks whose slots 1 … j are all accepted
 
 

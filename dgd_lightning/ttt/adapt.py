@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -199,8 +200,9 @@ class Fit:
         """By τ on rehearsals, which is what decoding will have; by the loss on the context's end."""
         if not self.problem.rehearsed:
             return score.loss < min(one.loss for one in self.scores)
-        least = self.scores[0].tau * (1 + self.config.min_gain)
-        return score.tau >= least and score.tau > max(one.tau for one in self.scores)
+        gain, first = rehearsed_gain(self.scores[0], score), self.scores[0]
+        best = max(rehearsed_gain(first, one) for one in self.scores)
+        return gain >= self.config.min_gain and gain > best and score.loss < first.loss
 
     def conclude(self) -> None:
         """Put the best weights into the draft; back to zero where nothing was gained or the loss went wrong."""
@@ -234,6 +236,18 @@ class Fit:
             fit_seconds=fit_seconds,
             peak_memory=peak_memory,
         )
+
+
+def rehearsed_gain(before: HeldOutScore, after: HeldOutScore) -> float:
+    """The relative gain in τ that rehearsals vouch for.
+
+    The smaller of the gain in micro τ, which long answers rule, and of the rehearsals' mean gain less its standard
+    error: a short answer takes one or two verifications, and a gain that only one rehearsal has is no gain.
+    """
+    ratios = [math.log(new / old) for old, new in zip(before.tau_by_text, after.tau_by_text, strict=True)]
+    mean = statistics.fmean(ratios)
+    error = statistics.stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else 0.0
+    return math.expm1(min(math.log(after.tau / before.tau), mean - error))
 
 
 def make_optimizer(lora: DraftLora, config: TTTConfig) -> torch.optim.Optimizer:

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dgd_lightning.draft.model import DFlashDraft, context_pieces
 from dgd_lightning.draft.objective import block_ids, default_gamma
+from dgd_lightning.metrics.functional import tau_micro
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.context import (
@@ -178,7 +179,7 @@ class AdaptProblem:
             return None
         loss, weight = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         rates = torch.zeros(self.block_size - 1, device=self.device, dtype=torch.float64)
-        blocks, committed, verifications = 0, 0, 0
+        blocks, walks = 0, list[list[int]]()  # tokens per verification, rehearsal by rehearsal
         for one in self.held_out:
             labels = self._labels(one, with_target=True)
             scores = self._scores(one, labels)
@@ -193,11 +194,10 @@ class AdaptProblem:
             rates = rates + accepted.double().sum(0)  # [K − 1]
             blocks += shape[0]
             if self.rehearsed:
-                walked = committed_per_block(accepted.sum(1).tolist())
-                committed, verifications = committed + sum(walked), verifications + len(walked)
+                walks.append(committed_per_block(accepted.sum(1).tolist()))
         acceptance = (rates / blocks).tolist()
-        tau = committed / verifications if self.rehearsed else 1.0 + sum(acceptance)
-        return HeldOutScore(step, float(loss / weight), tau, acceptance)
+        tau = tau_micro(walks) if self.rehearsed else 1.0 + sum(acceptance)
+        return HeldOutScore(step, float(loss / weight), tau, [tau_micro([walk]) for walk in walks], acceptance)
 
     def _labels(self, blocks: Blocks, *, with_target: bool = False) -> Labelled:
         """Labels of the blocks; the target's states only where the loss or the score asks for them."""

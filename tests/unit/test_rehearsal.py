@@ -18,10 +18,11 @@ from dgd_lightning import (
 )
 from dgd_lightning.decode.engine import Prefix
 from dgd_lightning.lab.rows import eval_rows
-from dgd_lightning.ttt.adapt import Material, gather
+from dgd_lightning.ttt.adapt import Material, gather, rehearsed_gain
 from dgd_lightning.ttt.lora import DraftLora
 from dgd_lightning.ttt.objective import committed_per_block
 from dgd_lightning.ttt.rehearsal import room, turn_end
+from dgd_lightning.types import HeldOutScore
 
 CLOSE = 1e-9  # fp64 hidden states, read in one piece and in two
 
@@ -167,12 +168,26 @@ def test_tau_of_rehearsals_is_that_of_decoding_them(lab: Pair) -> None:
         lengths += output.acceptance_lengths
     assert score.tau == pytest.approx(sum(lengths) / len(lengths), rel=1e-12)
     assert len(score.acceptance) == lab.draft.config.block_size - 1
+    assert len(score.tau_by_text) == 4
 
 
 def test_blocks_are_walked_as_decoding_does() -> None:
     assert committed_per_block([3, 0, 0, 1, 2, 0]) == [4, 2]  # the last one is cut at the end of the text
     assert committed_per_block([0, 0]) == [1, 1]
     assert committed_per_block([]) == []
+
+
+def test_a_gain_must_be_more_than_one_texts() -> None:
+    def score(tau: float, *by_text: float) -> HeldOutScore:
+        return HeldOutScore(0, 1.0, tau, list(by_text), [])
+
+    before = score(2.0, 2.0, 2.0, 2.0, 2.0)
+    assert rehearsed_gain(before, score(2.4, 2.4, 2.4, 2.4, 2.4)) == pytest.approx(0.2)
+    assert rehearsed_gain(before, score(2.5, 4.0, 2.0, 2.0, 2.0)) == pytest.approx(0.0, abs=1e-12)
+    # mean 0.0912, standard error 0.0526 of ln(1.2), ln(1.2), 0, 0
+    assert rehearsed_gain(before, score(2.2, 2.4, 2.4, 2.0, 2.0)) == pytest.approx(0.0392, abs=1e-4)
+    assert rehearsed_gain(before, score(1.8, 2.4, 2.4, 2.4, 2.4)) == pytest.approx(-0.1)  # a long answer lost
+    assert rehearsed_gain(score(2.0, 2.0), score(2.4, 2.4)) == pytest.approx(0.2)
 
 
 def test_what_ruins_answers_is_rolled_back(lab: Pair) -> None:
