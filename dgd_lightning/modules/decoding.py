@@ -21,7 +21,8 @@ from dgd_lightning.decode.engine import Progress
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.adaptation import ADAPTERS, Adapted, ContextAdapter
 from dgd_lightning.modules.arms import DECODERS, Arm, check_arms, check_block_sizes, check_ttt, row_seed
-from dgd_lightning.pair import Commits, Pair, load_pair, resolve_commits, source_fingerprint
+from dgd_lightning.modules.sources import PairSources
+from dgd_lightning.pair import Pair, load_pair
 from dgd_lightning.target.load import bundled
 from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.lora import Adapter
@@ -33,7 +34,7 @@ ONLINE_STEPS = 2  # per round of an arm that goes on adapting
 WARMUP_PROMPT, WARMUP_TOKENS = 64, 8  # tokens; enough to load kernels and fill allocators before the first timing
 
 
-class Decoding(LightningModule):
+class Decoding(PairSources, LightningModule):
     """Decode tasks with a target and its draft.
 
     Args:
@@ -102,30 +103,15 @@ class Decoding(LightningModule):
         self.attn_implementation, self.device_map = attn_implementation, device_map
         self.enable_thinking, self.too_long, self.stop_token_ids = enable_thinking, too_long, stop_token_ids
         self.seed, self.warmup = seed, warmup
-        self.commits: Commits | None = None
         self.pair: Pair | None = None  # a plain attribute: Lightning neither moves nor saves it
         self.done: set[tuple[str, str]] = set()  # (idx, arm) of rows that a resumed run has already
         self.on_progress: Callable[[str, Progress], None] | None = None  # set by a progress bar
         self.summary_tables: list[Any] = []  # rich renderables that callbacks add; printed at the end of the run
 
-    def pin(self) -> Commits:
-        """The commits of the Hub ids, looked up when first asked and kept.
-
-        Raises:
-            InputError: no such folder, Hub id or revision, or no way to reach the Hub.
-        """
-        if self.commits is None:
-            self.commits = resolve_commits(
-                self.target_source, self.draft_source, self.revision, self.draft_revision, prefix="model."
-            )
-        return self.commits
-
     def fingerprint(self) -> dict[str, Any]:
         """Everything about the model that can change a row, to be hashed; revisions count by their commits."""
-        commits = self.pin()
         return {
-            "target": source_fingerprint("target", self.target_source, commits.target),
-            "draft": self.draft_source and source_fingerprint("draft", self.draft_source, commits.draft),
+            **super().fingerprint(),
             "arms": [asdict(arm) for arm in self.arms],
             "settings": [
                 self.max_new_tokens,

@@ -27,12 +27,13 @@ from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.acceptance import AcceptanceLength
 from dgd_lightning.modules.export import best_checkpoint, copy_provenance, require_writable
 from dgd_lightning.modules.schedule import cosine_with_warmup
-from dgd_lightning.pair import Commits, Pair, load_pair, resolve_commits, source_fingerprint
+from dgd_lightning.modules.sources import PairSources
+from dgd_lightning.pair import Pair, load_pair
 from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.target.load import bundled
 
 
-class DraftTraining(L.LightningModule):
+class DraftTraining(PairSources, L.LightningModule):
     """Train a draft from scratch, or continue a published one, for a frozen target.
 
     Training batches have ``input_ids`` [B, S] (padded on the right) and ``loss_mask`` [B, S] (true at response tokens).
@@ -117,29 +118,8 @@ class DraftTraining(L.LightningModule):
         self.num_anchors, self.gamma, self.attention = num_anchors, gamma, attention
         self.gradient_checkpointing, self.val_max_new_tokens = gradient_checkpointing, val_max_new_tokens
         self.export_dir, self.seed = export_dir, seed
-        self.commits: Commits | None = None
         self.pair: Pair | None = None
         self.decoding_pair: Pair | None = None  # while validating
-
-    def pin(self) -> Commits:
-        """The commits of the Hub ids, looked up when first asked and kept.
-
-        Raises:
-            InputError: no such folder, Hub id or revision, or no way to reach the Hub.
-        """
-        if self.commits is None:
-            self.commits = resolve_commits(
-                self.target_source, self.draft_source, self.revision, self.draft_revision, prefix="model."
-            )
-        return self.commits
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What the run starts from, for its provenance."""
-        commits = self.pin()
-        return {
-            "target": source_fingerprint("target", self.target_source, commits.target),
-            "draft": self.draft_source and source_fingerprint("draft", self.draft_source, commits.draft),
-        }
 
     def setup(self, stage: str) -> None:
         """Checks what would else be found after the training, or never.

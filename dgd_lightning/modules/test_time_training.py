@@ -18,14 +18,15 @@ from torch import Tensor
 from dgd_lightning.data.licence import check_clbench
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.adaptation import ADAPTERS, best_score, safe_name, save_trace
-from dgd_lightning.pair import Commits, Pair, load_pair, resolve_commits, source_fingerprint
+from dgd_lightning.modules.sources import PairSources
+from dgd_lightning.pair import Pair, load_pair
 from dgd_lightning.target.load import bundled
 from dgd_lightning.ttt.adapt import AdaptResult, Fit, Material, gather, make_optimizer
 from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.lora import DraftLora, save_adapter
 
 
-class TestTimeTraining(L.LightningModule):
+class TestTimeTraining(PairSources, L.LightningModule):
     """Fit LoRA weights of the draft to the one context that the datamodule holds.
 
     The datamodule's ``context(tokenizer)`` gives the context; its batches are the numbers of the steps. Under DDP every
@@ -63,31 +64,10 @@ class TestTimeTraining(L.LightningModule):
         self.ttt, self.dtype_name, self.attn_implementation = ttt, dtype, attn_implementation
         self.revision, self.draft_revision, self.cpu_threads = revision, draft_revision, cpu_threads
         self.export_dir, self.accept_clbench_license = export_dir, accept_clbench_license
-        self.commits: Commits | None = None
         self.pair: Pair | None = None
         self.fit: Fit | None = None
         self.result: AdaptResult | None = None
         self.values: list[float] = []  # losses of the micro-batches since the last optimiser step
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What the run starts from, for its provenance."""
-        commits = self.pin()
-        return {
-            "target": source_fingerprint("target", self.target_source, commits.target),
-            "draft": source_fingerprint("draft", self.draft_source, commits.draft),
-        }
-
-    def pin(self) -> Commits:
-        """The commits of the Hub ids, looked up when first asked and kept.
-
-        Raises:
-            InputError: no such folder, Hub id or revision, or no way to reach the Hub.
-        """
-        if self.commits is None:
-            self.commits = resolve_commits(
-                self.target_source, self.draft_source, self.revision, self.draft_revision, prefix="model."
-            )
-        return self.commits
 
     def setup(self, stage: str) -> None:
         """Checks that the data may be adapted to.
