@@ -10,6 +10,7 @@ from scipy.stats import bootstrap
 
 RESAMPLES = 9_999
 CONFIDENCE = 0.95
+BATCH = 256  # resamples held in memory at once; the draws, and so the results, do not depend on it
 
 
 class Verified(NamedTuple):
@@ -87,6 +88,7 @@ def tau_gain(pairs: Sequence[tuple[Verified, Verified]], *, seed: int = 0) -> Ta
             paired=True,
             vectorized=True,
             n_resamples=RESAMPLES,
+            batch=BATCH,
             confidence_level=CONFIDENCE,
             method="percentile",
             rng=np.random.default_rng(seed),

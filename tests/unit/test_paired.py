@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from dgd_lightning.metrics import paired
 from dgd_lightning.metrics.paired import CONFIDENCE, RESAMPLES, Difference, Verified, tau_gain
 
 # Two bootstraps with other draws differ in an end by √2 standard errors of a 2.5% quantile over 9,999 draws:
@@ -130,6 +132,26 @@ def test_the_seed_decides_the_draws() -> None:
     pairs = random_pairs(11)
     assert tau_gain(pairs, seed=3) == tau_gain(pairs, seed=3)
     assert tau_gain(pairs, seed=3).ratio != tau_gain(pairs, seed=4).ratio
+
+
+@pytest.mark.parametrize("batch", [1, 1_000, RESAMPLES])
+def test_the_batch_decides_nothing(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+    pairs = random_pairs(11)
+    found = tau_gain(pairs, seed=3)
+    monkeypatch.setattr(paired, "BATCH", batch)
+    assert tau_gain(pairs, seed=3) == found
+
+
+def test_memory_is_that_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 500 contexts; the twin holds every resample at once."""
+    pairs, peaks = random_pairs(500), []
+    for batch in (paired.BATCH, RESAMPLES):
+        monkeypatch.setattr(paired, "BATCH", batch)
+        tracemalloc.start()
+        tau_gain(pairs)
+        peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
+        tracemalloc.stop()
+    assert peaks[0] < 20 < 100 < peaks[1]  # MiB; an index per resample and context alone makes 38 at once
 
 
 def test_lengths_are_added() -> None:
