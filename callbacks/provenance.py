@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 import dgd_lightning
 from callbacks import run_folder
 from dgd_lightning.errors import InputError
+from dgd_lightning.files import whole_files
 
 PACKAGES = ("dgd-lightning", "torch", "lightning", "transformers", "tokenizers", "peft", "torchmetrics", "datasets")
 
@@ -38,7 +39,6 @@ class Provenance(Callback):
         if not trainer.is_global_zero or log_dir is None:
             return
         path = Path(log_dir) / run_folder.PROVENANCE
-        path.parent.mkdir(parents=True, exist_ok=True)
         hashes: dict[str, Any] = {}
         data = trainer.datamodule  # type: ignore[attr-defined]
         if hasattr(data, "fingerprint"):
@@ -59,7 +59,8 @@ class Provenance(Callback):
         # a resumed fit may read other data than before: each session names its own
         this = {**session(trainer), "data_hash": hashes.get("data_hash")}
         record = {**hashes, "sessions": [*earlier.get("sessions", []), this]}
-        run_folder.write_atomically(path, json.dumps(record, indent=1) + "\n")
+        with whole_files(path.parent, path.name) as scratch:
+            (scratch / path.name).write_text(json.dumps(record, indent=1) + "\n")
 
 
 def session(trainer: Trainer) -> dict[str, Any]:

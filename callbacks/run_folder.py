@@ -206,10 +206,3 @@ def read_predictions(folder: str | Path) -> Iterator[dict[str, Any]]:
     if path.exists():
         for _, row in read_rows(path):
             yield row
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file in one step, so that a reader sees the old or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

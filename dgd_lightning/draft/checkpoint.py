@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from dgd_lightning.draft.config import DraftConfig
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.errors import InputError
+from dgd_lightning.files import whole_files
 from dgd_lightning.target.load import as_dtype, fetch_folder, find_weights, read_json, shorten
 
 _FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json")
@@ -84,14 +84,11 @@ def save_draft(draft: DFlashDraft, folder: str | os.PathLike[str], *, dtype: tor
     state = {k: v.detach().to("cpu", kind).contiguous() for k, v in draft.state_dict().items()}
     config = draft.config.to_dict() | {"dtype": str(kind).removeprefix("torch.")}
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path, prefix=".writing-") as scratch:
-            save_file(state, Path(scratch, "model.safetensors"), metadata={"format": "pt"})
+        with whole_files(path, "model.safetensors", "config.json") as scratch:
+            save_file(state, scratch / "model.safetensors", metadata={"format": "pt"})
+            (scratch / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
             text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-            Path(scratch, "config.json").write_text(text, encoding="utf-8")
-            for name in ("model.safetensors", "config.json"):
-                Path(scratch, name).chmod(0o644)  # safetensors writes for the owner alone
-                os.replace(Path(scratch, name), path / name)
+            (scratch / "config.json").write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(
             "folder", expected="a folder that can be written", received=error, mend="choose another"

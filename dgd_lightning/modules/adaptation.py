@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from dgd_lightning.data.one_context import common_prefix
 from dgd_lightning.errors import InputError
+from dgd_lightning.files import whole_files
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.adapt import AdaptResult, ttt_adapt
 from dgd_lightning.ttt.config import TTTConfig
@@ -101,9 +101,8 @@ def save_trace(trace: AdaptTrace, folder: Path) -> None:
     record["losses"] = [loss if math.isfinite(loss) else None for loss in trace.losses]
     for score in record["scores"]:
         score["loss"] = score["loss"] if math.isfinite(score["loss"]) else None
-    temporary = folder / f"{TRACE}.{os.getpid()}"
-    temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / TRACE)
+    with whole_files(folder, TRACE) as scratch:
+        (scratch / TRACE).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def best_score(trace: AdaptTrace) -> Any:
