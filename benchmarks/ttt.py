@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from pairs import chosen_pair, random_pair
 from peak import peak_bytes
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from dgd_lightning.draft.config import DraftConfig
 from dgd_lightning.draft.model import CONTEXT_PIECE, DFlashDraft
@@ -207,6 +208,54 @@ def predicted(pair: Pair, length: int, setup: TTTConfig, *, grouped: bool) -> Me
     )
 
 
+class Work(NamedTuple):
+    """Floating-point operations, two per multiplication and addition."""
+
+    prefill: float
+    step: float
+
+
+def arithmetic(pair: Pair, length: int, setup: TTTConfig) -> Work:
+    """What the matrix products of a prefill and of a step come to; frozen weights need no gradients of their own."""
+    assert pair.draft is not None
+    c, target = pair.draft.config, pair.target.model.config
+    theirs = target.num_attention_heads * target.head_dim
+    layer = _weights(target.hidden_size, theirs, target.num_key_value_heads * target.head_dim, target.intermediate_size)
+    chunks = range(0, length, 1024)
+    pairs_of_positions = sum(min(1024, length - start) * min(start + 1024, length) for start in chunks)
+    prefill = target.num_hidden_layers * (2 * length * layer + 4 * pairs_of_positions * theirs)
+    width, keys, queries = c.hidden_size, c.num_kv_heads * c.head_dim, c.num_heads * c.head_dim
+    slots, again = setup.anchors_per_step * c.block_size, int(setup.gradient_checkpointing)
+    adapts = set(setup.modules) & {"fc", "k_proj", "v_proj"}
+    blocks = 2 * slots * _weights(width, queries, keys, c.intermediate_size) * (2 + again)
+    context = 2 * length * 2 * width * keys * (2 + again) if adapts else 0
+    attention = 4 * slots * (length + slots) * queries * (3 + again)
+    inner = sum({"q_proj": width + queries, "k_proj": 0, "v_proj": 0}.get(name, 0) for name in setup.modules)
+    outer = (width + keys) * len(set(setup.modules) & {"k_proj", "v_proj"})
+    lora = 2 * setup.rank * (slots * inner + (length + slots) * outer) * (3 + again)
+    fc = 2 * setup.rank * length * (c.num_features + width) * (2 + again) if "fc" in setup.modules else 0
+    labelled = setup.anchors_per_step * (c.block_size - 1)
+    head = 2 * labelled * width * c.vocab_size * 3  # the draft's logits and their gradient, the target's
+    return Work(prefill, c.num_layers * (blocks + context + attention + lora) + fc + head)
+
+
+def _weights(width: int, queries: int, keys: int, inner: int) -> int:
+    """Of a layer's matrices."""
+    return width * (2 * queries + 2 * keys + 3 * inner)
+
+
+def counted(pair: Pair, length: int, setup: TTTConfig) -> Work:
+    """The same, counted by torch while it runs."""
+    gathered: list[Material] = []
+    with FlopCounterMode(display=False) as prefill:
+        gathered.append(gather(pair, context(pair, length), setup))
+    with FlopCounterMode(display=False) as once:
+        fit_to(pair, gathered[0], replace(setup, steps=1))
+    with FlopCounterMode(display=False) as thrice:
+        fit_to(pair, gathered[0], replace(setup, steps=3))
+    return Work(prefill.get_total_flops(), (thrice.get_total_flops() - once.get_total_flops()) / 2)
+
+
 class Peak(NamedTuple):
     """Bytes at the worst moment, beyond weights, of the prefill and of the steps."""
 
@@ -260,17 +309,28 @@ def main() -> None:
         print("".join(f"{title:>20}" for title in ("tokens", "arm", "phase", "peak MiB", "model MiB", "model / peak")))
         for length in args.lengths:
             records += memory(pair, length, setup)
+    first = min(args.lengths)
+    own, torchs = arithmetic(pair, first, setup), counted(pair, first, setup)
+    print(f"\narithmetic against torch's count at {first} tokens: prefill {own.prefill / torchs.prefill:.3f}, ", end="")
+    print(f"step {own.step / torchs.step:.3f}")
     with torch.device("meta"):
         big = qwen3_8b(torch.bfloat16, "meta")
     plan = TTTConfig(steps=STEPS, rehearsals=0, holdout=0.0, rank=43, gradient_checkpointing=True)
+    print(f"Qwen3-8B's shape, {STEPS} steps of {plan.anchors_per_step} blocks, operations against the prefill's:")
+    shares = {}
+    for length in (4096, 8192, 16384, 32768):
+        work = arithmetic(big, length, plan), arithmetic(big, length, replace(plan, gradient_checkpointing=False))
+        shares[length] = [STEPS * one.step / one.prefill for one in work]
+        print(f"  {length:>6} tokens {shares[length][1]:.2f}, with checkpointing {shares[length][0]:.2f}")
     model = predicted(big, 32768, plan, grouped=True)
     extra = max(sum(model.steps.values()), model.prefill["features"] + model.prefill["target states"])
-    print(f"memory model, Qwen3-8B shape, bf16, 32,768 tokens, checkpointing: {extra / 2**30:.2f} GiB beside weights")
-    print("and the target's cache, which decoding needs too and which is freed before the steps. By what holds it:")
+    print(f"its memory in bf16 at 32,768 tokens with checkpointing: {extra / 2**30:.2f} GiB beside weights and the")
+    print("target's cache, which decoding needs too and which is freed before the steps. By what holds it:")
     for phase, parts in model._asdict().items():
         for name, value in parts.items():
             print(f"  {phase:<8} {name:<30}{value / 2**30:8.2f} GiB")
-    print(json.dumps({"benchmark": "ttt", **vars(args), "records": records, "model_8b_32k": model._asdict()}))
+    found = {"records": records, "arithmetic_8b": shares, "model_8b_32k": model._asdict()}
+    print(json.dumps({"benchmark": "ttt", **vars(args), **found}))
 
 
 def times(pair: Pair, length: int, setup: TTTConfig, repeats: int) -> list[dict[str, Any]]:

@@ -158,6 +158,7 @@ class Fit:
         self.problem, self.lora, self.config = problem, lora, config
         self.step, self.losses, self.scores = 0, [], []  # type: int, list[float], list[HeldOutScore]
         self.best_step, self.best_weights = 0, lora.state()
+        self.progress_step = 0  # of the last score that was better, or had a lower loss than any before
         self.stopped, self.kept = "done", False
         if config.steps > 0 and (score := problem.score(0)) is not None:
             self.scores.append(score)
@@ -187,12 +188,13 @@ class Fit:
         score = self.problem.score(self.step)
         if score is None:
             return None
-        better = math.isfinite(score.loss) and self._is_better(score)
-        self.scores.append(score)
-        if better:
+        if math.isfinite(score.loss) and self._is_better(score):
             self.best_step, self.best_weights = self.step, self.lora.state()
-        evaluations_since = sum(one.step > self.best_step for one in self.scores)
-        if self.stopped == "done" and evaluations_since >= self.config.patience and self.step < self.config.steps:
+        if self.best_step == self.step or score.loss < min(one.loss for one in self.scores):
+            self.progress_step = self.step
+        self.scores.append(score)
+        without = sum(one.step > self.progress_step for one in self.scores)
+        if self.stopped == "done" and without >= self.config.patience and self.step < self.config.steps:
             self.stopped = "early"
         return score
 

@@ -48,7 +48,7 @@ class TTTConfig:
             an adaptation that does not improve it is rolled back. 0 keeps whatever came out.
         holdout_anchors: at most so many blocks are scored there.
         eval_every: steps between two scores of what is held out.
-        patience: scores in a row without a better one after which the loop stops.
+        patience: scores in a row that neither are better nor have a lower loss, after which the loop stops.
         query_only: adapt ``q_proj`` alone; keys and values of the context are computed once for all steps.
         repeats: the target reads the context so often in a row, and steps train on the last reading: there it knows
             what comes, as in answers that quote the context. Costs as many times the prefill.

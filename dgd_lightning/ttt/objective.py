@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 LmHead = Callable[[Tensor], Tensor]
 
@@ -31,7 +30,7 @@ def slot_scores(
     soft: bool,
     chunk: int,
 ) -> SlotScores:
-    """Losses of M slots, ``chunk`` slots' logits at a time and made again in the backward pass.
+    """Losses of M slots; logits exist for ``chunk`` slots at a time and are made once, gradients with them.
 
     With p the target's distribution and q the draft's: ``ce`` is −log q(token), or −Σ p log q where ``soft``; ``kl`` is
     Σ p (log p − log q); ``argmax`` is −log q(argmax p).
@@ -49,13 +48,32 @@ def slot_scores(
     for start in range(0, states.shape[0], chunk):
         piece = slice(start, start + chunk)
         theirs = None if target_states is None else target_states[piece]
-        arguments = (states[piece], lm_head, tokens[piece], theirs, kind, soft)
-        parts.append(
-            checkpoint(_piece, *arguments, use_reentrant=False) if torch.is_grad_enabled() else _piece(*arguments)
-        )
+        arguments = (lm_head, tokens[piece], theirs, kind, soft)
+        if not torch.is_grad_enabled():
+            parts.append(_piece(states[piece], *arguments))
+            continue
+        leaf = states[piece].detach().requires_grad_()
+        scores = _piece(leaf, *arguments)
+        scores.loss.sum().backward()  # row by row: a slot's loss reads its own state alone, and the head is frozen
+        loss = _WithSlopes.apply(states[piece], scores.loss.detach(), leaf.grad)
+        parts.append(scores._replace(loss=loss))
     loss, confidence, choice, target_choice = zip(*parts, strict=True)
     choices = None if target_states is None else torch.cat(target_choice)
     return SlotScores(torch.cat(loss), torch.cat(confidence), torch.cat(choice), choices)
+
+
+class _WithSlopes(torch.autograd.Function):
+    """Losses [C] of states [C, H] whose gradients were made with them, so that no logits are kept or made again."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, loss: Tensor, slopes: Tensor) -> Tensor:
+        ctx.save_for_backward(slopes)
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        (slopes,) = ctx.saved_tensors
+        return upstream[:, None].to(slopes.dtype) * slopes, None, None
 
 
 def _piece(
