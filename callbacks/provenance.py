@@ -1,4 +1,4 @@
-"""`Provenance`: what made a run, in `provenance.json`, written before anything else happens."""
+"""`Provenance`: what made a run, in `provenance.json`, written before anything is loaded."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ TIMINGS = (
     "ttt_fit_seconds",
     "ttt_peak_memory",
 )  # the only fields that may differ in a rerun
+STARTED = (PROVENANCE, "config.yaml", "hparams.yaml", "events.out.tfevents.*", "predictions.rank*.jsonl")
 
 Key = tuple[str, str]  # (idx, arm)
 
@@ -64,6 +65,18 @@ def choose_version(root: Path, wanted: str | None) -> int:
             return version
         except FileExistsError:  # another run has just taken it
             version += 1
+
+
+def discard_start(folder: Path) -> None:
+    """Removes a version that holds what every start writes, without a row, and nothing else.
+
+    The provenance goes first: without it no other run continues the version.
+    """
+    files = sorted(folder.iterdir(), key=lambda path: path.name != PROVENANCE)
+    if all(any(map(path.match, STARTED)) for path in files) and not any(p.stat().st_size for p in sources(folder)):
+        for path in files:
+            path.unlink()
+        folder.rmdir()
 
 
 def _hash_of(folder: Path) -> str | None:

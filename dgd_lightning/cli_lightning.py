@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
 import signal
@@ -16,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks import AdaptMetrics, DecodeMetrics, DecodeProgress, FitProgress, PredictionWriter, Provenance
-from callbacks.run_folder import choose_version, config_hash
+from callbacks.run_folder import PROVENANCE, choose_version, config_hash, discard_start
 from dgd_lightning.data import TaskData
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.decoding import Decoding
@@ -53,13 +54,32 @@ class RunLogger(TensorBoardLogger):
     def __init__(self, logs_dir: Path, name: str, version: int | None, wanted: str | None) -> None:
         super().__init__(logs_dir, name=name, version=version, default_hp_metric=False)
         self.wanted = wanted
+        self.made = False  # whether this run made the folder
 
     @property
     def version(self) -> int | str:
         """Its number. Only rank 0's choice matters: the other ranks ask it for the folder."""
         if self._version is None:
             self._version = choose_version(Path(self.root_dir), self.wanted) if _is_first_rank() else 0
+            self.made = (
+                _is_first_rank() and not Path(self.log_dir, PROVENANCE).exists()
+            )  # a continued one names its run
         return self._version
+
+
+class FailedStart(Callback):
+    """Removes the version that a run has just made when it fails on a user's mistake with nothing to keep.
+
+    Stands before `PredictionWriter`, which still holds its shard then: no other run takes the version up meanwhile.
+    """
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        logger = trainer.logger
+        mistake = isinstance(exception, InputError) and trainer.global_step == 0
+        if mistake and isinstance(logger, RunLogger) and logger.made:
+            logger.finalize("failed")  # closes the event file, which would else appear again
+            with contextlib.suppress(OSError):  # the mistake is what is told
+                discard_start(Path(logger.log_dir))
 
 
 class ProjectCLI(LightningCLI):
@@ -180,9 +200,10 @@ class ProjectCLI(LightningCLI):
         """The configured callbacks after those that a run has anyway; a configured one takes its default's place."""
         given = configured if isinstance(configured, list) else [configured] if configured else []
         wants_bar = wants_bar and not any(isinstance(callback, ProgressBar) for callback in given)
-        kinds: list[type[Callback]] = [Provenance]
+        kinds: list[type[Callback]] = [FailedStart, Provenance]
         if self.subcommand == "predict":
-            kinds += [PredictionWriter, DecodeMetrics, AdaptMetrics]
+            # The shard is locked before the provenance names a configuration with which another run may continue.
+            kinds = [FailedStart, PredictionWriter, Provenance, DecodeMetrics, AdaptMetrics]
             if wants_bar:
                 kinds.append(DecodeProgress)
         elif wants_bar and not sys.stdout.isatty():  # Lightning's own bar shows nothing in a file

@@ -14,6 +14,7 @@ from cli_tools import Config, Dgd, Run, TinyPair, byte_tokenizer, chat_row, writ
 from cli_tools import check_told as check
 from tiny import hf_model, make_draft
 
+from callbacks import run_folder
 from dgd_lightning.cli_errors import from_parser_message
 from dgd_lightning.draft.checkpoint import save_draft
 from dgd_lightning.target.model import Target
@@ -85,6 +86,53 @@ def test_refused_runs_leave_no_version_behind(config: Config, dgd: Dgd, tmp_path
     check(dgd("predict", "--config", config(), "--trainer.logger", "false"), "trainer.logger")
     check(dgd("predict", "--config", config(), "--trainer.fast_dev_run", "true"), "trainer.fast_dev_run")
     check(dgd("predict", "--config", config(), "--trainer.accelerator", "abacus"), "trainer")
+    assert not list((tmp_path / "logs").rglob("version_*"))
+
+
+START_MISTAKES = {
+    "in the module's setup": ["--trainer.precision", "bf16-mixed"],
+    "before the first group": ["--model.init_args.max_new_tokens", "512"],
+}
+
+
+@pytest.mark.parametrize("when", START_MISTAKES)
+def test_a_failed_start_leaves_no_version_behind(
+    config: Config, dgd: Dgd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    free: list[bool] = []
+
+    def discard(folder: Path) -> None:
+        wanted = run_folder._hash_of(folder)
+        free.append(wanted is not None and run_folder.choose_version(folder.parent, wanted) == int(folder.name[8:]))
+        run_folder.discard_start(folder)
+
+    monkeypatch.setattr("dgd_lightning.cli_lightning.discard_start", discard)
+    assert dgd("predict", "--config", config(), *START_MISTAKES[when]).code == 2
+    assert not (tmp_path / "logs/run/version_0").exists()
+    assert free == [False]  # no other run could have gone on with it
+
+
+def test_a_version_that_was_there_outlives_a_failed_start(config: Config, dgd: Dgd, tmp_path: Path) -> None:
+    """Also where it has no row yet: it was continued, not made."""
+    mistake = START_MISTAKES["in the module's setup"]
+    folder = tmp_path / "logs/run/version_0"
+    assert dgd("predict", "--config", config()).code == 0
+    (folder / "DONE").unlink()
+    (folder / "predictions.jsonl").rename(run_folder.shard(folder, 0))
+    for rows in (run_folder.shard(folder, 0).read_bytes(), b""):
+        run_folder.shard(folder, 0).write_bytes(rows)
+        assert dgd("predict", "--config", config(), *mistake).code == 2
+        assert run_folder.shard(folder, 0).read_bytes() == rows
+        assert [path.name for path in folder.parent.iterdir()] == ["version_0"]
+    assert len(json.loads((folder / "provenance.json").read_text())["sessions"]) == 3
+
+
+@pytest.mark.slow
+def test_a_failed_start_of_two_ranks_leaves_no_version_behind(config: Config, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dgd_lightning.cli", "predict", "--config", str(config())]
+    command += ["--trainer.strategy", "ddp", "--trainer.devices", "2", *START_MISTAKES["before the first group"]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    check(Run(done.returncode, done.stdout, done.stderr), "model.max_new_tokens")
     assert not list((tmp_path / "logs").rglob("version_*"))
 
 

@@ -41,6 +41,7 @@ def test_bad_rows(dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path, case: str) -> N
     bad, expected, received = BAD_ROWS[case]
     config = write_training(tmp_path, tiny_pair, [*answered_rows(2), bad])
     check_told(dgd("fit", "--config", config), "data.path line 3", expected, received)
+    assert not list((tmp_path / "logs").rglob("version_*"))
 
 
 @pytest.mark.parametrize(
@@ -111,3 +112,4 @@ def test_unwritable_export_folder_is_told_before_training(
     monkeypatch.setattr(f"dgd_lightning.modules.{MODULES[model]}.{model}.training_step", lambda *a: started.append(a))
     check_told(dgd("fit", "--config", config), "model.export_dir", str(tmp_path / "file"))
     assert not started
+    assert not list((tmp_path / "logs").rglob("version_*"))

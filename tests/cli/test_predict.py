@@ -236,11 +236,11 @@ def test_too_long(config: Config, dgd: Dgd, tmp_path: Path) -> None:
     run = dgd("predict", "--config", config(model={"arms": arms, "too_long": "skip"}, data={"path": path}))
     assert run.code == 0
     assert "(1 skipped)" in run.out
-    skipped = predictions(run_of(tmp_path, 1))[1]
+    skipped = predictions(run_of(tmp_path, 0))[1]
     assert skipped["model_output"] is None
     assert "at most 500 fit" in skipped["dgd"]["skipped"]
 
     run = dgd("predict", "--config", config(model={"arms": arms, "too_long": "truncate_left"}, data={"path": path}))
     assert run.code == 0
-    record = predictions(run_of(tmp_path, 2))[1]["dgd"]
+    record = predictions(run_of(tmp_path, 1))[1]["dgd"]
     assert record["prompt_tokens"] - record["truncated_tokens"] == 500

@@ -229,6 +229,14 @@ def test_inference_mode_is_refused_in_a_line(config: Config, dgd: Dgd, contexts:
     check_told(dgd("predict", "--config", path), "trainer.inference_mode", "inference_mode: false")
 
 
+def test_an_unknown_context_is_told_and_leaves_no_version_behind(
+    dgd: Dgd, tiny_pair: TinyPair, contexts: Path, tmp_path: Path
+) -> None:
+    path = fit_yaml(tmp_path, tiny_pair, {"path": str(contexts), "context_id": "c9", "clbench": False})
+    check_told(dgd("fit", "--config", path), "data.context_id", "c0, c1, c2, c3", "received c9")
+    assert not list((tmp_path / "logs").rglob("version_*"))
+
+
 def test_context_ids_become_safe_folder_names() -> None:
     assert safe_name("c-3.x_y") == "c-3.x_y"
     names = {safe_name(name) for name in ("../../etc", "a/b", "a b", "a_b", "", "..", "é" * 300)}

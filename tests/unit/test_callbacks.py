@@ -109,6 +109,20 @@ def test_runs_that_start_together_get_folders_of_their_own(tmp_path: Path, monke
     assert [run_folder.choose_version(tmp_path, name) for name in ("y", "z", "y")] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("more", ["nothing", "a row", "a checkpoint"])
+def test_only_a_mere_start_is_discarded(tmp_path: Path, more: str) -> None:
+    folder = version(tmp_path, 0, "x")
+    for name in ("config.yaml", "hparams.yaml", "events.out.tfevents.1.host.2.0"):
+        (folder / name).write_text("written by every start")
+    if more == "a row":
+        fill(folder, 1, [line("t0")])
+    elif more == "a checkpoint":
+        (folder / "checkpoints").mkdir()
+    before = sorted(folder.iterdir())
+    run_folder.discard_start(folder)
+    assert (sorted(folder.iterdir()) if folder.exists() else None) == (None if more == "nothing" else before)
+
+
 def test_provenance_of_another_configuration_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "provenance.json").write_text(json.dumps({"config_hash": "0", "sessions": []}))
     before = (tmp_path / "provenance.json").read_bytes()
