@@ -60,10 +60,10 @@ class RunLogger(TensorBoardLogger):
     def version(self) -> int | str:
         """Its number. Only rank 0's choice matters: the other ranks ask it for the folder."""
         if self._version is None:
-            self._version = choose_version(Path(self.root_dir), self.wanted) if _is_first_rank() else 0
-            self.made = (
-                _is_first_rank() and not Path(self.log_dir, PROVENANCE).exists()
-            )  # a continued one names its run
+            first = _is_first_rank()
+            self._version = choose_version(Path(self.root_dir), self.wanted) if first else 0
+            # a version that is continued has named its configuration
+            self.made = first and not Path(self.log_dir, PROVENANCE).exists()
         return self._version
 
 
