@@ -157,7 +157,7 @@ class ProjectCLI(LightningCLI):
         ):
             if refused:
                 raise InputError(f"trainer.{argument}", expected="the default", received=received, mend=mend)
-        self.datamodule.check_ranks(self.trainer.world_size)
+        self.datamodule.check_ranks(self.trainer.world_size, together=getattr(self.model, "ttt", None) is not None)
         self.trainer.predict(return_predictions=False, **kwargs)
 
     def _run_subcommand(self, subcommand: str) -> None:

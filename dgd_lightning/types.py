@@ -57,7 +57,7 @@ class HeldOutScore(NamedTuple):
     loss: float
     tau: float  # micro: tokens per verification, bonus included; along the context a lower bound, see `ttt.objective`
     tau_by_text: list[float]  # of every rehearsal; empty where the context's end is held out
-    acceptance: list[float]  # [K − 1], share of the blocks whose slots 1 … j are all accepted
+    acceptance: list[float]  # [K − 1], slots 1 … j all accepted: share of the blocks that have a slot j
 
 
 class AdaptTrace(NamedTuple):
@@ -72,6 +72,7 @@ class AdaptTrace(NamedTuple):
     parameters: int  # trained numbers
     held_out_by: Literal["rehearsals", "span", "nothing"]  # what the scores are of
     rehearsals: int  # texts held out; fewer than asked for where the target repeats itself
+    rehearsed_answers: int  # of these, questions with their answers; the others are continuations
     train_rehearsals: int  # texts trained on
     prefill_seconds: float
     rehearsal_seconds: float

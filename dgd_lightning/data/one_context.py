@@ -39,13 +39,22 @@ class OneContext(LightningDataModule):
 
     is_clbench = False
 
-    def context(self, tokenizer: Any) -> tuple[str, Tensor]:
-        """The context's id and its tokens [S].
+    def prompts(self, tokenizer: Any) -> tuple[str, list[Tensor]]:
+        """The context's id and the prompts of its tasks, [S] each; a context without tasks is its own prompt.
 
         Raises:
             InputError: there is no such context.
         """
         raise NotImplementedError
+
+    def context(self, tokenizer: Any) -> tuple[str, Tensor]:
+        """The context's id and its tokens [S]: all that the prompts begin with.
+
+        Raises:
+            InputError: there is no such context.
+        """
+        name, prompts = self.prompts(tokenizer)
+        return name, common_prefix(prompts)
 
     def fingerprint(self) -> str:
         """Hash of what makes the context."""
@@ -119,22 +128,22 @@ class FileContext(OneContext):
             )
         return found
 
-    def context(self, tokenizer: Any) -> tuple[str, Tensor]:
-        """See `OneContext.context`."""
+    def prompts(self, tokenizer: Any) -> tuple[str, list[Tensor]]:
+        """See `OneContext.prompts`."""
         if self.rows:
             tasks = self._tasks()
-            return context_of(tasks[0]), shared_prefix(tokenizer, tasks)
+            return context_of(tasks[0]), task_prompts(tokenizer, tasks)
         text = "\n".join(self._lines())
         if tokenizer is None:
             raise InputError(
                 "model.target", expected="a folder with a tokenizer", received="none", mend="add the tokenizer's files"
             )
-        return self.path.stem, torch.tensor(tokenizer.encode(text, add_special_tokens=False), dtype=torch.long)
+        return self.path.stem, [torch.tensor(tokenizer.encode(text, add_special_tokens=False), dtype=torch.long)]
 
 
-def shared_prefix(tokenizer: Any, tasks: Sequence[Task]) -> Tensor:
-    """The tokens [S] that the prompts of a context's tasks begin with."""
-    return common_prefix([prompt_ids(tokenizer, task, enable_thinking=False) for task in tasks])
+def task_prompts(tokenizer: Any, tasks: Sequence[Task]) -> list[Tensor]:
+    """The prompts [S] of a context's tasks."""
+    return [prompt_ids(tokenizer, task, enable_thinking=False) for task in tasks]
 
 
 def common_prefix(prompts: Sequence[Tensor]) -> Tensor:

@@ -48,12 +48,13 @@ def group_tasks(tasks: Sequence[Task], batch_size: int) -> list[list[Task]]:
     return groups
 
 
-def group_shards(groups: Sequence[Sequence[Task]], ranks: int) -> list[list[int]]:
-    """Which groups each rank decodes: in turn, but a context's groups stay together, so that one rank adapts to it.
+def group_shards(groups: Sequence[Sequence[Task]], ranks: int, *, together: bool = False) -> list[list[int]]:
+    """Which groups each rank decodes: in turn.
 
     Args:
         groups: from :func:`group_tasks`.
         ranks: R.
+        together: a context's groups go to one rank, which alone adapts to it.
 
     Returns:
         R lists of indices.
@@ -62,7 +63,7 @@ def group_shards(groups: Sequence[Sequence[Task]], ranks: int) -> list[list[int]
     turn, before = -1, None
     for number, group in enumerate(groups):
         context = context_of(group[0])
-        if context != before:
+        if context != before or not together:
             turn = (turn + 1) % ranks
         shards[turn].append(number)
         before = context_of(group[-1])
@@ -72,9 +73,9 @@ def group_shards(groups: Sequence[Sequence[Task]], ranks: int) -> list[list[int]
 class ContextShards(DistributedSampler[int]):
     """This rank's groups; a `DistributedSampler`, so that Lightning leaves the sharding to it."""
 
-    def __init__(self, groups: Sequence[Sequence[Task]], ranks: int, rank: int) -> None:
+    def __init__(self, groups: Sequence[Sequence[Task]], ranks: int, rank: int, *, together: bool) -> None:
         super().__init__(groups, num_replicas=ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]
-        self.mine = group_shards(groups, ranks)[rank]
+        self.mine = group_shards(groups, ranks, together=together)[rank]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.mine)
@@ -131,15 +132,16 @@ class TaskData(LightningDataModule):
             digest.update(json.dumps(task, sort_keys=True, default=str).encode())
         return digest.hexdigest()
 
-    def check_ranks(self, ranks: int) -> None:
+    def check_ranks(self, ranks: int, *, together: bool = False) -> None:
         """Raises:
         InputError: there is too little for all ranks: some would have nothing to do.
         """
-        shards = sum(map(bool, group_shards(self.groups, ranks)))
+        shards = sum(map(bool, group_shards(self.groups, ranks, together=together)))
         if shards < ranks:
+            what = f"one per group of {self.batch_size} tasks"
             raise InputError(
                 "trainer.devices",
-                expected=f"at most {shards} ranks: groups of {self.batch_size} tasks, a context's groups on one rank",
+                expected=f"at most {shards} ranks, {'one per adapted context' if together else what}",
                 received=f"{ranks} ranks for {len(self.tasks)} tasks",
                 mend="use fewer devices or a smaller data.batch_size",
             )
@@ -151,8 +153,10 @@ class TaskData(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """Yields one of this rank's groups (a list of `Task`) at a time."""
         ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        self.check_ranks(ranks)
-        return DataLoader(self.groups, batch_size=None, sampler=ContextShards(self.groups, ranks, rank))  # type: ignore[arg-type]
+        together = getattr(self.trainer and self.trainer.lightning_module, "ttt", None) is not None
+        self.check_ranks(ranks, together=together)
+        shards = ContextShards(self.groups, ranks, rank, together=together)
+        return DataLoader(self.groups, batch_size=None, sampler=shards)  # type: ignore[arg-type]
 
 
 def _keep(tasks: list[Task], key: str, names: Names) -> list[Task]:

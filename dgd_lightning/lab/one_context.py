@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from dgd_lightning.data.contexts import parse_rows
-from dgd_lightning.data.one_context import OneContext, shared_prefix
+from dgd_lightning.data.one_context import OneContext, task_prompts
 from dgd_lightning.data.rows import Row
 from dgd_lightning.data.tasks import context_of
 from dgd_lightning.errors import InputError
@@ -34,9 +34,9 @@ class LabOneContext(OneContext):
             )
         self.family, self.number, self.seed = family, number, seed
 
-    def context(self, tokenizer: Any) -> tuple[str, Tensor]:
-        """See `OneContext.context`."""
+    def prompts(self, tokenizer: Any) -> tuple[str, list[Tensor]]:
+        """See `OneContext.prompts`."""
         rows = eval_rows(self.number + 1, families=(self.family,), seed=self.seed)
         tasks = parse_rows(Row("lab", number, row) for number, row in enumerate(rows, 1))
         last = context_of(tasks[-1])
-        return last, shared_prefix(tokenizer, [task for task in tasks if context_of(task) == last])
+        return last, task_prompts(tokenizer, [task for task in tasks if context_of(task) == last])

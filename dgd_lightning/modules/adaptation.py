@@ -40,10 +40,11 @@ class ContextAdapter:
         pair: whose draft is adapted, and left as it was.
         config: of every fit.
         folder: where adapters are saved, a folder per context; None saves none.
+        enable_thinking: of the prompts.
     """
 
-    def __init__(self, pair: Pair, config: TTTConfig, folder: Path | None) -> None:
-        self.pair, self.config, self.folder = pair, config, folder
+    def __init__(self, pair: Pair, config: TTTConfig, folder: Path | None, *, enable_thinking: bool = False) -> None:
+        self.pair, self.config, self.folder, self.enable_thinking = pair, config, folder, enable_thinking
         self.last: tuple[str, Adapted] | None = None
 
     def __call__(self, context_id: str, prompts: Callable[[], Sequence[Tensor]]) -> Adapted:
@@ -59,7 +60,13 @@ class ContextAdapter:
 
     def _adapt(self, context_id: str, prompts: Sequence[Tensor]) -> Adapted:
         try:
-            result = ttt_adapt(self.pair, common_prefix(prompts), self.config, avoid=prompts)
+            result = ttt_adapt(
+                self.pair,
+                common_prefix(prompts),
+                self.config,
+                avoid=prompts,
+                enable_thinking=self.enable_thinking,
+            )
         except (InputError, torch.OutOfMemoryError) as error:
             return Adapted(None, {"kept": False, "error": " ".join(str(error).split())}, {})
         if self.folder is not None:
@@ -89,6 +96,7 @@ def summary(trace: AdaptTrace) -> dict[str, Any]:
         "last_loss": trace.losses[-1] if trace.losses else None,
         "held_out_by": trace.held_out_by,
         "rehearsals": trace.rehearsals,
+        "rehearsed_answers": trace.rehearsed_answers,
         "train_rehearsals": trace.train_rehearsals,
         "held_out_before": before and before._asdict(),
         "held_out_after": after and after._asdict(),

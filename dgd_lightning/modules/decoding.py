@@ -166,7 +166,7 @@ class Decoding(PairSources, LightningModule):
         if self.ttt is not None:
             log_dir = self.trainer.log_dir
             folder = Path(log_dir, ADAPTERS) if self.save_adapters and log_dir is not None else None
-            self.adapt = ContextAdapter(self._loaded(), self.ttt, folder)
+            self.adapt = ContextAdapter(self._loaded(), self.ttt, folder, enable_thinking=self.enable_thinking)
 
     def _check_adaptation(self) -> None:
         """Checks what adaptation needs, before anything is loaded.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.data.licence import check_clbench
+from dgd_lightning.data.one_context import common_prefix
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.adaptation import ADAPTERS, best_score, safe_name, save_trace
 from dgd_lightning.modules.sources import PairSources
@@ -24,6 +26,7 @@ from dgd_lightning.target.load import bundled
 from dgd_lightning.ttt.adapt import AdaptResult, Fit, Material, gather, make_optimizer
 from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.lora import DraftLora, save_adapter
+from dgd_lightning.ttt.rehearsal import Chosen
 
 
 class TestTimeTraining(PairSources, L.LightningModule):
@@ -101,7 +104,7 @@ class TestTimeTraining(PairSources, L.LightningModule):
         if self.cpu_threads is not None:
             torch.set_num_threads(self.cpu_threads)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not hasattr(data, "context"):
+        if not hasattr(data, "prompts"):
             raise InputError(
                 "data",
                 expected="a FileContext: one context to adapt to",
@@ -126,14 +129,30 @@ class TestTimeTraining(PairSources, L.LightningModule):
             draft_revision=commits.draft,
         )
         assert pair.draft is not None
-        self.context_id, ids = self.trainer.datamodule.context(pair.tokenizer)  # type: ignore[attr-defined]
-        self.material: Material = gather(pair, ids, self.ttt, share=self.trainer.strategy.broadcast)
+        self.context_id, prompts = self.trainer.datamodule.prompts(pair.tokenizer)  # type: ignore[attr-defined]
+        self.material: Material = gather(pair, common_prefix(prompts), self.ttt, prompts, share=self._share)
         self.pair = pair
         config = self.ttt
         self.lora = DraftLora(
             pair.draft, rank=config.rank, alpha=config.scaling * config.rank, modules=config.modules, seed=config.seed
         )
         self.draft = pair.draft  # registered: its LoRA weights are all that can be trained
+
+    def _share(self, make: Callable[[], Chosen]) -> Chosen:
+        """What rank 0 made, or its mistake, on every rank: texts that each wrote itself might differ."""
+        made: Chosen | None = None
+        mistake: dict[str, str] | None = None
+        if self.trainer.is_global_zero:
+            try:
+                made = make()
+            except InputError as error:
+                mistake = {"expected": error.expected, "received": error.received, "mend": error.mend}
+                mistake["argument"] = error.argument
+        made, mistake = self.trainer.strategy.broadcast((made, mistake))
+        if mistake is not None:
+            raise InputError(mistake.pop("argument"), **mistake)
+        assert made is not None
+        return made
 
     def on_fit_start(self) -> None:
         """Scores what is held out before the first step."""

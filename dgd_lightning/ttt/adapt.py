@@ -17,7 +17,7 @@ from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.context import ReadContext, Split, read_context, split_context, synchronise
 from dgd_lightning.ttt.lora import Adapter, DraftLora
 from dgd_lightning.ttt.problem import AdaptProblem
-from dgd_lightning.ttt.rehearsal import Rehearsals, Share, rehearse, room
+from dgd_lightning.ttt.rehearsal import Rehearsals, Share, plan, rehearse
 from dgd_lightning.types import AdaptTrace, HeldOutScore
 
 OnStep = Callable[[int, float, HeldOutScore | None], None]
@@ -37,6 +37,7 @@ def ttt_adapt(
     config: TTTConfig | None = None,
     *,
     avoid: Sequence[Tensor] = (),
+    enable_thinking: bool = False,
     on_step: OnStep | None = None,
 ) -> AdaptResult:
     """Adapt a pair's draft to one context; the pair itself is left as it was.
@@ -49,8 +50,8 @@ def ttt_adapt(
         pair: target and draft.
         context_ids: [S], the tokens that all prompts to come begin with (no answers).
         config: see :class:`TTTConfig`; None takes its defaults.
-        avoid: prompts that are to be decoded: no step trains on a rehearsal of one of them. Only
-            ``config.train_rehearsals`` makes a difference of it.
+        avoid: prompts whose answers are to be measured: none of them is rehearsed.
+        enable_thinking: passed to the chat template for rehearsals.
         on_step: called after every step with its number (from 1), its loss and, every ``eval_every`` steps, the score.
 
     Returns:
@@ -64,7 +65,7 @@ def ttt_adapt(
     assert pair.draft is not None
     if cuda := pair.target.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(pair.target.device)
-    material = gather(pair, context_ids, config, avoid)
+    material = gather(pair, context_ids, config, avoid, enable_thinking=enable_thinking)
     adapter, trace = fit_to(pair, material, config, on_step)
     peak = torch.cuda.max_memory_allocated(pair.target.device) if cuda else None
     return AdaptResult(adapter, trace._replace(peak_memory=peak), trace.kept)
@@ -119,13 +120,19 @@ class Material(NamedTuple):
 
 
 def gather(
-    pair: Pair, context_ids: Tensor, config: TTTConfig, avoid: Sequence[Tensor] = (), share: Share = lambda x: x
+    pair: Pair,
+    context_ids: Tensor,
+    config: TTTConfig,
+    avoid: Sequence[Tensor] = (),
+    *,
+    enable_thinking: bool = False,
+    share: Share = lambda make: make(),
 ) -> Material:
     """Check the context, let the target read it, and let it write its rehearsals.
 
     Args:
         context_ids: [S].
-        avoid: see :func:`ttt_adapt`.
+        avoid, enable_thinking: see :func:`ttt_adapt`.
         share: gives every rank what rank 0 has.
 
     Raises:
@@ -135,12 +142,13 @@ def gather(
     ids = check_context(pair, context_ids, config.repeats)
     once = len(ids) // config.repeats
     split = split_context(once, pair.draft.config.block_size, config)
-    cache = pair.target.new_cache(1, max(split.length, once + room(pair, config)))
+    planned = plan(pair, once, config, enable_thinking=enable_thinking)
+    cache = pair.target.new_cache(1, max(split.length, planned.capacity if planned else 0))
     read = read_context(pair, ids, config, split, cache)
     began = time.perf_counter()
     rehearsals = Rehearsals([], [])
-    if config.rehearsals or config.train_rehearsals:
-        rehearsals = rehearse(pair, ids[:once], read.features, cache, config, avoid, share)
+    if planned is not None:
+        rehearsals = rehearse(pair, ids[:once], read.features, cache, config, planned, avoid, share)
         synchronise(pair.target.device)
     return Material(read, split, rehearsals, time.perf_counter() - began)
 
@@ -158,6 +166,7 @@ class Fit:
         self.problem, self.lora, self.config = problem, lora, config
         self.step, self.losses, self.scores = 0, [], []  # type: int, list[float], list[HeldOutScore]
         self.best_step, self.best_weights = 0, lora.state()
+        self.best_gain = 0.0  # of those weights, where rehearsals tell it
         self.progress_step = 0  # of the last score that was better, or had a lower loss than any before
         self.stopped, self.kept = "done", False
         if config.steps > 0 and (score := problem.score(0)) is not None:
@@ -202,9 +211,11 @@ class Fit:
         """By τ on rehearsals, which is what decoding will have; by the loss on the context's end."""
         if not self.problem.rehearsed:
             return score.loss < min(one.loss for one in self.scores)
-        gain, first = rehearsed_gain(self.scores[0], score), self.scores[0]
-        best = max(rehearsed_gain(first, one) for one in self.scores)
-        return gain >= self.config.min_gain and gain > best and score.loss < first.loss
+        gain = rehearsed_gain(self.scores[0], score)
+        if gain <= self.best_gain or gain < self.config.min_gain or score.loss >= self.scores[0].loss:
+            return False
+        self.best_gain = gain
+        return True
 
     def conclude(self) -> None:
         """Put the best weights into the draft; back to zero where nothing was gained or the loss went wrong."""
@@ -232,6 +243,7 @@ class Fit:
             parameters=sum(weight.numel() for weight in self.best_weights.values()),
             held_out_by="rehearsals" if self.problem.rehearsed else "span" if self.scores else "nothing",
             rehearsals=len(material.rehearsals.held_out),
+            rehearsed_answers=material.rehearsals.answers,
             train_rehearsals=len(material.rehearsals.trained),
             prefill_seconds=material.read.seconds,
             rehearsal_seconds=material.rehearsal_seconds,
@@ -244,7 +256,7 @@ def rehearsed_gain(before: HeldOutScore, after: HeldOutScore) -> float:
     """The relative gain in τ that rehearsals vouch for.
 
     The smaller of the gain in micro τ, which long answers rule, and of the rehearsals' mean gain less its standard
-    error: a short answer takes one or two verifications, and a gain that only one rehearsal has is no gain.
+    error: a short answer takes one or two verifications, and a gain that only one of several rehearsals has is no gain.
     """
     ratios = [math.log(new / old) for old, new in zip(before.tau_by_text, after.tau_by_text, strict=True)]
     mean = statistics.fmean(ratios)

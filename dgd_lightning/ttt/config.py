@@ -13,7 +13,8 @@ Loss = Literal["auto", "ce", "kl", "argmax"]
 Weighting = Literal["decay", "dpace"]
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-MODULES = ("fc", *ATTENTION)
+MLP = ("gate_proj", "up_proj", "down_proj")
+MODULES = ("fc", *ATTENTION, *MLP)
 
 
 @dataclass
@@ -25,8 +26,8 @@ class TTTConfig:
         lr: learning rate of AdamW on the LoRA weights.
         rank: r of the low-rank updates.
         alpha: LoRA's alpha, the update counts alpha / rank; None takes the rank, that is a factor of 1.
-        modules: linear layers of the draft that are adapted: ``fc``, ``q_proj``, ``k_proj``, ``v_proj`` (``o_proj`` may
-            be added). ``[fc]`` is the mode that needs the least memory.
+        modules: linear layers of the draft that are adapted: ``fc``, ``q_proj``, ``k_proj``, ``v_proj``; ``o_proj`` and
+            the MLP's ``gate_proj``, ``up_proj``, ``down_proj`` may be added. ``[fc]`` needs the least memory.
         anchors_per_step: N, blocks per step.
         labels: ``context``: the context's own next tokens (makes a readout that differs from the target); ``target``:
             the target's distribution at each of them (raises τ).

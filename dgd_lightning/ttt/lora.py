@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,8 @@ from torch import Tensor, nn
 
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.errors import InputError
-from dgd_lightning.ttt.config import ATTENTION
+from dgd_lightning.files import whole_files
+from dgd_lightning.ttt.config import ATTENTION, MLP, MODULES
 
 NAME = "ttt"  # PEFT's name of the adapter inside the draft
 PREFIX = "base_model.model."  # PEFT's, before every key of a saved adapter
@@ -56,7 +56,7 @@ class DraftLora:
         draft: gets PEFT's layers in place of the chosen linear ones; its own weights are frozen.
         rank: r.
         alpha: the update counts alpha / rank.
-        modules: names out of ``fc``, ``q_proj``, ``k_proj``, ``v_proj``, ``o_proj``.
+        modules: names out of ``ttt.config.MODULES``.
         seed: of the first factors.
 
     Raises:
@@ -229,7 +229,8 @@ def base_digest(draft: DFlashDraft) -> str:
 
 
 def _peft_config(rank: int, alpha: float, modules: Sequence[str]) -> LoraConfig:
-    names = [rf"layers\.\d+\.self_attn\.{name}" if name in ATTENTION else name for name in modules]
+    inside = dict.fromkeys(ATTENTION, "self_attn") | dict.fromkeys(MLP, "mlp")
+    names = [rf"layers\.\d+\.{inside[name]}\.{name}" if name in inside else name for name in modules]
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT only ever divides it by the rank
@@ -251,13 +252,10 @@ def save_adapter(adapter: Adapter, folder: str | os.PathLike[str]) -> Path:
     weights = {PREFIX + key: value.contiguous() for key, value in adapter.weights.items()}
     metadata = {"format": "pt"} | ({"base": adapter.base} if adapter.base else {})
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path, prefix=".writing-") as scratch:
-            save_file(weights, Path(scratch, WEIGHTS), metadata=metadata)
-            config.save_pretrained(scratch)
-            for name in (WEIGHTS, CONFIG):
-                Path(scratch, name).chmod(0o644)  # safetensors writes for the owner alone
-                os.replace(Path(scratch, name), path / name)
+        with whole_files(path, WEIGHTS, CONFIG) as scratch:
+            save_file(weights, scratch / WEIGHTS, metadata=metadata)
+            (scratch / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
+            config.save_pretrained(str(scratch))
     except OSError as error:
         raise InputError(
             "adapter folder", expected="a folder that can be written", received=error, mend="choose another"
@@ -290,5 +288,5 @@ def load_adapter(folder: str | os.PathLike[str]) -> Adapter:
             mend="such adapters are not supported; train one without",
         )
     found = {re.sub(r"\.lora_[AB]\.weight$", "", key).rpartition(".")[2] for key in weights}
-    modules = tuple(name for name in ("fc", *ATTENTION) if name in found)
+    modules = tuple(name for name in MODULES if name in found)
     return Adapter(weights, rank, alpha, modules, base)

@@ -73,7 +73,7 @@ class _WithSlopes(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
         (slopes,) = ctx.saved_tensors
-        return upstream[:, None].to(slopes.dtype) * slopes, None, None
+        return (upstream[:, None] * slopes).to(slopes.dtype), None, None
 
 
 def _piece(

@@ -79,13 +79,13 @@ class Stretch:
         part = slice(first - self.origin, end - self.origin)
         if self.fc is None:
             return self.base[:, part]
-        if not self.draft.gradient_checkpointing or not torch.is_grad_enabled():
-            return self._adapted(self.base[:, part], self.features[:, part])
-        parts = [
-            checkpoint(self._adapted, self.base[:, part][:, at], self.features[:, part][:, at], use_reentrant=False)
-            for at in context_pieces(end - first)
-        ]
-        return torch.cat(parts, dim=1)
+        base, features = self.base[:, part], self.features[:, part]
+        if not self.draft.gradient_checkpointing:
+            return self._adapted(base, features)
+        pieces = [(base[:, at], features[:, at]) for at in context_pieces(end - first)]
+        if not torch.is_grad_enabled():
+            return torch.cat([self._adapted(*piece) for piece in pieces], dim=1)
+        return torch.cat([checkpoint(self._adapted, *piece, use_reentrant=False) for piece in pieces], dim=1)
 
     def _adapted(self, base: Tensor, features: Tensor) -> Tensor:
         """PEFT's own order of operations, so that the numbers are those of the layer itself."""
@@ -123,7 +123,7 @@ class AdaptProblem:
         rehearsals: Rehearsals | None = None,
     ) -> None:
         assert pair.draft is not None
-        held_out, trained = rehearsals or Rehearsals([], [])
+        held_out, trained, _ = rehearsals or Rehearsals([], [])
         self.target, self.draft, self.split, self.config, self.trained = pair.target, pair.draft, split, config, trained
         self.block_size = pair.draft.config.block_size
         self.gamma = config.decay_gamma or default_gamma(self.block_size)
@@ -143,6 +143,7 @@ class AdaptProblem:
         if not held_out and (span := held_out_span(split, config, self.device)) is not None:
             self.held_out = [span]
         self.draft.gradient_checkpointing = config.gradient_checkpointing
+        self.rows: Tensor | None = None  # of the whole context, while one set of weights is scored
 
     def loss(self, step: int, *, rank: int = 0, ranks: int = 1, reduce: Reduce | None = None) -> Tensor:
         """Σ w·loss / Σ w over the blocks of a step.
@@ -178,24 +179,30 @@ class AdaptProblem:
         if not self.held_out:
             return None
         loss, weight = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        rates = torch.zeros(self.block_size - 1, device=self.device, dtype=torch.float64)
-        blocks, walks = 0, list[list[int]]()  # tokens per verification, rehearsal by rehearsal
+        rates, counts = torch.zeros(2, self.block_size - 1, device=self.device, dtype=torch.float64)
+        walks = list[list[int]]()  # tokens per verification, rehearsal by rehearsal
+        whole = self.texts[0].stretch
+        rehearsed = self.rehearsed and whole.keys_values is None
+        self.rows = whole.rows(0, self.texts[-1].stretch.origin) if rehearsed else None
         for one in self.held_out:
-            labels = self._labels(one, with_target=True)
-            scores = self._scores(one, labels)
-            weights = decay_weights(labels.inside, self.gamma)
-            shape = labels.inside.shape
-            assert scores.target_choice is not None
-            accepted = accepted_slots(
-                scores.choice.view(shape), scores.target_choice.view(shape), labels.tokens, labels.inside
-            )
-            loss = loss + (scores.loss.view_as(weights) * weights).sum()
-            weight = weight + weights.sum()
-            rates = rates + accepted.double().sum(0)  # [K − 1]
-            blocks += shape[0]
+            accepted_per_block: list[int] = []
+            for part in _parts(one, self.config.anchors_per_step):
+                labels = self._labels(part, with_target=True)
+                scores = self._scores(part, labels)
+                weights = decay_weights(labels.inside, self.gamma)
+                shape = labels.inside.shape
+                assert scores.target_choice is not None
+                accepted = accepted_slots(
+                    scores.choice.view(shape), scores.target_choice.view(shape), labels.tokens, labels.inside
+                )
+                loss = loss + (scores.loss.view_as(weights) * weights).sum()
+                weight = weight + weights.sum()
+                rates, counts = rates + accepted.sum(0), counts + labels.inside.sum(0)  # [K − 1]
+                accepted_per_block += accepted.sum(1).tolist()
             if self.rehearsed:
-                walks.append(committed_per_block(accepted.sum(1).tolist()))
-        acceptance = (rates / blocks).tolist()
+                walks.append(committed_per_block(accepted_per_block))
+        self.rows = None
+        acceptance = (rates / counts.clamp(min=1)).tolist()
         tau = tau_micro(walks) if self.rehearsed else 1.0 + sum(acceptance)
         return HeldOutScore(step, float(loss / weight), tau, [tau_micro([walk]) for walk in walks], acceptance)
 
@@ -234,14 +241,23 @@ class AdaptProblem:
     def _context(self, blocks: Blocks) -> Tensor | KeysValues:
         """What the layers read of positions first … end − 1: of the context, and behind it of the rehearsal."""
         whole, own = self.texts[0].stretch, self.texts[blocks.text].stretch
+        alone = own is whole or blocks.first >= own.origin  # a window may begin behind the context
         if whole.keys_values is not None:
-            if own is whole:
-                return whole.layers(blocks.first, blocks.end)
+            if alone:
+                return own.layers(blocks.first, blocks.end)
             before, behind = whole.layers(blocks.first, own.origin), own.layers(own.origin, blocks.end)
             return [
                 (torch.cat([keys, more_keys], dim=2), torch.cat([values, more_values], dim=2))
                 for (keys, values), (more_keys, more_values) in zip(before, behind, strict=True)
             ]
-        if own is whole:
-            return whole.rows(blocks.first, blocks.end)
-        return torch.cat([whole.rows(blocks.first, own.origin), own.rows(own.origin, blocks.end)], dim=1)
+        if alone:
+            return own.rows(blocks.first, blocks.end)
+        kept = self.rows
+        before_it = whole.rows(blocks.first, own.origin) if kept is None else kept[:, blocks.first : own.origin]
+        return torch.cat([before_it, own.rows(own.origin, blocks.end)], dim=1)
+
+
+def _parts(blocks: Blocks, count: int) -> list[Blocks]:
+    """At most ``count`` blocks at a time."""
+    pieces = zip(blocks.anchors.split(count, dim=1), blocks.keep.split(count, dim=1), strict=True)
+    return [blocks._replace(anchors=anchors, keep=keep) for anchors, keep in pieces]

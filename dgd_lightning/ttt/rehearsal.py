@@ -3,7 +3,8 @@
 A context's own text does not tell what an adapted draft does to answers: learning prose lowers the loss on prose. What
 does tell is text of the kind that will be decoded. An instruct model that is given a chat up to the user's turn writes
 the question it would expect there (Xu et al. 2024, arXiv 2406.08464, made training data so), and its own greedy answer
-is what decoding will produce. No task, question or gold answer is read for it.
+is what decoding will produce. Where no turn is closed (no chat template, raw text), a rehearsal is a continuation: a
+few tokens drawn at random, the rest greedy. No gold answer is read for it, and no task's question is rehearsed.
 """
 
 from __future__ import annotations
@@ -25,45 +26,101 @@ from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.context import Rehearsal
 
 TRIES = 4  # draws per rehearsal wanted: a model that always asks the same gives fewer
+LEAD = 8  # tokens of a continuation that are drawn, so that no two are alike
+FEWEST_TOKENS = 3  # of an answer: a shorter one is one verification, whatever the draft
 MARK = "dgd-mark"  # stands for a user's words where the template is asked what follows them
-
-Share = Callable[[Any], Any]  # what rank 0 has, for every rank
 
 
 class Written(NamedTuple):
     """Tokens of a rehearsal."""
 
     ids: list[int]  # context included
-    first_anchor: int
+    first_anchor: int  # where the greedy part begins
+    answers: bool  # a question and its answer; False: a continuation
+
+
+class Chosen(NamedTuple):
+    """The texts of a context."""
+
+    held_out: list[Written]
+    trained: list[Written]
+
+
+Share = Callable[[Callable[[], Chosen]], Chosen]  # gives every rank what the function gives on rank 0
 
 
 class Rehearsals(NamedTuple):
-    """All texts of a context; no question stands in both lists."""
+    """All texts of a context as the target read them; no question stands in both lists."""
 
     held_out: list[Rehearsal]
     trained: list[Rehearsal]
+    answers: int = 0  # of the held-out ones, those that are a question and its answer
 
 
-def turn_end(tokenizer: Any | None) -> list[int]:
-    """What the chat template writes between a user's words and the answer; empty where there is no template.
+class Chat(NamedTuple):
+    """How a chat goes on."""
+
+    end: list[int]  # what the template writes between a user's words and the answer; empty: no turns are closed
+    stops: tuple[int, ...]  # tokens at which the target stops
+
+
+def chat_of(pair: Pair, *, enable_thinking: bool = False) -> Chat:
+    """What the pair's chat template and target say of turns.
+
+    A template counts where the first token behind a user's words is a special one, which no user's words contain.
 
     Args:
-        tokenizer: a transformers tokenizer, or None.
+        pair: its tokenizer may be None or have no template.
+        enable_thinking: passed to the template.
     """
+    tokenizer, stops = pair.tokenizer, tuple(pair.target.stop_token_ids)
     if getattr(tokenizer, "chat_template", None) is None:
-        return []
-    text = tokenizer.apply_chat_template(  # type: ignore[union-attr]
-        [{"role": "user", "content": MARK}], tokenize=False, add_generation_prompt=True, enable_thinking=False
-    )
-    return list(tokenizer.encode(text[text.rindex(MARK) + len(MARK) :], add_special_tokens=False))  # type: ignore[union-attr]
+        return Chat([], stops)
+    chat = [{"role": "user", "content": MARK}]
+    try:
+        text = tokenizer.apply_chat_template(  # type: ignore[union-attr]
+            chat, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
+        )
+    except Exception:  # templates raise what they like, e.g. at a chat without a system message
+        return Chat([], stops)
+    _, found, behind = text.rpartition(MARK)
+    end = list(tokenizer.encode(behind, add_special_tokens=False)) if found else []  # type: ignore[union-attr]
+    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values(), *stops}  # type: ignore[union-attr]
+    return Chat(end if end and end[0] in special else [], stops)
 
 
-def room(pair: Pair, config: TTTConfig) -> int:
-    """Positions behind the context that rehearsals need."""
-    if not config.rehearsals + config.train_rehearsals:
-        return 0
+class Plan(NamedTuple):
+    """How rehearsals are written behind a context of S tokens."""
+
+    chat: Chat
+    tokens: int  # limit of each question and of each answer
+    capacity: int  # positions that the target's cache needs
+
+
+def plan(pair: Pair, length: int, config: TTTConfig, *, enable_thinking: bool = False) -> Plan | None:
+    """None where there is nothing to write.
+
+    Args:
+        length: S.
+
+    Raises:
+        InputError: the target has too few positions behind the context.
+    """
+    if config.steps == 0 or config.rehearsals + config.train_rehearsals == 0:
+        return None
     assert pair.draft is not None
-    return 2 * config.rehearsal_tokens + len(turn_end(pair.tokenizer)) + pair.draft.config.block_size
+    chat = chat_of(pair, enable_thinking=enable_thinking)
+    besides = len(chat.end) + pair.draft.config.block_size
+    tokens = min(config.rehearsal_tokens, (pair.target.max_positions - length - besides) // 2)
+    if tokens < LEAD:
+        most = pair.target.max_positions
+        raise InputError(
+            "ttt.rehearsals",
+            expected=f"a context that leaves {2 * LEAD + besides} of the target's {most} positions",
+            received=f"{length} tokens",
+            mend="set ttt.rehearsals and ttt.train_rehearsals to 0: the context's end is held out then",
+        )
+    return Plan(chat, tokens, length + 2 * tokens + besides)
 
 
 @torch.no_grad()
@@ -73,96 +130,100 @@ def rehearse(
     features: Tensor,
     cache: PositionCache,
     config: TTTConfig,
+    planned: Plan,
     avoid: Sequence[Tensor] = (),
-    share: Share = lambda x: x,
+    share: Share = lambda make: make(),
 ) -> Rehearsals:
     """Let the target write rehearsals behind a context that it has read, one after the other in the same cache.
 
     Args:
         context: [S].
         features: [1, ≥ S, F·H], of the context.
-        cache: holds the context at positions 0 … S − 1 and has :func:`room` behind it.
-        config: how many and how long.
-        avoid: prompts that no trained rehearsal may be: those of tasks whose answers are to be measured.
+        cache: holds the context at positions 0 … S − 1, and has the planned capacity.
+        config: how many.
+        planned: from :func:`plan`.
+        avoid: prompts that no rehearsal may be: those of tasks whose answers are to be measured.
         share: gives every rank the texts of rank 0.
 
     Raises:
-        InputError: the target has too few positions for them, or it has nothing to say.
+        InputError: the target has nothing to say.
     """
-    draft, target = pair.draft, pair.target
+    draft = pair.draft
     assert draft is not None
-    length = len(context)
-    if length + room(pair, config) > target.max_positions:
-        raise InputError(
-            "ttt.rehearsals",
-            expected=f"a context with {room(pair, config)} of the target's {target.max_positions} positions left",
-            received=f"{length} tokens",
-            mend="lower ttt.rehearsal_tokens, or set ttt.rehearsals and ttt.train_rehearsals to 0",
-        )
-    known = length - 1  # decoding reads a prompt's last token itself
-    draft_cache = draft.new_cache(1, length + room(pair, config))
+    known = len(context) - 1  # decoding reads a prompt's last token itself
+    draft_cache = draft.new_cache(1, planned.capacity)
     positions = torch.arange(known, device=features.device)[None]
     draft.extend(draft_cache, features[:, :known].to(draft.dtype), positions)
     prefix = Prefix(context[:known], cache, draft_cache)
-    written = share(_choose(_write(pair, context, prefix, config), config, avoid, length))
-    texts = [_read(pair, text, known, cache) for text in written[0] + written[1]]
-    held_out = len(written[0])
-    return Rehearsals(texts[:held_out], texts[held_out:])
+
+    def choose() -> Chosen:
+        return _choose(_write(pair, context, prefix, config, planned), pair.tokenizer, config, avoid, len(context))
+
+    written = share(choose)
+    held_out, trained = ([_read(pair, text, known, cache) for text in texts] for texts in written)
+    return Rehearsals(held_out, trained, sum(text.answers for text in written.held_out))
 
 
-class _Draft(NamedTuple):
-    question: tuple[int, ...]
-    answer: tuple[int, ...]  # empty where no turn was closed: the question is a continuation then
-    text: Written
-
-
-def _write(pair: Pair, context: Tensor, prefix: Prefix, config: TTTConfig) -> Iterator[_Draft]:
+def _write(pair: Pair, context: Tensor, prefix: Prefix, config: TTTConfig, planned: Plan) -> Iterator[Written]:
     """Rehearsals without end, each from a seed of its own."""
-    end, limit = turn_end(pair.tokenizer), config.rehearsal_tokens
+    (end, stops), limit = planned.chat, planned.tokens
     spoken = bool(end) and context[-len(end) :].tolist() == end  # the answer is to come: there is nothing to ask
-    stops = None if spoken or not end else end[:1]
+    asks = bool(end) and not spoken
+    same_dtype = pair.draft is not None and pair.draft.dtype == pair.target.dtype
+    generate = speculative_generate if same_dtype else autoregressive_generate
     number = 0
     while True:
         seed, number = mixed_seed(config.seed, -1, number), number + 1
-        output = autoregressive_generate(
-            pair, [context], max_new_tokens=limit, temperature=1.0, seed=seed, stop_token_ids=stops, prefix=prefix
-        )[0]
-        question = output.tokens
-        if stops is None or output.stop_reason != "stop":
-            ids = [*context.tolist(), *question.tolist()]
-            yield _Draft(tuple(question.tolist()), (), Written(ids, len(context)))
+        drawn = autoregressive_generate(
+            pair,
+            [context],
+            max_new_tokens=limit if asks else LEAD,
+            temperature=1.0,
+            seed=seed,
+            stop_token_ids=(*end[:1], *stops) if asks else (),
+            prefix=prefix,
+        )[0].tokens
+        closed = asks and int(drawn[-1]) == end[0]
+        words = drawn[:-1] if closed or int(drawn[-1]) in stops else drawn
+        prompt = torch.cat([context, words, torch.tensor(end)] if closed else [context, words[:LEAD]])
+        if len(prompt) == len(context):  # it stopped at once
+            yield Written(context.tolist(), len(context), answers=False)
             continue
-        prompt = torch.cat([context, question[:-1], torch.tensor(end)])
-        answer = speculative_generate(pair, [prompt], max_new_tokens=limit, prefix=prefix)[0].tokens
-        ids = [*prompt.tolist(), *answer.tolist()]
-        yield _Draft(tuple(question.tolist()), tuple(answer.tolist()), Written(ids, len(prompt)))
+        # A continuation goes on past its stop tokens: a chat model writes the next turns too.
+        answer = generate(pair, [prompt], max_new_tokens=limit, stop_token_ids=None if closed else (), prefix=prefix)[
+            0
+        ].tokens
+        yield Written([*prompt.tolist(), *answer.tolist()], len(prompt), closed)
 
 
 def _choose(
-    drafts: Iterator[_Draft], config: TTTConfig, avoid: Sequence[Tensor], length: int
-) -> tuple[list[Written], list[Written]]:
-    """The held-out texts, then those trained on: other questions, other answers, and none of ``avoid``."""
-    wanted, forbidden = (config.rehearsals, config.train_rehearsals), {tuple(prompt.tolist()) for prompt in avoid}
-    chosen: tuple[list[Written], list[Written]] = ([], [])
-    questions: set[tuple[int, ...]] = set()
-    answers: set[tuple[int, ...]] = set()
-    for trained, count in enumerate(wanted):
-        for _, draft in zip(range(TRIES * count), drafts, strict=False):
-            ids, first = draft.text
-            known = draft.question in questions or (trained and draft.answer and draft.answer in answers)
-            if known or len(ids) < first + 2 or (trained and tuple(ids[:first]) in forbidden):
+    texts: Iterator[Written], tokenizer: Any | None, config: TTTConfig, avoid: Sequence[Tensor], length: int
+) -> Chosen:
+    """The held-out texts, then those trained on: other questions and other answers; none of ``avoid``."""
+
+    def words(ids: Sequence[int]) -> str:  # the same words can be other tokens
+        return repr(ids) if tokenizer is None else str(tokenizer.decode(ids)).strip()
+
+    seen = {words(prompt.tolist()[length:]) for prompt in avoid}
+    answers: set[str] = set()
+    chosen = Chosen([], [])
+    for number, (kept, count) in enumerate(zip(chosen, (config.rehearsals, config.train_rehearsals), strict=True)):
+        for _, text in zip(range(TRIES * count), texts, strict=False):
+            ids, first, _ = text
+            question, answer = words(ids[length:first]), words(ids[first:])
+            if question in seen or len(ids) < first + FEWEST_TOKENS or (number == 1 and answer in answers):
                 continue
-            questions.add(draft.question)
-            if not trained:
-                answers.add(draft.answer)
-            chosen[trained].append(draft.text)
-            if len(chosen[trained]) == count:
+            seen.add(question)
+            if number == 0:
+                answers.add(answer)
+            kept.append(text)
+            if len(kept) == count:
                 break
-    if config.rehearsals and not chosen[0]:
+    if config.rehearsals and not chosen.held_out:
         raise InputError(
             "ttt.rehearsals",
-            expected="a target that goes on writing behind the context",
-            received=f"nothing of two tokens in {TRIES * config.rehearsals} draws",
+            expected=f"a target that writes {FEWEST_TOKENS} tokens behind the context, and not for a task's question",
+            received=f"none in {TRIES * config.rehearsals} draws",
             mend="set ttt.rehearsals to 0: the context's end is held out then",
         )
     return chosen

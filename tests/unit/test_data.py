@@ -63,9 +63,19 @@ def test_a_contexts_groups_stay_on_one_rank() -> None:
     tasks = [Task(str(i), None, "p", row(context, str(i))) for i, context in enumerate("aaaaabbbcdef")]
     groups = group_tasks(tasks, 2)
     assert ["".join(map(context_of, group)) for group in groups] == ["aa", "aa", "a", "bb", "b", "cd", "ef"]
-    assert group_shards(groups, 1) == [[0, 1, 2, 3, 4, 5, 6]]
-    assert group_shards(groups, 2) == [[0, 1, 2, 5], [3, 4, 6]]
-    assert group_shards(groups, 5) == [[0, 1, 2], [3, 4], [5], [6], []]
+    assert group_shards(groups, 1, together=True) == [[0, 1, 2, 3, 4, 5, 6]]
+    assert group_shards(groups, 2, together=True) == [[0, 1, 2, 5], [3, 4, 6]]
+    assert group_shards(groups, 5, together=True) == [[0, 1, 2], [3, 4], [5], [6], []]
+    assert group_shards(groups, 2) == [[0, 2, 4, 6], [1, 3, 5]]  # nothing is done once per context
+
+
+def test_more_ranks_than_can_share_the_work_are_told(tmp_path: Path) -> None:
+    data = ContextsData(write(tmp_path / "x.jsonl", [row("c", str(i)) for i in range(6)]), batch_size=2)
+    data.check_ranks(3)
+    with pytest.raises(InputError, match="at most 3 ranks, one per group of 2 tasks"):
+        data.check_ranks(4)
+    with pytest.raises(InputError, match="at most 1 ranks, one per adapted context"):
+        data.check_ranks(2, together=True)
 
 
 def test_fingerprint_follows_what_the_model_sees(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from tiny import make_pair
@@ -18,10 +20,10 @@ from dgd_lightning import (
 )
 from dgd_lightning.decode.engine import Prefix
 from dgd_lightning.lab.rows import eval_rows
-from dgd_lightning.ttt.adapt import Material, gather, rehearsed_gain
+from dgd_lightning.ttt.adapt import Fit, Material, gather, rehearsed_gain
 from dgd_lightning.ttt.lora import DraftLora
 from dgd_lightning.ttt.objective import committed_per_block
-from dgd_lightning.ttt.rehearsal import room, turn_end
+from dgd_lightning.ttt.rehearsal import chat_of, plan
 from dgd_lightning.types import HeldOutScore
 
 CLOSE = 1e-9  # fp64 hidden states, read in one piece and in two
@@ -98,8 +100,32 @@ def test_prefixes_that_do_not_fit_are_refused() -> None:
 
 
 def test_the_template_tells_how_a_turn_ends(lab: Pair) -> None:
-    assert lab.tokenizer.decode(turn_end(lab.tokenizer)) == "<|im_end|>\n<|im_start|>assistant\n"
-    assert turn_end(None) == []
+    assert lab.tokenizer.decode(chat_of(lab).end) == "<|im_end|>\n<|im_start|>assistant\n"
+    assert chat_of(make_pair()).end == []
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('a system message is missing') }}",
+        "{% for m in messages %}{{ m.content | upper }}{% endfor %}",  # the user's words are not found again
+        "{% for m in messages %}USER: {{ m.content }} ASSISTANT:{% endfor %}",  # any text may hold what closes a turn
+    ],
+)
+def test_templates_that_close_no_turn_give_continuations(lab: Pair, template: str) -> None:
+    tokenizer = copy.deepcopy(lab.tokenizer)
+    tokenizer.chat_template = template
+    pair = Pair(lab.target, lab.draft, tokenizer)
+    assert chat_of(pair).end == []
+    texts = gather(pair, lab_context(lab), TTTConfig(rehearsals=2)).rehearsals
+    assert (len(texts.held_out), texts.answers) == (2, 0)
+
+
+def test_thinking_is_the_templates_business(lab: Pair) -> None:
+    tokenizer = copy.deepcopy(lab.tokenizer)
+    tokenizer.chat_template += "{% if not enable_thinking %}none{% endif %}"
+    pair = Pair(lab.target, lab.draft, tokenizer)
+    assert len(chat_of(pair).end) > len(chat_of(pair, enable_thinking=True).end)
 
 
 def lab_material(pair: Pair, **changes: object) -> Material:
@@ -107,7 +133,7 @@ def lab_material(pair: Pair, **changes: object) -> Material:
 
 
 def test_questions_and_greedy_answers_behind_the_context(lab: Pair) -> None:
-    context, end = lab_context(lab), turn_end(lab.tokenizer)
+    context, end = lab_context(lab), chat_of(lab).end
     texts = lab_material(lab, train_rehearsals=2, repeats=2).rehearsals
     assert (len(texts.held_out), len(texts.trained)) == (3, 2)
     prompts = []
@@ -127,43 +153,61 @@ def test_features_are_those_of_a_prefill_of_the_whole_text() -> None:
     material = gather(pair, tiny_context(), TTTConfig(rehearsals=2, rehearsal_tokens=12, repeats=2))
     for text in material.rehearsals.held_out:
         assert text.origin == 29
-        assert text.first_anchor == 30  # without a chat template a rehearsal is a continuation
-        assert text.length == 42
+        assert text.first_anchor == 38  # without a chat template a rehearsal is a continuation
+        assert text.length == 50
+        greedy = autoregressive_generate(pair, [text.ids[0, :38]], max_new_tokens=12)[0].tokens
+        assert torch.equal(text.ids[0, 38:], greedy)
         hidden = pair.target.model(text.ids, output_hidden_states=True).hidden_states
         taps = torch.cat([hidden[i + 1] for i in pair.draft.config.target_layer_ids], dim=-1)[:, text.origin :]
         torch.testing.assert_close(text.features, taps, atol=CLOSE, rtol=0)
         torch.testing.assert_close(text.states, hidden[-1][:, text.origin :], atol=CLOSE, rtol=0)
 
 
-def test_no_trained_rehearsal_is_a_task_or_held_out(lab: Pair) -> None:
+def test_no_rehearsal_is_a_task_and_no_trained_one_held_out(lab: Pair) -> None:
     context = lab_context(lab)
     config = TTTConfig(rehearsals=2, train_rehearsals=3)
     texts = gather(lab, context, config).rehearsals
-    avoided = [text.ids[0, : text.first_anchor] for text in texts.trained]
+    avoided = [text.ids[0, : text.first_anchor] for text in (texts.held_out[0], *texts.trained)]
     again = gather(lab, context, config, avoid=avoided).rehearsals
-    assert [text.ids.tolist() for text in again.held_out] == [text.ids.tolist() for text in texts.held_out]
-    kept = [text.ids[0, : text.first_anchor].tolist() for text in again.trained]
-    assert kept
+    kept = [text.ids[0, : text.first_anchor].tolist() for text in (*again.held_out, *again.trained)]
+    assert len(again.held_out) == 2
+    assert again.trained
     assert not [ids for ids in kept if ids in [prompt.tolist() for prompt in avoided]]
-    # a single task's context is its whole prompt: there is nothing to ask, and its answer is not trained on
-    prompt = lab_prompt(lab)
-    alone = gather(lab, prompt, config, avoid=[prompt]).rehearsals
-    assert [text.first_anchor for text in alone.held_out] == [len(prompt)] * len(alone.held_out)
-    assert not alone.trained
+    assert len({tuple(ids) for ids in kept}) == len(kept)
+
+
+def test_a_whole_prompt_is_continued_not_asked(lab: Pair) -> None:
+    prompt = lab_prompt(lab)  # a single task's context is its prompt: the answer is to come
+    texts = gather(lab, prompt, TTTConfig(rehearsals=2), avoid=[prompt]).rehearsals
+    assert texts.answers == 0
+    for text in texts.held_out:
+        assert torch.equal(text.ids[0, : len(prompt)], prompt)
+        assert len(prompt) < text.first_anchor <= len(prompt) + 8
+
+
+def test_pairs_of_two_dtypes_rehearse() -> None:
+    pair = load_pair("lab", "lab", device="cpu", dtype="bfloat16", draft_dtype="float32")
+    assert len(gather(pair, lab_context(pair), TTTConfig(rehearsals=2)).rehearsals.held_out) == 2
 
 
 # How adaptations are judged.
 
 
-def test_tau_of_rehearsals_is_that_of_decoding_them(lab: Pair) -> None:
-    material = lab_material(lab, rehearsals=4)
-    config = TTTConfig(rehearsals=4)
+@pytest.mark.parametrize("chat", [True, False], ids=["answers", "continuations"])
+def test_tau_of_rehearsals_is_that_of_decoding_them(lab: Pair, chat: bool) -> None:
+    pair = lab if chat else Pair(lab.target, lab.draft, None)
+    config = TTTConfig(rehearsals=4, anchors_per_step=16)
+    material = gather(pair, lab_context(lab), config)
+    assert (material.rehearsals.answers > 0) == chat
     lora = DraftLora(lab.draft, rank=8, alpha=8, modules=config.modules, seed=0)
     score = material.problem(lab, config, lora).score(0)
     lora.remove()
     lengths: list[int] = []
     for text in material.rehearsals.held_out:
-        output = speculative_generate(lab, [text.ids[0, : text.first_anchor]], max_new_tokens=64)[0]
+        stops = None if chat else []
+        output = speculative_generate(
+            pair, [text.ids[0, : text.first_anchor]], max_new_tokens=64, stop_token_ids=stops
+        )[0]
         assert torch.equal(output.tokens, text.ids[0, text.first_anchor :])
         lengths += output.acceptance_lengths
     assert score.tau == pytest.approx(sum(lengths) / len(lengths), rel=1e-12)
@@ -216,9 +260,62 @@ def test_gains_below_the_least_are_not_worth_it(lab: Pair) -> None:
 def test_too_few_positions_are_told() -> None:
     pair = make_pair()
     config = TTTConfig(rehearsal_tokens=250)
-    with pytest.raises(InputError, match=r"ttt\.rehearsals.*512 positions left"):
-        ttt_adapt(pair, tiny_context(), config)
-    assert room(pair, TTTConfig(rehearsals=0)) == 0
+    with pytest.raises(InputError, match=r"ttt\.rehearsals.*of the target's 512 positions"):
+        ttt_adapt(pair, tiny_context(500), config)
+    planned = plan(pair, 400, config)
+    assert planned.tokens == 54  # shorter ones fit
+    assert planned.capacity <= 512
+    assert plan(pair, 30, TTTConfig(rehearsals=0)) is None
+    assert plan(pair, 30, TTTConfig(steps=0)) is None
+
+
+def test_an_unworthy_score_does_not_hide_a_worthy_one() -> None:
+    class Problem:
+        rehearsed, texts = True, iter([(2.0, 1.0), (2.4, 1.01), (2.2, 0.9)])
+
+        def score(self, step: int) -> HeldOutScore:
+            tau, loss = next(self.texts)
+            return HeldOutScore(step, loss, tau, [tau, tau], [])
+
+    class Weights:
+        def state(self) -> dict[str, Tensor]:
+            return {}
+
+    fit = Fit(Problem(), Weights(), TTTConfig(steps=2, eval_every=1))  # type: ignore[arg-type]
+    fit.advance(0.0)
+    assert fit.best_step == 0  # τ rose, the loss too
+    fit.advance(0.0)
+    assert fit.best_step == 2
+
+
+@pytest.mark.parametrize("changes", [{"query_only": True}, {"gradient_checkpointing": True}, {}])
+def test_a_window_may_begin_behind_the_context(changes: dict) -> None:
+    pair, context = make_pair(), tiny_context()
+    config = TTTConfig(rehearsals=2, train_rehearsals=1, window=6, rehearsal_tokens=16, **changes)
+    material = gather(pair, context, config)
+    lora = DraftLora(pair.draft, rank=4, alpha=4, modules=config.modules, seed=0)
+    problem = material.problem(pair, config, lora)
+    score = problem.score(0)
+    problem.loss(1).backward()  # an odd step: a rehearsal's
+    pair.draft.gradient_checkpointing = False
+    lora.remove()
+    lengths = []
+    for text in material.rehearsals.held_out:  # the same, block by block over the last six positions
+        first, accepted = text.first_anchor - 6, []
+        hidden = pair.target.model(text.ids, output_hidden_states=True)
+        taps = torch.cat([hidden.hidden_states[i + 1] for i in pair.draft.config.target_layer_ids], dim=-1)[:, first:]
+        choices = hidden.logits[0].argmax(-1)
+        for anchor in range(text.first_anchor, text.length - 1):
+            block = torch.full((1, 4), pair.draft.config.mask_token_id)
+            block[0, 0] = text.ids[0, anchor]
+            states = pair.draft.multi_anchor(taps, pair.target.embed(block), torch.tensor([[anchor - first]]))
+            drafted = pair.target.lm_head(states)[0, 1:].argmax(-1)
+            count = 0
+            while count < 3 and anchor + 1 + count < text.length and drafted[count] == choices[anchor + count]:
+                count += 1
+            accepted.append(count)
+        lengths += committed_per_block(accepted)
+    assert score.tau == pytest.approx(sum(lengths) / len(lengths))
 
 
 @pytest.mark.parametrize("name", ["rehearsals", "train_rehearsals", "rehearsal_tokens", "min_gain"])
