@@ -9,7 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dgd_lightning.decode import autoregressive_generate, speculative_generate
+    from dgd_lightning.decode import autoregressive_generate, guided_generate, speculative_generate
+    from dgd_lightning.decode.blending import Adaptive, Blend, Constant, Disagree, WarmUp
+    from dgd_lightning.decode.readouts import (
+        DoLa,
+        DraftReadout,
+        LogitLens,
+        MatchedEntropy,
+        Noise,
+        OtherModel,
+        WithoutContext,
+    )
     from dgd_lightning.errors import InputError
     from dgd_lightning.pair import Pair, load_pair
     from dgd_lightning.ttt.adapt import AdaptResult, ttt_adapt
@@ -22,6 +32,19 @@ __version__ = "0.1.0"
 _HOMES = {
     "autoregressive_generate": "dgd_lightning.decode",
     "speculative_generate": "dgd_lightning.decode",
+    "guided_generate": "dgd_lightning.decode",
+    "Blend": "dgd_lightning.decode.blending",
+    "Adaptive": "dgd_lightning.decode.blending",
+    "Constant": "dgd_lightning.decode.blending",
+    "Disagree": "dgd_lightning.decode.blending",
+    "WarmUp": "dgd_lightning.decode.blending",
+    "DoLa": "dgd_lightning.decode.readouts",
+    "DraftReadout": "dgd_lightning.decode.readouts",
+    "LogitLens": "dgd_lightning.decode.readouts",
+    "MatchedEntropy": "dgd_lightning.decode.readouts",
+    "Noise": "dgd_lightning.decode.readouts",
+    "OtherModel": "dgd_lightning.decode.readouts",
+    "WithoutContext": "dgd_lightning.decode.readouts",
     "InputError": "dgd_lightning.errors",
     "Pair": "dgd_lightning.pair",
     "load_pair": "dgd_lightning.pair",
@@ -41,14 +64,27 @@ __all__ = [
     "AdaptResult",
     "AdaptTrace",
     "Adapter",
+    "Adaptive",
+    "Blend",
+    "Constant",
     "DecodeOutput",
     "DecodeTrace",
+    "Disagree",
+    "DoLa",
+    "DraftReadout",
     "HeldOutScore",
     "InputError",
+    "LogitLens",
+    "MatchedEntropy",
+    "Noise",
     "OnlineTTT",
+    "OtherModel",
     "Pair",
     "TTTConfig",
+    "WarmUp",
+    "WithoutContext",
     "autoregressive_generate",
+    "guided_generate",
     "load_adapter",
     "load_pair",
     "save_adapter",

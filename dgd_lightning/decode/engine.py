@@ -216,6 +216,8 @@ class Batch:
         on_features: Callable[[Tensor, Tensor], None] | None = None,
         companions: Sequence[PositionCache] = (),
         prefix: Prefix | None = None,
+        hold_last: bool = False,
+        on_select: Callable[[Tensor], None] | None = None,
         noise: Noise | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
@@ -227,25 +229,27 @@ class Batch:
             on_features: called with the prompts' features [B, C, F·H] and positions [B, C], chunk by chunk.
             companions: other caches of the same rows, which lose a row when the batch does.
             prefix: what is read already (see :func:`check_prefix`).
+            hold_last: leave each prompt's last token to the caller, who reads it and calls :meth:`begin`.
+            on_select: called with the rows [r] that stay, whenever finished ones leave.
             noise: instead of the noise of the request's seeds.
         """
         began = time.perf_counter()
         device, batch = target.device, len(request.lengths)
         self.target, self.request, self.width, self.layer_ids = target, request, width, layer_ids
-        self.on_progress = on_progress
+        self.on_progress, self.on_select = on_progress, on_select
         self.starts = torch.tensor(request.lengths, device=device)  # [b]
         self.noise: Noise = noise or TableNoise(_table(request, width).to(device), self.starts)
         self.cache = target.new_cache(batch, capacity(request, width)) if prefix is None else prefix.cache
         self.caches = [self.cache, *companions]
         known = 0 if prefix is None else len(prefix.ids)
-        prefill = target.prefill(
-            request.ids[:, known:].to(device),
-            self.starts - known,
-            self.cache,
-            start=known,
-            layer_ids=layer_ids,
-            on_features=on_features,
-        )
+        held = int(hold_last)
+        ids = request.ids[:, known : request.ids.shape[1] - held].to(device)  # [B, S]
+        logits = None
+        if ids.shape[1]:
+            lengths = (self.starts - known - held).clamp(min=1)
+            logits = target.prefill(
+                ids, lengths, self.cache, start=known, layer_ids=layer_ids, on_features=on_features
+            ).logits
         self.stops = torch.tensor(request.stop_token_ids, dtype=torch.long, device=device)  # [n]
         self.slots = torch.arange(width, device=device)  # [K]
         self.tokens = torch.zeros(batch, request.max_new_tokens + width, dtype=torch.long, device=device)  # [B, T + K]
@@ -259,10 +263,18 @@ class Batch:
         self.ends = [length - 1 for length in request.lengths]  # host copy of the anchors, for all rows
         self.verified: list[list[int]] = [[] for _ in range(batch)]
         self.accepted: list[list[int]] = [[] for _ in range(batch)]
-        first = choose(prefill.logits[:, None], request.sampling, self.noise, self.starts[:, None])  # [B, 1]
+        self.began = began
+        if hold_last:
+            self.last = request.ids.to(device).gather(1, self.anchors[:, None])[:, 0]
+        else:
+            assert logits is not None
+            self.begin(choose(logits[:, None], request.sampling, self.noise, self.starts[:, None]))
+
+    def begin(self, first: Tensor) -> None:
+        """Commit the first tokens [B, 1]; with them the prefill ends."""
         self.commit(Verdict(first, torch.ones_like(self.last)))
         self.synchronise(first=True)
-        self.prefill_seconds = time.perf_counter() - began
+        self.prefill_seconds = time.perf_counter() - self.began
         self.decode_began = self.decode_ended = time.perf_counter()
 
     @property
@@ -326,6 +338,8 @@ class Batch:
         self.noise = self.noise.select(keep)
         for name in ("starts", "index", "limits", "anchors", "last", "done"):
             setattr(self, name, getattr(self, name)[keep])
+        if self.on_select is not None:
+            self.on_select(keep)
 
     def outputs(self, *, drafting: bool) -> list[DecodeOutput]:
         """The finished rows, in the order of the prompts."""

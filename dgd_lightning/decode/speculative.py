@@ -81,8 +81,8 @@ def speculative_generate(
     Raises:
         InputError: an unusable argument, a pair without a draft or in two dtypes, or a prompt that does not fit.
     """
-    draft = _check_draft(pair)
-    size = _check_block_size(draft.config.block_size, block_size)
+    draft = check_draft(pair)
+    size = check_block_size(draft.config.block_size, block_size)
     if scheme not in get_args(Scheme):
         raise InputError(
             "scheme", expected=" or ".join(get_args(Scheme)), received=repr(scheme), mend="use scheme='rejection'"
@@ -232,7 +232,12 @@ def propose(drafter: Drafter, batch: Batch, positions: Tensor, scheme: Scheme) -
     return Proposal(batch.noise.categorical(q, DRAFT, positions[:, 1:]), q)
 
 
-def _check_draft(pair: Pair) -> DFlashDraft:
+def check_draft(pair: Pair) -> DFlashDraft:
+    """The pair's draft.
+
+    Raises:
+        InputError: there is none, or it has another dtype than the target.
+    """
     if pair.draft is None:
         raise InputError(
             "pair",
@@ -251,7 +256,12 @@ def _check_draft(pair: Pair) -> DFlashDraft:
     return pair.draft
 
 
-def _check_block_size(trained: int, block_size: int | None) -> int:
+def check_block_size(trained: int, block_size: int | None) -> int:
+    """K, the trained size where none is asked for.
+
+    Raises:
+        InputError: one that the draft can't have.
+    """
     if block_size is None:
         return trained
     if isinstance(block_size, bool) or not isinstance(block_size, int) or not 2 <= block_size <= trained:

@@ -209,11 +209,20 @@ class DFlashDraft(nn.Module):
             slot.write(*layer.self_attn.keys_values(context, turns))
 
     @torch.no_grad()
-    def block(self, cache: PositionCache, embeddings: Tensor, anchors: Tensor, *, longest_anchor: int) -> Tensor:
+    def block(
+        self,
+        cache: PositionCache,
+        embeddings: Tensor,
+        anchors: Tensor,
+        *,
+        longest_anchor: int,
+        keep_cache: bool = False,
+    ) -> Tensor:
         """Hidden states of N blocks per row over the cached context strictly before each anchor.
 
         With one block per row (the decoding loop) the block's own keys are written into the cache at their positions,
-        where no context stands yet; the next ``extend`` overwrites them. With more, they are joined to a view of it.
+        where no context stands yet; the next ``extend`` overwrites them. With more, or with ``keep_cache``, they are
+        joined to a view of it, and the cache stays as it is.
 
         Args:
             cache: what ``extend`` filled.
@@ -229,7 +238,7 @@ class DFlashDraft(nn.Module):
         positions = block_positions(anchors, size)
         hidden = embeddings
         turns = self.rotary(positions, hidden.dtype)
-        in_place = blocks == 1
+        in_place = blocks == 1 and not keep_cache
         cache.at(positions, max_length=longest_anchor + size if in_place else longest_anchor)
         if in_place:
             mask = single_block_mask(anchors, size, cache.max_length)

@@ -87,6 +87,13 @@ class Target(nn.Module):
             return head(hidden.to(head.weight.device)).to(hidden.device)
         return head(hidden).to(hidden.device)
 
+    def final_norm(self, states: Tensor) -> Tensor:
+        """The norm before the head: states of an intermediate layer [.., H] -> [.., H]."""
+        norm = self.model.get_decoder().norm
+        if hasattr(norm, "_hf_hook"):  # accelerate's hook moves what it needs
+            return norm(states).to(states.device)
+        return norm(states.to(norm.weight.device)).to(states.device)
+
     @torch.no_grad()
     def step(
         self,

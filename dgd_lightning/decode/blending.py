@@ -1,0 +1,222 @@
+"""Guidance: ``guided = (1 − β)·target + β·readout``, its spaces, constraints and schedules; pure functions.
+
+Everything here depends on the two sets of logits at a position and on how many tokens were generated before it, so a
+block of positions gives what position by position gives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from dgd_lightning.errors import InputError
+
+Space = Literal["logits", "log_probs", "probs"]
+Divergence = Literal["js", "kl", "entropy_gap"]
+
+
+class Schedule(Protocol):
+    """How strong guidance is at each position: a factor on β. A user's own is given by its class path."""
+
+    def __call__(self, target: Tensor, readout: Tensor, step: Tensor) -> Tensor:
+        """Factors [B, Q].
+
+        Args:
+            target, readout: [B, Q, V] log-probabilities, fp32 or wider.
+            step: [B, Q] tokens generated before the position.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Always β."""
+
+    def __call__(self, target: Tensor, readout: Tensor, step: Tensor) -> Tensor:
+        return torch.ones_like(target[..., 0])
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """From 0 to β over the first tokens: ``min(1, step / tokens)``.
+
+    Args:
+        tokens: generated tokens after which β is reached.
+    """
+
+    tokens: int = 32
+
+    def __post_init__(self) -> None:
+        if isinstance(self.tokens, bool) or not isinstance(self.tokens, int) or self.tokens < 1:
+            raise InputError(
+                "schedule.tokens", expected="an integer of at least 1", received=repr(self.tokens), mend="use e.g. 32"
+            )
+
+    def __call__(self, target: Tensor, readout: Tensor, step: Tensor) -> Tensor:
+        return (step.to(target.dtype) / self.tokens).clamp(max=1.0)
+
+
+@dataclass(frozen=True)
+class Disagree:
+    """β where the two first choices differ, 0 elsewhere."""
+
+    def __call__(self, target: Tensor, readout: Tensor, step: Tensor) -> Tensor:
+        return (target.argmax(-1) != readout.argmax(-1)).to(target.dtype)
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """More guidance where the readout says more that is new; factors in 0 … 1.
+
+    With p the target's law and r the readout's: ``js`` is JS(p, r) / ln 2 (as AdaCAD's, arXiv 2409.07394), ``kl`` is
+    1 − exp(−KL(r ‖ p)), and ``entropy_gap`` is max(0, H(p) − H(r)) / ln V: guidance only where the readout is surer.
+
+    Args:
+        by: which of them.
+    """
+
+    by: Divergence = "js"
+
+    def __post_init__(self) -> None:
+        if self.by not in get_args(Divergence):
+            raise InputError(
+                "schedule.by", expected=" or ".join(get_args(Divergence)), received=repr(self.by), mend="use js"
+            )
+
+    def __call__(self, target: Tensor, readout: Tensor, step: Tensor) -> Tensor:
+        if self.by == "js":
+            factor = js_divergence(target, readout) / math.log(2)
+        elif self.by == "kl":
+            factor = -torch.expm1(-kl_divergence(readout, target))
+        else:
+            factor = (entropy(target) - entropy(readout)) / math.log(target.shape[-1])
+        return factor.clamp(0, 1)  # rounding leaves a divergence of equal laws a little below 0
+
+
+@dataclass(frozen=True)
+class Blend:
+    """How target and readout become one.
+
+    Args:
+        beta: one number for all rows, or one per row; any finite number (negative ones push away from the readout).
+        space: ``logits`` mixes logits; ``log_probs`` mixes log-probabilities, which is the same law, since they differ
+            by a constant per position; ``probs`` is the mixture (1 − β)·p + β·r of the laws, for β in 0 … 1.
+        candidates: only the target's so many likeliest tokens can be chosen (where the row's β is not 0).
+        plausibility: α in (0, 1]: only tokens with at least α times the probability of the target's likeliest can be
+            chosen (Li et al. 2023, contrastive decoding, arXiv 2210.15097).
+        schedule: factor on β at each position.
+
+    Raises:
+        InputError: a number that can't be used.
+    """
+
+    beta: float | Sequence[float]
+    space: Space = "logits"
+    candidates: int | None = None
+    plausibility: float | None = None
+    schedule: Schedule = field(default_factory=Constant)
+
+    def __post_init__(self) -> None:
+        betas = list(self.beta) if isinstance(self.beta, Sequence) else [self.beta]
+        fine = bool(betas) and all(isinstance(b, int | float) and not isinstance(b, bool) for b in betas)
+        if not fine or not all(math.isfinite(b) for b in betas):
+            raise InputError(
+                "beta", expected="a finite number, or one per row", received=repr(self.beta), mend="use e.g. beta=0.3"
+            )
+        if self.space not in get_args(Space):
+            raise InputError(
+                "space", expected=" or ".join(get_args(Space)), received=repr(self.space), mend="use logits"
+            )
+        if self.space == "probs" and not all(0 <= b <= 1 for b in betas):
+            raise InputError(
+                "beta", expected="0 … 1 for space probs", received=repr(self.beta), mend="use space='logits'"
+            )
+        c, a = self.candidates, self.plausibility
+        if c is not None and (isinstance(c, bool) or not isinstance(c, int) or c < 1):
+            raise InputError(
+                "candidates", expected="an integer of at least 1: a token must be left", received=repr(c), mend="use 50"
+            )
+        if a is not None and (isinstance(a, bool) or not isinstance(a, int | float) or not 0 < a <= 1):
+            raise InputError(
+                "plausibility", expected="a number in (0, 1]: a token must be left", received=repr(a), mend="use 0.1"
+            )
+
+    def betas(self, rows: int) -> list[float]:
+        """One β per row.
+
+        Raises:
+            InputError: another number of them.
+        """
+        if isinstance(self.beta, int | float):
+            return [float(self.beta)] * rows
+        if len(self.beta) != rows:
+            raise InputError(
+                "beta",
+                expected=f"one number, or {rows}: one per prompt",
+                received=len(self.beta),
+                mend="repeat the prompts",
+            )
+        return [float(b) for b in self.beta]
+
+    def mix(self, target: Tensor, readout: Tensor, beta: Tensor, step: Tensor) -> Tensor:
+        """Guided logits [B, Q, V], in fp32 or wider; rows whose β is 0 are the target's own, bit for bit.
+
+        Args:
+            target, readout: [B, Q, V] logits.
+            beta: [B], one per row.
+            step: [B, Q] tokens generated before each position.
+        """
+        kind = torch.promote_types(target.dtype, torch.float32)
+        target, readout = target.to(kind), readout.to(kind)
+        log_p, log_r = target.log_softmax(-1), readout.log_softmax(-1)
+        strength = (beta.to(kind)[:, None] * self.schedule(log_p, log_r, step))[..., None]  # [B, Q, 1]
+        if self.space == "probs":
+            strength = strength.clamp(0, 1)  # whatever a schedule's factor is: a law has no negative probabilities
+            mixed = torch.logaddexp(log_p + (1 - strength).log(), log_r + strength.log())
+        else:
+            first, second = (target, readout) if self.space == "logits" else (log_p, log_r)
+            mixed = (1 - strength) * first + strength * second
+            mixed = torch.where(strength == 1, second, mixed)  # 0 · (−∞) would be NaN
+        mixed = torch.where(strength == 0, target, mixed)
+        if self.candidates is not None and self.candidates < target.shape[-1]:
+            least = target.topk(self.candidates, dim=-1).values[..., -1:]
+            mixed = torch.where((target < least) & (beta != 0)[:, None, None], -math.inf, mixed)
+        if self.plausibility is not None:
+            least = log_p.amax(-1, keepdim=True) + math.log(self.plausibility)
+            mixed = torch.where((log_p < least) & (beta != 0)[:, None, None], -math.inf, mixed)
+        return mixed
+
+
+def entropy(log_p: Tensor) -> Tensor:
+    """In nats; log-probabilities [.., V] -> [..]."""
+    return -torch.xlogy(log_p.exp(), log_p.exp()).sum(-1)
+
+
+def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p ‖ q) in nats; [.., V] -> [..]."""
+    p = log_p.exp()
+    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
+
+
+def js_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Jensen–Shannon divergence in nats, 0 … ln 2; [.., V] -> [..]."""
+    middle = torch.logaddexp(log_p, log_q) - math.log(2)
+    return ((kl_divergence(log_p, middle) + kl_divergence(log_q, middle)) / 2).clamp(min=0)
+
+
+def as_schedule(schedule: Any) -> Schedule:
+    """None is constant.
+
+    Raises:
+        InputError: something that can't be called, or a class, which stands for no schedule until it is made.
+    """
+    if schedule is None:
+        return Constant()
+    if not callable(schedule) or isinstance(schedule, type):
+        raise InputError("schedule", expected="None or a Schedule", received=repr(schedule), mend="use Adaptive('js')")
+    return schedule

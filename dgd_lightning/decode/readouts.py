@@ -1,0 +1,509 @@
+"""Readouts: second sets of logits, made from what the target has computed, position by position or a block at a time.
+
+A readout is a small frozen description; ``begin`` gives a `Reading`, which holds what it needs for one batch. A user's
+own is a class with the same two methods, named by its class path. Each position's logits may depend on the tokens and
+states at and before it only: then a block gives what token by token gives.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from dgd_lightning.decode.blending import entropy, js_divergence
+from dgd_lightning.decode.engine import Request, capacity
+from dgd_lightning.decode.speculative import check_draft
+from dgd_lightning.errors import InputError
+from dgd_lightning.seeds import mixed_seed
+
+if TYPE_CHECKING:
+    from dgd_lightning.draft.model import DFlashDraft
+    from dgd_lightning.pair import Pair
+    from dgd_lightning.target.cache import PositionCache
+    from dgd_lightning.target.model import Target
+
+
+class Stretch(NamedTuple):
+    """What the target has just read: Q positions of every row."""
+
+    tokens: Tensor  # [b, Q]
+    positions: Tensor  # [b, Q]
+    logits: Tensor  # [b, Q, V], the target's own
+    taps: dict[int, Tensor]  # per tapped layer, [b, Q, H]
+    longest: int  # host-known, at least the largest position
+
+
+class Reading(Protocol):
+    """A readout at work on one batch."""
+
+    caches: Sequence[PositionCache]  # lose a row when the batch does
+
+    def extend(self, taps: dict[int, Tensor], positions: Tensor) -> None:
+        """Take up states [b, S, H] at positions [b, S]: of prompts, chunk by chunk; of every stretch before its logits.
+
+        Rejected positions come too: they lie beyond the row's end, and come again.
+        """
+        ...
+
+    def ready(self) -> None:
+        """The prompts, all but their last tokens, are read."""
+        ...
+
+    def logits(self, stretch: Stretch) -> Tensor:
+        """[b, Q, V]: for the token after each position."""
+        ...
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows [r] only (caches are selected by the batch)."""
+        ...
+
+
+class Readout(Protocol):
+    """What the target is blended with."""
+
+    def layers(self, pair: Pair) -> tuple[int, ...]:
+        """Layers of the target whose outputs it needs."""
+        ...
+
+    def begin(self, pair: Pair, request: Request, width: int) -> Reading:
+        """For one batch whose cycles read ``width`` tokens.
+
+        Raises:
+            InputError: the pair or the request can't serve it.
+        """
+        ...
+
+
+class Plain:
+    """A reading that keeps nothing."""
+
+    caches: Sequence[PositionCache] = ()
+
+    def extend(self, taps: dict[int, Tensor], positions: Tensor) -> None:
+        return
+
+    def ready(self) -> None:
+        return
+
+    def select(self, rows: Tensor) -> None:
+        return
+
+
+# The draft.
+
+Features = Literal["own", "shuffled", "random"]
+
+
+@dataclass(frozen=True)
+class DraftReadout:
+    """The draft at slot 1 of a block anchored at every position, over the context strictly before it.
+
+    Args:
+        block_size: slots of the readout's blocks, 2 … the trained size; None takes the trained one.
+        features: what the draft is fed with: ``own``, or for null controls the prompt's features in a random order
+            (``shuffled``), or random vectors, each layer's with the norm of the true one (``random``).
+        seed: of the controls.
+    """
+
+    block_size: int | None = None
+    features: Features = "own"
+    seed: int = 0
+
+    def layers(self, pair: Pair) -> tuple[int, ...]:
+        return tuple(_draft(pair).config.target_layer_ids)
+
+    def begin(self, pair: Pair, request: Request, width: int) -> Reading:
+        if self.features not in ("own", "shuffled", "random"):
+            raise InputError(
+                "readout.features", expected="own, shuffled or random", received=repr(self.features), mend="use own"
+            )
+        trained = _draft(pair).config.block_size
+        size = trained if self.block_size is None else self.block_size
+        if isinstance(size, bool) or not isinstance(size, int) or not 2 <= size <= trained:
+            raise InputError(
+                "readout.block_size",
+                expected=f"an integer from 2 to {trained}, the size the draft was trained with",
+                received=repr(self.block_size),
+                mend="leave it out",
+            )
+        return DraftReading(pair, request, width, size, self)
+
+
+class DraftReading(Plain):
+    """See `DraftReadout`. It has a draft cache of its own: the proposals' may be fed with other features."""
+
+    def __init__(self, pair: Pair, request: Request, width: int, size: int, readout: DraftReadout) -> None:
+        self.target, self.draft, self.size, self.readout = pair.target, _draft(pair), size, readout
+        rows, room = len(request.lengths), capacity(request, width)
+        self.cache = self.draft.new_cache(rows, room)
+        self.caches = [self.cache]
+        self.lengths = request.lengths
+        masks = torch.full((size - 1,), self.draft.config.mask_token_id, device=pair.target.device)
+        self.masks = pair.target.embed(masks)  # [K − 1, H]
+        self.prompt: list[tuple[Tensor, Tensor]] | None = [] if readout.features == "shuffled" else None
+        if readout.features == "random":
+            generator = torch.Generator().manual_seed(mixed_seed(readout.seed, 1))
+            shape = (room, len(self.layer_ids), pair.target.hidden_size)
+            self.noise = torch.randn(shape, generator=generator).to(pair.target.device, pair.target.dtype)
+
+    @property
+    def layer_ids(self) -> tuple[int, ...]:
+        return tuple(self.draft.config.target_layer_ids)
+
+    def extend(self, taps: dict[int, Tensor], positions: Tensor) -> None:
+        states = torch.stack([taps[i] for i in self.layer_ids], dim=2)  # [b, S, F, H]
+        if self.readout.features == "random":
+            noise = self.noise[positions]  # [b, S, F, H]
+            states = noise * (states.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
+        if self.prompt is not None:
+            self.prompt.append((states, positions))
+            return
+        self.draft.extend(self.cache, states.flatten(2), positions)
+
+    def ready(self) -> None:
+        if self.prompt is None:
+            return
+        prompt, self.prompt = self.prompt, None
+        if not prompt:
+            return
+        states, positions = (torch.cat(parts, dim=1) for parts in zip(*prompt, strict=True))
+        order = positions.clone()
+        for row, length in enumerate(self.lengths):  # what stands behind a row's prompt is padding
+            known = min(length - 1, order.shape[1])
+            generator = torch.Generator().manual_seed(mixed_seed(self.readout.seed, known))
+            order[row, :known] = torch.randperm(known, generator=generator).to(order.device)
+        shuffled = states.gather(1, order[:, :, None, None].expand_as(states))
+        self.draft.extend(self.cache, shuffled.flatten(2), positions)
+
+    def logits(self, stretch: Stretch) -> Tensor:
+        rows, count = stretch.tokens.shape
+        anchors = self.target.embed(stretch.tokens)[:, :, None]  # [b, Q, 1, H]
+        blocks = torch.cat([anchors, self.masks.expand(rows, count, -1, -1)], dim=2).flatten(1, 2)  # [b, Q·K, H]
+        hidden = self.draft.block(
+            self.cache, blocks, stretch.positions, longest_anchor=stretch.longest, keep_cache=True
+        )  # [b, Q·K, H]
+        return self.target.lm_head(hidden.unflatten(1, (count, self.size))[:, :, 1])
+
+
+# Layers of the target.
+
+
+@dataclass(frozen=True)
+class LogitLens:
+    """One intermediate layer read through the final norm and the head.
+
+    Args:
+        layer: 0-based; its output is transformers' ``hidden_states[layer + 1]``.
+        norm: False reads it raw.
+    """
+
+    layer: int
+    norm: bool = True
+
+    def layers(self, pair: Pair) -> tuple[int, ...]:
+        return (_layer(pair.target, self.layer),)
+
+    def begin(self, pair: Pair, request: Request, width: int) -> Reading:
+        return LensReading(pair.target, self)
+
+
+class LensReading(Plain):
+    """See `LogitLens`."""
+
+    def __init__(self, target: Target, readout: LogitLens) -> None:
+        self.target, self.readout = target, readout
+
+    def logits(self, stretch: Stretch) -> Tensor:
+        return lens(self.target, stretch.taps[self.readout.layer], self.readout.layer, norm=self.readout.norm)
+
+
+@dataclass(frozen=True)
+class DoLa:
+    """The layer that differs most from the last one, by JS divergence, chosen at every position.
+
+    With β < 0 this contrasts the last layer with it (Chuang et al. 2024, arXiv 2309.03883, without its constraint: see
+    ``plausibility``).
+
+    Args:
+        candidates: layers to choose from.
+    """
+
+    candidates: Sequence[int]
+
+    def layers(self, pair: Pair) -> tuple[int, ...]:
+        if not isinstance(self.candidates, Sequence) or not self.candidates:
+            raise InputError(
+                "readout.candidates", expected="layers", received=repr(self.candidates), mend="name one at least"
+            )
+        return tuple(_layer(pair.target, layer, "readout.candidates") for layer in self.candidates)
+
+    def begin(self, pair: Pair, request: Request, width: int) -> Reading:
+        return DoLaReading(pair.target, self)
+
+
+class DoLaReading(Plain):
+    """See `DoLa`."""
+
+    def __init__(self, target: Target, readout: DoLa) -> None:
+        self.target, self.readout = target, readout
+
+    def logits(self, stretch: Stretch) -> Tensor:
+        final = _wide(stretch.logits).log_softmax(-1)
+        best, furthest = stretch.logits, torch.full_like(final[..., 0], -1.0)
+        for layer in self.readout.candidates:
+            early = lens(self.target, stretch.taps[layer], layer, norm=True)
+            distance = js_divergence(final, _wide(early).log_softmax(-1))  # [b, Q]
+            best = torch.where((distance > furthest)[..., None], early, best)
+            furthest = torch.maximum(distance, furthest)
+        return best
+
+
+# Other models and other prompts.
+
+
+@dataclass(frozen=True)
+class OtherModel:
+    """A second causal LM with the same vocabulary, reading the same tokens; β < 0 is contrastive decoding.
+
+    Args:
+        model: loaded by `load_target`.
+    """
+
+    model: Target
+
+    def layers(self, pair: Pair) -> tuple[int, ...]:
+        return ()
+
+    def begin(self, pair: Pair, request: Request, width: int) -> Reading:
+        if self.model.vocab_size != pair.target.vocab_size:
+            raise InputError(
+                "readout.model",
+                expected=f"the target's vocabulary of {pair.target.vocab_size} tokens",
+                received=self.model.vocab_size,
+                mend="use a model of the same family",
+            )
+        return PromptReading(self.model, request, width, request.ids, request.lengths)
+
+
+@dataclass(frozen=True)
+class WithoutContext:
+    """The target on the same answer behind a prompt without the context; β = −α is context-aware decoding (CAD).
+
+    Args:
+        prompts: [S'] each, one per prompt of the batch (Shi et al. 2024, arXiv 2305.14739).
+    """
+
+    prompts: Sequence[Tensor] = field(default_factory=tuple)
+
+    def layers(self, pair: Pair) -> tuple[int, ...]:
+        return ()
+
+    def begin(self, pair: Pair, request: Request, width: int) -> Reading:
+        if isinstance(self.prompts, Tensor) or len(self.prompts) != len(request.lengths):
+            raise InputError(
+                "readout.prompts",
+                expected=f"{len(request.lengths)} prompts without their contexts, in a list",
+                received=len(self.prompts),
+                mend="give what is left of each prompt when its context is taken out",
+            )
+        rows = [_prompt(prompt, i, pair.target.vocab_size) for i, prompt in enumerate(self.prompts)]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return PromptReading(pair.target, request, width, ids, [len(row) for row in rows])
+
+
+class PromptReading(Plain):
+    """A causal LM behind prompts of its own, which reads what the batch decodes."""
+
+    def __init__(self, model: Target, request: Request, width: int, ids: Tensor, lengths: list[int]) -> None:
+        self.model, self.ids, self.lengths = model, ids.to(model.device), lengths
+        room = max(lengths) + request.max_new_tokens + width
+        if room - width > model.max_positions:
+            raise InputError(
+                "readout",
+                expected=f"prompts that leave {request.max_new_tokens} of the model's {model.max_positions} positions",
+                received=f"{max(lengths)} tokens",
+                mend="shorten them, or lower max_new_tokens",
+            )
+        self.cache = model.new_cache(len(lengths), room)
+        self.caches = [self.cache]
+        ours = torch.tensor(lengths, device=model.device)
+        self.shift = torch.tensor(request.lengths, device=model.device) - ours  # [b], the target's position less ours
+        self.most = max(own - theirs for own, theirs in zip(lengths, request.lengths, strict=True))
+        self.ends = ours - 1  # [b] position of each prompt's last token,
+        self.last = self.ids.gather(1, self.ends[:, None])  # [b, 1] which need not be the batch's own
+
+    def ready(self) -> None:
+        if (longest := max(self.lengths)) > 1:  # the last token of each prompt comes with the first stretch
+            known = torch.tensor([max(length - 1, 1) for length in self.lengths])
+            self.model.prefill(self.ids[:, : longest - 1], known, self.cache)
+
+    def logits(self, stretch: Stretch) -> Tensor:
+        positions = stretch.positions.to(self.shift.device) - self.shift[:, None]
+        tokens = torch.where(positions == self.ends[:, None], self.last, stretch.tokens.to(self.shift.device))
+        longest = stretch.longest + 1 + self.most  # at least every position of ours
+        step = self.model.step(tokens, positions, self.cache, max_length=min(longest, self.cache.capacity))
+        return step.logits.to(stretch.logits.device)
+
+    def select(self, rows: Tensor) -> None:
+        rows = rows.to(self.shift.device)
+        self.shift, self.ends, self.last = self.shift[rows], self.ends[rows], self.last[rows]
+
+
+# Null controls.
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The target plus Gaussian noise with, at every token, the size of another readout's correction.
+
+    The correction ``readout − target``, freed of its mean, has a norm; so has the noise, exactly.
+
+    Args:
+        like: the readout whose size it has.
+        seed: of the noise, together with the prompt and the position.
+    """
+
+    like: Readout = field(default_factory=DraftReadout)
+    seed: int = 0
+
+    def layers(self, pair: Pair) -> tuple[int, ...]:
+        return self.like.layers(pair)
+
+    def begin(self, pair: Pair, request: Request, width: int) -> Reading:
+        return NoiseReading(self.like.begin(pair, request, width), request, self.seed)
+
+
+class Wrapped(Plain):
+    """A reading that is made from another one's."""
+
+    def __init__(self, inner: Reading) -> None:
+        self.inner, self.caches = inner, inner.caches
+
+    def extend(self, taps: dict[int, Tensor], positions: Tensor) -> None:
+        self.inner.extend(taps, positions)
+
+    def ready(self) -> None:
+        self.inner.ready()
+
+    def select(self, rows: Tensor) -> None:
+        self.inner.select(rows)
+
+
+class NoiseReading(Wrapped):
+    """See `Noise`."""
+
+    def __init__(self, inner: Reading, request: Request, seed: int) -> None:
+        super().__init__(inner)
+        self.seeds = [
+            mixed_seed(seed, zlib.crc32(request.ids[row, :length].numpy().tobytes()))
+            for row, length in enumerate(request.lengths)
+        ]
+
+    def logits(self, stretch: Stretch) -> Tensor:
+        target = _wide(stretch.logits)
+        correction = _wide(self.inner.logits(stretch)) - target
+        size = (correction - correction.mean(-1, keepdim=True)).norm(dim=-1, keepdim=True)
+        noise = torch.stack(
+            [
+                torch.stack([self._noise(seed, position, target.shape[-1]) for position in row])
+                for seed, row in zip(self.seeds, stretch.positions.tolist(), strict=True)
+            ]
+        ).to(target)
+        noise = noise - noise.mean(-1, keepdim=True)
+        return target + noise * (size / noise.norm(dim=-1, keepdim=True))
+
+    @staticmethod
+    def _noise(seed: int, position: int, width: int) -> Tensor:
+        generator = torch.Generator().manual_seed(mixed_seed(seed, position))
+        return torch.randn(width, generator=generator, dtype=torch.float64)
+
+    def select(self, rows: Tensor) -> None:
+        super().select(rows)
+        self.seeds = [self.seeds[row] for row in rows.tolist()]
+
+
+@dataclass(frozen=True)
+class MatchedEntropy:
+    """The target at the temperature at which its entropy is another readout's.
+
+    Args:
+        like: that readout.
+    """
+
+    like: Readout = field(default_factory=DraftReadout)
+
+    def layers(self, pair: Pair) -> tuple[int, ...]:
+        return self.like.layers(pair)
+
+    def begin(self, pair: Pair, request: Request, width: int) -> Reading:
+        return EntropyReading(self.like.begin(pair, request, width))
+
+
+class EntropyReading(Wrapped):
+    """See `MatchedEntropy`."""
+
+    HALVINGS = 48
+    COLDEST, HOTTEST = 1e-3, 1e3  # temperatures
+
+    def logits(self, stretch: Stretch) -> Tensor:
+        target = _wide(stretch.logits)
+        wanted = entropy(_wide(self.inner.logits(stretch)).log_softmax(-1))[..., None]  # [b, Q, 1]
+        low = torch.full_like(wanted, self.COLDEST).log()
+        high = torch.full_like(wanted, self.HOTTEST).log()
+        for _ in range(self.HALVINGS):
+            middle = (low + high) / 2
+            hotter = entropy((target / middle.exp()).log_softmax(-1))[..., None] < wanted
+            low, high = torch.where(hotter, middle, low), torch.where(hotter, high, middle)
+        return target / ((low + high) / 2).exp()
+
+
+def lens(target: Target, states: Tensor, layer: int, *, norm: bool) -> Tensor:
+    """Logits of a layer's output [.., H] -> [.., V]; the last layer's has the final norm behind it already."""
+    if norm and layer != target.num_layers - 1:
+        states = target.final_norm(states)
+    return target.lm_head(states)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _draft(pair: Pair) -> DFlashDraft:
+    if pair.draft is None:
+        raise InputError(
+            "readout", expected="a pair with a draft", received="a target alone", mend="give load_pair a draft"
+        )
+    return check_draft(pair)
+
+
+def _prompt(prompt: Tensor, row: int, vocab_size: int) -> Tensor:
+    if (
+        not isinstance(prompt, Tensor)
+        or prompt.dim() != 1
+        or prompt.is_floating_point()
+        or len(prompt) == 0
+        or not 0 <= int(prompt.min()) <= int(prompt.max()) < vocab_size
+    ):
+        raise InputError(
+            f"readout.prompts[{row}]",
+            expected=f"a 1-D tensor of token ids in 0 … {vocab_size - 1}, not empty",
+            received=f"shape {list(prompt.shape)}" if isinstance(prompt, Tensor) else type(prompt).__name__,
+            mend="give what is left of the prompt when its context is taken out",
+        )
+    return prompt.cpu().long()
+
+
+def _layer(target: Target, layer: int, name: str = "readout.layer") -> int:
+    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < target.num_layers:
+        raise InputError(
+            name,
+            expected=f"a layer within 0…{target.num_layers - 1}",
+            received=repr(layer),
+            mend="name one of the target's layers",
+        )
+    return layer
