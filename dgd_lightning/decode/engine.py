@@ -90,7 +90,7 @@ def check_request(
             received=f"a tensor of shape {list(prompts.shape)}" if isinstance(prompts, Tensor) else "an empty list",
             mend="pass e.g. [torch.tensor([1, 2, 3])]",
         )
-    rows = [_check_prompt(f"prompts[{i}]", prompt, target.vocab_size) for i, prompt in enumerate(prompts)]
+    rows = [check_prompt(f"prompts[{i}]", prompt, target.vocab_size) for i, prompt in enumerate(prompts)]
     for i, row in enumerate(rows):
         if len(row) + max_new_tokens > target.max_positions:
             raise InputError(
@@ -114,7 +114,12 @@ def _check_count(name: str, value: object) -> None:
         raise InputError(name, expected="an integer of at least 1", received=repr(value), mend=f"use e.g. {name}=64")
 
 
-def _check_prompt(name: str, prompt: Any, vocab_size: int) -> Tensor:
+def check_prompt(name: str, prompt: Any, vocab_size: int) -> Tensor:
+    """The prompt [S] as int64 on CPU.
+
+    Raises:
+        InputError: it is no 1-D integer tensor of at least one of the vocabulary's ids.
+    """
     mend = "pass the token ids of one prompt, e.g. torch.tensor([1, 2, 3])"
     if not isinstance(prompt, Tensor):
         raise InputError(name, expected="a 1-D integer tensor", received=type(prompt).__name__, mend=mend)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.decode.blending import entropy, js_divergence
-from dgd_lightning.decode.engine import Request, capacity
+from dgd_lightning.decode.engine import Request, capacity, check_prompt
 from dgd_lightning.decode.speculative import check_draft
 from dgd_lightning.errors import InputError
 from dgd_lightning.seeds import mixed_seed
@@ -311,7 +311,8 @@ class WithoutContext:
                 received=len(self.prompts),
                 mend="give what is left of each prompt when its context is taken out",
             )
-        rows = [_prompt(prompt, i, pair.target.vocab_size) for i, prompt in enumerate(self.prompts)]
+        vocab = pair.target.vocab_size
+        rows = [check_prompt(f"readout.prompts[{i}]", prompt, vocab) for i, prompt in enumerate(self.prompts)]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         return PromptReading(pair.target, request, width, ids, [len(row) for row in rows])
 
@@ -479,23 +480,6 @@ def _draft(pair: Pair) -> DFlashDraft:
             "readout", expected="a pair with a draft", received="a target alone", mend="give load_pair a draft"
         )
     return check_draft(pair)
-
-
-def _prompt(prompt: Tensor, row: int, vocab_size: int) -> Tensor:
-    if (
-        not isinstance(prompt, Tensor)
-        or prompt.dim() != 1
-        or prompt.is_floating_point()
-        or len(prompt) == 0
-        or not 0 <= int(prompt.min()) <= int(prompt.max()) < vocab_size
-    ):
-        raise InputError(
-            f"readout.prompts[{row}]",
-            expected=f"a 1-D tensor of token ids in 0 … {vocab_size - 1}, not empty",
-            received=f"shape {list(prompt.shape)}" if isinstance(prompt, Tensor) else type(prompt).__name__,
-            mend="give what is left of the prompt when its context is taken out",
-        )
-    return prompt.cpu().long()
 
 
 def _layer(target: Target, layer: int, name: str = "readout.layer") -> int:

@@ -94,12 +94,28 @@ def naive_draft(pair: Pair, text: Sequence[int], block_size: int | None = None) 
     return model.get_output_embeddings()(hidden[0, 1])
 
 
+def naive_dola(model: Any, output: Any) -> Tensor:
+    """Of layers 0, 2 and 4, the one whose law is furthest from the last one's by JS divergence."""
+    last = output.logits[0, -1].softmax(-1)
+    best, furthest = last, -1.0
+    for layer in (0, 2, 4):
+        logits = model.get_output_embeddings()(model.get_decoder().norm(output.hidden_states[layer + 1][0, -1]))
+        law = logits.softmax(-1)
+        middle = (law + last) / 2
+        distance = sum(float((one * (one / middle).log()).sum()) for one in (law, last)) / 2
+        if distance > furthest:
+            best, furthest = logits, distance
+    return best
+
+
 def naive_read(name: str, pair: Pair, prompt: Tensor) -> Read:
     """The readouts that can be said in a line of transformers."""
     model = pair.target.model
     head, norm = model.get_output_embeddings(), model.get_decoder().norm
     if name == "lens":
         return lambda text: head(norm(plain_forward(model, text).hidden_states[4][0, -1]))
+    if name == "dola":
+        return lambda text: naive_dola(model, plain_forward(model, text))
     if name == "raw_lens":
         return lambda text: head(plain_forward(model, text).hidden_states[4][0, -1])
     if name == "other":
