@@ -79,7 +79,7 @@ class TTTConfig:
     rehearsals: int = 4
     rehearsal_tokens: int = 64
     train_rehearsals: int = 0
-    min_gain: float = 0.02
+    min_gain: float = 0.1
     holdout: float = 0.125
     holdout_anchors: int = 64
     eval_every: int = 5

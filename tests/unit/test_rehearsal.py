@@ -235,7 +235,7 @@ def test_a_gain_must_be_more_than_one_texts() -> None:
 
 
 def test_what_ruins_answers_is_rolled_back(lab: Pair) -> None:
-    harmful = {"steps": 20, "lr": 1e-2, "rank": 16, "weighting": "dpace", "eval_every": 10, "seed": 1}
+    harmful = {"steps": 12, "lr": 1e-2, "rank": 16, "weighting": "dpace", "eval_every": 12, "anchors_per_step": 32}
     context = lab_context(lab)
     judged = ttt_adapt(lab, context, TTTConfig(**harmful))
     assert judged.trace.held_out_by == "rehearsals"
@@ -249,11 +249,11 @@ def test_what_ruins_answers_is_rolled_back(lab: Pair) -> None:
 
 def test_gains_below_the_least_are_not_worth_it(lab: Pair) -> None:
     context = lab_context(lab, "ledger")
-    knobs = {"steps": 20, "lr": 1e-2, "rank": 16, "eval_every": 10}
+    knobs = {"steps": 12, "lr": 1e-2, "rank": 16, "eval_every": 12, "anchors_per_step": 32, "rehearsals": 3}
     result = ttt_adapt(lab, context, TTTConfig(**knobs))
     assert result.kept
     gain = max(score.tau for score in result.trace.scores) / result.trace.scores[0].tau - 1
-    assert gain >= 0.02
+    assert gain >= 0.1
     assert not ttt_adapt(lab, context, TTTConfig(**knobs, min_gain=gain + 0.01)).kept
 
 
