@@ -7,9 +7,10 @@ block of positions gives what position by position gives.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,9 +21,10 @@ Space = Literal["logits", "log_probs", "probs"]
 Divergence = Literal["js", "kl", "entropy_gap"]
 
 
-class Schedule(Protocol):
+class Schedule(ABC):
     """How strong guidance is at each position: a factor on β. A user's own is given by its class path."""
 
+    @abstractmethod
     def __call__(self, target: Tensor, readout: Tensor, step: Tensor) -> Tensor:
         """Factors [B, Q].
 
@@ -34,7 +36,7 @@ class Schedule(Protocol):
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(Schedule):
     """Always β."""
 
     def __call__(self, target: Tensor, readout: Tensor, step: Tensor) -> Tensor:
@@ -42,7 +44,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class WarmUp:
+class WarmUp(Schedule):
     """From 0 to β over the first tokens: ``min(1, step / tokens)``.
 
     Args:
@@ -62,7 +64,7 @@ class WarmUp:
 
 
 @dataclass(frozen=True)
-class Disagree:
+class Disagree(Schedule):
     """β where the two first choices differ, 0 elsewhere."""
 
     def __call__(self, target: Tensor, readout: Tensor, step: Tensor) -> Tensor:
@@ -70,7 +72,7 @@ class Disagree:
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class Adaptive(Schedule):
     """More guidance where the readout says more that is new; factors in 0 … 1.
 
     With p the target's law and r the readout's: ``js`` is JS(p, r) / ln 2 (as AdaCAD's, arXiv 2409.07394), ``kl`` is

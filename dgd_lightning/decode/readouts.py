@@ -8,6 +8,7 @@ states at and before it only: then a block gives what token by token gives.
 from __future__ import annotations
 
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
@@ -63,13 +64,15 @@ class Reading(Protocol):
         ...
 
 
-class Readout(Protocol):
+class Readout(ABC):
     """What the target is blended with."""
 
+    @abstractmethod
     def layers(self, pair: Pair) -> tuple[int, ...]:
         """Layers of the target whose outputs it needs."""
         ...
 
+    @abstractmethod
     def begin(self, pair: Pair, request: Request, width: int) -> Reading:
         """For one batch whose cycles read ``width`` tokens.
 
@@ -100,7 +103,7 @@ Features = Literal["own", "shuffled", "random"]
 
 
 @dataclass(frozen=True)
-class DraftReadout:
+class DraftReadout(Readout):
     """The draft at slot 1 of a block anchored at every position, over the context strictly before it.
 
     Args:
@@ -194,7 +197,7 @@ class DraftReading(Plain):
 
 
 @dataclass(frozen=True)
-class LogitLens:
+class LogitLens(Readout):
     """One intermediate layer read through the final norm and the head.
 
     Args:
@@ -223,7 +226,7 @@ class LensReading(Plain):
 
 
 @dataclass(frozen=True)
-class DoLa:
+class DoLa(Readout):
     """The layer that differs most from the last one, by JS divergence, chosen at every position.
 
     With β < 0 this contrasts the last layer with it (Chuang et al. 2024, arXiv 2309.03883, without its constraint: see
@@ -267,7 +270,7 @@ class DoLaReading(Plain):
 
 
 @dataclass(frozen=True)
-class OtherModel:
+class OtherModel(Readout):
     """A second causal LM with the same vocabulary, reading the same tokens; β < 0 is contrastive decoding.
 
     Args:
@@ -291,7 +294,7 @@ class OtherModel:
 
 
 @dataclass(frozen=True)
-class WithoutContext:
+class WithoutContext(Readout):
     """The target on the same answer behind a prompt without the context; β = −α is context-aware decoding (CAD).
 
     Args:
@@ -359,7 +362,7 @@ class PromptReading(Plain):
 
 
 @dataclass(frozen=True)
-class Noise:
+class Noise(Readout):
     """The target plus Gaussian noise with, at every token, the size of another readout's correction.
 
     The correction ``readout − target``, freed of its mean, has a norm; so has the noise, exactly.
@@ -429,7 +432,7 @@ class NoiseReading(Wrapped):
 
 
 @dataclass(frozen=True)
-class MatchedEntropy:
+class MatchedEntropy(Readout):
     """The target at the temperature at which its entropy is another readout's.
 
     Args:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 from torch import Tensor
 
 from dgd_lightning.decode.autoregressive import autoregressive_generate
+from dgd_lightning.decode.blending import Blend, Schedule, Space, as_schedule
+from dgd_lightning.decode.guided import as_readout, guided_generate
+from dgd_lightning.decode.readouts import Readout
 from dgd_lightning.decode.sampling import sampling_params
 from dgd_lightning.decode.speculative import speculative_generate
 from dgd_lightning.errors import InputError
@@ -18,7 +21,8 @@ from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.online import OnlineTTT
 from dgd_lightning.types import DecodeOutput
 
-Method = Literal["autoregressive", "speculative"]
+Method = Literal["autoregressive", "speculative", "guided"]
+GUIDANCE = ("beta", "readout", "space", "candidates", "plausibility", "schedule", "token_by_token")
 
 
 @dataclass
@@ -27,15 +31,19 @@ class Arm:
 
     Args:
         name: of its rows, curves and table line.
-        method: ``autoregressive`` or ``speculative``.
+        method: ``autoregressive``, ``speculative``, or ``guided``: (1 − β)·target + β·readout.
         temperature: 0 for greedy decoding.
         top_k: draw among the k likeliest tokens only.
         top_p: draw among the smallest set of likeliest tokens with this mass only.
-        block_size: K of speculative decoding; None for the draft's own.
+        block_size: K of speculative and guided decoding; None for the draft's own.
         scheme: how speculative decoding verifies above temperature 0.
         ttt: draft with the adapter of the task's context (``model.ttt`` says how it is made).
         online_every: go on adapting while a task is decoded, every so many tokens, two steps of ``model.ttt`` each,
             from the context's adapter where ``ttt`` is on; None does not. Tasks are then decoded one at a time.
+        beta: β of guided decoding, which no other method has.
+        readout: of guided decoding: ``draft``, or a class path (``LogitLens``, ``DoLa``, ``Noise``, … or your own).
+        space, candidates, plausibility, schedule: of guided decoding, see :class:`~dgd_lightning.Blend`.
+        token_by_token: guided decoding without proposals: slower, the same law.
     """
 
     name: str
@@ -47,10 +55,50 @@ class Arm:
     scheme: Literal["rejection", "exact_match"] = "rejection"
     ttt: bool = False
     online_every: int | None = None
+    beta: float | None = None
+    readout: Readout | str = "draft"
+    space: Space = "logits"
+    candidates: int | None = None
+    plausibility: float | None = None
+    schedule: Schedule | None = None
+    token_by_token: bool = False
+
+    @property
+    def drafts(self) -> bool:
+        """Whether blocks are proposed."""
+        return self.method == "speculative" or (self.method == "guided" and not self.token_by_token)
+
+    def blend(self) -> Blend:
+        """How a guided arm blends.
+
+        Raises:
+            InputError: a number that can't be used.
+        """
+        schedule = as_schedule(self.schedule)
+        return Blend(
+            self.beta if self.beta is not None else 0.0, self.space, self.candidates, self.plausibility, schedule
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """All that distinguishes the arm, as YAML would have it; objects by their class paths."""
+        names = [field.name for field in fields(self) if self.method == "guided" or field.name not in GUIDANCE]
+        return {name: _plain(getattr(self, name)) for name in names}
 
     def sampling(self) -> dict[str, Any]:
         """The settings that shape the law of the output, whatever the method."""
         return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+
+
+def _plain(value: Any) -> Any:
+    """A readout or schedule as ``{class_path, init_args}``."""
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    kind = type(value)
+    names = [field.name for field in fields(value)] if is_dataclass(value) else list(vars(value))
+    inner = {name: _plain(getattr(value, name)) for name in names}
+    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": inner}
 
 
 Decoder = Callable[..., list[DecodeOutput]]
@@ -75,7 +123,28 @@ def _autoregressive(
     return autoregressive_generate(pair, prompts, **common)
 
 
-DECODERS: dict[str, Decoder] = {"autoregressive": _autoregressive, "speculative": _speculative}
+def _guided(pair: Pair, prompts: Sequence[Tensor], arm: Arm, *, online: None, **common: Any) -> list[DecodeOutput]:
+    blend = arm.blend()
+    return guided_generate(
+        pair,
+        prompts,
+        beta=blend.beta,
+        readout=arm.readout,
+        speculative=not arm.token_by_token,
+        block_size=None if arm.token_by_token else arm.block_size,
+        space=blend.space,
+        candidates=blend.candidates,
+        plausibility=blend.plausibility,
+        schedule=blend.schedule,
+        **common,
+    )
+
+
+DECODERS: dict[str, Decoder] = {
+    "autoregressive": _autoregressive,
+    "speculative": _speculative,
+    "guided": _guided,
+}
 
 
 def row_seed(seed: int, idx: str, arm: Arm) -> int:
@@ -101,7 +170,8 @@ def check_arms(arms: list[Arm], draft: str | None) -> None:
                 received=arm.method,
                 mend="use one",
             )
-        if arm.method == "speculative" and draft is None:
+        _check_guidance(arm)
+        if draft is None and (arm.drafts or (arm.method == "guided" and arm.readout == "draft")):
             raise InputError(
                 "model.draft",
                 expected=f"a draft, for arm {arm.name!r}",
@@ -114,6 +184,13 @@ def check_arms(arms: list[Arm], draft: str | None) -> None:
                 expected="no adaptation: autoregressive decoding uses no draft",
                 received=f"ttt {arm.ttt}, online_every {arm.online_every}",
                 mend="leave it out",
+            )
+        if arm.method == "guided" and arm.online_every is not None:
+            raise InputError(
+                f"model.arms[{arm.name}].online_every",
+                expected="null: what is guided by a draft that changes while it decodes would depend on timing",
+                received=arm.online_every,
+                mend="leave it out; ttt: true adapts before decoding",
             )
         if arm.online_every is not None and arm.online_every < 1:
             raise InputError(
@@ -138,6 +215,33 @@ def check_arms(arms: list[Arm], draft: str | None) -> None:
                 received=error.received,
                 mend=error.mend,
             ) from error
+
+
+def _check_guidance(arm: Arm) -> None:
+    """Raises:
+    InputError: a guided arm without β or with settings that can't work, or guidance in another arm.
+    """
+    where = f"model.arms[{arm.name}]"
+    if arm.method != "guided":
+        usual = Arm(arm.name)
+        for name in GUIDANCE:
+            if getattr(arm, name) != getattr(usual, name):
+                raise InputError(
+                    f"{where}.{name}",
+                    expected="nothing: only method: guided has it",
+                    received=getattr(arm, name),
+                    mend="set method: guided, or leave it out",
+                )
+        return
+    if arm.beta is None:
+        raise InputError(f"{where}.beta", expected="a number", received="null", mend="use e.g. beta: 0.3")
+    try:
+        arm.blend()
+        as_readout(arm.readout)
+    except InputError as error:
+        raise InputError(
+            f"{where}.{error.argument}", expected=error.expected, received=error.received, mend=error.mend
+        ) from error
 
 
 def check_ttt(arms: list[Arm], adapts: bool) -> None:

@@ -112,7 +112,7 @@ class Decoding(PairSources, LightningModule):
         """Everything about the model that can change a row, to be hashed; revisions count by their commits."""
         return {
             **super().fingerprint(),
-            "arms": [asdict(arm) for arm in self.arms],
+            "arms": [arm.settings() for arm in self.arms],
             "settings": [
                 self.max_new_tokens,
                 self.dtype_name,
@@ -305,7 +305,7 @@ class Decoding(PairSources, LightningModule):
 
     def _block_size(self, arm: Arm) -> int | None:
         draft = self._loaded().draft
-        return arm.block_size or draft.config.block_size if arm.method == "speculative" and draft else None
+        return arm.block_size or draft.config.block_size if arm.drafts and draft else None
 
     def _prompt(self, task: Task) -> Tensor:
         return prompt_ids(self._loaded().tokenizer, task, enable_thinking=self.enable_thinking)
@@ -340,7 +340,7 @@ class Decoding(PairSources, LightningModule):
         self, task: Task, arm: Arm, prompt: Tensor, output: DecodeOutput | None, adapted: Adapted | None
     ) -> dict[str, Any]:
         prompt_tokens = len(prompt)  # before truncation
-        settings = {name: value for name, value in asdict(arm).items() if name != "name"}
+        settings = {name: value for name, value in arm.settings().items() if name != "name"}
         head = {
             "arm": arm.name,
             **settings,

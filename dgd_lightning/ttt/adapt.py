@@ -211,8 +211,9 @@ class Fit:
         """By τ on rehearsals, which is what decoding will have; by the loss on the context's end."""
         if not self.problem.rehearsed:
             return score.loss < min(one.loss for one in self.scores)
-        gain = rehearsed_gain(self.scores[0], score)
-        if gain <= self.best_gain or gain < self.config.min_gain or score.loss >= self.scores[0].loss:
+        first, gain = self.scores[0], rehearsed_gain(self.scores[0], score)
+        worth_it = score.tau >= first.tau * (1 + self.config.min_gain) and score.loss < first.loss
+        if not worth_it or gain <= self.best_gain:
             return False
         self.best_gain = gain
         return True
