@@ -116,7 +116,7 @@ def gain_table(gains: dict[str, tuple[str, TauGain]]) -> Table:
 
 def adaptation_table(records: dict[str, dict[str, Any]]) -> Table:
     """What the adaptations were, over all contexts."""
-    table = Table(title="Adaptations", title_justify="left")
+    table = Table(title="Adaptations (means per context)", title_justify="left")
     seconds = {"prefill s": "ttt_prefill_seconds", "rehearsal s": "ttt_rehearsal_seconds", "fit s": "ttt_fit_seconds"}
     for column in ("contexts", "kept", "failed", "held-out loss", "held-out τ", *seconds, "peak MiB"):
         table.add_column(column, justify="right")

@@ -43,11 +43,19 @@ class Pair:
         Raises:
             InputError: there is no draft, it has an adapter already, or the adapter was made for another one.
         """
+        from dgd_lightning.ttt.adapt import AdaptResult
         from dgd_lightning.ttt.lora import Adapter, applied  # PEFT takes a second to import; most runs need none of it
 
         if self.draft is None:
             raise InputError(
                 "pair", expected="a pair with a draft", received="a target alone", mend="give load_pair a draft"
+            )
+        if not isinstance(adapted, Adapter | AdaptResult):
+            raise InputError(
+                "adapted",
+                expected="what ttt_adapt or load_adapter gave",
+                received=repr(adapted)[:80],
+                mend="load a folder with load_adapter first",
             )
         return applied(self.draft, adapted if isinstance(adapted, Adapter) else adapted.adapter)
 

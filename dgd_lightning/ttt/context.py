@@ -85,7 +85,8 @@ def split_context(length: int, block_size: int, config: TTTConfig) -> Split:
     if length < least:
         raise InputError(
             "context_ids",
-            expected=f"at least {least} tokens: one token, a block of {block_size} and {held_out} held out",
+            expected=f"at least {least} tokens: one, a block of {block_size}"
+            + f", {held_out} held out" * (held_out > 0),
             received=length,
             mend="leave short contexts unadapted" + (", or set ttt.holdout to 0" if held_out else ""),
         )
