@@ -19,9 +19,11 @@ def test_python_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     names: dict[str, Any] = {}
     for example in examples:  # the later ones go on from the first
         exec(compile(example, "README.md", "exec"), names)
-    first, second = capsys.readouterr().out.splitlines()
+    first, second, third = capsys.readouterr().out.splitlines()
     assert first.startswith("After blue comes teal.")
-    assert second.startswith("True ")
+    assert second.startswith("True τ")
+    before, after = map(int, re.findall(r"\d+", third))
+    assert after < 0.9 * before
 
 
 def test_commands_stand_as_agreed() -> None:
