@@ -119,7 +119,7 @@ def ranks_of(number: int) -> list[str]:
 # The same command again, and another number of ranks: the configuration's hash does not know how many there are.
 @pytest.mark.parametrize(
     ("ranks", "resumed"),
-    [(2, 2), pytest.param(1, 1, marks=pytest.mark.slow), pytest.param(2, 1, marks=pytest.mark.slow)],
+    [(1, 1), pytest.param(2, 2, marks=pytest.mark.slow), pytest.param(2, 1, marks=pytest.mark.slow)],
 )
 def test_killed_run_continues(
     config: Config, dgd: Dgd, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int, resumed: int
