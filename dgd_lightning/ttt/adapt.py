@@ -44,7 +44,7 @@ def ttt_adapt(
 
     The target reads the context once. Every step draws blocks at random anchors, runs them through the draft in one
     forward and fits LoRA weights to the labels. What the target itself writes behind the context is held out: the
-    weights with the best τ on it are kept, or none where it did not rise.
+    weights with the best τ on it are kept, or none where it rose too little (``min_gain``).
 
     Args:
         pair: target and draft.
