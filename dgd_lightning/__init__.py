@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dgd_lightning.decode import autoregressive_generate, guided_generate, speculative_generate
     from dgd_lightning.decode.blending import Adaptive, Blend, Constant, Disagree, WarmUp
+    from dgd_lightning.decode.controls import MatchedEntropy, Noise
     from dgd_lightning.decode.readouts import (
         DoLa,
         DraftReadout,
         LogitLens,
-        MatchedEntropy,
-        Noise,
         OtherModel,
         WithoutContext,
     )
@@ -41,8 +40,8 @@ _HOMES = {
     "DoLa": "dgd_lightning.decode.readouts",
     "DraftReadout": "dgd_lightning.decode.readouts",
     "LogitLens": "dgd_lightning.decode.readouts",
-    "MatchedEntropy": "dgd_lightning.decode.readouts",
-    "Noise": "dgd_lightning.decode.readouts",
+    "MatchedEntropy": "dgd_lightning.decode.controls",
+    "Noise": "dgd_lightning.decode.controls",
     "OtherModel": "dgd_lightning.decode.readouts",
     "WithoutContext": "dgd_lightning.decode.readouts",
     "InputError": "dgd_lightning.errors",

@@ -16,7 +16,7 @@ from torch import Tensor
 from dgd_lightning.decode.blending import Blend, Schedule, Space, as_schedule
 from dgd_lightning.decode.engine import Batch, OnProgress, Request, check_request, choose
 from dgd_lightning.decode.noise import Noise
-from dgd_lightning.decode.readouts import DraftReadout, Readout, Stretch
+from dgd_lightning.decode.readouts import DraftReadout, Readout, Stretch, split_taps
 from dgd_lightning.decode.sampling import probabilities
 from dgd_lightning.decode.speculative import Drafter, check_block_size, check_draft, propose
 from dgd_lightning.decode.verify import Verdict, verify_match, verify_rejection
@@ -111,7 +111,6 @@ class Guided:
         self.reading = readout.begin(pair, request, width)
         self.drafter = Drafter(target, draft, request, width) if width > 1 and draft is not None else None
         own = [] if self.drafter is None else [self.drafter.cache]
-        self.hidden_size = target.hidden_size
         self.batch = Batch(
             target,
             request,
@@ -152,18 +151,13 @@ class Guided:
         forward = self.batch.step(tokens, positions)
         self._extend(forward.features, positions)
         longest = self.batch.longest + tokens.shape[1] - 1
-        stretch = Stretch(tokens, positions, forward.logits, self._taps(forward.features), longest)
+        stretch = Stretch(tokens, positions, forward.logits, split_taps(forward.features, self.layer_ids), longest)
         readout = self.reading.logits(stretch)
         step = positions + 1 - self.batch.starts[:, None]  # tokens generated before the one that is chosen
         return self.blend.mix(forward.logits, readout, self.betas, step)
 
-    def _taps(self, features: Tensor) -> dict[int, Tensor]:
-        if not self.layer_ids:
-            return {}
-        return dict(zip(self.layer_ids, features.split(self.hidden_size, dim=-1), strict=True))
-
     def _extend(self, features: Tensor, positions: Tensor) -> None:
-        taps = self._taps(features)
+        taps = split_taps(features, self.layer_ids)
         if self.drafter is not None:
             self.drafter.extend(torch.cat([taps[i] for i in self.proposed], dim=-1), positions)
         self.reading.extend(taps, positions)

@@ -7,7 +7,6 @@ states at and before it only: then a block gives what token by token gives.
 
 from __future__ import annotations
 
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from dgd_lightning.decode.blending import entropy, js_divergence
+from dgd_lightning.decode.blending import js_divergence
 from dgd_lightning.decode.engine import Request, capacity, check_prompt
 from dgd_lightning.decode.speculative import check_draft
 from dgd_lightning.errors import InputError
@@ -256,11 +255,11 @@ class DoLaReading(Plain):
         self.target, self.readout = target, readout
 
     def logits(self, stretch: Stretch) -> Tensor:
-        final = _wide(stretch.logits).log_softmax(-1)
+        final = wide(stretch.logits).log_softmax(-1)
         best, furthest = stretch.logits, torch.full_like(final[..., 0], -1.0)
         for layer in self.readout.candidates:
             early = lens(self.target, stretch.taps[layer], layer, norm=True)
-            distance = js_divergence(final, _wide(early).log_softmax(-1))  # [b, Q]
+            distance = js_divergence(final, wide(early).log_softmax(-1))  # [b, Q]
             best = torch.where((distance > furthest)[..., None], early, best)
             furthest = torch.maximum(distance, furthest)
         return best
@@ -358,112 +357,12 @@ class PromptReading(Plain):
         self.shift, self.ends, self.last = self.shift[rows], self.ends[rows], self.last[rows]
 
 
-# Null controls.
-
-
-@dataclass(frozen=True)
-class Noise(Readout):
-    """The target plus Gaussian noise with, at every token, the size of another readout's correction.
-
-    The correction ``readout − target``, freed of its mean, has a norm; so has the noise, exactly.
-
-    Args:
-        like: the readout whose size it has.
-        seed: of the noise, together with the prompt and the position.
-    """
-
-    like: Readout = field(default_factory=DraftReadout)
-    seed: int = 0
-
-    def layers(self, pair: Pair) -> tuple[int, ...]:
-        return self.like.layers(pair)
-
-    def begin(self, pair: Pair, request: Request, width: int) -> Reading:
-        return NoiseReading(self.like.begin(pair, request, width), request, self.seed)
-
-
-class Wrapped(Plain):
-    """A reading that is made from another one's."""
-
-    def __init__(self, inner: Reading) -> None:
-        self.inner, self.caches = inner, inner.caches
-
-    def extend(self, taps: dict[int, Tensor], positions: Tensor) -> None:
-        self.inner.extend(taps, positions)
-
-    def ready(self) -> None:
-        self.inner.ready()
-
-    def select(self, rows: Tensor) -> None:
-        self.inner.select(rows)
-
-
-class NoiseReading(Wrapped):
-    """See `Noise`."""
-
-    def __init__(self, inner: Reading, request: Request, seed: int) -> None:
-        super().__init__(inner)
-        self.seeds = [
-            mixed_seed(seed, zlib.crc32(request.ids[row, :length].numpy().tobytes()))
-            for row, length in enumerate(request.lengths)
-        ]
-
-    def logits(self, stretch: Stretch) -> Tensor:
-        target = _wide(stretch.logits)
-        correction = _wide(self.inner.logits(stretch)) - target
-        size = (correction - correction.mean(-1, keepdim=True)).norm(dim=-1, keepdim=True)
-        noise = torch.stack(
-            [
-                torch.stack([self._noise(seed, position, target.shape[-1]) for position in row])
-                for seed, row in zip(self.seeds, stretch.positions.tolist(), strict=True)
-            ]
-        ).to(target)
-        noise = noise - noise.mean(-1, keepdim=True)
-        return target + noise * (size / noise.norm(dim=-1, keepdim=True))
-
-    @staticmethod
-    def _noise(seed: int, position: int, width: int) -> Tensor:
-        generator = torch.Generator().manual_seed(mixed_seed(seed, position))
-        return torch.randn(width, generator=generator, dtype=torch.float64)
-
-    def select(self, rows: Tensor) -> None:
-        super().select(rows)
-        self.seeds = [self.seeds[row] for row in rows.tolist()]
-
-
-@dataclass(frozen=True)
-class MatchedEntropy(Readout):
-    """The target at the temperature at which its entropy is another readout's.
-
-    Args:
-        like: that readout.
-    """
-
-    like: Readout = field(default_factory=DraftReadout)
-
-    def layers(self, pair: Pair) -> tuple[int, ...]:
-        return self.like.layers(pair)
-
-    def begin(self, pair: Pair, request: Request, width: int) -> Reading:
-        return EntropyReading(self.like.begin(pair, request, width))
-
-
-class EntropyReading(Wrapped):
-    """See `MatchedEntropy`."""
-
-    HALVINGS = 48
-    COLDEST, HOTTEST = 1e-3, 1e3  # temperatures
-
-    def logits(self, stretch: Stretch) -> Tensor:
-        target = _wide(stretch.logits)
-        wanted = entropy(_wide(self.inner.logits(stretch)).log_softmax(-1))[..., None]  # [b, Q, 1]
-        low = torch.full_like(wanted, self.COLDEST).log()
-        high = torch.full_like(wanted, self.HOTTEST).log()
-        for _ in range(self.HALVINGS):
-            middle = (low + high) / 2
-            hotter = entropy((target / middle.exp()).log_softmax(-1))[..., None] < wanted
-            low, high = torch.where(hotter, middle, low), torch.where(hotter, high, middle)
-        return target / ((low + high) / 2).exp()
+def split_taps(features: Tensor | None, layer_ids: Sequence[int]) -> dict[int, Tensor]:
+    """Features [b, Q, F·H] of these layers, by layer; nothing where no layer is tapped."""
+    if not layer_ids:
+        return {}
+    assert features is not None
+    return dict(zip(layer_ids, features.chunk(len(layer_ids), dim=-1), strict=True))
 
 
 def lens(target: Target, states: Tensor, layer: int, *, norm: bool) -> Tensor:
@@ -473,7 +372,8 @@ def lens(target: Target, states: Tensor, layer: int, *, norm: bool) -> Tensor:
     return target.lm_head(states)
 
 
-def _wide(logits: Tensor) -> Tensor:
+def wide(logits: Tensor) -> Tensor:
+    """fp32 or wider."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

@@ -16,12 +16,11 @@ from torch import Tensor
 
 from dgd_lightning.decode import guided
 from dgd_lightning.decode.blending import Blend
+from dgd_lightning.decode.controls import MatchedEntropy, Noise
 from dgd_lightning.decode.readouts import (
     DoLa,
     DraftReadout,
     LogitLens,
-    MatchedEntropy,
-    Noise,
     OtherModel,
     Readout,
     WithoutContext,

@@ -1,0 +1,127 @@
+"""Null controls: readouts that correct as much as another one does, and know nothing.
+
+What an arm gains over its control is what its readout knew; what both gain is regularisation. The draft's own
+controls, fed with shuffled or random features, are settings of `DraftReadout`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dgd_lightning.decode.blending import entropy
+from dgd_lightning.decode.engine import Request
+from dgd_lightning.decode.readouts import DraftReadout, Plain, Reading, Readout, Stretch, wide
+from dgd_lightning.seeds import mixed_seed
+
+if TYPE_CHECKING:
+    from dgd_lightning.pair import Pair
+
+
+@dataclass(frozen=True)
+class Noise(Readout):
+    """The target plus Gaussian noise with, at every token, the size of another readout's correction.
+
+    The correction ``readout − target``, freed of its mean, has a norm; so has the noise, exactly.
+
+    Args:
+        like: the readout whose size it has.
+        seed: of the noise, together with the prompt and the position.
+    """
+
+    like: Readout = field(default_factory=DraftReadout)
+    seed: int = 0
+
+    def layers(self, pair: Pair) -> tuple[int, ...]:
+        return self.like.layers(pair)
+
+    def begin(self, pair: Pair, request: Request, width: int) -> Reading:
+        return NoiseReading(self.like.begin(pair, request, width), request, self.seed)
+
+
+class Wrapped(Plain):
+    """A reading that is made from another one's."""
+
+    def __init__(self, inner: Reading) -> None:
+        self.inner, self.caches = inner, inner.caches
+
+    def extend(self, taps: dict[int, Tensor], positions: Tensor) -> None:
+        self.inner.extend(taps, positions)
+
+    def ready(self) -> None:
+        self.inner.ready()
+
+    def select(self, rows: Tensor) -> None:
+        self.inner.select(rows)
+
+
+class NoiseReading(Wrapped):
+    """See `Noise`."""
+
+    def __init__(self, inner: Reading, request: Request, seed: int) -> None:
+        super().__init__(inner)
+        self.seeds = [
+            mixed_seed(seed, zlib.crc32(request.ids[row, :length].numpy().tobytes()))
+            for row, length in enumerate(request.lengths)
+        ]
+
+    def logits(self, stretch: Stretch) -> Tensor:
+        target = wide(stretch.logits)
+        correction = wide(self.inner.logits(stretch)) - target
+        size = (correction - correction.mean(-1, keepdim=True)).norm(dim=-1, keepdim=True)
+        noise = torch.stack(
+            [
+                torch.stack([self._noise(seed, position, target.shape[-1]) for position in row])
+                for seed, row in zip(self.seeds, stretch.positions.tolist(), strict=True)
+            ]
+        ).to(target)
+        noise = noise - noise.mean(-1, keepdim=True)
+        return target + noise * (size / noise.norm(dim=-1, keepdim=True))
+
+    @staticmethod
+    def _noise(seed: int, position: int, width: int) -> Tensor:
+        generator = torch.Generator().manual_seed(mixed_seed(seed, position))
+        return torch.randn(width, generator=generator, dtype=torch.float64)
+
+    def select(self, rows: Tensor) -> None:
+        super().select(rows)
+        self.seeds = [self.seeds[row] for row in rows.tolist()]
+
+
+@dataclass(frozen=True)
+class MatchedEntropy(Readout):
+    """The target at the temperature at which its entropy is another readout's.
+
+    Args:
+        like: that readout.
+    """
+
+    like: Readout = field(default_factory=DraftReadout)
+
+    def layers(self, pair: Pair) -> tuple[int, ...]:
+        return self.like.layers(pair)
+
+    def begin(self, pair: Pair, request: Request, width: int) -> Reading:
+        return EntropyReading(self.like.begin(pair, request, width))
+
+
+class EntropyReading(Wrapped):
+    """See `MatchedEntropy`."""
+
+    HALVINGS = 48
+    COLDEST, HOTTEST = 1e-3, 1e3  # temperatures
+
+    def logits(self, stretch: Stretch) -> Tensor:
+        target = wide(stretch.logits)
+        wanted = entropy(wide(self.inner.logits(stretch)).log_softmax(-1))[..., None]  # [b, Q, 1]
+        low = torch.full_like(wanted, self.COLDEST).log()
+        high = torch.full_like(wanted, self.HOTTEST).log()
+        for _ in range(self.HALVINGS):
+            middle = (low + high) / 2
+            hotter = entropy((target / middle.exp()).log_softmax(-1))[..., None] < wanted
+            low, high = torch.where(hotter, middle, low), torch.where(hotter, high, middle)
+        return target / ((low + high) / 2).exp()
