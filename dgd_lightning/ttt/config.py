@@ -40,7 +40,7 @@ class TTTConfig:
         dpace_alpha: smoothing of D-PACE's confidences, 0 < α ≤ 1.
         rehearsals: texts that the target writes itself behind the context: in a chat the question it would expect next,
             drawn at temperature 1, and its greedy answer. No step sees them; τ on them is scored before, during and
-            after, the weights with the highest are kept, and none where the texts don't vouch for a gain (``min_gain``).
+            after, the weights with the highest are kept, and none where the texts vouch for no gain (``min_gain``).
             The context alone does not tell what becomes of answers. 0 holds out the context's end instead.
         rehearsal_tokens: limit of each question and of each answer.
         train_rehearsals: more such texts, other ones, on which every second step trains.

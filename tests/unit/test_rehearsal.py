@@ -273,7 +273,7 @@ def test_the_best_of_the_worthy_scores_is_kept() -> None:
         HeldOutScore(0, 1.0, 2.0, [2.0, 2.0], []),
         HeldOutScore(1, 1.01, 2.6, [2.6, 2.6], []),  # the loss rose
         HeldOutScore(2, 0.9, 2.19, [2.2, 2.2], []),  # less than a tenth
-        HeldOutScore(3, 0.9, 2.5, [4.0, 2.0], []),  # one text alone gained
+        HeldOutScore(3, 0.9, 2.5, [4.0, 1.9], []),  # one text alone gained
         HeldOutScore(4, 0.9, 2.2, [2.2, 2.2], []),
         HeldOutScore(5, 0.9, 2.3, [2.5, 2.3], []),
         HeldOutScore(6, 0.9, 2.25, [2.5, 2.5], []),
