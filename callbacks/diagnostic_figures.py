@@ -21,7 +21,9 @@ COLOURS = {
 
 def figures(found: Diagnosis) -> dict[str, Any]:
     """Matplotlib figures by name."""
-    made = {"confidence": confidence_figure(found), "ranks": ranks_figure(found)}
+    made = {"confidence": confidence_figure(found)}
+    if found.unsure[TARGET].standing.tokens:
+        made["ranks"] = ranks_figure(found)
     if found.group("layer"):
         made["depth"] = depth_figure(found)
     if found.group("slot"):
@@ -58,13 +60,15 @@ def confidence_figure(found: Diagnosis) -> Any:
             nets = [_net(getattr(found.cells[bucket][name], by)) for bucket in found.buckets]
             at = np.arange(len(nets)) + 0.12 * (number - (len(names) - 1) / 2)
             panel.errorbar(at, *_bars(nets), fmt="o", capsize=3, color=COLOURS[name], label=name)
-        panel.axhline(0, color=COLOURS[TARGET], linewidth=1)
+        panel.axhline(0, color=COLOURS[TARGET], linewidth=1, label="target")
+        panel.axvspan(-0.5, 0.5, color="0.93", zorder=0)
+        panel.set_xlim(-0.5, len(ticks) - 0.5)
         panel.set_xticks(range(len(ticks)), ticks, fontsize=8)
-        panel.set_xlabel("probability of the target's first choice")
+        panel.set_xlabel("probability of the target's first choice (grey: these tokens decide)")
         panel.set_title(title, loc="left")
         panel.yaxis.set_major_formatter("{x:+.0%}")
     panels[0].set_ylabel("net share of tokens against the target\nabove 0: knows better")
-    panels[0].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
     return figure
 
 
@@ -74,11 +78,9 @@ def ranks_figure(found: Diagnosis) -> Any:
     axes = figure.subplots()
     part = found.tokens.part(found.bucket == 0)
     for name in (TARGET, *_main(found)):
-        ranks = np.sort(part.readers[name].rank)
-        shares = np.arange(1, len(ranks) + 1) / max(1, len(ranks))
-        width = 2.5 if name == TARGET else 1.5
-        axes.step(ranks, shares, where="post", color=COLOURS[name], linewidth=width, label=name)
+        axes.ecdf(part.readers[name].rank, color=COLOURS[name], linewidth=_width(name), label=name)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.set_xlabel("rank (log scale)")
@@ -101,14 +103,15 @@ def depth_figure(found: Diagnosis) -> Any:
         panel.plot(numbers, [_first(cells[name]) for name in layers], "o-", color="0.45", label="layer, logit lens")
         for name in (TARGET, *_main(found)):
             style = "-" if name in (TARGET, DRAFT, ADAPTED) else "--"
-            panel.axhline(_first(cells[name]), linestyle=style, color=COLOURS[name], label=name)
+            colour, width = COLOURS[name], _width(name)
+            panel.axhline(_first(cells[name]), linestyle=style, color=colour, linewidth=width, label=name)
         panel.set_xlabel("layer of the target")
         panel.set_xticks(numbers[:: max(1, len(numbers) // 12)])
         panel.set_ylim(-0.02, 1.02)
         panel.yaxis.set_major_formatter("{x:.0%}")
         panel.set_title(f"{title}: {cells[TARGET].standing.tokens:,} tokens", loc="left")
     panels[0].set_ylabel("right token is the first choice")
-    panels[0].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
     return figure
 
 
@@ -120,12 +123,12 @@ def slots_figure(found: Diagnosis) -> Any:
     numbers = [1, *(int(name.split()[1]) for name in slots[1:])]
     for bucket, colour, what in ((ALL, "tab:blue", "all tokens"), (found.buckets[0], "tab:cyan", "target unsure")):
         cells = found.cells[bucket]
-        axes.plot(numbers, [_first(cells[name]) for name in slots], "o-", color=colour, label=f"draft, {what}")
-        axes.axhline(_first(cells[TARGET]), linestyle="--", color=colour, label=f"target, {what}")
+        axes.plot(numbers, [_first(cells[name]) for name in slots], "o-", color=colour, label=f"{what}: draft")
+        axes.axhline(_first(cells[TARGET]), linestyle="--", color=colour, label=f"{what}: target")
     axes.set_xticks(numbers)
     axes.set_ylim(-0.02, 1.02)
     axes.yaxis.set_major_formatter("{x:.0%}")
-    axes.set_xlabel("slot: tokens between the anchor and the token that it speaks of, plus one")
+    axes.set_xlabel("slot of the block (later slots do not see an answer's first tokens)")
     axes.set_ylabel("right token is the first choice")
     axes.legend(fontsize=8)
     return figure
@@ -149,6 +152,11 @@ def further_figure(found: Diagnosis) -> Any:
     axes.set_xlabel("net share of tokens placed better (right) or worse (left) than by the draft as it is")
     axes.legend(fontsize=8)
     return figure
+
+
+def _width(name: str) -> float:
+    """The target's line is wide, so that it shows where another lies on it."""
+    return 3.5 if name == TARGET else 1.5
 
 
 def _first(cell: Cell) -> float:

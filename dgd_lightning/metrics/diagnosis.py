@@ -178,7 +178,7 @@ def verdict(name: str, target: Wins, control: Wins, unsure: str) -> Verdict:
     if beats_target and beats_control:
         return Verdict(True, f"GO: the {name} knows something that the target does not, because {where} {numbers}.")
     reason = {
-        (False, True): "it reads its features, but knows no better than the target",
+        (False, True): "it knows no better than the target, though it does read its features",
         (True, False): "what it has over the target, random features have too",
         (False, False): "it knows no better than the target, nor than random features",
     }[beats_target, beats_control]
