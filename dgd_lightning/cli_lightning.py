@@ -158,8 +158,10 @@ class ProjectCLI(LightningCLI):
         """Test; a diagnostic after the checks of predict, since it writes rows too.
 
         Raises:
-            InputError: a diagnostic has nothing to read, or nowhere to write it.
+            InputError: a diagnostic has nothing to read, or nowhere to write it; or the model is one for predict.
         """
+        if isinstance(self.model, Decoding):
+            raise InputError("subcommand", expected="predict, for Decoding", received="test", mend="run `dgd predict`")
         if self._makes_rows():
             self._check_rows_run(Diagnostic)
         self.trainer.test(**kwargs)
