@@ -10,6 +10,7 @@ from callbacks.diagnosis import ALL, MAIN, Cell, Diagnosis
 from dgd_lightning.metrics.diagnosis import Difference, Wins
 from dgd_lightning.modules.diagnostic import ADAPTED, DRAFT, RANDOM, SHUFFLED, TARGET
 
+RANK_LABEL = "mean rank of the right token\n(geometric; higher up: knows better)"
 COLOURS = {
     TARGET: "black",
     DRAFT: "tab:blue",
@@ -91,45 +92,46 @@ def ranks_figure(found: Diagnosis) -> Any:
 
 
 def depth_figure(found: Diagnosis) -> Any:
-    """First choices along the target's layers, with the draft and its controls as lines."""
+    """Mean ranks along the target's layers, with the draft and its controls as lines."""
     figure = _figure(11, 4.2)
-    panels = figure.subplots(1, 2)
+    buckets = _drawn(found)
+    panels = figure.subplots(1, len(buckets), squeeze=False)[0]
     layers = found.group("layer")
     numbers = [int(name.split()[1]) for name in layers]
-    for panel, bucket, title in zip(
-        panels, (found.buckets[0], ALL), (f"Target unsure ({found.buckets[0]})", "All tokens"), strict=True
-    ):
+    for panel, bucket in zip(panels, buckets, strict=True):
+        title = "All tokens" if bucket == ALL else f"Target unsure ({bucket})"
         cells = found.cells[bucket]
-        panel.plot(numbers, [_first(cells[name]) for name in layers], "o-", color="0.45", label="layer, logit lens")
+        panel.plot(
+            numbers, [_mean(cells[name]) for name in layers], "o-", color="0.45", zorder=3, label="layer, logit lens"
+        )
         for name in (TARGET, *_main(found)):
             style = "-" if name in (TARGET, DRAFT, ADAPTED) else "--"
             colour, width = COLOURS[name], _width(name)
-            panel.axhline(_first(cells[name]), linestyle=style, color=colour, linewidth=width, label=name)
+            panel.axhline(_mean(cells[name]), linestyle=style, color=colour, linewidth=width, label=name)
         panel.set_xlabel("layer of the target")
         panel.set_xticks(numbers[:: max(1, len(numbers) // 12)])
-        panel.set_ylim(-0.02, 1.02)
-        panel.yaxis.set_major_formatter("{x:.0%}")
+        _rank_axis(panel)
         panel.set_title(f"{title}: {cells[TARGET].standing.tokens:,} tokens", loc="left")
-    panels[0].set_ylabel("right token is the first choice")
+    panels[0].set_ylabel(RANK_LABEL)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
     return figure
 
 
 def slots_figure(found: Diagnosis) -> Any:
-    """First choices by slot of the draft's blocks."""
+    """Mean ranks by slot of the draft's blocks."""
     figure = _figure(6.5, 4.2)
     axes = figure.subplots()
     slots = [DRAFT, *found.group("slot")]
     numbers = [1, *(int(name.split()[1]) for name in slots[1:])]
-    for bucket, colour, what in ((ALL, "tab:blue", "all tokens"), (found.buckets[0], "tab:cyan", "target unsure")):
+    for bucket in _drawn(found):
         cells = found.cells[bucket]
-        axes.plot(numbers, [_first(cells[name]) for name in slots], "o-", color=colour, label=f"{what}: draft")
-        axes.axhline(_first(cells[TARGET]), linestyle="--", color=colour, label=f"{what}: target")
+        colour, what = ("tab:blue", ALL) if bucket == ALL else ("tab:cyan", "target unsure")
+        axes.plot(numbers, [_mean(cells[name]) for name in slots], "o-", color=colour, label=f"{what}: draft")
+        axes.axhline(_mean(cells[TARGET]), linestyle="--", color=colour, label=f"{what}: target")
     axes.set_xticks(numbers)
-    axes.set_ylim(-0.02, 1.02)
-    axes.yaxis.set_major_formatter("{x:.0%}")
-    axes.set_xlabel("slot of the block (later slots do not see an answer's first tokens)")
-    axes.set_ylabel("right token is the first choice")
+    _rank_axis(axes)
+    axes.set_xlabel("slot of the block (slot j says nothing of an answer's first j − 1 tokens)")
+    axes.set_ylabel(RANK_LABEL)
     axes.legend(fontsize=8)
     return figure
 
@@ -154,13 +156,29 @@ def further_figure(found: Diagnosis) -> Any:
     return figure
 
 
+def _drawn(found: Diagnosis) -> list[str]:
+    """The tokens that decide, where there are any, and all."""
+    return [name for name in (found.buckets[0], ALL) if found.cells[name][TARGET].standing.tokens]
+
+
 def _width(name: str) -> float:
     """The target's line is wide, so that it shows where another lies on it."""
-    return 3.5 if name == TARGET else 1.5
+    return 2.5 if name == TARGET else 1.5
 
 
-def _first(cell: Cell) -> float:
-    return cell.standing.first_choice
+def _mean(cell: Cell) -> float:
+    return cell.standing.mean_rank
+
+
+def _rank_axis(axes: Any) -> None:
+    """Ranks on a log scale, the first one on top."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    axes.invert_yaxis()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter("{x:g}")
 
 
 def _net(won: Wins | None) -> Difference:

@@ -73,10 +73,10 @@ def report(found: Diagnosis) -> Group:
     """Legend, tables and verdict."""
     unsure = found.buckets[0]
     what = [f"{found.tasks} gold answers of {found.contexts} contexts, {len(found.bucket):,} tokens"]
+    if found.kept is not None:
+        what.append(f"adapters kept for {found.kept} of them (elsewhere the adapted draft is the draft)")
     if found.skipped:
         what.append(f"{found.skipped} tasks skipped, too long")
-    if found.kept is not None:
-        what.append(f"adapters kept for {found.kept} contexts; for the others the adapted draft is the draft")
     parts: list[Any] = [
         Text("; ".join(what) + ".\n"),
         Text(LEGEND + "\n"),

@@ -131,7 +131,7 @@ def test_an_adapted_draft_is_read_beside_the_draft(dgd: Dgd, tiny_pair: TinyPair
     run = dgd("test", "--config", written(tmp_path, tiny_pair, model={"ttt": FIT, "save_adapters": True}))
     assert (run.code, run.err) == (0, "")
     assert "draft + TTT" in run.out
-    assert "adapters kept for 6 contexts" in run.out
+    assert "adapters kept for 6 of them" in run.out
     assert "adapted draft" in run.out
     for plain, row in zip(rows_of(folder_of(tmp_path, 0)), rows_of(folder_of(tmp_path, 1)), strict=True):
         assert row["dgd"]["ttt"]["kept"]

@@ -191,5 +191,5 @@ def test_summary_is_json_and_every_picture_is_drawn() -> None:
     made = figures(found)
     assert sorted(made) == ["confidence", "depth", "further", "ranks", "slots"]
     depth = made["depth"].axes[0].lines[0]
-    assert depth.get_xydata().tolist() == [[0.0, 0.0], [1.0, 0.0]]  # layer, share of first choices
+    assert depth.get_xydata() == pytest.approx(np.array([[0, 30], [1, 6]]))  # layer, mean rank
     assert sorted(figures(diagnose(rows("knows"), [0.1]))) == ["confidence", "depth", "slots"]  # nothing decides
