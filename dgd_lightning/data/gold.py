@@ -11,8 +11,8 @@ from dgd_lightning.data.chat import require_unicode
 from dgd_lightning.errors import InputError
 from dgd_lightning.types import Task
 
-# Looked for in this order: the lab's rows, GSM8K, MATH-500, HumanEval.
-GOLD_FIELDS = ("metadata.lab.answer", "answer", "solution", "canonical_solution")
+# Looked for in this order: the lab's rows, MATH-500 (whose ``answer`` is the bare result), HumanEval, GSM8K.
+GOLD_FIELDS = ("metadata.lab.answer", "solution", "canonical_solution", "answer")
 
 
 def gold_answer(task: Task, field: str | None = None) -> str:

@@ -44,8 +44,8 @@ class Diagnostic(PairSources, LightningModule):
             last, which is the target itself; an empty list none.
         slots: read slots 2 … K − 1 of the draft too, each of the block anchored so many tokens before.
         readouts: further readers by name: any readout, such as ``AblatedDraft`` or ``DoLa``.
-        answer_field: dotted path of the gold answer in the rows; None looks for ``metadata.lab.answer``, ``answer``,
-            ``solution``, ``canonical_solution``.
+        answer_field: dotted path of the gold answer in the rows; None looks for ``metadata.lab.answer``, ``solution``,
+            ``canonical_solution``, ``answer``.
         confidence_edges: bounds of the buckets of the target's confidence, ascending; the verdict is about the tokens
             below the first.
         ttt: adapt the draft to every context, and read with the adapted one too; None adapts nothing.

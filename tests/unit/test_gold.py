@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.data.gold import gold_answer
+from dgd_lightning.data.prompts import PromptsData
 from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.gold import confidence, gold_log_probability, gold_rank
 from dgd_lightning.types import Task
@@ -61,6 +63,21 @@ def test_half_precision_is_widened() -> None:
 # Gold answers.
 
 
+@pytest.mark.parametrize(
+    ("file", "field", "id_field", "words"),
+    [
+        ("gsm8k_test.jsonl", "question", None, "#### 18"),
+        ("HumanEval.jsonl.gz", "prompt", "task_id", "    for idx, elem in enumerate(numbers):"),
+    ],
+)
+def test_gold_answers_of_real_data_sets(
+    bench_data: Path, file: str, field: str, id_field: str | None, words: str
+) -> None:
+    tasks = PromptsData(str(bench_data / file), field=field, id_field=id_field).tasks
+    assert words in gold_answer(tasks[0])
+    assert all(map(gold_answer, tasks))
+
+
 def task(**row: Any) -> Task:
     return Task("t1", None, "?", row)
 
@@ -70,8 +87,8 @@ def task(**row: Any) -> Task:
     [
         ({"metadata": {"lab": {"answer": "lab"}}, "answer": "other"}, None, "lab"),
         ({"answer": "gsm"}, None, "gsm"),
-        ({"solution": "math", "answer": "7"}, "solution", "math"),
-        ({"solution": "math"}, None, "math"),
+        ({"solution": "so it is 7", "answer": "7"}, None, "so it is 7"),
+        ({"solution": "so it is 7", "answer": "7"}, "answer", "7"),
         ({"canonical_solution": "    return 1\n"}, None, "    return 1\n"),
         ({"a": {"b": "deep"}}, "a.b", "deep"),
     ],
