@@ -29,11 +29,11 @@ def gold_answer(task: Task, field: str | None = None) -> str:
     found = next((value for value in (_value(task.row, name) for name in names) if value is not None), None)
     if not isinstance(found, str) or not found.strip():
         keys = ", ".join(map(str, task.row)) or "none"
-        rubrics = " CL-bench's rows have rubrics, and no gold answer." if "rubrics" in task.row else ""
+        rubrics = " (CL-bench's rows have rubrics, and no gold answer)" if "rubrics" in task.row else ""
         raise InputError(
             f"task {task.idx}",
             expected=f"a gold answer, a text in the field {' or '.join(map(repr, names))}",
-            received=f"{'none' if found is None else repr(found)[:60]}, in a row with fields {keys}.{rubrics}",
+            received=f"{'none' if found is None else repr(found)[:60]}, in a row with fields {keys}{rubrics}",
             mend="name the field that holds it in model.answer_field, or take data that has one",
         )
     return require_unicode(task, found)
