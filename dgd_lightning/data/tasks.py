@@ -1,4 +1,4 @@
-"""`TaskData`: what every source of tasks shares: filter, limit, grouping, fingerprint, predict dataloader."""
+"""`TaskData`: what every source of tasks shares: filter, limit, grouping, fingerprint, dataloader."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class ContextShards(DistributedSampler[int]):
 
 
 class TaskData(LightningDataModule):
-    """Base of the predict datamodules: a subclass implements `read`.
+    """Base of the datamodules of predict and test: a subclass implements `read`.
 
     Args:
         batch_size: tasks decoded together.
@@ -157,6 +157,8 @@ class TaskData(LightningDataModule):
         self.check_ranks(ranks, together=together)
         shards = ContextShards(self.groups, ranks, rank, together=together)
         return DataLoader(self.groups, batch_size=None, sampler=shards)  # type: ignore[arg-type]
+
+    test_dataloader = predict_dataloader
 
 
 def _keep(tasks: list[Task], key: str, names: Names) -> list[Task]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dgd_lightning.decode.engine import check_prompt, check_request
 from dgd_lightning.decode.readouts import Readout, Stretch, split_taps
+from dgd_lightning.decode.slots import DraftSlots
 
 if TYPE_CHECKING:
     from dgd_lightning.pair import Pair
@@ -26,11 +27,11 @@ class Replayed(NamedTuple):
     first: int  # how many tokens of the answer come before
     tokens: Tensor  # [Q]
     target: Tensor  # [Q, V]
-    readouts: list[Tensor]  # [Q, V] each, in the order of the readouts
+    readouts: list[Tensor]  # [Q, V] each, in the order of the readouts; [Q, K − 1, V] for `DraftSlots`
 
 
 def replay(
-    pair: Pair, prompt: Tensor, answer: Tensor, readouts: Sequence[Readout], *, chunk: int = 64
+    pair: Pair, prompt: Tensor, answer: Tensor, readouts: Sequence[Readout | DraftSlots], *, chunk: int = 64
 ) -> Iterator[Replayed]:
     """Read a prompt and its answer, stretch by stretch: :func:`replays` of one answer."""
     return replays(pair, prompt, [answer], readouts, chunk=chunk)
