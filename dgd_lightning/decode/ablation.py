@@ -16,6 +16,7 @@ from dgd_lightning.errors import InputError
 
 if TYPE_CHECKING:
     from dgd_lightning.pair import Pair
+    from dgd_lightning.target.cache import PositionCache
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,9 @@ class AblatedReading(Wrapped):
         self.layer_ids, self.lengths = tuple(readout.ablate), lengths  # [b]
         self.prompt: list[tuple[dict[int, Tensor], Tensor]] | None = [] if readout.by == "mean" else None
         self.means: dict[int, Tensor] = {}  # [b, 1, H] per layer; none stands for zero
+
+    def share(self, cache: PositionCache, block_size: int) -> None:
+        return  # the proposals' cache has seen the whole features
 
     def extend(self, taps: dict[int, Tensor], positions: Tensor) -> None:
         if self.prompt is not None:

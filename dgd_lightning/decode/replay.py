@@ -39,7 +39,7 @@ def replay(
 
 @torch.no_grad()
 def replays(
-    pair: Pair, prompt: Tensor, answers: Sequence[Tensor], readouts: Sequence[Readout], *, chunk: int = 64
+    pair: Pair, prompt: Tensor, answers: Sequence[Tensor], readouts: Sequence[Readout | DraftSlots], *, chunk: int = 64
 ) -> Iterator[Replayed]:
     """Read a prompt once, and behind it one answer after the other, stretch by stretch.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.decode.engine import Request, capacity
-from dgd_lightning.decode.readouts import DraftReadout, Plain, Stretch
+from dgd_lightning.decode.readouts import DraftReadout, Reading, Stretch
 
 if TYPE_CHECKING:
     from dgd_lightning.pair import Pair
@@ -41,7 +41,7 @@ class DraftSlots:
         return SlotsReading(pair, request, width)
 
 
-class SlotsReading(Plain):
+class SlotsReading(Reading):
     """See `DraftSlots`."""
 
     def __init__(self, pair: Pair, request: Request, width: int) -> None:

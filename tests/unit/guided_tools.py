@@ -15,6 +15,7 @@ from tiny import make_target
 from torch import Tensor
 
 from dgd_lightning.decode import guided
+from dgd_lightning.decode.ablation import AblatedDraft
 from dgd_lightning.decode.blending import Blend
 from dgd_lightning.decode.controls import MatchedEntropy, Noise
 from dgd_lightning.decode.readouts import (
@@ -41,6 +42,7 @@ READOUTS = (
     "other",
     "noise",
     "entropy",
+    "ablated",
 )
 
 Read = Callable[[list[int]], Tensor]  # a text -> the readout's logits [V] for its next token
@@ -49,6 +51,12 @@ Read = Callable[[list[int]], Tensor]  # a text -> the readout's logits [V] for i
 def without_context(prompts: Sequence[Tensor]) -> list[Tensor]:
     """The last third of each prompt, one token at least, and another last token than the prompt's."""
     return [(prompt[-max(1, len(prompt) // 3) :] + 1) % 60 for prompt in prompts]
+
+
+def tapped(pair: Pair) -> tuple[int, ...]:
+    """Layers that the draft reads."""
+    assert pair.draft is not None
+    return tuple(pair.draft.config.target_layer_ids)
 
 
 def readout_of(name: str, pair: Pair, prompts: Sequence[Tensor]) -> Readout:
@@ -68,6 +76,7 @@ def readout_of(name: str, pair: Pair, prompts: Sequence[Tensor]) -> Readout:
         "without": WithoutContext(without_context(prompts)),
         "noise": Noise(seed=5),
         "entropy": MatchedEntropy(),
+        "ablated": AblatedDraft(tapped(pair)[:1]),
     }
     return readouts[name]
 
