@@ -23,11 +23,12 @@ from dgd_lightning.errors import InputError
 from dgd_lightning.modules.decoding import Decoding
 from dgd_lightning.modules.export import require_writable
 
-PLUGIN_PACKAGES = ("dgd_lightning.data", "dgd_lightning.modules", "dgd_lightning.lab", "callbacks")
+ROOMS = ("data", "decode", "modules", "lab")
+PLUGIN_PACKAGES = (*(f"dgd_lightning.{room}" for room in ROOMS), "callbacks")
 
 
 def import_plugins() -> None:
-    """Imports the project's modules, datamodules and callbacks: only imported classes resolve by their short names."""
+    """Imports what YAML may name: only imported classes resolve by their short names."""
     for package in PLUGIN_PACKAGES:
         for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
             importlib.import_module(f"{package}.{info.name}")
