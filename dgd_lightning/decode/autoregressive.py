@@ -28,6 +28,7 @@ def autoregressive_generate(
     top_p: float | None = None,
     stop_token_ids: Sequence[int] | None = None,
     seed: int | Sequence[int] | None = None,
+    num_return_sequences: int = 1,
     on_progress: OnProgress | None = None,
     prefix: Prefix | None = None,
     noise: Noise | None = None,
@@ -43,12 +44,13 @@ def autoregressive_generate(
         top_p: draw among the smallest set of likeliest tokens with this mass only.
         stop_token_ids: None for the target's own; an empty list for none.
         seed: one integer (row seeds are derived from it), one per row, or None for fresh entropy (kept in the trace).
+        num_return_sequences: rows per prompt, which share its prefill and draw from seeds of their own.
         on_progress: called after the prefill and after every cycle.
         prefix: what of a single prompt is read already.
         noise: in place of the seeded noise, for tests that enumerate every outcome.
 
     Returns:
-        B outputs in the order of the prompts; every acceptance length is 1.
+        Outputs in the order of the prompts, ``num_return_sequences`` per prompt; every acceptance length is 1.
 
     Raises:
         InputError: an unusable argument, or a prompt that does not fit the target with its new tokens.
@@ -62,6 +64,7 @@ def autoregressive_generate(
         top_p=top_p,
         stop_token_ids=stop_token_ids,
         seed=seed,
+        num_return_sequences=num_return_sequences,
     )
     if prefix is not None:
         check_prefix(prefix, request, 1)
@@ -73,4 +76,4 @@ def autoregressive_generate(
         )  # [b, 1]
         batch.commit(Verdict(tokens, torch.ones_like(batch.last)))
         batch.synchronise()
-    return batch.outputs(drafting=False)
+    return batch.outputs(drafts=0)

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from dgd_lightning.decode.blending import entropy
 from dgd_lightning.decode.engine import Request
-from dgd_lightning.decode.readouts import DraftReadout, Plain, Reading, Readout, Stretch, wide
+from dgd_lightning.decode.readouts import DraftReadout, Reading, Readout, Stretch, wide
 from dgd_lightning.seeds import mixed_seed
 
 if TYPE_CHECKING:
     from dgd_lightning.pair import Pair
+    from dgd_lightning.target.cache import PositionCache
 
 
 @dataclass(frozen=True)
@@ -43,17 +44,21 @@ class Noise(Readout):
         return NoiseReading(self.like.begin(pair, request, width), request, self.seed)
 
 
-class Wrapped(Plain):
+class Wrapped(Reading):
     """A reading that is made from another one's."""
 
     def __init__(self, inner: Reading) -> None:
-        self.inner, self.caches = inner, inner.caches
+        self.inner, self.caches, self.drafts = inner, inner.caches, inner.drafts
 
     def extend(self, taps: dict[int, Tensor], positions: Tensor) -> None:
         self.inner.extend(taps, positions)
 
     def ready(self) -> None:
         self.inner.ready()
+
+    def share(self, cache: PositionCache, block_size: int) -> None:
+        self.inner.share(cache, block_size)
+        self.caches = self.inner.caches
 
     def select(self, rows: Tensor) -> None:
         self.inner.select(rows)

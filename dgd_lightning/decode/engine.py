@@ -26,14 +26,15 @@ if TYPE_CHECKING:
 
 
 class Request(NamedTuple):
-    """Checked input of one batch."""
+    """Checked input of one batch: B prompts, and R rows that go on from them."""
 
     ids: Tensor  # [B, S] on CPU, padded on the right with 0
-    lengths: list[int]
+    lengths: list[int]  # B
     max_new_tokens: int
     sampling: SamplingParams
     stop_token_ids: tuple[int, ...]
     seeds: list[int] | None  # one per row; None for greedy decoding
+    rows: list[int]  # R numbers of prompts, prompt by prompt: rows of one prompt share its prefill
 
 
 class Progress(NamedTuple):
@@ -69,6 +70,7 @@ def check_request(
     top_p: float | None = None,
     stop_token_ids: Sequence[int] | None = None,
     seed: int | Sequence[int] | None = None,
+    num_return_sequences: int = 1,
 ) -> Request:
     """Check a decoder's arguments and pad the prompts.
 
@@ -76,6 +78,7 @@ def check_request(
         prompts: 1-D integer tensors, none empty.
         stop_token_ids: tokens that end a row; None for those the target names, else the tokenizer's end of sequence.
         seed: as in ``row_seeds``; unused for greedy decoding.
+        num_return_sequences: rows per prompt.
 
     Raises:
         InputError: an argument is unusable, or a prompt with its new tokens exceeds the target's positions.
@@ -83,6 +86,7 @@ def check_request(
     target = pair.target
     sampling = sampling_params(temperature, top_k, top_p)
     _check_count("max_new_tokens", max_new_tokens)
+    _check_count("num_return_sequences", num_return_sequences)
     if isinstance(prompts, Tensor) or len(prompts) == 0:
         raise InputError(
             "prompts",
@@ -105,13 +109,14 @@ def check_request(
         max_new_tokens=max_new_tokens,
         sampling=sampling,
         stop_token_ids=_stop_tokens(pair, stop_token_ids),
-        seeds=None if sampling.greedy else row_seeds(seed, len(rows)),
+        seeds=None if sampling.greedy else row_seeds(seed, len(rows) * num_return_sequences),
+        rows=[i for i in range(len(rows)) for _ in range(num_return_sequences)],
     )
 
 
 def _check_count(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(name, expected="an integer of at least 1", received=repr(value), mend=f"use e.g. {name}=64")
+        raise InputError(name, expected="an integer of at least 1", received=repr(value), mend=f"use e.g. {name}=4")
 
 
 def check_prompt(name: str, prompt: Any, vocab_size: int) -> Tensor:
@@ -164,11 +169,11 @@ def check_prefix(prefix: Prefix, request: Request, width: int) -> None:
     """
     ids, need = prefix.ids, capacity(request, width)
     own = request.ids[0, : request.lengths[0]]
-    if len(request.lengths) != 1 or len(own) <= len(ids) or not torch.equal(own[: len(ids)], ids):
+    if len(request.rows) != 1 or len(own) <= len(ids) or not torch.equal(own[: len(ids)], ids):
         raise InputError(
             "prefix",
-            expected=f"one prompt that begins with the prefix's {len(ids)} tokens and has more",
-            received=f"{len(request.lengths)} prompts, the first of {len(own)} tokens",
+            expected=f"one row whose prompt begins with the prefix's {len(ids)} tokens and has more",
+            received=f"{len(request.rows)} rows, the first prompt of {len(own)} tokens",
             mend="decode other prompts without it",
         )
     smallest = min(cache.capacity for cache in (prefix.cache, prefix.draft_cache) if cache is not None)
@@ -196,7 +201,7 @@ def capacity(request: Request, width: int) -> int:
 def _table(request: Request, width: int) -> Tensor:
     """[B, P, 3]; for greedy decoding P is 0, so that reading it would fail."""
     if request.seeds is None:
-        return noise_table([0] * len(request.lengths), 0)
+        return noise_table([0] * len(request.rows), 0)
     return noise_table(request.seeds, request.max_new_tokens + width)
 
 
@@ -222,7 +227,8 @@ class Batch:
         companions: Sequence[PositionCache] = (),
         prefix: Prefix | None = None,
         hold_last: bool = False,
-        on_select: Callable[[Tensor], None] | None = None,
+        on_prompts: Callable[[], None] | None = None,
+        on_select: Callable[[list[int]], None] | None = None,
         noise: Noise | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
@@ -232,29 +238,37 @@ class Batch:
             width: most tokens that a cycle may commit per row (K).
             layer_ids: layers whose features every forward gives.
             on_features: called with the prompts' features [B, C, F·H] and positions [B, C], chunk by chunk.
-            companions: other caches of the same rows, which lose a row when the batch does.
+            companions: other caches, made for the prompts like ``cache``; their rows become and stay the batch's.
             prefix: what is read already (see :func:`check_prefix`).
             hold_last: leave each prompt's last token to the caller, who reads it and calls :meth:`begin`.
-            on_select: called with the rows [r] that stay, whenever finished ones leave.
+            on_prompts: called once the prompts are read, while all caches still have a row per prompt.
+            on_select: called with the rows that stay, as they are numbered now, whenever finished ones leave.
             noise: instead of the noise of the request's seeds.
         """
         began = time.perf_counter()
-        device, batch = target.device, len(request.lengths)
+        device, batch, prompts = target.device, len(request.rows), len(request.lengths)
+        self.lengths = [request.lengths[prompt] for prompt in request.rows]  # R, of each row's prompt
         self.target, self.request, self.width, self.layer_ids = target, request, width, layer_ids
         self.on_progress, self.on_select = on_progress, on_select
-        self.starts = torch.tensor(request.lengths, device=device)  # [b]
+        self.starts = torch.tensor(self.lengths, device=device)  # [b]
         self.noise: Noise = noise or TableNoise(_table(request, width).to(device), self.starts)
-        self.cache = target.new_cache(batch, capacity(request, width)) if prefix is None else prefix.cache
+        self.cache = target.new_cache(prompts, capacity(request, width)) if prefix is None else prefix.cache
         self.caches = [self.cache, *companions]
         known = 0 if prefix is None else len(prefix.ids)
         held = int(hold_last)
         ids = request.ids[:, known : request.ids.shape[1] - held].to(device)  # [B, S]
         logits = None
         if ids.shape[1]:
-            lengths = (self.starts - known - held).clamp(min=1)
+            lengths = (torch.tensor(request.lengths, device=device) - known - held).clamp(min=1)  # [B]
             logits = target.prefill(
                 ids, lengths, self.cache, start=known, layer_ids=layer_ids, on_features=on_features
-            ).logits
+            ).logits  # [B, V]
+        if on_prompts is not None:
+            on_prompts()
+        prompt = torch.tensor(request.rows, device=device)  # [b]
+        if batch > prompts:  # a prompt's rows go on from copies of what was read once
+            for cache in self.caches:
+                cache.select(prompt)
         self.stops = torch.tensor(request.stop_token_ids, dtype=torch.long, device=device)  # [n]
         self.slots = torch.arange(width, device=device)  # [K]
         self.tokens = torch.zeros(batch, request.max_new_tokens + width, dtype=torch.long, device=device)  # [B, T + K]
@@ -265,15 +279,15 @@ class Batch:
         self.done = torch.zeros(batch, dtype=torch.bool, device=device)  # [b]
         self.live = list(range(batch))  # original numbers of the rows in the tensors above
         self.active = list(range(batch))  # those not finished
-        self.ends = [length - 1 for length in request.lengths]  # host copy of the anchors, for all rows
+        self.ends = [length - 1 for length in self.lengths]  # host copy of the anchors, for all rows
         self.verified: list[list[int]] = [[] for _ in range(batch)]
         self.accepted: list[list[int]] = [[] for _ in range(batch)]
         self.began = began
         if hold_last:
-            self.last = request.ids.to(device).gather(1, self.anchors[:, None])[:, 0]
+            self.last = request.ids.to(device)[prompt].gather(1, self.anchors[:, None])[:, 0]
         else:
             assert logits is not None
-            self.begin(choose(logits[:, None], request.sampling, self.noise, self.starts[:, None]))
+            self.begin(choose(logits[prompt, None], request.sampling, self.noise, self.starts[:, None]))
 
     def begin(self, first: Tensor) -> None:
         """Commit the first tokens [B, 1]; with them the prefill ends."""
@@ -328,7 +342,7 @@ class Batch:
                 self.active.remove(row)
         self.decode_ended = time.perf_counter()
         if self.on_progress is not None:
-            committed = sum(end + 1 - length for end, length in zip(self.ends, self.request.lengths, strict=True))
+            committed = sum(end + 1 - length for end, length in zip(self.ends, self.lengths, strict=True))
             verifications = sum(len(lengths) for lengths in self.verified)
             self.on_progress(Progress(committed, verifications, len(self.ends), len(self.active)))
         if self.active and 2 * len(self.active) <= len(self.live):
@@ -336,7 +350,8 @@ class Batch:
 
     def _drop_finished(self) -> None:
         active = set(self.active)
-        keep = torch.tensor([i for i, row in enumerate(self.live) if row in active], device=self.index.device)  # [r]
+        stay = [i for i, row in enumerate(self.live) if row in active]
+        keep = torch.tensor(stay, device=self.index.device)  # [r]
         self.live = [row for row in self.live if row in active]
         for cache in self.caches:
             cache.select(keep)
@@ -344,19 +359,24 @@ class Batch:
         for name in ("starts", "index", "limits", "anchors", "last", "done"):
             setattr(self, name, getattr(self, name)[keep])
         if self.on_select is not None:
-            self.on_select(keep)
+            self.on_select(stay)
 
-    def outputs(self, *, drafting: bool) -> list[DecodeOutput]:
-        """The finished rows, in the order of the prompts."""
+    def outputs(self, *, drafts: int | Sequence[int]) -> list[DecodeOutput]:
+        """The finished rows, in the order of the prompts.
+
+        Args:
+            drafts: forwards of the draft per cycle, of all rows or of each.
+        """
         tokens = self.tokens.cpu()  # [B, T + K]
-        counts = [end + 1 - length for end, length in zip(self.ends, self.request.lengths, strict=True)]
+        counts = [end + 1 - length for end, length in zip(self.ends, self.lengths, strict=True)]
         outputs = []
+        per_cycle = [drafts] * len(counts) if isinstance(drafts, int) else drafts
         for row, count in enumerate(counts):
             forwards = len(self.verified[row])
             trace = DecodeTrace(
                 verified_lengths=self.verified[row],
                 target_forwards=forwards,
-                draft_forwards=forwards if drafting else 0,
+                draft_forwards=forwards * per_cycle[row],
                 prefill_seconds=self.prefill_seconds,
                 decode_seconds=self.decode_ended - self.decode_began,
                 batch_tokens=sum(counts) - len(counts),

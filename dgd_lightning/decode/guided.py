@@ -8,17 +8,19 @@ greedy, by rejection against the proposal's own distribution otherwise. The outp
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dgd_lightning.decode.blending import Blend, Schedule, Space, as_schedule
-from dgd_lightning.decode.engine import Batch, OnProgress, Request, check_request, choose
+from dgd_lightning.decode.engine import Batch, Forward, OnProgress, Request, check_request, choose
+from dgd_lightning.decode.lanes import Lane
 from dgd_lightning.decode.noise import Noise
-from dgd_lightning.decode.readouts import DraftReadout, Readout, Stretch, split_taps
+from dgd_lightning.decode.readouts import DraftReadout, Readout, Stretch, split_taps, wide
 from dgd_lightning.decode.sampling import probabilities
-from dgd_lightning.decode.speculative import Drafter, check_block_size, check_draft, propose
+from dgd_lightning.decode.speculative import Drafter, Proposal, check_block_size, check_draft, propose
 from dgd_lightning.decode.verify import Verdict, verify_match, verify_rejection
 from dgd_lightning.errors import InputError
 from dgd_lightning.types import DecodeOutput
@@ -41,6 +43,7 @@ def guided_generate(
     top_p: float | None = None,
     stop_token_ids: Sequence[int] | None = None,
     seed: int | Sequence[int] | None = None,
+    num_return_sequences: int = 1,
     block_size: int | None = None,
     space: Space = "logits",
     candidates: int | None = None,
@@ -53,16 +56,16 @@ def guided_generate(
 
     Args:
         pair: target and draft; a draft may be missing where neither readout nor ``speculative`` needs one.
-        prompts, max_new_tokens, temperature, top_k, top_p, stop_token_ids, seed, on_progress, noise:
-            as in ``autoregressive_generate``; temperature and filters apply to the blend.
-        beta: of all rows, or one per row: several β of one prompt are rows of one batch.
+        prompts, max_new_tokens, temperature, top_k, top_p, stop_token_ids, seed, num_return_sequences, on_progress,
+            noise: as in ``autoregressive_generate``; temperature and filters apply to the blend.
+        beta: of all rows, or one per row.
         readout: ``draft``, or any :class:`~dgd_lightning.decode.readouts.Readout`.
         speculative: several tokens per target forward; False decodes token by token, with the same law.
         block_size: K of the proposals, as in ``speculative_generate``.
         space, candidates, plausibility, schedule: see :class:`~dgd_lightning.decode.blending.Blend`.
 
     Returns:
-        B outputs in the order of the prompts.
+        Outputs in the order of the prompts, ``num_return_sequences`` per prompt.
 
     Raises:
         InputError: an unusable argument, or a readout that the pair or the prompts can't serve.
@@ -77,57 +80,150 @@ def guided_generate(
         top_p=top_p,
         stop_token_ids=stop_token_ids,
         seed=seed,
+        num_return_sequences=num_return_sequences,
     )
-    width = 1
-    if speculative:
-        width = check_block_size(check_draft(pair).config.block_size, block_size)
-    loop = Guided(pair, request, blend, as_readout(readout), width, noise, on_progress)
-    while loop.batch.active:
-        loop.cycle()
-        loop.batch.synchronise()
-    return loop.batch.outputs(drafting=speculative)
+    width = check_block_size(check_draft(pair).config.block_size, block_size) if speculative else 1
+    rows = list(range(len(request.rows)))
+    lane = Lane(blend, as_readout(readout).begin(pair, request, width), rows, blend.betas(len(rows)))
+    return Guided(pair, request, [lane], as_readout(readout).layers(pair), width, noise, on_progress).run()
+
+
+class Guidance(NamedTuple):
+    """One of the ways in which :func:`guided_sweep` decodes every prompt."""
+
+    blend: Blend
+    readout: Readout | str = "draft"
+
+
+@torch.no_grad()
+def guided_sweep(
+    pair: Pair,
+    prompts: Sequence[Tensor],
+    ways: Sequence[Guidance],
+    *,
+    max_new_tokens: int,
+    speculative: bool = True,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_token_ids: Sequence[int] | None = None,
+    seed: int | Sequence[int] | None = None,
+    block_size: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> list[list[DecodeOutput]]:
+    """Decode every prompt in several ways at once: prompts are read once, and all ways share the target's forwards.
+
+    Args:
+        pair, prompts, max_new_tokens, speculative, temperature, top_k, top_p, stop_token_ids, block_size, on_progress:
+            as in :func:`guided_generate`.
+        ways: several β, readouts, constraints; each is a row per prompt. Equal readouts share their forwards too.
+        seed: as in ``autoregressive_generate``, per prompt: all ways of a prompt draw with the same noise.
+
+    Returns:
+        For each way the outputs of the prompts, equal to those of ``guided_generate`` up to rounding.
+
+    Raises:
+        InputError: see :func:`guided_generate`.
+    """
+    if not ways or not all(isinstance(way, Guidance) and isinstance(way.blend.beta, int | float) for way in ways):
+        raise InputError(
+            "ways",
+            expected="a list of Guidance, each with one β",
+            received=repr(ways),
+            mend="use e.g. [Guidance(Blend(0.1)), Guidance(Blend(0.3))]",
+        )
+    request = check_request(
+        pair,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        stop_token_ids=stop_token_ids,
+        seed=seed,
+    )
+    count = len(ways)
+    request = request._replace(
+        rows=[prompt for prompt in request.rows for _ in ways],
+        seeds=request.seeds and [own for own in request.seeds for _ in ways],
+    )
+    width = check_block_size(check_draft(pair).config.block_size, block_size) if speculative else 1
+    alike: dict[Any, list[int]] = {}
+    for number, way in enumerate(ways):
+        alike.setdefault((_key(way.readout), replace(way.blend, beta=0.0)), []).append(number)
+    lanes, layers = [], ()  # type: list[Lane], tuple[int, ...]
+    for numbers in alike.values():
+        blend, readout = ways[numbers[0]].blend, as_readout(ways[numbers[0]].readout)
+        rows = [prompt * count + number for prompt in range(len(prompts)) for number in numbers]
+        betas = [float(ways[row % count].blend.beta) for row in rows]  # type: ignore[arg-type]
+        lanes.append(Lane(blend, readout.begin(pair, request, width), rows, betas))
+        layers += readout.layers(pair)
+    outputs = Guided(pair, request, lanes, layers, width, None, on_progress).run()
+    return [outputs[number::count] for number in range(count)]
+
+
+def _key(readout: Readout | str) -> Any:
+    """Equal for equal readouts; of those that can't be compared, for the same object only."""
+    try:
+        hash(readout)
+    except TypeError:
+        return id(readout)
+    return readout
 
 
 class Guided:
-    """One batch: the target, the readout's reading, and with ``width`` > 1 the draft that proposes."""
+    """One batch: the target, what it is blended with, and with ``width`` > 1 the draft that proposes.
+
+    Args:
+        pair, request, noise, on_progress: as everywhere.
+        lanes: between them they have every row.
+        layers: of the target, which their readouts need.
+        width: K of the proposals; 1 decodes token by token.
+    """
 
     def __init__(
         self,
         pair: Pair,
         request: Request,
-        blend: Blend,
-        readout: Readout,
+        lanes: list[Lane],
+        layers: Sequence[int],
         width: int,
         noise: Noise | None,
         on_progress: OnProgress | None,
     ) -> None:
-        target = pair.target
-        betas = torch.tensor(blend.betas(len(request.lengths)), dtype=torch.float64, device=target.device)
-        self.blend, self.betas, self.width, self.request = blend, betas, width, request
-        draft = pair.draft
-        proposed = tuple(draft.config.target_layer_ids) if width > 1 and draft is not None else ()
-        self.proposed = proposed
-        self.layer_ids = tuple(dict.fromkeys((*proposed, *readout.layers(pair))))
-        self.reading = readout.begin(pair, request, width)
+        target, draft = pair.target, pair.draft
+        self.lanes, self.width, self.request, self.device = lanes, width, request, target.device
         self.drafter = Drafter(target, draft, request, width) if width > 1 and draft is not None else None
-        own = [] if self.drafter is None else [self.drafter.cache]
+        self.proposed = tuple(draft.config.target_layer_ids) if self.drafter is not None and draft is not None else ()
+        self.layer_ids = tuple(dict.fromkeys((*self.proposed, *layers)))
+        if self.drafter is not None and len(lanes) == 1:
+            lanes[0].reading.share(self.drafter.cache, width)
+        proposals = int(self.drafter is not None)
+        self.drafts = {row: proposals + lane.reading.drafts for lane in lanes for row in lane.rows}
         self.batch = Batch(
             target,
             request,
             width=width,
             layer_ids=self.layer_ids,
             on_features=self._extend,
-            companions=[*own, *self.reading.caches],
+            companions=[] if self.drafter is None else [self.drafter.cache],
+            on_prompts=self._ready,
             on_select=self._select,
             hold_last=True,
             noise=noise,
             on_progress=on_progress,
         )
-        self.reading.ready()
         # The prompts' last tokens are a stretch like any other, which gives the first token.
         first = self._guided(self.batch.last[:, None], self.batch.positions(1))
         tokens = choose(first, request.sampling, self.batch.noise, self.batch.positions(1) + 1)
         self.batch.begin(tokens)
+
+    def run(self) -> list[DecodeOutput]:
+        """Decode all rows to their ends."""
+        while self.batch.active:
+            self.cycle()
+            self.batch.synchronise()
+        return self.batch.outputs(drafts=[self.drafts[row] for row in range(len(self.request.rows))])
 
     def cycle(self) -> None:
         """Draft, read, blend, commit what the blend agrees with."""
@@ -138,7 +234,8 @@ class Guided:
             batch.commit(Verdict(tokens, torch.ones_like(batch.last)))
             return
         proposal = propose(self.drafter, batch, positions, "rejection")
-        guided = self._guided(torch.cat([batch.last[:, None], proposal.tokens], dim=1), positions)  # [b, K, V]
+        block = torch.cat([batch.last[:, None], proposal.tokens], dim=1)
+        guided = self._guided(block, positions, proposal)  # [b, K, V]
         if proposal.q is None:
             verdict = verify_match(proposal.tokens, guided.argmax(-1))
         else:
@@ -146,25 +243,39 @@ class Guided:
             verdict = verify_rejection(proposal.tokens, proposal.q, p, batch.noise, positions + 1)
         batch.commit(verdict)
 
-    def _guided(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Blended logits [b, Q, V] after tokens [b, Q]: one forward of the target, one of the readout."""
-        forward = self.batch.step(tokens, positions)
+    def _guided(self, tokens: Tensor, positions: Tensor, proposal: Proposal | None = None) -> Tensor:
+        """Blended logits [b, Q, V] after tokens [b, Q]: one forward of the target, one of each readout."""
+        forward: Forward = self.batch.step(tokens, positions)
         self._extend(forward.features, positions)
         longest = self.batch.longest + tokens.shape[1] - 1
-        stretch = Stretch(tokens, positions, forward.logits, split_taps(forward.features, self.layer_ids), longest)
-        readout = self.reading.logits(stretch)
+        taps = split_taps(forward.features, self.layer_ids)
+        stretch = Stretch(tokens, positions, forward.logits, taps, longest, proposal and proposal.first)
         step = positions + 1 - self.batch.starts[:, None]  # tokens generated before the one that is chosen
-        return self.blend.mix(forward.logits, readout, self.betas, step)
+        if len(self.lanes) == 1:
+            return self.lanes[0].mix(stretch, step)
+        guided = wide(forward.logits).clone()
+        for lane in self.lanes:
+            if lane.rows:
+                guided[lane.rows if lane.index is None else lane.index] = lane.mix(stretch, step)
+        return guided
 
     def _extend(self, features: Tensor, positions: Tensor) -> None:
         taps = split_taps(features, self.layer_ids)
         if self.drafter is not None:
             self.drafter.extend(torch.cat([taps[i] for i in self.proposed], dim=-1), positions)
-        self.reading.extend(taps, positions)
+        for lane in self.lanes:
+            if lane.rows:
+                lane.extend(taps, positions)
 
-    def _select(self, rows: Tensor) -> None:
-        self.betas = self.betas[rows]
-        self.reading.select(rows)
+    def _ready(self) -> None:
+        for lane in self.lanes:
+            lane.reading.ready()
+            lane.spread(self.request.rows, self.device)
+
+    def _select(self, stay: list[int]) -> None:
+        for lane in self.lanes:
+            if lane.rows:
+                lane.select(stay)
 
 
 def as_readout(readout: Readout | str) -> Readout:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,31 +36,37 @@ class Stretch(NamedTuple):
     logits: Tensor  # [b, Q, V], the target's own
     taps: dict[int, Tensor]  # per tapped layer, [b, Q, H]
     longest: int  # host-known, at least the largest position
+    proposed: Tensor | None = None  # [b, V], slot 1 of the proposals' blocks, which are anchored at the first position
 
 
-class Reading(Protocol):
-    """A readout at work on one batch."""
+class Reading(ABC):
+    """A readout at work on one batch. Only `logits` must be written; what keeps nothing needs no more."""
 
-    caches: Sequence[PositionCache]  # lose a row when the batch does
+    caches: Sequence[PositionCache] = ()  # of its own: their rows are selected as its own are
+    drafts = 0  # forwards of the draft per stretch
 
-    def extend(self, taps: dict[int, Tensor], positions: Tensor) -> None:
+    def extend(self, taps: dict[int, Tensor], positions: Tensor) -> None:  # noqa: B027
         """Take up states [b, S, H] at positions [b, S]: of prompts, chunk by chunk; of every stretch before its logits.
 
         Rejected positions come too: they lie beyond the row's end, and come again.
         """
-        ...
 
-    def ready(self) -> None:
+    def ready(self) -> None:  # noqa: B027
         """The prompts, all but their last tokens, are read."""
-        ...
 
+    def share(self, cache: PositionCache, block_size: int) -> None:  # noqa: B027
+        """The proposals' draft cache, of the same rows and fed with the target's features: it may be read.
+
+        ``block_size``: K of the proposals.
+        """
+
+    @abstractmethod
     def logits(self, stretch: Stretch) -> Tensor:
         """[b, Q, V]: for the token after each position."""
         ...
 
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows [r] only (caches are selected by the batch)."""
-        ...
+    def select(self, rows: Tensor) -> None:  # noqa: B027
+        """Have these rows [r], in this order; a row may come several times (``caches`` are selected by the caller)."""
 
 
 class Readout(ABC):
@@ -79,21 +85,6 @@ class Readout(ABC):
             InputError: the pair or the request can't serve it.
         """
         ...
-
-
-class Plain:
-    """A reading that keeps nothing."""
-
-    caches: Sequence[PositionCache] = ()
-
-    def extend(self, taps: dict[int, Tensor], positions: Tensor) -> None:
-        return
-
-    def ready(self) -> None:
-        return
-
-    def select(self, rows: Tensor) -> None:
-        return
 
 
 # The draft.
@@ -136,14 +127,17 @@ class DraftReadout(Readout):
         return DraftReading(pair, request, width, size, self)
 
 
-class DraftReading(Plain):
-    """See `DraftReadout`. It has a draft cache of its own: the proposals' may be fed with other features."""
+class DraftReading(Reading):
+    """See `DraftReadout`. It has a draft cache of its own unless the proposals' has the same in it."""
+
+    drafts = 1
 
     def __init__(self, pair: Pair, request: Request, width: int, size: int, readout: DraftReadout) -> None:
         self.target, self.draft, self.size, self.readout = pair.target, _draft(pair), size, readout
         rows, room = len(request.lengths), capacity(request, width)
         self.cache = self.draft.new_cache(rows, room)
         self.caches = [self.cache]
+        self.shared = 0  # K of the proposals whose cache it is
         self.lengths = request.lengths
         masks = torch.full((size - 1,), self.draft.config.mask_token_id, device=pair.target.device)
         self.masks = pair.target.embed(masks)  # [K − 1, H]
@@ -157,7 +151,13 @@ class DraftReading(Plain):
     def layer_ids(self) -> tuple[int, ...]:
         return tuple(self.draft.config.target_layer_ids)
 
+    def share(self, cache: PositionCache, block_size: int) -> None:
+        if self.readout.features == "own":
+            self.cache, self.caches, self.shared = cache, [], block_size
+
     def extend(self, taps: dict[int, Tensor], positions: Tensor) -> None:
+        if self.shared:
+            return
         states = torch.stack([taps[i] for i in self.layer_ids], dim=2)  # [b, S, F, H]
         if self.readout.features == "random":
             noise = self.noise[positions]  # [b, S, F, H]
@@ -183,13 +183,17 @@ class DraftReading(Plain):
         self.draft.extend(self.cache, shuffled.flatten(2), positions)
 
     def logits(self, stretch: Stretch) -> Tensor:
-        rows, count = stretch.tokens.shape
-        anchors = self.target.embed(stretch.tokens)[:, :, None]  # [b, Q, 1, H]
+        known = stretch.proposed if self.size == self.shared else None  # the same block over the same context
+        first = 0 if known is None else 1
+        tokens, positions = stretch.tokens[:, first:], stretch.positions[:, first:]
+        rows, count = tokens.shape
+        anchors = self.target.embed(tokens)[:, :, None]  # [b, Q, 1, H]
         blocks = torch.cat([anchors, self.masks.expand(rows, count, -1, -1)], dim=2).flatten(1, 2)  # [b, Q·K, H]
         hidden = self.draft.block(
-            self.cache, blocks, stretch.positions, longest_anchor=stretch.longest, keep_cache=True
-        )  # [b, Q·K, H]
-        return self.target.lm_head(hidden.unflatten(1, (count, self.size))[:, :, 1])
+            self.cache, blocks, positions, longest_anchor=stretch.longest, keep_cache=True, slot=1
+        )  # [b, Q, H]
+        logits = self.target.lm_head(hidden)
+        return logits if known is None else torch.cat([known[:, None], logits], dim=1)
 
 
 # Layers of the target.
@@ -214,7 +218,7 @@ class LogitLens(Readout):
         return LensReading(pair.target, self)
 
 
-class LensReading(Plain):
+class LensReading(Reading):
     """See `LogitLens`."""
 
     def __init__(self, target: Target, readout: LogitLens) -> None:
@@ -248,7 +252,7 @@ class DoLa(Readout):
         return DoLaReading(pair.target, self)
 
 
-class DoLaReading(Plain):
+class DoLaReading(Reading):
     """See `DoLa`."""
 
     def __init__(self, target: Target, readout: DoLa) -> None:
@@ -330,7 +334,7 @@ class WithoutContext(Readout):
         return PromptReading(pair.target, request, width, ids, [len(row) for row in rows])
 
 
-class PromptReading(Plain):
+class PromptReading(Reading):
     """A causal LM behind prompts of its own, which reads what the batch decodes."""
 
     def __init__(self, model: Target, request: Request, width: int, ids: Tensor, lengths: list[int]) -> None:

@@ -39,6 +39,7 @@ class Proposal(NamedTuple):
 
     tokens: Tensor  # [B, K - 1]
     q: Tensor | None  # [B, K - 1, V] what they were drawn from; None where they are the argmax
+    first: Tensor | None = None  # [B, V] logits of slot 1: what the draft reads out at the anchor
 
 
 @torch.no_grad()
@@ -52,6 +53,7 @@ def speculative_generate(
     top_p: float | None = None,
     stop_token_ids: Sequence[int] | None = None,
     seed: int | Sequence[int] | None = None,
+    num_return_sequences: int = 1,
     block_size: int | None = None,
     scheme: Scheme = "rejection",
     on_progress: OnProgress | None = None,
@@ -68,15 +70,15 @@ def speculative_generate(
 
     Args:
         pair: target and draft.
-        prompts, max_new_tokens, temperature, top_k, top_p, stop_token_ids, seed, on_progress, prefix, noise:
-            as in ``autoregressive_generate``.
+        prompts, max_new_tokens, temperature, top_k, top_p, stop_token_ids, seed, num_return_sequences, on_progress,
+            prefix, noise: as in ``autoregressive_generate``.
         block_size: K, tokens per verification with the anchor, from 2 to the size the draft was trained with (default).
         scheme: how blocks are verified when the temperature is above 0.
         online: go on adapting the draft to what was verified, and forget it all at the end; for one prompt a call. The
             law of the output stays the target's, whatever the draft becomes.
 
     Returns:
-        B outputs in the order of the prompts.
+        Outputs in the order of the prompts, ``num_return_sequences`` per prompt.
 
     Raises:
         InputError: an unusable argument, a pair without a draft or in two dtypes, or a prompt that does not fit.
@@ -96,6 +98,7 @@ def speculative_generate(
         top_p=top_p,
         stop_token_ids=stop_token_ids,
         seed=seed,
+        num_return_sequences=num_return_sequences,
     )
     if prefix is not None and (online is not None or prefix.draft_cache is None):
         raise InputError(
@@ -124,7 +127,7 @@ def speculative_generate(
         # Rejected positions are written too: they lie at or beyond the next anchor, which hides them until overwritten.
         drafter.extend(*cycle(drafter, batch, size, scheme))
         batch.synchronise()
-    return batch.outputs(drafting=True)
+    return batch.outputs(drafts=1)
 
 
 class Verified(NamedTuple):
@@ -160,11 +163,11 @@ def _online(
 ) -> list[DecodeOutput]:
     """The loop above for one prompt, with rounds of adaptation between its cycles."""
     assert pair.draft is not None
-    if len(request.lengths) > 1:
+    if len(request.rows) > 1:
         raise InputError(
             "online",
-            expected="one prompt a call: what one row teaches would change the others",
-            received=f"{len(request.lengths)} prompts",
+            expected="one row a call: what one row teaches would change the others",
+            received=f"{len(request.rows)} rows",
             mend="call once per prompt",
         )
     fit, prompt = online.begin(pair, capacity(request, size)), request.lengths[0]
@@ -190,7 +193,7 @@ def _online(
                 features = fit.adapt(ids, prompt)
                 if fit.moves_context:  # keys and values made before the round are stale
                     drafter.extend(features, torch.arange(read, device=ids.device)[None])
-        return batch.outputs(drafting=True)
+        return batch.outputs(drafts=1)
     finally:
         fit.close()
 
@@ -201,10 +204,9 @@ class Drafter:
     def __init__(
         self, target: Target, draft: DFlashDraft, request: Request, size: int, cache: PositionCache | None = None
     ) -> None:
-        batch = len(request.lengths)
         self.target, self.draft = target, draft
-        self.cache = draft.new_cache(batch, capacity(request, size)) if cache is None else cache
-        masks = torch.full((batch, size - 1), draft.config.mask_token_id, device=target.device)
+        self.cache = draft.new_cache(len(request.lengths), capacity(request, size)) if cache is None else cache
+        masks = torch.full((len(request.rows), size - 1), draft.config.mask_token_id, device=target.device)
         self.masks = target.embed(masks)  # [B, K - 1, H]
 
     def extend(self, features: Tensor, positions: Tensor) -> None:
@@ -227,9 +229,9 @@ def propose(drafter: Drafter, batch: Batch, positions: Tensor, scheme: Scheme) -
     """
     logits = drafter.logits(batch.last, batch.anchors, batch.longest)  # [b, K - 1, V]
     if batch.request.sampling.greedy or scheme == "exact_match":
-        return Proposal(logits.argmax(-1), None)
+        return Proposal(logits.argmax(-1), None, logits[:, 0])
     q = probabilities(logits, batch.request.sampling)
-    return Proposal(batch.noise.categorical(q, DRAFT, positions[:, 1:]), q)
+    return Proposal(batch.noise.categorical(q, DRAFT, positions[:, 1:]), q, logits[:, 0])
 
 
 def check_draft(pair: Pair) -> DFlashDraft:

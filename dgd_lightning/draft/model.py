@@ -217,6 +217,7 @@ class DFlashDraft(nn.Module):
         *,
         longest_anchor: int,
         keep_cache: bool = False,
+        slot: int | None = None,
     ) -> Tensor:
         """Hidden states of N blocks per row over the cached context strictly before each anchor.
 
@@ -229,9 +230,10 @@ class DFlashDraft(nn.Module):
             embeddings: [B, N·K, H], the target's embedding of ``[anchor token, mask, …]`` for each block.
             anchors: [B, N] absolute positions.
             longest_anchor: host-known, at least the largest anchor. N = 1 needs a capacity of ``longest_anchor + K``.
+            slot: the only slot that is wanted of each block: the last layer then computes no other.
 
         Returns:
-            [B, N·K, H], after the final norm.
+            [B, N·K, H], after the final norm; [B, N, H] with a ``slot``.
         """
         blocks = anchors.shape[1]
         size = embeddings.shape[1] // blocks  # K
@@ -244,15 +246,18 @@ class DFlashDraft(nn.Module):
             mask = single_block_mask(anchors, size, cache.max_length)
         else:
             mask = multi_anchor_mask(anchors, cache.max_length, size)
-        for layer, slot in zip(self._stack, cache.slots, strict=True):
+        for number, (layer, kept) in enumerate(zip(self._stack, cache.slots, strict=True), 1):
             x = layer.input_layernorm(hidden)
             keys, values = layer.self_attn.keys_values(x, turns)
             if in_place:
-                slot.write(keys, values)
-                keys, values = slot.view()
+                kept.write(keys, values)
+                keys, values = kept.view()
             else:
-                seen_keys, seen_values = slot.view()
+                seen_keys, seen_values = kept.view()
                 keys, values = torch.cat([seen_keys, keys], dim=2), torch.cat([seen_values, values], dim=2)
+            if slot is not None and number == self.config.num_layers:  # the block's other slots are only looked at
+                hidden, x, mask = hidden[:, slot::size], x[:, slot::size], mask[:, :, slot::size]
+                turns = Turns(turns.cos[:, :, slot::size], turns.sin[:, :, slot::size])
             hidden = layer.finish(hidden, attend(layer.self_attn.queries(x, turns), keys, values, mask))
         return self.norm(hidden)
 

@@ -78,13 +78,20 @@ class StubDraft:
         assert features.shape[:2] == positions.shape == (len(cache.tokens), positions.shape[1])
 
     def block(
-        self, cache: StubCache, embeddings: Tensor, anchors: Tensor, *, longest_anchor: int, keep_cache: bool = False
+        self,
+        cache: StubCache,
+        embeddings: Tensor,
+        anchors: Tensor,
+        *,
+        longest_anchor: int,
+        keep_cache: bool = False,
+        slot: int | None = None,
     ) -> Tensor:
         assert int(anchors.max()) <= longest_anchor
         size = embeddings.shape[1] // anchors.shape[1]  # K
         tokens = embeddings[:, ::size, 0].long()  # [B, N], each block's first
         slots = self.table[anchors.clamp(max=len(self.table) - 1), tokens]  # [B, N, K, V]
-        return slots[:, :, :size].flatten(1, 2)
+        return slots[:, :, :size].flatten(1, 2) if slot is None else slots[:, :, slot]
 
 
 def stub_pair(vocab: int, block_size: int, seed: int = 0) -> Any:

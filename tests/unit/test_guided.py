@@ -24,13 +24,18 @@ from torch import Tensor
 
 from dgd_lightning.decode import engine
 from dgd_lightning.decode.autoregressive import autoregressive_generate
-from dgd_lightning.decode.blending import Adaptive, Disagree, WarmUp, entropy
-from dgd_lightning.decode.guided import Guided, guided_generate
+from dgd_lightning.decode.blending import Adaptive, Blend, Disagree, WarmUp, entropy
+from dgd_lightning.decode.guided import Guidance, Guided, guided_generate, guided_sweep
+from dgd_lightning.decode.lanes import Lane
 from dgd_lightning.decode.readouts import (
     DraftReading,
     LogitLens,
+    Reading,
+    Readout,
+    Stretch,
     WithoutContext,
 )
+from dgd_lightning.decode.speculative import speculative_generate
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.adapt import ttt_adapt
 from dgd_lightning.ttt.config import TTTConfig
@@ -126,26 +131,27 @@ def test_rows_that_stop_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None
 
 def skip_block_features(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slots of the block don't see what the target has just read."""
-    extend = DraftReading.extend
+    extend = Guided._extend
 
-    def late(self: DraftReading, taps: dict[int, Tensor], positions: Tensor) -> None:
-        extend(self, taps, positions[:, :1]) if positions.shape[1] == 1 else None
+    def late(self: Guided, features: Tensor, positions: Tensor) -> None:
+        if not hasattr(self, "batch") or positions.shape[1] == 1:  # prompts, and their last tokens
+            extend(self, features, positions)
 
-    monkeypatch.setattr(DraftReading, "extend", late)
+    monkeypatch.setattr(Guided, "_extend", late)
 
 
 def verify_with_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks are judged by the target, single tokens by the blend."""
-    make = Guided._guided
+    make = Lane.mix
 
-    def mixed(self: Guided, tokens: Tensor, positions: Tensor) -> Tensor:
+    def mixed(self: Lane, stretch: Stretch, step: Tensor) -> Tensor:
         betas = self.betas
-        self.betas = betas if tokens.shape[1] == 1 else torch.zeros_like(betas)
-        logits = make(self, tokens, positions)
+        self.betas = betas if stretch.tokens.shape[1] == 1 else torch.zeros_like(betas)
+        logits = make(self, stretch, step)
         self.betas = betas
         return logits
 
-    monkeypatch.setattr(Guided, "_guided", mixed)
+    monkeypatch.setattr(Lane, "mix", mixed)
 
 
 def last_readout_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,12 +167,14 @@ def last_readout_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def keep_all_betas(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows leave the batch, the first rows' β stay."""
+    select = Lane.select
 
-    def select(self: Guided, rows: Tensor) -> None:
-        self.betas = self.betas[: len(rows)]
-        self.reading.select(rows)
+    def wrong(self: Lane, stay: list[int]) -> None:
+        betas = self.betas
+        select(self, stay)
+        self.betas = betas[: len(self.betas)]
 
-    monkeypatch.setattr(Guided, "_select", select)
+    monkeypatch.setattr(Lane, "select", wrong)
 
 
 @pytest.mark.parametrize("plant", [skip_block_features, verify_with_the_target, last_readout_for_all, keep_all_betas])
@@ -219,6 +227,85 @@ def test_equal_to_the_naive_oracle(readout: str, family: str, monkeypatch: pytes
             torch.testing.assert_close(mixed.readout, torch.stack([row.readout for row in naive]), rtol=0, atol=SAME)
             torch.testing.assert_close(mixed.guided, torch.stack([row.guided for row in naive]), rtol=0, atol=SAME)
     assert len({float(row.readout.std()) for row in naive}) == 3
+
+
+def sweep_of(names: tuple[str, ...], pair: Pair, prompts: list[Tensor]) -> list[Guidance]:
+    """Every readout with two β, and one with a constraint."""
+    ways = [Guidance(Blend(beta), readout_of(name, pair, prompts)) for beta in (-0.5, 0.5) for name in names]
+    return [*ways, Guidance(Blend(0.5, plausibility=0.3)), Guidance(Blend(0.0))]
+
+
+@pytest.mark.parametrize("speculative", [True, False])
+def test_a_sweep_gives_what_each_way_gives_alone(speculative: bool) -> None:
+    """Rows of one batch, which stop at different times, share prompts, forwards and proposals."""
+    pair, prompts = make_pair(block_size=6), ragged(3, seed=6)
+    stops = [3, 9, 14, 20, 31, 44, 52]
+    knobs: dict[str, Any] = {"max_new_tokens": 16, "stop_token_ids": stops, "speculative": speculative}
+    ways = sweep_of(READOUTS, pair, prompts)
+    together = guided_sweep(pair, prompts, ways, **knobs)
+    assert len(together) == len(ways)
+    for way, outputs in zip(ways, together, strict=True):
+        mixing = {"beta": way.blend.beta, "readout": way.readout, "plausibility": way.blend.plausibility}
+        alone = guided_generate(pair, prompts, **mixing, **knobs)
+        assert tokens_of(outputs) == tokens_of(alone)
+        assert [one.acceptance_lengths for one in outputs] == [one.acceptance_lengths for one in alone]
+        assert [one.trace.draft_forwards for one in outputs] == [one.trace.draft_forwards for one in alone]
+    assert len({str(tokens_of(outputs)) for outputs in together}) > len(ways) // 2
+    drawn = guided_sweep(pair, prompts, ways, temperature=1.0, seed=[5, 6, 7], **knobs)
+    for way, outputs in zip(ways, drawn, strict=True):
+        mixing = {"beta": way.blend.beta, "readout": way.readout, "plausibility": way.blend.plausibility}
+        alone = guided_generate(pair, prompts, temperature=1.0, seed=[5, 6, 7], **mixing, **knobs)
+        assert tokens_of(outputs) == tokens_of(alone)
+
+
+def test_a_sweep_reads_each_prompt_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair, prompts = make_pair(block_size=6), ragged(3, seed=6)
+    ways = [Guidance(Blend(beta)) for beta in BETAS]
+    seen: list[tuple[int, ...]] = []
+    prefill = type(pair.target).prefill
+    monkeypatch.setattr(
+        type(pair.target),
+        "prefill",
+        lambda self, ids, *rest, **named: (seen.append(tuple(ids.shape)), prefill(self, ids, *rest, **named))[1],
+    )
+    guided_sweep(pair, prompts, ways, max_new_tokens=4)
+    assert seen == [(3, max(map(len, prompts)) - 1)]
+
+
+@pytest.mark.parametrize("generate", [autoregressive_generate, speculative_generate, guided_generate])
+def test_rows_of_one_prompt_equal_copies_of_it(generate: Any) -> None:
+    pair, prompts = make_pair(block_size=6), ragged(3, seed=6)
+    knobs: dict[str, Any] = {"max_new_tokens": 14, "temperature": 1.0, "seed": list(range(9))}
+    knobs |= {"beta": 0.5} if generate is guided_generate else {}
+    together = generate(pair, prompts, num_return_sequences=3, **knobs)
+    alone = generate(pair, [prompt for prompt in prompts for _ in range(3)], **knobs)
+    assert tokens_of(together) == tokens_of(alone)
+    assert [one.trace.seed for one in together] == list(range(9))
+    assert tokens_of(together)[0] != tokens_of(together)[1]
+
+
+def test_forwards_are_counted() -> None:
+    """A guided cycle drafts twice: a block, and the readout at all of its positions."""
+    pair, prompts = make_pair(block_size=6), ragged(2, seed=6)
+    per_cycle = {}
+    for name in ("draft", "lens", "noise", "without"):
+        for speculative in (True, False):
+            readout = readout_of(name, pair, prompts)
+            outputs = guided_generate(
+                pair, prompts, beta=0.5, readout=readout, max_new_tokens=8, speculative=speculative
+            )
+            (count,) = {one.trace.draft_forwards / one.trace.target_forwards for one in outputs}
+            per_cycle[name, speculative] = count
+    assert per_cycle == {
+        ("draft", True): 2,
+        ("draft", False): 1,
+        ("lens", True): 1,
+        ("lens", False): 0,
+        ("noise", True): 2,
+        ("noise", False): 1,
+        ("without", True): 1,
+        ("without", False): 0,
+    }
 
 
 def recorded(
@@ -374,10 +461,8 @@ def test_a_row_alone_is_the_row_in_a_batch(readout: str) -> None:
 
 
 def test_a_users_own_readout_and_schedule() -> None:
-    class Flat:
+    class Flat(Readout, Reading):
         """Says nothing."""
-
-        caches = ()
 
         def layers(self, pair: Pair) -> tuple[int, ...]:
             return ()
@@ -387,10 +472,6 @@ def test_a_users_own_readout_and_schedule() -> None:
 
         def extend(self, taps: dict[int, Tensor], positions: Tensor) -> None:
             assert not taps or set(taps) == set(drafted)
-
-        def ready(self) -> None: ...
-
-        def select(self, rows: Tensor) -> None: ...
 
         def logits(self, stretch: Any) -> Tensor:
             return torch.zeros_like(stretch.logits)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from dgd_lightning.decode import guided, verify
 from dgd_lightning.decode.blending import Adaptive, Blend, Disagree, WarmUp
-from dgd_lightning.decode.guided import Guided, guided_generate
-from dgd_lightning.decode.readouts import Plain, Stretch, WithoutContext
+from dgd_lightning.decode.guided import guided_generate
+from dgd_lightning.decode.lanes import Lane
+from dgd_lightning.decode.readouts import Reading, Stretch, WithoutContext
 from dgd_lightning.decode.sampling import probabilities, sampling_params
 from dgd_lightning.pair import Pair
 
@@ -36,7 +37,7 @@ class Table:
         return TableReading(self.table)
 
 
-class TableReading(Plain):
+class TableReading(Reading):
     def __init__(self, table: Tensor) -> None:
         self.table = table
 
@@ -165,9 +166,8 @@ def plant_slot_two(monkeypatch: pytest.MonkeyPatch) -> None:
     """The readout is the block's second slot."""
     block = StubDraft.block
 
-    def shifted(self: StubDraft, *arguments: Any, keep_cache: bool = False, **named: Any) -> Tensor:
-        hidden = block(self, *arguments, **named)
-        return hidden.roll(-1, dims=1) if keep_cache else hidden
+    def shifted(self: StubDraft, *arguments: Any, slot: int | None = None, **named: Any) -> Tensor:
+        return block(self, *arguments, slot=slot and slot + 1, **named)
 
     monkeypatch.setattr(StubDraft, "block", shifted)
 
@@ -237,17 +237,17 @@ def plant_shifted_readout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def plant_plain_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """The prompt's last position is the target's alone."""
-    make = Guided._guided
+    make = Lane.mix
 
-    def plain_once(self: Guided, tokens: Tensor, positions: Tensor) -> Tensor:
+    def plain_once(self: Lane, stretch: Stretch, step: Tensor) -> Tensor:
         betas, first = self.betas, not hasattr(self, "begun")
         self.begun = True  # type: ignore[attr-defined]
         self.betas = torch.zeros_like(betas) if first else betas
-        logits = make(self, tokens, positions)
+        logits = make(self, stretch, step)
         self.betas = betas
         return logits
 
-    monkeypatch.setattr(Guided, "_guided", plain_once)
+    monkeypatch.setattr(Lane, "mix", plain_once)
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_prefixes_that_do_not_fit_are_refused() -> None:
         autoregressive_generate(pair, [begin], max_new_tokens=2, prefix=prefix)
     with pytest.raises(InputError, match="begins with the prefix's 30 tokens"):
         autoregressive_generate(pair, [longer.flip(0)], max_new_tokens=2, prefix=prefix)
-    with pytest.raises(InputError, match="one prompt"):
+    with pytest.raises(InputError, match="one row"):
         autoregressive_generate(pair, [longer, longer], max_new_tokens=2, prefix=prefix)
     with pytest.raises(InputError, match="caches of 43 positions"):
         speculative_generate(pair, [longer], max_new_tokens=8, prefix=prefix)

@@ -122,7 +122,7 @@ def test_it_starts_from_the_contexts_adapter() -> None:
 
 def test_bad_uses_are_told() -> None:
     pair, ids = make_pair(), prompt()
-    with pytest.raises(InputError, match="one prompt a call"):
+    with pytest.raises(InputError, match="one row a call"):
         speculative_generate(pair, [ids, ids], max_new_tokens=8, online=online())
     with pytest.raises(InputError, match=r"online\.every"):
         OnlineTTT(0)
