@@ -166,7 +166,7 @@ class Fit:
         self.problem, self.lora, self.config = problem, lora, config
         self.step, self.losses, self.scores = 0, [], []  # type: int, list[float], list[HeldOutScore]
         self.best_step, self.best_weights = 0, lora.state()
-        self.best_gain = 0.0  # of those weights, where rehearsals tell it
+        self.best_tau = 0.0  # of those weights, where rehearsals tell it
         self.progress_step = 0  # of the last score that was better, or had a lower loss than any before
         self.stopped, self.kept = "done", False
         if config.steps > 0 and (score := problem.score(0)) is not None:
@@ -211,11 +211,11 @@ class Fit:
         """By τ on rehearsals, which is what decoding will have; by the loss on the context's end."""
         if not self.problem.rehearsed:
             return score.loss < min(one.loss for one in self.scores)
-        first, gain = self.scores[0], rehearsed_gain(self.scores[0], score)
+        first = self.scores[0]
         worth_it = score.tau >= first.tau * (1 + self.config.min_gain) and score.loss < first.loss
-        if not worth_it or gain <= self.best_gain:
+        if not worth_it or sure_gain(first, score) <= 0 or score.tau <= self.best_tau:
             return False
-        self.best_gain = gain
+        self.best_tau = score.tau
         return True
 
     def conclude(self) -> None:
@@ -253,16 +253,15 @@ class Fit:
         )
 
 
-def rehearsed_gain(before: HeldOutScore, after: HeldOutScore) -> float:
-    """The relative gain in τ that rehearsals vouch for.
+def sure_gain(before: HeldOutScore, after: HeldOutScore) -> float:
+    """The rehearsals' mean gain in ln τ, less its standard error.
 
-    The smaller of the gain in micro τ, which long answers rule, and of the rehearsals' mean gain less its standard
-    error: a short answer takes one or two verifications, and a gain that only one of several rehearsals has is no gain.
+    Micro τ is ruled by long answers, and a short one takes one or two verifications: what only one of several
+    rehearsals has gained is no gain.
     """
     ratios = [math.log(new / old) for old, new in zip(before.tau_by_text, after.tau_by_text, strict=True)]
-    mean = statistics.fmean(ratios)
     error = statistics.stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else 0.0
-    return math.expm1(min(math.log(after.tau / before.tau), mean - error))
+    return statistics.fmean(ratios) - error
 
 
 def make_optimizer(lora: DraftLora, config: TTTConfig) -> torch.optim.Optimizer:

@@ -40,12 +40,12 @@ class TTTConfig:
         dpace_alpha: smoothing of D-PACE's confidences, 0 < α ≤ 1.
         rehearsals: texts that the target writes itself behind the context: in a chat the question it would expect next,
             drawn at temperature 1, and its greedy answer. No step sees them; τ on them is scored before, during and
-            after, the best weights by it are kept, and none where the texts do not vouch for a gain (see ``min_gain``).
+            after, the weights with the highest are kept, and none where the texts vouch for no gain (``min_gain``).
             The context alone does not tell what becomes of answers. 0 holds out the context's end instead.
         rehearsal_tokens: limit of each question and of each answer.
         train_rehearsals: more such texts, other ones, on which every second step trains.
         min_gain: least relative gain in the rehearsals' micro τ; their mean gain must also exceed its standard error
-            (`ttt.adapt.rehearsed_gain`), and the loss on them must have fallen.
+            (`ttt.adapt.sure_gain`), and the loss on them must have fallen.
         holdout: without rehearsals: share of the context, its end, that no step reads as label; its loss is scored, and
             an adaptation that does not improve it is rolled back. 0 keeps whatever came out.
         holdout_anchors: at most so many blocks are scored there.

@@ -20,7 +20,7 @@ from dgd_lightning import (
 )
 from dgd_lightning.decode.engine import Prefix
 from dgd_lightning.lab.rows import eval_rows
-from dgd_lightning.ttt.adapt import Fit, Material, gather, rehearsed_gain
+from dgd_lightning.ttt.adapt import Fit, Material, gather, sure_gain
 from dgd_lightning.ttt.lora import DraftLora
 from dgd_lightning.ttt.objective import committed_per_block
 from dgd_lightning.ttt.rehearsal import chat_of, plan
@@ -226,12 +226,11 @@ def test_a_gain_must_be_more_than_one_texts() -> None:
         return HeldOutScore(0, 1.0, tau, list(by_text), [])
 
     before = score(2.0, 2.0, 2.0, 2.0, 2.0)
-    assert rehearsed_gain(before, score(2.4, 2.4, 2.4, 2.4, 2.4)) == pytest.approx(0.2)
-    assert rehearsed_gain(before, score(2.5, 4.0, 2.0, 2.0, 2.0)) == pytest.approx(0.0, abs=1e-12)
+    assert sure_gain(before, score(2.4, 2.4, 2.4, 2.4, 2.4)) == pytest.approx(0.1823, abs=1e-4)  # ln 1.2
+    assert sure_gain(before, score(2.5, 4.0, 2.0, 2.0, 2.0)) == pytest.approx(0.0, abs=1e-12)  # one of four
     # mean 0.0912, standard error 0.0526 of ln(1.2), ln(1.2), 0, 0
-    assert rehearsed_gain(before, score(2.2, 2.4, 2.4, 2.0, 2.0)) == pytest.approx(0.0392, abs=1e-4)
-    assert rehearsed_gain(before, score(1.8, 2.4, 2.4, 2.4, 2.4)) == pytest.approx(-0.1)  # a long answer lost
-    assert rehearsed_gain(score(2.0, 2.0), score(2.4, 2.4)) == pytest.approx(0.2)
+    assert sure_gain(before, score(2.2, 2.4, 2.4, 2.0, 2.0)) == pytest.approx(0.0385, abs=1e-4)
+    assert sure_gain(score(2.0, 2.0), score(2.4, 2.4)) == pytest.approx(0.1823, abs=1e-4)
 
 
 def test_what_ruins_answers_is_rolled_back(lab: Pair) -> None:
@@ -269,25 +268,33 @@ def test_too_few_positions_are_told() -> None:
     assert plan(pair, 30, TTTConfig(steps=0)) is None
 
 
-def test_an_unworthy_score_does_not_hide_a_worthy_one() -> None:
+def test_the_best_of_the_worthy_scores_is_kept() -> None:
+    scores = [
+        HeldOutScore(0, 1.0, 2.0, [2.0, 2.0], []),
+        HeldOutScore(1, 1.01, 2.6, [2.6, 2.6], []),  # the loss rose
+        HeldOutScore(2, 0.9, 2.19, [2.2, 2.2], []),  # less than a tenth
+        HeldOutScore(3, 0.9, 2.5, [4.0, 1.9], []),  # one text alone gained
+        HeldOutScore(4, 0.9, 2.2, [2.2, 2.2], []),
+        HeldOutScore(5, 0.9, 2.3, [2.5, 2.3], []),
+        HeldOutScore(6, 0.9, 2.25, [2.5, 2.5], []),
+    ]
+
     class Problem:
-        rehearsed, texts = True, iter([(2.0, 1.0), (2.4, 1.01), (2.19, 0.9), (2.2, 0.9)])
+        rehearsed = True
 
         def score(self, step: int) -> HeldOutScore:
-            tau, loss = next(self.texts)
-            return HeldOutScore(step, loss, tau, [tau, tau], [])
+            return scores[step]
 
     class Weights:
         def state(self) -> dict[str, Tensor]:
             return {}
 
-    fit = Fit(Problem(), Weights(), TTTConfig(steps=3, eval_every=1))  # type: ignore[arg-type]
-    fit.advance(0.0)
-    assert fit.best_step == 0  # τ rose, the loss too
-    fit.advance(0.0)
-    assert fit.best_step == 0  # less than a tenth
-    fit.advance(0.0)
-    assert fit.best_step == 3
+    fit = Fit(Problem(), Weights(), TTTConfig(steps=6, eval_every=1, patience=9))  # type: ignore[arg-type]
+    best = []
+    while not fit.finished:
+        fit.advance(0.0)
+        best.append(fit.best_step)
+    assert best == [0, 0, 0, 4, 5, 5]
 
 
 @pytest.mark.parametrize("changes", [{"query_only": True}, {"gradient_checkpointing": True}, {}])
