@@ -21,7 +21,7 @@ from dgd_lightning.data.without_context import without_context
 from dgd_lightning.decode.engine import Progress
 from dgd_lightning.decode.readouts import Readout
 from dgd_lightning.errors import InputError
-from dgd_lightning.modules.adaptation import ADAPTERS, Adapted, ContextAdapter
+from dgd_lightning.modules.adaptation import ADAPTERS, Adapted, ContextAdapter, OnAdapt
 from dgd_lightning.modules.arms import DECODERS, Arm, check_arms, check_block_sizes, check_ttt, row_seed
 from dgd_lightning.modules.readouts import (
     Source,
@@ -119,6 +119,7 @@ class Decoding(PairSources, LightningModule):
         self.pair: Pair | None = None  # a plain attribute: Lightning neither moves nor saves it
         self.done: set[tuple[str, str]] = set()  # (idx, arm) of rows that a resumed run has already
         self.on_progress: Callable[[str, Progress], None] | None = None  # set by a progress bar
+        self.on_adapt: OnAdapt | None = None  # so is this
         self.summary_tables: list[Any] = []  # rich renderables that callbacks add; printed at the end of the run
 
     def fingerprint(self) -> dict[str, Any]:
@@ -280,7 +281,9 @@ class Decoding(PairSources, LightningModule):
         limit = self._limit()
         fits = [i for i, ids in enumerate(prompts) if len(ids) <= limit or self.too_long == "truncate_left"]
         wanted = self.adapt is not None and fits and any(arm.ttt for arm in arms)
-        adapted = self.adapt(context, lambda: self._context_prompts(context)) if self.adapt and wanted else None
+        adapted = None
+        if self.adapt and wanted:
+            adapted = self.adapt(context, lambda: self._context_prompts(context), self.on_adapt)
         rows = []
         for arm in arms:
             seeds = [row_seed(self.seed, tasks[i].idx, arm) for i in fits]
