@@ -172,9 +172,12 @@ class ProjectCLI(LightningCLI):
             raise
 
     def after_fit(self) -> None:
-        """Says where the run is."""
-        if self.trainer.is_global_zero and isinstance(self.trainer.logger, TensorBoardLogger | CSVLogger):
-            print(f"run folder: {self.trainer.logger.log_dir}")
+        """Says where the run and its curves are."""
+        logger = self.trainer.logger
+        if self.trainer.is_global_zero and isinstance(logger, TensorBoardLogger | CSVLogger):
+            print(f"run folder: {logger.log_dir}")
+            if isinstance(logger, TensorBoardLogger):
+                print(f"curves:     tensorboard --logdir {logger.root_dir}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with our logger where the user chose none, and with the callbacks that every run has.

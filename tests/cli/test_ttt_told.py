@@ -1,4 +1,4 @@
-"""What test-time training tells people: progress while a context is adapted to, how a fit ended, where its parts are."""
+"""What test-time training tells people: its progress in predict, how a fit ended, and where its parts lie."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from cli_tools import Config, Dgd, TinyPair
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_ttt_runs import FIT, fit_yaml, text_file
+from torch import Tensor
+
+from dgd_lightning.ttt.problem import AdaptProblem
 
 ARMS = [{"name": "adapted", "method": "speculative", "ttt": True}]
 LINES = {"callbacks": [{"class_path": "DecodeProgress", "init_args": {"line_every": 0}}]}
@@ -25,3 +28,55 @@ def test_progress_tells_of_adaptation(rehearsals: int, config: Config, dgd: Dgd,
     steps = told[len(phases) :]
     assert 0 < len(steps) <= FIT["steps"]  # it may stop early
     assert steps == [f"adapting to c3… step {step}/{FIT['steps']}" for step in range(1, len(steps) + 1)]
+
+
+def end_of_fit(dgd: Dgd, path: Path, tmp_path: Path) -> tuple[list[str], float]:
+    """The lines that a fit ends with, from the context's on, and the kept step in TensorBoard."""
+    run = dgd("fit", "--config", path)
+    assert run.code == 0, run.err
+    folder = tmp_path / "logs" / "fit" / "version_0"
+    lines = run.out.splitlines()
+    lines = lines[next(i for i, line in enumerate(lines) if line.startswith("context guide: ")) :]
+    assert lines[-3:] == [
+        f"adapter:    {folder / 'adapters' / 'guide'}",
+        f"run folder: {folder}",
+        f"curves:     tensorboard --logdir {folder.parent}",
+    ]
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    (kept,) = events.Scalars("ttt/kept_step")
+    assert kept.step == int(lines[0].rpartition(", ")[2].split()[0])  # "… 6 steps in 0.1 s"
+    return lines[:-3], kept.value
+
+
+@pytest.mark.parametrize(
+    ("ttt", "kept", "words"),
+    [
+        ({}, 6, ["kept the weights of step 6"]),
+        ({"lr": 0.0, "patience": 1}, 0, [
+            "stopped early, after step 2 of 6: 1 scores in a row were no better",
+            "kept nothing, the draft stays as it was: no step lowered the loss on the context’s end",
+        ]),
+        ({"rehearsals": 2, "min_gain": 9.0}, 0, ["kept nothing, the draft stays as it was: on the rehearsals", "900%"]),
+        ({"seed": 7}, 0, ["kept nothing, the draft stays as it was: the loss of step 4 was nan: lower ttt.lr"]),
+    ],
+)  # fmt: skip
+def test_a_fit_ends_with_what_it_kept_and_where_it_is(
+    ttt: dict[str, Any],
+    kept: int,
+    words: list[str],
+    dgd: Dgd,
+    tiny_pair: TinyPair,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loss = AdaptProblem.loss
+
+    def broken(self: AdaptProblem, step: int, **knobs: Any) -> Tensor:
+        return loss(self, step, **knobs) * (float("nan") if ttt.get("seed") == 7 and step == 3 else 1.0)
+
+    monkeypatch.setattr(AdaptProblem, "loss", broken)
+    path = fit_yaml(tmp_path, tiny_pair, {"path": str(text_file(tmp_path))}, ttt={**FIT, **ttt})
+    lines, step = end_of_fit(dgd, path, tmp_path)
+    assert step == kept
+    assert all(any(word in line for line in lines) for word in words), lines
