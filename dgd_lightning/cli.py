@@ -104,7 +104,7 @@ def _lightning(argv: Sequence[str]) -> int:
     from jsonargparse import ArgumentError
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from dgd_lightning.cli_errors import from_parser_message
+    from dgd_lightning.cli_errors import as_written, from_parser_message
     from dgd_lightning.cli_lightning import ProjectCLI, import_plugins
 
     _hush()
@@ -127,6 +127,10 @@ def _lightning(argv: Sequence[str]) -> int:
             received=error,
             mend="change the named argument",
         ) from error
+    except Exception as error:
+        if (mistake := _cause(error)) is None:
+            raise
+        raise as_written(mistake) from error
     return 0
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_tools import Config, Dgd, TinyPair
+from cli_tools import Config, Dgd, TinyPair, check_told
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_ttt_runs import FIT, fit_yaml, text_file
 from torch import Tensor
@@ -80,3 +81,59 @@ def test_a_fit_ends_with_what_it_kept_and_where_it_is(
     lines, step = end_of_fit(dgd, path, tmp_path)
     assert step == kept
     assert all(any(word in line for line in lines) for word in words), lines
+
+
+@pytest.mark.parametrize("command", ["fit", "predict"])
+@pytest.mark.parametrize(
+    ("arguments", "argument", "words"),
+    [
+        (["--model.ttt.rank", "0"], "model.ttt.rank", ("an integer of at least 1", "correct model.ttt.rank")),
+        (["--model.ttt.stepz", "3"], "model.ttt.stepz", ("a key of TTTConfig", "did you mean 'steps'?")),
+        (["--model.ttt.labels", "answers"], "model.ttt.labels", ("expected one of context, target, received answers",)),
+        (["--trainer.devicez", "1"], "--trainer.devicez", ("did you mean 'trainer.devices'?",)),
+        ({"stepz": 3}, "model.ttt.stepz", ("a key of TTTConfig", "did you mean 'steps'?")),
+        ({"loss": "nll"}, "model.ttt.loss", ("expected one of auto, ce, kl, argmax, received nll",)),
+    ],
+    ids=str,
+)
+def test_mistakes_go_by_the_names_that_were_written(
+    command: str,
+    arguments: list[str] | dict[str, Any],
+    argument: str,
+    words: tuple[str, ...],
+    config: Config,
+    dgd: Dgd,
+    tiny_pair: TinyPair,
+    contexts: Path,
+    tmp_path: Path,
+) -> None:
+    ttt = FIT | (arguments if isinstance(arguments, dict) else {})
+    more = arguments if isinstance(arguments, list) else []
+    if command == "fit":
+        path = fit_yaml(tmp_path, tiny_pair, {"path": str(text_file(tmp_path))}, ttt=ttt)
+    else:
+        path = config({"arms": ARMS, "ttt": ttt}, {"path": str(contexts), "clbench": False})
+    check_told(dgd(command, "--config", path, *more), argument, *words)
+
+
+def test_short_contexts_are_refused_or_warned_of(dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path) -> None:
+    """The draft's block has 4 slots, every byte is a token."""
+    text, ttt = tmp_path / "short.txt", {**FIT, "rehearsals": 2}
+    text.write_text("eels")
+    path = fit_yaml(tmp_path, tiny_pair, {"path": str(text)}, ttt=ttt)
+    check_told(dgd("fit", "--config", path), "data", "a context of at least 5 tokens: one, a block of 4", "received 4")
+    told = "the context has {} tokens to train on, fewer than 4 blocks of 4"
+    text.write_text("otters eat eels")
+    with pytest.warns(UserWarning, match=told.format(15)):
+        assert dgd("fit", "--config", path).code == 0
+    text.write_text("otters eat eels and mice")
+    with pytest.warns(UserWarning, match=told.format(15)):  # without rehearsals its end is held out
+        assert (
+            dgd(
+                "fit", "--config", fit_yaml(tmp_path, tiny_pair, {"path": str(text)}, ttt=FIT | {"holdout": 0.375})
+            ).code
+            == 0
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the context has")
+        assert dgd("fit", "--config", fit_yaml(tmp_path, tiny_pair, {"path": str(text)}, ttt=ttt)).code == 0
