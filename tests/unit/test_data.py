@@ -224,11 +224,12 @@ def test_an_empty_file_is_named(content: str, tmp_path: Path) -> None:
     for name in ("rows.jsonl", "prompts.txt", "array.json", "context.txt"):
         path = tmp_path / name
         path.write_text(content)
+        read: dict[str, Any] = {
+            "rows.jsonl": ContextsData(str(path)).read,
+            "context.txt": lambda path=path: FileContext(str(path)).prompts(None),
+        }
         with pytest.raises(InputError, match=rf"^data\.path: expected a.* received the empty file {path}\."):
-            if name == "context.txt":
-                FileContext(str(path)).prompts(None)
-            else:
-                _ = (ContextsData if name == "rows.jsonl" else PromptsData)(str(path)).tasks
+            read.get(name, PromptsData(str(path)).read)()
     (tmp_path / "array.json").write_text("[]")
     with pytest.raises(InputError, match=rf"^data\.path: .*{tmp_path / 'array.json'}"):
         _ = PromptsData(str(tmp_path / "array.json")).tasks
