@@ -43,7 +43,6 @@ _QUIET_WARNINGS = (
     r".*DistributedSampler.*",
     r".*You are using a CUDA device.*Tensor Cores.*",
     r".*No seed found.*",
-    r".*`past_key_values` is deprecated.*",  # the new name is not known to every version that is supported
     r".*module\(s\) in eval mode at the start of training.*",  # a frozen pair with LoRA layers in it
     r".*Your `IterableDataset` has `__len__` defined.*",
     r".*destroy_process_group.*",
