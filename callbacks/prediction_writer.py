@@ -1,4 +1,4 @@
-"""`PredictionWriter`: rows to disk as soon as their group is decoded; merge at the end; resume."""
+"""`PredictionWriter`: rows to disk as soon as their group is done; merge at the end; resume."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from dgd_lightning.errors import InputError
 
 
 class PredictionWriter(Callback):
-    """Appends each group's rows to this rank's shard, and merges the shards into `predictions.jsonl` at the end.
+    """Appends each group's rows to this rank's shard, and merges the shards into one file at the end.
 
-    A run that was killed continues where it stopped: rows on disk are kept, groups that miss a row are decoded again.
+    That file is `predictions.jsonl` in predict and `diagnostic.jsonl` in test. A run that was killed continues where it
+    stopped: rows on disk are kept, groups that miss a row are done again. The module says which rows a task gets
+    (``row_names``) and is told which are there (``done``).
     """
 
     def __init__(self) -> None:
         self.folder: Path | None = None
         self.file: IO[bytes] | None = None
+        self.name = run_folder.PREDICTIONS
         self.hash = ""
         self.have: set[run_folder.Key] = set()
         self.parent = os.getppid()
@@ -31,15 +34,16 @@ class PredictionWriter(Callback):
         Raises:
             InputError: the folder holds rows of another configuration.
         """
-        if stage != "predict":
+        if stage not in run_folder.ROWS:
             return
+        self.name = run_folder.ROWS[stage]
         self.hash = run_folder.config_hash(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
         log_dir = trainer.log_dir  # the same on every rank
         assert log_dir is not None
         self.folder = Path(log_dir)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.file = run_folder.open_shard(run_folder.shard(self.folder, trainer.global_rank))
-        for path in run_folder.sources(self.folder):
+        self.file = run_folder.open_shard(run_folder.shard(self.folder, trainer.global_rank, self.name))
+        for path in run_folder.sources(self.folder, self.name):
             for _, row in run_folder.read_rows(path):
                 if (found := row["dgd"].get("config_hash")) != self.hash:
                     raise InputError(
@@ -51,7 +55,7 @@ class PredictionWriter(Callback):
                 self.have.add(run_folder.key(row))
         pl_module.done = set(self.have)  # type: ignore[assignment]
         if self.have and trainer.is_global_zero:
-            total = len(trainer.datamodule.tasks) * len(pl_module.arms)  # type: ignore[attr-defined,arg-type]
+            total = len(trainer.datamodule.tasks) * len(pl_module.row_names)  # type: ignore[attr-defined,arg-type]
             print(f"continuing {self.folder}: {len(self.have)} of {total} rows are there", flush=True)
 
     def on_predict_batch_end(
@@ -77,13 +81,15 @@ class PredictionWriter(Callback):
         """Merges on rank 0 once every rank has written; later callbacks read the merged file."""
         assert self.folder is not None
         self._close()
-        trainer.strategy.barrier("predictions written")
+        trainer.strategy.barrier("rows written")
         if trainer.is_global_zero:
             tasks = trainer.datamodule.tasks  # type: ignore[attr-defined]
-            order = [(task.idx, arm.name) for task in tasks for arm in pl_module.arms]  # type: ignore[union-attr]
-            if run_folder.merge(self.folder, order) == len(order):
-                run_folder.finish(self.folder)
-        trainer.strategy.barrier("predictions merged")
+            order = [(task.idx, name) for task in tasks for name in pl_module.row_names]  # type: ignore[union-attr]
+            if run_folder.merge(self.folder, order, self.name) == len(order):
+                run_folder.finish(self.folder, self.name)
+        trainer.strategy.barrier("rows merged")
+
+    on_test_batch_end, on_test_epoch_end = on_predict_batch_end, on_predict_epoch_end
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Lets go of the shard, so that the same process may try again."""

@@ -43,7 +43,7 @@ class Provenance(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if hasattr(data, "fingerprint"):
             hashes["data_hash"] = data.fingerprint()
-            if hasattr(pl_module, "fingerprint") and stage == "predict":  # it says what shapes a predict run's rows
+            if hasattr(pl_module, "row_names"):  # its fingerprint says what shapes the rows
                 hashes["config_hash"] = run_folder.config_hash(pl_module, data)
         if hasattr(pl_module, "fingerprint"):
             hashes["model"] = pl_module.fingerprint()  # type: ignore[operator]  # Hub ids with their commits

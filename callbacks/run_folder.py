@@ -1,4 +1,7 @@
-"""The run folder `logs/<name>/version_n/`: which version a command continues, its shards, its merged predictions."""
+"""The run folder `logs/<name>/version_n/`: which version a command continues, its shards, its merged rows.
+
+`predict` writes `predictions.jsonl`, `test` of a diagnostic writes `diagnostic.jsonl`; a version holds one of them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ from typing import IO, Any, NamedTuple
 
 from dgd_lightning.errors import InputError
 
-PREDICTIONS, PROVENANCE, DONE = "predictions.jsonl", "provenance.json", "DONE"
+PREDICTIONS, DIAGNOSTIC = "predictions.jsonl", "diagnostic.jsonl"
+ROWS = {"predict": PREDICTIONS, "test": DIAGNOSTIC}  # by stage
+PROVENANCE, DONE = "provenance.json", "DONE"
 TIMINGS = (
     "prefill_seconds",
     "decode_seconds",
@@ -24,7 +29,8 @@ TIMINGS = (
     "ttt_fit_seconds",
     "ttt_peak_memory",
 )  # the only fields that may differ in a rerun
-STARTED = (PROVENANCE, "config.yaml", "hparams.yaml", "events.out.tfevents.*", "predictions.rank*.jsonl")
+SHARDS = ("predictions.rank*.jsonl", "diagnostic.rank*.jsonl")
+STARTED = (PROVENANCE, "config.yaml", "hparams.yaml", "events.out.tfevents.*", *SHARDS)
 
 Key = tuple[str, str]  # (idx, arm)
 
@@ -38,7 +44,7 @@ class Line(NamedTuple):
 
 
 def config_hash(module: Any, data: Any) -> str:
-    """Hash of all that shapes a predict run's rows: the module's and the data's ``fingerprint()``."""
+    """Hash of all that shapes a run's rows: the module's and the data's ``fingerprint()``."""
     text = json.dumps([module.fingerprint(), data.fingerprint()], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -56,7 +62,8 @@ def choose_version(root: Path, wanted: str | None) -> int:
     versions = sorted((int(p.name[8:]) for p in root.glob("version_*") if p.name[8:].isdecimal()), reverse=True)
     for version in versions if wanted is not None else []:
         folder = root / f"version_{version}"
-        if not (folder / DONE).exists() and _hash_of(folder) == wanted and not _busy(shard(folder, 0)):
+        busy = any(_busy(shard(folder, 0, name)) for name in ROWS.values())
+        if not (folder / DONE).exists() and _hash_of(folder) == wanted and not busy:
             return version
     version = versions[0] + 1 if versions else 0
     while True:
@@ -73,7 +80,8 @@ def discard_start(folder: Path) -> None:
     The provenance goes first: without it no other run continues the version.
     """
     files = sorted(folder.iterdir(), key=lambda path: path.name != PROVENANCE)
-    if all(any(map(path.match, STARTED)) for path in files) and not any(p.stat().st_size for p in sources(folder)):
+    rows = any(path.stat().st_size for name in ROWS.values() for path in sources(folder, name))
+    if all(any(map(path.match, STARTED)) for path in files) and not rows:
         for path in files:
             path.unlink()
         folder.rmdir()
@@ -97,15 +105,16 @@ def _busy(path: Path) -> bool:
     return False
 
 
-def shard(folder: Path, rank: int) -> Path:
-    """The file that a rank appends to."""
-    return folder / f"predictions.rank{rank}.jsonl"
+def shard(folder: Path, rank: int, name: str = PREDICTIONS) -> Path:
+    """The file that a rank appends to; the name is that of the merged file."""
+    return folder / f"{Path(name).stem}.rank{rank}.jsonl"
 
 
-def sources(folder: Path) -> list[Path]:
+def sources(folder: Path, name: str = PREDICTIONS) -> list[Path]:
     """Files with rows, in the order in which a doubled row is looked for: the merged file, then the shards."""
-    shards = sorted(folder.glob("predictions.rank*.jsonl"), key=lambda path: int(path.stem.rpartition("rank")[2]))
-    return [path for path in (folder / PREDICTIONS, *shards) if path.exists()]
+    found = folder.glob(f"{Path(name).stem}.rank*.jsonl")
+    shards = sorted(found, key=lambda path: int(path.stem.rpartition("rank")[2]))
+    return [path for path in (folder / name, *shards) if path.exists()]
 
 
 def open_shard(path: Path) -> IO[bytes]:
@@ -144,7 +153,7 @@ def append(file: IO[bytes], rows: Sequence[dict[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> Iterator[tuple[Line, dict[str, Any]]]:
-    """Rows of a predictions file; a torn last line is left out.
+    """Rows of a merged file or a shard; a torn last line is left out.
 
     Raises:
         InputError: a line other than a torn last one is no row.
@@ -162,7 +171,7 @@ def read_rows(path: Path) -> Iterator[tuple[Line, dict[str, Any]]]:
                     f"{path} line {number}",
                     expected="a row written by dgd",
                     received=line[:60],
-                    mend="delete the line; the run decodes it again",
+                    mend="delete the line; the run makes it again",
                 ) from error
             yield Line(path, offset, len(line)), row
             offset += len(line)
@@ -173,25 +182,25 @@ def key(row: dict[str, Any]) -> Key:
     return row["idx"], row["dgd"]["arm"]
 
 
-def index(folder: Path) -> dict[Key, Line]:
+def index(folder: Path, name: str = PREDICTIONS) -> dict[Key, Line]:
     """Where each finished row stands; a row written twice counts once."""
     found: dict[Key, Line] = {}
-    for path in sources(folder):
+    for path in sources(folder, name):
         for line, row in read_rows(path):
             found.setdefault(key(row), line)
     return found
 
 
-def merge(folder: Path, order: Sequence[Key]) -> int:
-    """Writes `predictions.jsonl` from all shards, atomically, in the given order; returns how many rows are there.
+def merge(folder: Path, order: Sequence[Key], name: str = PREDICTIONS) -> int:
+    """Writes the file of this name from all shards, atomically, in the given order; returns how many rows are there.
 
     The result depends on the rows alone: not on ranks, on kills, or on how often it is done.
     """
-    lines = index(folder)
+    lines = index(folder, name)
     rows = [lines[wanted] for wanted in order if wanted in lines]
     files = {path: path.open("rb") for path in {line.path for line in rows}}
     try:
-        temporary = folder / (PREDICTIONS + ".tmp")
+        temporary = folder / (name + ".tmp")
         with temporary.open("wb") as out:
             for line in rows:
                 files[line.path].seek(line.offset)
@@ -201,21 +210,21 @@ def merge(folder: Path, order: Sequence[Key]) -> int:
     finally:
         for file in files.values():
             file.close()
-    os.replace(temporary, folder / PREDICTIONS)
+    os.replace(temporary, folder / name)
     return len(rows)
 
 
-def finish(folder: Path) -> None:
+def finish(folder: Path, name: str = PREDICTIONS) -> None:
     """Marks the run complete and removes the shards, whose rows are all in the merged file."""
     (folder / DONE).touch()
-    for path in sources(folder):
-        if path.name != PREDICTIONS:
+    for path in sources(folder, name):
+        if path.name != name:
             path.unlink()
 
 
-def read_predictions(folder: str | Path) -> Iterator[dict[str, Any]]:
+def read_predictions(folder: str | Path, name: str = PREDICTIONS) -> Iterator[dict[str, Any]]:
     """Rows of the merged file, one at a time."""
-    path = Path(folder) / PREDICTIONS
+    path = Path(folder) / name
     if path.exists():
         for _, row in read_rows(path):
             yield row

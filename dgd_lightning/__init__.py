@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dgd_lightning.decode import autoregressive_generate, guided_generate, speculative_generate
+    from dgd_lightning.decode.ablation import AblatedDraft
     from dgd_lightning.decode.blending import Adaptive, Blend, Constant, Disagree, WarmUp
     from dgd_lightning.decode.controls import MatchedEntropy, Noise
     from dgd_lightning.decode.readouts import (
@@ -32,6 +33,7 @@ _HOMES = {
     "autoregressive_generate": "dgd_lightning.decode",
     "speculative_generate": "dgd_lightning.decode",
     "guided_generate": "dgd_lightning.decode",
+    "AblatedDraft": "dgd_lightning.decode.ablation",
     "Blend": "dgd_lightning.decode.blending",
     "Adaptive": "dgd_lightning.decode.blending",
     "Constant": "dgd_lightning.decode.blending",
@@ -60,6 +62,7 @@ _HOMES = {
     "save_adapter": "dgd_lightning.ttt.lora",
 }
 __all__ = [
+    "AblatedDraft",
     "AdaptResult",
     "AdaptTrace",
     "Adapter",

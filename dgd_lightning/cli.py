@@ -19,7 +19,8 @@ subcommands:
   predict    decode tasks with a target and its draft; write predictions, metrics and a table
   fit        train a draft or a miniature target
   validate   run the validation loop of a training module
-  test       run the test loop of a training module
+  test       read gold answers with target, draft, controls and layers: a go/no-go table and verdict;
+             or run the test loop of a training module
   sweep      search settings of a predict run with Optuna, one process a trial
 
 Every value of a YAML file can be overridden: dgd predict --config configs/quickstart.yaml --data.limit 8
@@ -178,11 +179,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _tell(error)
         return 2
     except KeyboardInterrupt:
-        print("dgd: interrupted; the same command continues an unfinished predict run", file=sys.stderr)
+        print("dgd: interrupted; the same command continues an unfinished predict or diagnostic run", file=sys.stderr)
         return 130
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into exit code 1
-            print("dgd: interrupted; the same command continues an unfinished predict run", file=sys.stderr)
+            print(
+                "dgd: interrupted; the same command continues an unfinished predict or diagnostic run", file=sys.stderr
+            )
             return 130
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as error:

@@ -16,11 +16,20 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from callbacks import AdaptMetrics, DecodeMetrics, DecodeProgress, FitProgress, PredictionWriter, Provenance
+from callbacks import (
+    AdaptMetrics,
+    DecodeMetrics,
+    DecodeProgress,
+    DiagnosticReport,
+    FitProgress,
+    PredictionWriter,
+    Provenance,
+)
 from callbacks.run_folder import PROVENANCE, choose_version, config_hash, discard_start
 from dgd_lightning.data import TaskData
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.decoding import Decoding
+from dgd_lightning.modules.diagnostic import Diagnostic
 from dgd_lightning.modules.export import require_writable
 
 ROOMS = ("data", "decode", "modules", "lab")
@@ -143,11 +152,31 @@ class ProjectCLI(LightningCLI):
         Raises:
             InputError: there is nothing to decode, nothing to decode it with, or nowhere to write it.
         """
-        for argument, value, kind in (("data", self.datamodule, TaskData), ("model", self.model, Decoding)):
-            if not isinstance(value, kind):
+        self._check_rows_run(Decoding)
+        self.trainer.predict(return_predictions=False, **kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """Test; a diagnostic after the checks of predict, since it writes rows too.
+
+        Raises:
+            InputError: a diagnostic has nothing to read, or nowhere to write it; or the model is one for predict.
+        """
+        if isinstance(self.model, Decoding):
+            raise InputError("subcommand", expected="predict, for Decoding", received="test", mend="run `dgd predict`")
+        if self._makes_rows():
+            self._check_rows_run(Diagnostic)
+        self.trainer.test(**kwargs)
+
+    def _makes_rows(self) -> bool:
+        """Whether the run writes a row per task, and continues where it was killed."""
+        return self.subcommand == "predict" or (self.subcommand == "test" and isinstance(self.model, Diagnostic))
+
+    def _check_rows_run(self, kind: type[LightningModule]) -> None:
+        for argument, value, wanted in (("data", self.datamodule, TaskData), ("model", self.model, kind)):
+            if not isinstance(value, wanted):
                 raise InputError(
                     argument,
-                    expected=f"a {kind.__name__}, such as {', '.join(_names(kind))}",
+                    expected=f"a {wanted.__name__}, such as {', '.join(_names(wanted))}",
                     received=type(value).__name__ if value is not None else "nothing",
                     mend=f"set {argument}.class_path",
                 )
@@ -159,7 +188,6 @@ class ProjectCLI(LightningCLI):
             if refused:
                 raise InputError(f"trainer.{argument}", expected="the default", received=received, mend=mend)
         self.datamodule.check_ranks(self.trainer.world_size, together=getattr(self.model, "ttt", None) is not None)
-        self.trainer.predict(return_predictions=False, **kwargs)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs it; where it fails, launched ranks are ended too: they would wait for this one for ever."""
@@ -210,8 +238,11 @@ class ProjectCLI(LightningCLI):
             kinds = [FailedStart, PredictionWriter, Provenance, DecodeMetrics, AdaptMetrics]
             if wants_bar:
                 kinds.append(DecodeProgress)
-        elif wants_bar and not sys.stdout.isatty():  # Lightning's own bar shows nothing in a file
-            kinds.append(FitProgress)
+        else:
+            if self._makes_rows():
+                kinds = [FailedStart, PredictionWriter, Provenance, DiagnosticReport]
+            if wants_bar and not sys.stdout.isatty():  # Lightning's own bar shows nothing in a file
+                kinds.append(FitProgress)
         first = [next((c for c in given if isinstance(c, kind)), None) or kind() for kind in kinds]
         return first + [callback for callback in given if callback not in first]
 
@@ -225,7 +256,7 @@ class ProjectCLI(LightningCLI):
             logs_dir = logs_dir.resolve()
             version = self._resumed_version(logs_dir / name)
         elif (
-            self.subcommand == "predict"
+            self._makes_rows()
             and hasattr(self.model, "fingerprint")
             and hasattr(self.datamodule, "fingerprint")
             and _is_first_rank()

@@ -28,6 +28,16 @@ class Prefill(NamedTuple):
     lengths: Tensor  # [B], prompt lengths
 
 
+class Candidate(NamedTuple):
+    """One of the answers among which the best was chosen."""
+
+    tokens: Tensor  # [T] LongTensor on CPU
+    score: float  # a log-likelihood: the higher the better
+    beta: float | None  # with which it was decoded; None: drawn from the target
+    seed: int | None  # None for greedy decoding
+    stop_reason: StopReason
+
+
 class DecodeTrace(NamedTuple):
     """How a row was decoded. Seconds are those of the whole batch the row was in (rows share forwards)."""
 
@@ -38,6 +48,7 @@ class DecodeTrace(NamedTuple):
     decode_seconds: float  # wall seconds of the batch's decode loop
     batch_tokens: int  # tokens committed by the whole batch in those decode seconds, first tokens excluded
     seed: int | None  # the row's own seed; None for greedy decoding
+    candidates: list[Candidate] | None = None  # all that were decoded, where answers are reranked
 
 
 class DecodeOutput(NamedTuple):

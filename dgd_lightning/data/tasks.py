@@ -1,4 +1,4 @@
-"""`TaskData`: what every source of tasks shares: filter, limit, grouping, fingerprint, predict dataloader."""
+"""`TaskData`: what every source of tasks shares: filter, limit, grouping, fingerprint, dataloader."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class ContextShards(DistributedSampler[int]):
 
 
 class TaskData(LightningDataModule):
-    """Base of the predict datamodules: a subclass implements `read`.
+    """Base of the datamodules of predict and test: a subclass implements `read`.
 
     Args:
         batch_size: tasks decoded together.
@@ -157,6 +157,31 @@ class TaskData(LightningDataModule):
         self.check_ranks(ranks, together=together)
         shards = ContextShards(self.groups, ranks, rank, together=together)
         return DataLoader(self.groups, batch_size=None, sampler=shards)  # type: ignore[arg-type]
+
+    test_dataloader = predict_dataloader
+
+
+def tasks_by_context(data: Any, wanted_by: str) -> dict[str, list[Task]]:
+    """The tasks of every context.
+
+    Args:
+        data: the run's datamodule.
+        wanted_by: what needs them.
+
+    Raises:
+        InputError: it is no `TaskData`, which alone knows what a context's tasks have in common.
+    """
+    if not isinstance(data, TaskData):
+        raise InputError(
+            "data",
+            expected=f"a TaskData, for {wanted_by}",
+            received=type(data).__name__ if data is not None else "nothing",
+            mend=f"use a datamodule such as ContextsData, or leave out {wanted_by}",
+        )
+    contexts: dict[str, list[Task]] = {}
+    for task in data.tasks:
+        contexts.setdefault(context_of(task), []).append(task)
+    return contexts
 
 
 def _keep(tasks: list[Task], key: str, names: Names) -> list[Task]:

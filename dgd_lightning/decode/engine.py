@@ -187,10 +187,18 @@ def check_prefix(prefix: Prefix, request: Request, width: int) -> None:
 
 
 class Forward(NamedTuple):
-    """What a step gives a decoder."""
+    """What a step gives a decoder, of every text."""
 
-    logits: Tensor  # [b, Q, V]
-    features: Tensor  # [b, Q, F·H]; empty where no layer is tapped
+    logits: Tensor  # [t, Q, V]
+    features: Tensor  # [t, Q, F·H]; empty where no layer is tapped
+
+
+class Change(NamedTuple):
+    """Rows that leave, and texts that part or end; numbers are those of before and of now."""
+
+    stay: list[int]  # the rows now -> what their numbers were
+    parents: list[int]  # the texts now -> what they go on from
+    text_of: list[int]  # the rows now -> their texts; −1: finished
 
 
 def capacity(request: Request, width: int) -> int:
@@ -208,9 +216,13 @@ def _table(request: Request, width: int) -> Tensor:
 class Batch:
     """The rows still being decoded. Committed tokens stay on the device; finished rows leave when half are done.
 
+    What is read is a *text*: caches have a row per text, and forwards read texts [t]. Every row [b] is a text of its
+    own, unless rows share texts: then those of one prompt (and one seed) are one text until they commit different
+    tokens, and the text parts in two. What several rows would compute alike is so computed once.
+
     Attributes:
-        cache: the rows' target cache.
-        noise: what their draws are made of.
+        cache: the texts' target cache.
+        noise: what the rows' draws are made of.
         anchors: [b] absolute position of each row's last committed token.
         last: [b] that token, not yet seen by the target.
         longest: the largest anchor, known on the host, so that a forward attends to no more than it must.
@@ -227,8 +239,9 @@ class Batch:
         companions: Sequence[PositionCache] = (),
         prefix: Prefix | None = None,
         hold_last: bool = False,
+        share_texts: bool = False,
         on_prompts: Callable[[], None] | None = None,
-        on_select: Callable[[list[int]], None] | None = None,
+        on_change: Callable[[Change], None] | None = None,
         noise: Noise | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
@@ -238,18 +251,19 @@ class Batch:
             width: most tokens that a cycle may commit per row (K).
             layer_ids: layers whose features every forward gives.
             on_features: called with the prompts' features [B, C, F·H] and positions [B, C], chunk by chunk.
-            companions: other caches, made for the prompts like ``cache``; their rows become and stay the batch's.
+            companions: other caches, made for the prompts like ``cache``; their rows become and stay the texts.
             prefix: what is read already (see :func:`check_prefix`).
             hold_last: leave each prompt's last token to the caller, who reads it and calls :meth:`begin`.
+            share_texts: rows of one prompt, which then need the same seed, are one text until they differ.
             on_prompts: called once the prompts are read, while all caches still have a row per prompt.
-            on_select: called with the rows that stay, as they are numbered now, whenever finished ones leave.
+            on_change: called next, with a change from prompts to texts, and whenever rows or texts change.
             noise: instead of the noise of the request's seeds.
         """
         began = time.perf_counter()
         device, batch, prompts = target.device, len(request.rows), len(request.lengths)
         self.lengths = [request.lengths[prompt] for prompt in request.rows]  # R, of each row's prompt
         self.target, self.request, self.width, self.layer_ids = target, request, width, layer_ids
-        self.on_progress, self.on_select = on_progress, on_select
+        self.on_progress, self.on_change, self.share_texts = on_progress, on_change, share_texts
         self.starts = torch.tensor(self.lengths, device=device)  # [b]
         self.noise: Noise = noise or TableNoise(_table(request, width).to(device), self.starts)
         self.cache = target.new_cache(prompts, capacity(request, width)) if prefix is None else prefix.cache
@@ -266,9 +280,6 @@ class Batch:
         if on_prompts is not None:
             on_prompts()
         prompt = torch.tensor(request.rows, device=device)  # [b]
-        if batch > prompts:  # a prompt's rows go on from copies of what was read once
-            for cache in self.caches:
-                cache.select(prompt)
         self.stops = torch.tensor(request.stop_token_ids, dtype=torch.long, device=device)  # [n]
         self.slots = torch.arange(width, device=device)  # [K]
         self.tokens = torch.zeros(batch, request.max_new_tokens + width, dtype=torch.long, device=device)  # [B, T + K]
@@ -283,6 +294,10 @@ class Batch:
         self.verified: list[list[int]] = [[] for _ in range(batch)]
         self.accepted: list[list[int]] = [[] for _ in range(batch)]
         self.began = began
+        rows = list(range(batch))
+        self.text_of, self.count = list(range(prompts)), prompts  # each row's text, and how many texts the caches hold
+        texts = (list(range(prompts)), request.rows) if share_texts else (request.rows, rows)
+        self._change(Change(rows, *texts))
         if hold_last:
             self.last = request.ids.to(device)[prompt].gather(1, self.anchors[:, None])[:, 0]
         else:
@@ -298,15 +313,24 @@ class Batch:
 
     @property
     def longest(self) -> int:
-        """Largest anchor among the rows of the batch, as of the last ``synchronise``."""
-        return max(self.ends[row] for row in self.live)
+        """Largest anchor among the texts, as of the last ``synchronise``."""
+        rows = self.active if self.share_texts and self.active else self.live
+        return max(self.ends[row] for row in rows)
+
+    def texts(self, values: Tensor) -> Tensor:
+        """Of values [b, ..] that rows of one text have in common, one per text [t, ..]."""
+        return values if self._leaders is None else values[self._leaders]
+
+    def rows(self, values: Tensor) -> Tensor:
+        """Values [t, ..] of texts, for every row [b, ..]."""
+        return values if self._texts is None else values[self._texts]
 
     def positions(self, width: int) -> Tensor:
         """Absolute positions [b, width] of a block that begins with the last committed token."""
         return self.anchors[:, None] + self.slots[:width]
 
     def step(self, tokens: Tensor, positions: Tensor) -> Forward:
-        """The target's forward on tokens [b, Q] at positions [b, Q], which begin with the last committed one."""
+        """The target's forward on tokens [t, Q] at positions [t, Q], which begin with the last committed one."""
         logits, features = self.target.step(
             tokens, positions, self.cache, max_length=self.longest + tokens.shape[1], layer_ids=self.layer_ids
         )
@@ -326,11 +350,12 @@ class Batch:
         newest = tokens.gather(1, (cut - 1).clamp(min=0)[:, None])[:, 0]
         self.last = torch.where(cut > 0, newest, self.last)
         self.anchors = self.anchors + cut
-        self._news = torch.stack([lengths, cut, self.done.long()])  # [3, b]
+        news = torch.stack([lengths, cut, self.done.long()])  # [3, b]
+        self._news = torch.cat([news, tokens.T]) if self.share_texts else news  # [3 + Q, b]
 
     def synchronise(self, *, first: bool = False) -> None:
         """Tell the host what was committed, and drop finished rows once they are half of the batch."""
-        lengths, cuts, done = to_host(self._news)
+        lengths, cuts, done, *tokens = to_host(self._news)
         for row, length, cut, is_done in zip(self.live, lengths, cuts, done, strict=True):
             if cut == 0:  # finished in an earlier cycle
                 continue
@@ -345,21 +370,45 @@ class Batch:
             committed = sum(end + 1 - length for end, length in zip(self.ends, self.lengths, strict=True))
             verifications = sum(len(lengths) for lengths in self.verified)
             self.on_progress(Progress(committed, verifications, len(self.ends), len(self.active)))
-        if self.active and 2 * len(self.active) <= len(self.live):
+        if self.share_texts:
+            self._part([column[:cut] for column, cut in zip(zip(*tokens, strict=True), cuts, strict=True)])
+        elif self.active and 2 * len(self.active) <= len(self.live):
             self._drop_finished()
+
+    def _part(self, committed: list[tuple[int, ...]]) -> None:
+        """Rows that have committed different tokens go on as different texts; texts without a row end."""
+        texts: dict[tuple[int, tuple[int, ...]], int] = {}  # (what it was, what it became) -> what it is
+        text_of = [-1] * len(committed)
+        for row in self.active:
+            text_of[row] = texts.setdefault((self.text_of[row], committed[row]), len(texts))
+        if texts and text_of != self.text_of:
+            self._change(Change(list(range(len(text_of))), [parent for parent, _ in texts], text_of))
 
     def _drop_finished(self) -> None:
         active = set(self.active)
         stay = [i for i, row in enumerate(self.live) if row in active]
+        self.live = [self.live[i] for i in stay]
         keep = torch.tensor(stay, device=self.index.device)  # [r]
-        self.live = [row for row in self.live if row in active]
-        for cache in self.caches:
-            cache.select(keep)
         self.noise = self.noise.select(keep)
         for name in ("starts", "index", "limits", "anchors", "last", "done"):
             setattr(self, name, getattr(self, name)[keep])
-        if self.on_select is not None:
-            self.on_select(stay)
+        self._change(Change(stay, stay, list(range(len(stay)))))
+
+    def _change(self, change: Change) -> None:
+        """Have caches, and whoever else keeps something per row or text, follow."""
+        device, count = self.index.device, len(change.parents)
+        if change.parents != list(range(self.count)):
+            parents = torch.tensor(change.parents, device=device)
+            for cache in self.caches:
+                cache.select(parents)
+        self.text_of, self.count = change.text_of, count
+        leaders = [change.text_of.index(text) for text in range(count)]
+        own = change.text_of == list(range(count))  # every row has a text of its own
+        self._leaders = None if own else torch.tensor(leaders, device=device)  # [t]
+        self._texts = None if own else torch.tensor(change.text_of, device=device).clamp(min=0)  # [b]
+        self.text_noise = self.noise if own else self.noise.select(torch.tensor(leaders, device=device))
+        if self.on_change is not None:
+            self.on_change(change)
 
     def outputs(self, *, drafts: int | Sequence[int]) -> list[DecodeOutput]:
         """The finished rows, in the order of the prompts.

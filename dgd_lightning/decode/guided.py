@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.decode.blending import Blend, Schedule, Space, as_schedule
-from dgd_lightning.decode.engine import Batch, Forward, OnProgress, Request, check_request, choose
+from dgd_lightning.decode.engine import Batch, Change, Forward, OnProgress, Request, check_request, choose
 from dgd_lightning.decode.lanes import Lane
 from dgd_lightning.decode.noise import Noise
 from dgd_lightning.decode.readouts import DraftReadout, Readout, Stretch, split_taps, wide
@@ -84,7 +84,8 @@ def guided_generate(
     )
     width = check_block_size(check_draft(pair).config.block_size, block_size) if speculative else 1
     rows = list(range(len(request.rows)))
-    lane = Lane(blend, as_readout(readout).begin(pair, request, width), rows, blend.betas(len(rows)))
+    betas = torch.tensor(blend.betas(len(rows)), dtype=torch.float64, device=pair.target.device)
+    lane = Lane(blend, as_readout(readout).begin(pair, request, width), rows, betas, len(prompts))
     return Guided(pair, request, [lane], as_readout(readout).layers(pair), width, noise, on_progress).run()
 
 
@@ -111,7 +112,10 @@ def guided_sweep(
     block_size: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[list[DecodeOutput]]:
-    """Decode every prompt in several ways at once: prompts are read once, and all ways share the target's forwards.
+    """Decode every prompt in several ways at once.
+
+    A prompt is read once; its ways go on as one text until they choose different tokens, and as rows of one batch
+    from there on: the weights are read once for all.
 
     Args:
         pair, prompts, max_new_tokens, speculative, temperature, top_k, top_p, stop_token_ids, block_size, on_progress:
@@ -155,10 +159,11 @@ def guided_sweep(
     for numbers in alike.values():
         blend, readout = ways[numbers[0]].blend, as_readout(ways[numbers[0]].readout)
         rows = [prompt * count + number for prompt in range(len(prompts)) for number in numbers]
-        betas = [float(ways[row % count].blend.beta) for row in rows]  # type: ignore[arg-type]
-        lanes.append(Lane(blend, readout.begin(pair, request, width), rows, betas))
+        each = [float(ways[row % count].blend.beta) for row in rows]  # type: ignore[arg-type]
+        betas = torch.tensor(each, dtype=torch.float64, device=pair.target.device)
+        lanes.append(Lane(blend, readout.begin(pair, request, width), rows, betas, len(prompts)))
         layers += readout.layers(pair)
-    outputs = Guided(pair, request, lanes, layers, width, None, on_progress).run()
+    outputs = Guided(pair, request, lanes, layers, width, None, on_progress, share_texts=True).run()
     return [outputs[number::count] for number in range(count)]
 
 
@@ -179,6 +184,7 @@ class Guided:
         lanes: between them they have every row.
         layers: of the target, which their readouts need.
         width: K of the proposals; 1 decodes token by token.
+        share_texts: see :class:`~dgd_lightning.decode.engine.Batch`.
     """
 
     def __init__(
@@ -190,16 +196,19 @@ class Guided:
         width: int,
         noise: Noise | None,
         on_progress: OnProgress | None,
+        *,
+        share_texts: bool = False,
     ) -> None:
         target, draft = pair.target, pair.draft
-        self.lanes, self.width, self.request, self.device = lanes, width, request, target.device
+        self.lanes, self.width, self.request = lanes, width, request
         self.drafter = Drafter(target, draft, request, width) if width > 1 and draft is not None else None
         self.proposed = tuple(draft.config.target_layer_ids) if self.drafter is not None and draft is not None else ()
         self.layer_ids = tuple(dict.fromkeys((*self.proposed, *layers)))
         if self.drafter is not None and len(lanes) == 1:
             lanes[0].reading.share(self.drafter.cache, width)
         proposals = int(self.drafter is not None)
-        self.drafts = {row: proposals + lane.reading.drafts for lane in lanes for row in lane.rows}
+        drafts = {row: proposals + lane.reading.drafts for lane in lanes for row in lane.rows}
+        self.drafts = [drafts[row] for row in range(len(request.rows))]
         self.batch = Batch(
             target,
             request,
@@ -207,56 +216,60 @@ class Guided:
             layer_ids=self.layer_ids,
             on_features=self._extend,
             companions=[] if self.drafter is None else [self.drafter.cache],
+            share_texts=share_texts,
             on_prompts=self._ready,
-            on_select=self._select,
+            on_change=self._follow,
             hold_last=True,
             noise=noise,
             on_progress=on_progress,
         )
         # The prompts' last tokens are a stretch like any other, which gives the first token.
-        first = self._guided(self.batch.last[:, None], self.batch.positions(1))
-        tokens = choose(first, request.sampling, self.batch.noise, self.batch.positions(1) + 1)
-        self.batch.begin(tokens)
+        batch, positions = self.batch, self.batch.positions(1)
+        first = self._guided(batch.texts(batch.last)[:, None], batch.texts(positions))
+        batch.begin(choose(first, request.sampling, batch.noise, positions + 1))
 
     def run(self) -> list[DecodeOutput]:
         """Decode all rows to their ends."""
         while self.batch.active:
             self.cycle()
             self.batch.synchronise()
-        return self.batch.outputs(drafts=[self.drafts[row] for row in range(len(self.request.rows))])
+        return self.batch.outputs(drafts=self.drafts)
 
     def cycle(self) -> None:
         """Draft, read, blend, commit what the blend agrees with."""
         batch, sampling = self.batch, self.request.sampling
         positions = batch.positions(self.width)  # [b, K]
+        here, last = batch.texts(positions), batch.texts(batch.last)[:, None]
         if self.drafter is None:
-            tokens = choose(self._guided(batch.last[:, None], positions), sampling, batch.noise, positions + 1)
+            tokens = choose(self._guided(last, here), sampling, batch.noise, positions + 1)
             batch.commit(Verdict(tokens, torch.ones_like(batch.last)))
             return
-        proposal = propose(self.drafter, batch, positions, "rejection")
-        block = torch.cat([batch.last[:, None], proposal.tokens], dim=1)
-        guided = self._guided(block, positions, proposal)  # [b, K, V]
+        proposal = propose(self.drafter, batch, here, "rejection")
+        guided = self._guided(torch.cat([last, proposal.tokens], dim=1), here, proposal)  # [b, K, V]
+        proposed = batch.rows(proposal.tokens)
         if proposal.q is None:
-            verdict = verify_match(proposal.tokens, guided.argmax(-1))
+            verdict = verify_match(proposed, guided.argmax(-1))
         else:
             p = probabilities(guided, sampling)
-            verdict = verify_rejection(proposal.tokens, proposal.q, p, batch.noise, positions + 1)
+            verdict = verify_rejection(proposed, batch.rows(proposal.q), p, batch.noise, positions + 1)
         batch.commit(verdict)
 
     def _guided(self, tokens: Tensor, positions: Tensor, proposal: Proposal | None = None) -> Tensor:
-        """Blended logits [b, Q, V] after tokens [b, Q]: one forward of the target, one of each readout."""
-        forward: Forward = self.batch.step(tokens, positions)
+        """Blended logits [b, Q, V] after tokens [t, Q]: one forward of the target, one of each readout."""
+        batch = self.batch
+        forward: Forward = batch.step(tokens, positions)
         self._extend(forward.features, positions)
-        longest = self.batch.longest + tokens.shape[1] - 1
+        longest = batch.longest + tokens.shape[1] - 1
         taps = split_taps(forward.features, self.layer_ids)
         stretch = Stretch(tokens, positions, forward.logits, taps, longest, proposal and proposal.first)
-        step = positions + 1 - self.batch.starts[:, None]  # tokens generated before the one that is chosen
+        target = batch.rows(forward.logits)  # [b, Q, V]
+        step = batch.rows(positions) + 1 - batch.starts[:, None]  # tokens generated before the one that is chosen
         if len(self.lanes) == 1:
-            return self.lanes[0].mix(stretch, step)
-        guided = wide(forward.logits).clone()
+            return self.lanes[0].mix(stretch, target, step)
+        guided = wide(target).clone()
         for lane in self.lanes:
-            if lane.rows:
-                guided[lane.rows if lane.index is None else lane.index] = lane.mix(stretch, step)
+            if lane.texts:
+                guided[lane.index] = lane.mix(stretch, target, step)
         return guided
 
     def _extend(self, features: Tensor, positions: Tensor) -> None:
@@ -264,18 +277,16 @@ class Guided:
         if self.drafter is not None:
             self.drafter.extend(torch.cat([taps[i] for i in self.proposed], dim=-1), positions)
         for lane in self.lanes:
-            if lane.rows:
+            if lane.texts:
                 lane.extend(taps, positions)
 
     def _ready(self) -> None:
         for lane in self.lanes:
             lane.reading.ready()
-            lane.spread(self.request.rows, self.device)
 
-    def _select(self, stay: list[int]) -> None:
+    def _follow(self, change: Change) -> None:
         for lane in self.lanes:
-            if lane.rows:
-                lane.select(stay)
+            lane.follow(change)
 
 
 def as_readout(readout: Readout | str) -> Readout:

@@ -6,64 +6,81 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.decode.blending import Blend
+from dgd_lightning.decode.engine import Change
 from dgd_lightning.decode.readouts import Reading, Stretch
 
 
 class Lane:
-    """Rows of a batch that share a readout and, but for β, a blend.
+    """What its rows are blended with. The reading has a row per text that one of them is at.
 
     Args:
         blend: its own β does not count.
-        reading: of all prompts, until :meth:`spread`.
+        reading: of all prompts.
         rows: their numbers in the batch, ascending.
-        betas: of each of them.
+        betas: [n], of each of them, on the target's device.
+        prompts: B.
     """
 
-    def __init__(self, blend: Blend, reading: Reading, rows: list[int], betas: list[float]) -> None:
-        self.blend, self.reading, self.rows = blend, reading, rows
-        self.betas = torch.tensor(betas, dtype=torch.float64)  # [n]
-        self.index: Tensor | None = None  # [n] the rows on the device; None: all of the batch, in order
+    def __init__(self, blend: Blend, reading: Reading, rows: list[int], betas: Tensor, prompts: int) -> None:
+        self.blend, self.reading, self.rows, self.betas = blend, reading, rows, betas
+        self.texts = list(range(prompts))  # numbers of texts, ascending; none once every row is finished
+        self._texts: Tensor | None = None  # the same on the device; None: all there are, in order
+        self._rows: Tensor | None = None  # [n] numbers of the rows; None: all there are, in order
+        self._places: Tensor | None = None  # [n] which of our texts each row is at; None: row for row
 
-    def spread(self, prompts: list[int], device: torch.device) -> None:
-        """Have a row for each of ours, where there was one per prompt; ``prompts``: that of every row of the batch."""
-        self.betas = self.betas.to(device)
-        own = [prompts[row] for row in self.rows]
-        if own != list(range(len(set(prompts)))):
-            self._take(torch.tensor(own, device=device))
-        self._point(len(prompts))
-
-    def select(self, stay: list[int]) -> None:
-        """Keep these rows of the batch only; those of other lanes may leave too."""
+    def follow(self, change: Change) -> None:
+        """Rows leave and texts part: those that stay take along what is theirs."""
+        device = self.betas.device
         places = {row: place for place, row in enumerate(self.rows)}
-        own = torch.tensor([places[row] for row in stay if row in places], device=self.betas.device)
-        self.rows = [new for new, row in enumerate(stay) if row in places]
-        if self.rows:
-            self.betas = self.betas[own]
-            self._take(own)
-            self._point(len(stay))
+        kept = [places[row] for row in change.stay if row in places]
+        self.rows = [new for new, row in enumerate(change.stay) if row in places]
+        self.betas = self.betas[kept]
+        was, texts = self.texts, sorted({change.text_of[row] for row in self.rows} - {-1})
+        take = [was.index(change.parents[text]) for text in texts]
+        if texts and take != list(range(len(was))):
+            index = torch.tensor(take, device=device)
+            self.reading.select(index)
+            for cache in self.reading.caches:
+                cache.select(index)
+        self.texts = texts
+        own = {text: place for place, text in enumerate(texts)}
+        at = [own.get(change.text_of[row], 0) for row in self.rows]
+        self._texts = _index(texts, len(change.parents), device)
+        self._rows = _index(self.rows, len(change.stay), device)
+        self._places = _index(at, len(texts), device)
+
+    @property
+    def index(self) -> Tensor | slice:
+        """The rows, to index values [b, ..] with."""
+        return slice(None) if self._rows is None else self._rows
 
     def extend(self, taps: dict[int, Tensor], positions: Tensor) -> None:
-        """Let the readout take up what the target has computed."""
-        self.reading.extend({layer: self._own(states) for layer, states in taps.items()}, self._own(positions))
+        """Let the readout take up what the target has computed of all texts."""
+        states = {layer: _of(states, self._texts) for layer, states in taps.items()}
+        self.reading.extend(states, _of(positions, self._texts))
 
-    def mix(self, stretch: Stretch, step: Tensor) -> Tensor:
-        """Guided logits [n, Q, V] of the lane's rows, from those of the batch."""
+    def mix(self, stretch: Stretch, target: Tensor, step: Tensor) -> Tensor:
+        """Guided logits [n, Q, V] of the lane's rows.
+
+        Args:
+            stretch: of all texts.
+            target: [b, Q, V], of all rows.
+            step: [b, Q].
+        """
         own = stretch._replace(
-            tokens=self._own(stretch.tokens),
-            positions=self._own(stretch.positions),
-            logits=self._own(stretch.logits),
-            taps={layer: self._own(states) for layer, states in stretch.taps.items()},
+            tokens=_of(stretch.tokens, self._texts),
+            positions=_of(stretch.positions, self._texts),
+            logits=_of(stretch.logits, self._texts),
+            taps={layer: _of(states, self._texts) for layer, states in stretch.taps.items()},
         )
-        return self.blend.mix(own.logits, self.reading.logits(own), self.betas, self._own(step))
+        readout = _of(self.reading.logits(own), self._places)
+        return self.blend.mix(_of(target, self._rows), readout, self.betas, _of(step, self._rows))
 
-    def _own(self, values: Tensor) -> Tensor:
-        return values if self.index is None else values[self.index]
 
-    def _point(self, rows: int) -> None:
-        alone = len(self.rows) == rows
-        self.index = None if alone else torch.tensor(self.rows, device=self.betas.device)
+def _index(numbers: list[int], count: int, device: torch.device) -> Tensor | None:
+    """None where these are all there are, in order: nothing is copied then."""
+    return None if numbers == list(range(count)) else torch.tensor(numbers, device=device)
 
-    def _take(self, rows: Tensor) -> None:
-        self.reading.select(rows)
-        for cache in self.reading.caches:
-            cache.select(rows)
+
+def _of(values: Tensor, index: Tensor | None) -> Tensor:
+    return values if index is None else values[index]

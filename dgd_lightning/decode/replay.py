@@ -14,66 +14,78 @@ from torch import Tensor
 
 from dgd_lightning.decode.engine import check_prompt, check_request
 from dgd_lightning.decode.readouts import Readout, Stretch, split_taps
+from dgd_lightning.decode.slots import DraftSlots
 
 if TYPE_CHECKING:
     from dgd_lightning.pair import Pair
 
 
 class Replayed(NamedTuple):
-    """A stretch of Q tokens of the answer, and the logits that each was chosen from."""
+    """A stretch of Q tokens of an answer, and the logits that each was chosen from."""
 
+    answer: int  # number of the answer
     first: int  # how many tokens of the answer come before
     tokens: Tensor  # [Q]
     target: Tensor  # [Q, V]
-    readouts: list[Tensor]  # [Q, V] each, in the order of the readouts
+    readouts: list[Tensor]  # [Q, V] each, in the order of the readouts; [Q, K − 1, V] for `DraftSlots`
+
+
+def replay(
+    pair: Pair, prompt: Tensor, answer: Tensor, readouts: Sequence[Readout | DraftSlots], *, chunk: int = 64
+) -> Iterator[Replayed]:
+    """Read a prompt and its answer, stretch by stretch: :func:`replays` of one answer."""
+    return replays(pair, prompt, [answer], readouts, chunk=chunk)
 
 
 @torch.no_grad()
-def replay(
-    pair: Pair, prompt: Tensor, answer: Tensor, readouts: Sequence[Readout], *, chunk: int = 64
+def replays(
+    pair: Pair, prompt: Tensor, answers: Sequence[Tensor], readouts: Sequence[Readout], *, chunk: int = 64
 ) -> Iterator[Replayed]:
-    """Read a prompt and its answer, stretch by stretch.
+    """Read a prompt once, and behind it one answer after the other, stretch by stretch.
 
     Args:
         pair: target and draft; a draft may be missing where no readout needs one.
         prompt: [S].
-        answer: [T], whatever it came from: decoding, or a gold answer.
+        answers: [T] each, whatever they came from: decoding, or gold answers.
         readouts: read beside the target, each from the same forward of it.
-        chunk: tokens of the answer that are read in one forward: more of them take more memory, chunk · V per readout.
+        chunk: tokens of an answer that are read in one forward: more of them take more memory, chunk · V per readout.
 
     Yields:
-        Stretches in order, T tokens in all.
+        The stretches of the first answer in order, then those of the next.
 
     Raises:
         InputError: an unusable argument, or a readout that the pair or the prompt can't serve.
     """
     target = pair.target
-    answer = check_prompt("answer", answer, target.vocab_size)
-    request = check_request(pair, [prompt], max_new_tokens=len(answer))
-    width = min(chunk, len(answer))
+    answers = [check_prompt("answer", answer, target.vocab_size) for answer in answers]
+    longest = max(map(len, answers), default=1)
+    request = check_request(pair, [prompt], max_new_tokens=longest)
+    width = min(chunk, longest)
     layer_ids = tuple(dict.fromkeys(layer for readout in readouts for layer in readout.layers(pair)))
     readings = [readout.begin(pair, request, width) for readout in readouts]
-    cache = target.new_cache(1, len(prompt) + len(answer))
+    cache = target.new_cache(1, len(prompt) + longest)
 
     def extend(features: Tensor, positions: Tensor) -> None:
         for reading in readings:
             reading.extend(split_taps(features, layer_ids), positions)
 
-    known = len(prompt) - 1  # the prompt's last token is the first stretch's first
-    text = torch.cat([request.ids[0], answer]).to(target.device)[None]  # [1, S + T]
+    known = len(prompt) - 1  # the prompt's last token is every answer's first stretch's first
+    ids = request.ids.to(target.device)  # [1, S]
     if known:
-        target.prefill(text[:, :known], [known], cache, layer_ids=layer_ids, on_features=extend if layer_ids else None)
+        target.prefill(ids[:, :known], [known], cache, layer_ids=layer_ids, on_features=extend if layer_ids else None)
     for reading in readings:
         reading.ready()
-    for first in range(0, len(answer), width):
-        low, high = known + first, min(known + first + width, known + len(answer))
-        positions = torch.arange(low, high, device=target.device)[None]  # [1, Q]
-        tokens = text[:, low:high]
-        logits, features = target.step(tokens, positions, cache, max_length=high, layer_ids=layer_ids)
-        taps = split_taps(features, layer_ids)
-        for reading in readings:
-            reading.extend(taps, positions)
-        stretch = Stretch(tokens, positions, logits, taps, high - 1)
-        yield Replayed(
-            first, text[0, low + 1 : high + 1], logits[0], [reading.logits(stretch)[0] for reading in readings]
-        )
+    for number, answer in enumerate(answers):  # caches are written by position: the next answer overwrites this one
+        text = torch.cat([ids[0, known:], answer.to(target.device)])[None]  # [1, 1 + T]
+        for first in range(0, len(answer), width):
+            count = min(width, len(answer) - first)
+            low, high = known + first, known + first + count
+            positions = torch.arange(low, high, device=target.device)[None]  # [1, Q]
+            tokens = text[:, first : first + count]
+            logits, features = target.step(tokens, positions, cache, max_length=high, layer_ids=layer_ids)
+            taps = split_taps(features, layer_ids)
+            for reading in readings:
+                reading.extend(taps, positions)
+            stretch = Stretch(tokens, positions, logits, taps, high - 1)
+            made = [reading.logits(stretch)[0] for reading in readings]
+            yield Replayed(number, first, text[0, first + 1 : first + 1 + count], logits[0], made)

@@ -222,16 +222,16 @@ class Drafter:
 
 
 def propose(drafter: Drafter, batch: Batch, positions: Tensor, scheme: Scheme) -> Proposal:
-    """Draft K - 1 tokens after each row's anchor in one forward; ``positions`` [b, K] are those of the block.
+    """Draft K - 1 tokens after each text's anchor in one forward; ``positions`` [t, K] are those of the block.
 
     Only ``rejection`` at a temperature draws them: the likeliest token is the one that a draw of the target's own
     matches most often.
     """
-    logits = drafter.logits(batch.last, batch.anchors, batch.longest)  # [b, K - 1, V]
+    logits = drafter.logits(batch.texts(batch.last), batch.texts(batch.anchors), batch.longest)  # [t, K - 1, V]
     if batch.request.sampling.greedy or scheme == "exact_match":
         return Proposal(logits.argmax(-1), None, logits[:, 0])
     q = probabilities(logits, batch.request.sampling)
-    return Proposal(batch.noise.categorical(q, DRAFT, positions[:, 1:]), q, logits[:, 0])
+    return Proposal(batch.text_noise.categorical(q, DRAFT, positions[:, 1:]), q, logits[:, 0])
 
 
 def check_draft(pair: Pair) -> DFlashDraft:

@@ -13,14 +13,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dgd_lightning.data.licence import check_clbench
 from dgd_lightning.data.one_context import common_prefix
+from dgd_lightning.data.tasks import tasks_by_context
 from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.adapt import AdaptResult, ttt_adapt
 from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.lora import save_adapter
-from dgd_lightning.types import AdaptTrace
+from dgd_lightning.types import AdaptTrace, Task
 
 ADAPTERS, TRACE = "adapters", "trace.json"
 PHASES = {"reading": "the target reads it", "rehearsing": "the target rehearses", "fitting": "the draft learns"}
@@ -88,6 +90,29 @@ class ContextAdapter:
             "ttt_peak_memory": trace.peak_memory,
         }
         return Adapted(result, summary(trace), cost)
+
+
+def contexts_to_adapt(data: Any, *, accepted: bool, inference_mode: bool) -> dict[str, list[Task]]:
+    """The tasks of every context, after a check of what adaptation needs.
+
+    Args:
+        data: the run's datamodule.
+        accepted: permission to adapt to CL-bench's rows has been obtained.
+        inference_mode: whether the loop runs under it.
+
+    Raises:
+        InputError: CL-bench's rows without permission, no tasks, or a trainer that rules gradients out.
+    """
+    contexts = tasks_by_context(data, "model.ttt")
+    check_clbench(data, accepted, "model.ttt")
+    if inference_mode:  # Lightning asks for no_grad on gloo, where this would go unseen
+        raise InputError(
+            "trainer.inference_mode",
+            expected="false: test-time training needs gradients",
+            received="true",
+            mend="set trainer.inference_mode: false, which is what dgd does by itself",
+        )
+    return contexts
 
 
 def summary(trace: AdaptTrace) -> dict[str, Any]:

@@ -83,24 +83,24 @@ class Arm:
     def settings(self) -> dict[str, Any]:
         """All that distinguishes the arm, as YAML would have it; objects by their class paths."""
         names = [field.name for field in fields(self) if self.method == "guided" or field.name not in GUIDANCE]
-        return {name: _plain(getattr(self, name)) for name in names}
+        return {name: plain(getattr(self, name)) for name in names}
 
     def sampling(self) -> dict[str, Any]:
         """The settings that shape the law of the output, whatever the method."""
         return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
 
 
-def _plain(value: Any) -> Any:
-    """A readout or schedule as ``{class_path, init_args}``."""
+def plain(value: Any) -> Any:
+    """A value as YAML would have it: a readout or schedule is ``{class_path, init_args}``."""
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [plain(one) for one in value]
     if isinstance(value, Target):
         return value.model.name_or_path
     kind = type(value)
     names = [field.name for field in fields(value)] if is_dataclass(value) else list(vars(value))
-    inner = {name: _plain(getattr(value, name)) for name in names}
+    inner = {name: plain(getattr(value, name)) for name in names}
     return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": inner}
 
 

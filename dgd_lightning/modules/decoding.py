@@ -15,13 +15,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from dgd_lightning.data.chat import prompt_ids, prompt_text
-from dgd_lightning.data.licence import check_clbench
-from dgd_lightning.data.tasks import TaskData, context_of
+from dgd_lightning.data.tasks import context_of, tasks_by_context
 from dgd_lightning.data.without_context import without_context
 from dgd_lightning.decode.engine import Progress
 from dgd_lightning.decode.readouts import Readout
 from dgd_lightning.errors import InputError
-from dgd_lightning.modules.adaptation import ADAPTERS, Adapted, ContextAdapter, OnAdapt
+from dgd_lightning.modules.adaptation import ADAPTERS, Adapted, ContextAdapter, OnAdapt, contexts_to_adapt
 from dgd_lightning.modules.arms import DECODERS, Arm, check_arms, check_block_sizes, check_ttt, row_seed
 from dgd_lightning.modules.readouts import (
     Source,
@@ -122,6 +121,11 @@ class Decoding(PairSources, LightningModule):
         self.on_adapt: OnAdapt | None = None  # so is this
         self.summary_tables: list[Any] = []  # rich renderables that callbacks add; printed at the end of the run
 
+    @property
+    def row_names(self) -> list[str]:
+        """Names of the rows that every task gets."""
+        return [arm.name for arm in self.arms]
+
     def fingerprint(self) -> dict[str, Any]:
         """Everything about the model that can change a row, to be hashed; revisions count by their commits."""
         return {
@@ -162,9 +166,13 @@ class Decoding(PairSources, LightningModule):
                 mend="set model.dtype instead: weights are loaded in it",
             )
         if self.ttt is not None:
-            self._check_adaptation()
-        if any(leaves_out(arm.readout) for arm in self.arms):
-            self._check_tasks("WithoutContext")
+            self.contexts = contexts_to_adapt(
+                getattr(self.trainer, "datamodule", None),
+                accepted=self.accept_clbench_license,
+                inference_mode=self.trainer.predict_loop.inference_mode,
+            )
+        elif any(leaves_out(arm.readout) for arm in self.arms):
+            self.contexts = tasks_by_context(getattr(self.trainer, "datamodule", None), "a readout without context")
         if self.cpu_threads is not None:
             torch.set_num_threads(self.cpu_threads)
         if self.pair is None:
@@ -194,41 +202,6 @@ class Decoding(PairSources, LightningModule):
             log_dir = self.trainer.log_dir
             folder = Path(log_dir, ADAPTERS) if self.save_adapters and log_dir is not None else None
             self.adapt = ContextAdapter(self._loaded(), self.ttt, folder, enable_thinking=self.enable_thinking)
-
-    def _check_adaptation(self) -> None:
-        """Checks what adaptation needs, before anything is loaded.
-
-        Raises:
-            InputError: CL-bench's rows without permission, or a trainer that rules gradients out.
-        """
-        data = self._check_tasks("model.ttt")
-        check_clbench(data, self.accept_clbench_license, "model.ttt")
-        if self.trainer.predict_loop.inference_mode:  # Lightning asks for no_grad on gloo, where this would go unseen
-            raise InputError(
-                "trainer.inference_mode",
-                expected="false: test-time training needs gradients",
-                received="true",
-                mend="set trainer.inference_mode: false (inference_mode: false is what dgd predict does by itself)",
-            )
-
-    def _check_tasks(self, wanted_by: str) -> TaskData:
-        """Finds the tasks of every context.
-
-        Raises:
-            InputError: the data does not know them.
-        """
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, TaskData):
-            raise InputError(
-                "data",
-                expected="a TaskData, which knows what a context's tasks have in common",
-                received=type(data).__name__ if data is not None else "nothing",
-                mend=f"predict with a datamodule such as ContextsData, or without {wanted_by}",
-            )
-        self.contexts: dict[str, list[Task]] = {}
-        for task in data.tasks:
-            self.contexts.setdefault(context_of(task), []).append(task)
-        return data
 
     def _placement(self) -> Any:
         """This rank's device, or how the target is spread over all devices of the only rank."""

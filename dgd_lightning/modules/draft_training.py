@@ -304,6 +304,14 @@ def new_draft_config(
             received=mask,
             mend="choose an id that the tokenizer does not use, or leave it out for the last row",
         )
+    layers = default_layer_ids(target.num_layers, num_layers) if target_layer_ids is None else target_layer_ids
+    if not layers or any(layer not in range(target.num_layers) for layer in layers):
+        raise InputError(
+            "model.target_layer_ids",
+            expected=f"layers of the target, 0…{target.num_layers - 1}",
+            received=list(layers),
+            mend="name layers that it has, or leave it out",
+        )
     heads = config.num_attention_heads
     rope = config.rope_parameters or {}
     return DraftConfig(
@@ -316,7 +324,7 @@ def new_draft_config(
         vocab_size=target.vocab_size,
         block_size=block_size,
         mask_token_id=mask,
-        target_layer_ids=tuple(target_layer_ids or default_layer_ids(target.num_layers, num_layers)),
+        target_layer_ids=tuple(layers),
         num_target_layers=target.num_layers,
         rms_norm_eps=config.rms_norm_eps,
         rope_theta=float(rope.get("rope_theta", 10000.0)),

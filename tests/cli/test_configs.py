@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dgd_lightning.cli_lightning import ProjectCLI, import_plugins
 from dgd_lightning.sweep import parse_options as parse_sweep
@@ -22,6 +23,10 @@ class ParseOnly(ProjectCLI):
         raise Parsed
 
 
+def model_of(path: Path) -> str:
+    return str(yaml.safe_load(path.read_text())["model"]["class_path"])
+
+
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_config_parses(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +36,7 @@ def test_config_parses(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (CONFIGS.parent / options.base).is_file()
         assert [read_setting(key, value) for key, value in options.search.items()]
         return
-    subcommand = "predict" if "class_path: Decoding" in path.read_text() else "fit"
+    subcommand = {"Decoding": "predict", "Diagnostic": "test"}.get(model_of(path), "fit")
     import_plugins()
     with pytest.raises(Parsed):
         ParseOnly([subcommand, "--config", str(path)])

@@ -25,6 +25,7 @@ from torch import Tensor
 from dgd_lightning.decode import engine
 from dgd_lightning.decode.autoregressive import autoregressive_generate
 from dgd_lightning.decode.blending import Adaptive, Blend, Disagree, WarmUp, entropy
+from dgd_lightning.decode.engine import Batch, Change
 from dgd_lightning.decode.guided import Guidance, Guided, guided_generate, guided_sweep
 from dgd_lightning.decode.lanes import Lane
 from dgd_lightning.decode.readouts import (
@@ -144,10 +145,10 @@ def verify_with_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks are judged by the target, single tokens by the blend."""
     make = Lane.mix
 
-    def mixed(self: Lane, stretch: Stretch, step: Tensor) -> Tensor:
+    def mixed(self: Lane, stretch: Stretch, target: Tensor, step: Tensor) -> Tensor:
         betas = self.betas
         self.betas = betas if stretch.tokens.shape[1] == 1 else torch.zeros_like(betas)
-        logits = make(self, stretch, step)
+        logits = make(self, stretch, target, step)
         self.betas = betas
         return logits
 
@@ -167,14 +168,14 @@ def last_readout_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def keep_all_betas(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows leave the batch, the first rows' β stay."""
-    select = Lane.select
+    follow = Lane.follow
 
-    def wrong(self: Lane, stay: list[int]) -> None:
+    def wrong(self: Lane, change: Change) -> None:
         betas = self.betas
-        select(self, stay)
+        follow(self, change)
         self.betas = betas[: len(self.betas)]
 
-    monkeypatch.setattr(Lane, "select", wrong)
+    monkeypatch.setattr(Lane, "follow", wrong)
 
 
 @pytest.mark.parametrize("plant", [skip_block_features, verify_with_the_target, last_readout_for_all, keep_all_betas])
@@ -258,18 +259,69 @@ def test_a_sweep_gives_what_each_way_gives_alone(speculative: bool) -> None:
         assert tokens_of(outputs) == tokens_of(alone)
 
 
-def test_a_sweep_reads_each_prompt_once(monkeypatch: pytest.MonkeyPatch) -> None:
+class Widths:
+    """How many texts each forward of the target reads, and the prefill's shape."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, pair: Pair) -> None:
+        self.prompts: list[tuple[int, ...]] = []
+        self.texts: list[int] = []
+        kind = type(pair.target)
+        prefill, step = kind.prefill, kind.step
+
+        def filled(target: Any, ids: Tensor, *rest: Any, **named: Any) -> Any:
+            self.prompts.append(tuple(ids.shape))
+            return prefill(target, ids, *rest, **named)
+
+        def stepped(target: Any, tokens: Tensor, *rest: Any, **named: Any) -> Any:
+            self.texts.append(len(tokens))
+            return step(target, tokens, *rest, **named)
+
+        monkeypatch.setattr(kind, "prefill", filled)
+        monkeypatch.setattr(kind, "step", stepped)
+
+
+def test_ways_of_a_prompt_are_one_text_until_they_part(monkeypatch: pytest.MonkeyPatch) -> None:
     pair, prompts = make_pair(block_size=6), ragged(3, seed=6)
-    ways = [Guidance(Blend(beta)) for beta in BETAS]
-    seen: list[tuple[int, ...]] = []
-    prefill = type(pair.target).prefill
-    monkeypatch.setattr(
-        type(pair.target),
-        "prefill",
-        lambda self, ids, *rest, **named: (seen.append(tuple(ids.shape)), prefill(self, ids, *rest, **named))[1],
-    )
-    guided_sweep(pair, prompts, ways, max_new_tokens=4)
-    assert seen == [(3, max(map(len, prompts)) - 1)]
+    ways = [Guidance(Blend(beta)) for beta in (0.0, 1e-9, 1.0)]
+    alone = [tokens_of(guided_generate(pair, prompts, beta=way.blend.beta, max_new_tokens=16)) for way in ways]
+    assert alone[0] == alone[1] != alone[2]
+    seen = Widths(monkeypatch, pair)
+    together = guided_sweep(pair, prompts, ways, max_new_tokens=16)
+    assert [tokens_of(outputs) for outputs in together] == alone
+    assert seen.prompts == [(3, max(map(len, prompts)) - 1)]
+    assert seen.texts[0] == 3  # the prompts' last tokens
+    assert max(seen.texts) <= 6  # two of three ways never part
+    assert max(seen.texts) > 3  # the third does
+
+
+def never_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that have chosen different tokens go on as one text."""
+    part = Batch._part
+    monkeypatch.setattr(Batch, "_part", lambda self, committed: part(self, [()] * len(committed)))
+
+
+def wrong_parents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readouts go on from another text than their rows."""
+    follow = Lane.follow
+
+    def wrong(self: Lane, change: Change) -> None:
+        count = max(change.parents) + 1
+        follow(self, change._replace(parents=[(text + 1) % count for text in change.parents]))
+
+    monkeypatch.setattr(Lane, "follow", wrong)
+
+
+@pytest.mark.parametrize("plant", [never_part, wrong_parents])
+def test_planted_bugs_of_sweeps_are_seen(plant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair, prompts = make_pair(block_size=6), ragged(3, seed=6)
+    ways = [Guidance(Blend(beta), readout_of("shuffled", pair, prompts)) for beta in BETAS]
+    healthy = [tokens_of(outputs) for outputs in guided_sweep(pair, prompts, ways, max_new_tokens=16)]
+    plant(monkeypatch)
+    try:
+        planted = [tokens_of(outputs) for outputs in guided_sweep(pair, prompts, ways, max_new_tokens=16)]
+    except ValueError:
+        return  # it can't even go on
+    assert planted != healthy
 
 
 @pytest.mark.parametrize("generate", [autoregressive_generate, speculative_generate, guided_generate])

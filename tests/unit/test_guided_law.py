@@ -239,11 +239,11 @@ def plant_plain_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """The prompt's last position is the target's alone."""
     make = Lane.mix
 
-    def plain_once(self: Lane, stretch: Stretch, step: Tensor) -> Tensor:
+    def plain_once(self: Lane, stretch: Stretch, target: Tensor, step: Tensor) -> Tensor:
         betas, first = self.betas, not hasattr(self, "begun")
         self.begun = True  # type: ignore[attr-defined]
         self.betas = torch.zeros_like(betas) if first else betas
-        logits = make(self, stretch, step)
+        logits = make(self, stretch, target, step)
         self.betas = betas
         return logits
 

@@ -9,7 +9,7 @@ from guided_tools import READOUTS, Record, naive_read, plain_forward, readout_of
 from tiny import make_pair
 
 from dgd_lightning.decode.guided import guided_generate
-from dgd_lightning.decode.replay import replay
+from dgd_lightning.decode.replay import replay, replays
 from dgd_lightning.errors import InputError
 
 SAME = 1e-9  # fp64 logits of up to 30, made by forwards of other shapes
@@ -45,6 +45,23 @@ def test_several_readouts_read_one_forward_and_a_prompt_of_one_token_will_do() -
         for name, readout in zip(names, part.readouts, strict=True):
             if len(text) > 1:
                 assert (readout[at] - naive_read(name, pair, prompt)(text)).abs().max() < SAME
+
+
+def test_answers_behind_one_prompt_do_not_see_each_other() -> None:
+    pair, names = make_pair(block_size=4), READOUTS
+    prompt = random_prompts(1, 5, longest=24)[0]
+    answers = [torch.arange(3, 3 + length) for length in (9, 14, 1, 6)]
+    readouts = [readout_of(name, pair, [prompt]) for name in names]
+    together: dict[int, list] = {number: [] for number in range(4)}
+    for part in replays(pair, prompt, answers, readouts, chunk=5):
+        together[part.answer].append(part)
+    for number, answer in enumerate(answers):
+        (alone,) = replay(pair, prompt, answer, readouts)
+        parts = together[number]
+        assert torch.equal(torch.cat([part.tokens for part in parts]), answer)
+        assert (torch.cat([part.target for part in parts]) - alone.target).abs().max() < SAME
+        for at in range(len(names)):
+            assert (torch.cat([part.readouts[at] for part in parts]) - alone.readouts[at]).abs().max() < SAME
 
 
 def test_without_readouts_the_target_alone_is_read() -> None:

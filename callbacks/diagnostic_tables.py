@@ -1,0 +1,106 @@
+"""The tables of a diagnostic, for readers who have not seen its code."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from callbacks.diagnosis import ALL, MAIN, Cell, Diagnosis
+from dgd_lightning.metrics.diagnosis import Wins, interval
+from dgd_lightning.modules.diagnostic import ADAPTED, DRAFT, RANDOM, SHUFFLED, TARGET
+
+LEGEND = """\
+Every reader is shown the prompt and the gold answer up to a token, and must place the token that comes next.
+  first choice   share of tokens that it places first
+  median, mean   rank of the right token, 1 is best (mean: geometric; equal logits share their ranks' mean)
+  net            share of tokens that it places better than the other reader, less the share that it places worse;
+                 in brackets the 95% interval (bootstrap over whole contexts); above 0: it knows better
+RANK DECIDES. Probability is shown beside it and must not decide: where the target is unsure and wrong, any flat
+distribution gives the right token more than the target does, without knowing anything. How much of that there is,
+the line of random features shows: the same draft, fed with noise."""
+
+
+def reader_table(found: Diagnosis, bucket: str, title: str) -> Table:
+    """Every reader on the tokens of a bucket."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("reader")
+    for column in ("tokens", "first\nchoice", "median", "mean"):
+        table.add_column(column, justify="right")
+    for column in ("rank: net against\nthe target", "rank: net against\nrandom features"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("p mean", justify="right")
+    table.add_column("p: net against target\n(does not decide)", justify="right", no_wrap=True)
+    cells = found.cells[bucket]
+    groups = [[TARGET, DRAFT, ADAPTED], [SHUFFLED, RANDOM], found.group("slot"), found.group("layer"), found.further]
+    for group in groups:
+        for name in group:
+            if name in cells:
+                table.add_row(_label(name), *_row(cells[name]))
+        table.add_section()
+    return table
+
+
+def _label(name: str) -> str:
+    return f"{name} (slot 1)" if name == DRAFT else name
+
+
+def _row(cell: Cell) -> list[str]:
+    place = cell.standing
+    if not place.tokens:
+        return ["0"] + ["–"] * 7
+    return [
+        f"{place.tokens:,}",
+        f"{place.first_choice:.1%}",
+        f"{place.median_rank:g}",
+        f"{place.mean_rank:.1f}",
+        net(cell.rank),
+        net(cell.control),
+        f"{place.probability:.3f}",
+        net(cell.probability),
+    ]
+
+
+def bucket_table(found: Diagnosis) -> Table:
+    """The main readers over the target's confidence."""
+    table = Table(
+        title="By the target's confidence: first choice, and net rank against the target", title_justify="left"
+    )
+    table.add_column("reader")
+    for name in (*found.buckets, ALL):
+        count = found.cells[name][TARGET].standing.tokens
+        table.add_column(f"{name}\n{count:,} tokens", justify="right")
+    for reader in (TARGET, *MAIN):
+        if reader not in found.cells[ALL]:
+            continue
+        cells = [found.cells[name][reader] for name in (*found.buckets, ALL)]
+        table.add_row(_label(reader), *(_short(cell) for cell in cells))
+    return table
+
+
+def _short(cell: Cell) -> str:
+    if not cell.standing.tokens:
+        return "–"
+    first = f"{cell.standing.first_choice:.1%}"
+    return first if cell.rank is None else f"{first}\n{net(cell.rank)}"
+
+
+def further_table(found: Diagnosis) -> Table:
+    """Readers that the user added, against the draft as it is."""
+    table = Table(title="Further readers against the draft as it is, by rank", title_justify="left")
+    table.add_column("reader")
+    for name in (ALL, found.buckets[0]):
+        where = name if name == ALL else f"target {name}"
+        table.add_column(f"first choice\n{where}", justify="right")
+        table.add_column(f"net against the draft\n{where}", justify="right")
+    for reader in (DRAFT, *found.further):
+        cells = [found.cells[name][reader] for name in (ALL, found.buckets[0])]
+        shown = [
+            (f"{cell.standing.first_choice:.1%}", net(cell.draft)) if cell.standing.tokens else ("–", "–")
+            for cell in cells
+        ]
+        table.add_row(_label(reader), *(text for pair in shown for text in pair))
+    return table
+
+
+def net(won: Wins | None) -> str:
+    """``+12% [+8, +16]``, or a dash where there is nothing to compare."""
+    return "–" if won is None or not won.tokens else interval(won.net)

@@ -1,0 +1,101 @@
+"""Layer ablation: the draft read with some of its tapped layers taken away, to see which of them it lives on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from dgd_lightning.decode.controls import Wrapped
+from dgd_lightning.decode.engine import Request
+from dgd_lightning.decode.readouts import DraftReadout, Reading, Readout, Stretch, wide
+from dgd_lightning.errors import InputError
+
+if TYPE_CHECKING:
+    from dgd_lightning.pair import Pair
+
+
+@dataclass(frozen=True)
+class AblatedDraft(Readout):
+    """`DraftReadout` with the states of some tapped layers replaced at every position before the draft reads them.
+
+    Args:
+        ablate: layers of the target to take away, of those that the draft taps.
+        by: ``zero``: zeros; or ``mean``: the layer's mean state over the prompt's positions except the last, row by
+            row. Positions of the answer take no part in it, so each answer token is still read from what stands before
+            it, and decoding token by token or in blocks gives the same. A prompt of one token has the mean zero.
+    """
+
+    ablate: Sequence[int]
+    by: Literal["zero", "mean"] = "mean"
+
+    def layers(self, pair: Pair) -> tuple[int, ...]:
+        return DraftReadout().layers(pair)
+
+    def begin(self, pair: Pair, request: Request, width: int) -> Reading:
+        self.check(pair)
+        lengths = torch.tensor(request.lengths, device=pair.target.device)
+        return AblatedReading(DraftReadout().begin(pair, request, width), self, lengths)
+
+    def check(self, pair: Pair) -> None:
+        """Raises:
+        InputError: no layers, or one that the draft does not tap; or an unknown ``by``.
+        """
+        tapped = self.layers(pair)
+        layers = self.ablate if isinstance(self.ablate, Sequence) and not isinstance(self.ablate, str) else []
+        if not layers or any(layer not in tapped for layer in layers):
+            raise InputError(
+                "readout.ablate",
+                expected=f"some of the layers that the draft taps ({', '.join(map(str, tapped))})",
+                received=repr(self.ablate),
+                mend="name tapped layers only",
+            )
+        if self.by not in ("zero", "mean"):
+            raise InputError("readout.by", expected="zero or mean", received=repr(self.by), mend="use mean")
+
+
+class AblatedReading(Wrapped):
+    """See `AblatedDraft`. With ``mean`` the prompt's states wait until all of them are there."""
+
+    def __init__(self, inner: Reading, readout: AblatedDraft, lengths: Tensor) -> None:
+        super().__init__(inner)
+        self.layer_ids, self.lengths = tuple(readout.ablate), lengths  # [b]
+        self.prompt: list[tuple[dict[int, Tensor], Tensor]] | None = [] if readout.by == "mean" else None
+        self.means: dict[int, Tensor] = {}  # [b, 1, H] per layer; none stands for zero
+
+    def extend(self, taps: dict[int, Tensor], positions: Tensor) -> None:
+        if self.prompt is not None:
+            self.prompt.append((taps, positions))
+            return
+        changed = {
+            layer: (self.means[layer].expand_as(taps[layer]) if layer in self.means else torch.zeros_like(taps[layer]))
+            for layer in self.layer_ids
+        }
+        self.inner.extend({**taps, **changed}, positions)
+
+    def ready(self) -> None:
+        prompt, self.prompt = self.prompt or [], None
+        for layer in self.layer_ids if prompt else ():
+            self.means[layer] = self._mean([(taps[layer], positions) for taps, positions in prompt])
+        for taps, positions in prompt:
+            self.extend(taps, positions)
+        self.inner.ready()
+
+    def logits(self, stretch: Stretch) -> Tensor:
+        return self.inner.logits(stretch)
+
+    def _mean(self, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """[b, 1, H]; behind a row's prompt stands padding, which does not count."""
+        states, positions = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
+        counts = (positions < self.lengths[:, None] - 1)[..., None]  # [b, S, 1]
+        total = (wide(states) * counts).sum(1, keepdim=True)
+        return (total / counts.sum(1, keepdim=True).clamp(min=1)).to(states.dtype)
+
+    def select(self, rows: Tensor) -> None:
+        super().select(rows)
+        rows = rows.to(self.lengths.device)
+        self.lengths = self.lengths[rows]
+        self.means = {layer: mean[rows] for layer, mean in self.means.items()}

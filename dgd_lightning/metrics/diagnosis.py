@@ -1,0 +1,193 @@
+"""Does a second reader of the target know better where the target is unsure? Buckets, win rates, a verdict.
+
+Everything here works on answer tokens that are given, with numbers per token: a rank, a log-probability, the target's
+confidence, and the context the token belongs to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy.stats import bootstrap
+
+from dgd_lightning.metrics.paired import BATCH, CONFIDENCE, RESAMPLES, Difference
+
+By = Literal["rank", "probability"]
+FEWEST_TOKENS = 30  # in the deciding bucket, below which nothing is said
+FEWEST_CONTEXTS = 5  # a bootstrap over fewer clusters has intervals that are too narrow
+
+
+class Reader(NamedTuple):
+    """What one reader made of every token; NaN where it said nothing of it."""
+
+    rank: np.ndarray  # [T], 1 for the first choice, see `gold.gold_rank`
+    log_probability: np.ndarray  # [T]
+
+
+class AnswerTokens(NamedTuple):
+    """All answer tokens of a run, in one order."""
+
+    context: np.ndarray  # [T] integers; tokens of one context depend on each other
+    confidence: np.ndarray  # [T], the target's probability of its own first choice
+    readers: Mapping[str, Reader]
+
+    def part(self, mask: np.ndarray) -> AnswerTokens:
+        """The tokens [T] that the mask names."""
+        readers = {name: Reader(one.rank[mask], one.log_probability[mask]) for name, one in self.readers.items()}
+        return AnswerTokens(self.context[mask], self.confidence[mask], readers)
+
+
+class Standing(NamedTuple):
+    """Where a reader places the tokens that were right; NaN where it read none."""
+
+    tokens: int
+    first_choice: float  # share of tokens with rank 1
+    median_rank: float
+    mean_rank: float  # geometric: one token of rank 10,000 does not drown the others
+    probability: float  # mean
+
+
+class Wins(NamedTuple):
+    """One reader against another on the tokens that both read."""
+
+    tokens: int
+    contexts: int
+    better: float  # share of tokens
+    worse: float
+    net: Difference  # better − worse
+
+
+def bucket_of(confidence: np.ndarray, edges: Sequence[float]) -> np.ndarray:
+    """Number of the bucket of each token: 0 below the first edge, and an edge belongs to the bucket above it.
+
+    Args:
+        confidence: [T].
+        edges: ascending, within 0 … 1.
+
+    Returns:
+        [T], 0 … len(edges).
+    """
+    return np.searchsorted(np.asarray(edges, dtype=float), confidence, side="right")
+
+
+def bucket_names(edges: Sequence[float]) -> list[str]:
+    """``below 50%``, ``50–80%``, …, ``95% and more``."""
+    shown = [f"{100 * edge:g}" for edge in edges]
+    between = [f"{low}–{high}%" for low, high in pairwise(shown)]
+    return [f"below {shown[0]}%", *between, f"{shown[-1]}% and more"]
+
+
+def standing(reader: Reader) -> Standing:
+    """Sums a reader up over the tokens that it read."""
+    read = ~np.isnan(reader.rank)
+    ranks = reader.rank[read]
+    if not len(ranks):
+        nothing = float("nan")
+        return Standing(0, nothing, nothing, nothing, nothing)
+    return Standing(
+        len(ranks),
+        float((ranks == 1).mean()),
+        float(np.median(ranks)),
+        float(np.exp(np.log(ranks).mean())),
+        float(np.exp(reader.log_probability[read]).mean()),
+    )
+
+
+def wins(ours: Reader, theirs: Reader, context: np.ndarray, *, by: By = "rank", seed: int = 0) -> Wins:
+    """Token by token: on how many one reader places the right token better than another, and on how many worse.
+
+    Args:
+        ours, theirs: of the same tokens.
+        context: [T] integers.
+        by: a smaller rank, or a larger probability, is better; equal ones count for neither.
+        seed: of the bootstrap.
+    """
+    a, b = (one.rank if by == "rank" else -one.log_probability for one in (ours, theirs))
+    both = ~(np.isnan(a) | np.isnan(b))
+    a, b, context = a[both], b[both], context[both]
+    if not len(a):
+        nothing = float("nan")
+        return Wins(0, 0, nothing, nothing, Difference(nothing, nothing, nothing))
+    net = clustered_mean((a < b).astype(float) - (a > b), context, seed=seed)
+    return Wins(len(a), len(np.unique(context)), float((a < b).mean()), float((a > b).mean()), net)
+
+
+def clustered_mean(values: np.ndarray, clusters: np.ndarray, *, seed: int = 0) -> Difference:
+    """Mean of values with an interval that does not take values of one cluster for independent.
+
+    Percentile bootstrap at 95% (scipy.stats.bootstrap) in which whole clusters are drawn; every value weighs the same,
+    so a longer cluster weighs more.
+
+    Args:
+        values: [T], at least one.
+        clusters: [T] integers.
+        seed: of the resampling.
+
+    Returns:
+        The mean and its interval, NaN where there is one cluster only.
+    """
+    _, index = np.unique(clusters, return_inverse=True)
+    sums, counts = np.bincount(index, weights=values), np.bincount(index).astype(float)  # [C]
+    value = float(values.mean())
+    if len(sums) < 2:
+        return Difference(value, float("nan"), float("nan"))
+    found = bootstrap(
+        (sums, counts),
+        lambda s, n, axis=-1: s.sum(axis) / n.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        batch=BATCH,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Difference(value, float(found.low), float(found.high))
+
+
+class Verdict(NamedTuple):
+    """Whether it is worth going on with a reader, and why."""
+
+    go: bool
+    text: str  # one line in plain words
+
+
+def verdict(name: str, target: Wins, control: Wins, unsure: str) -> Verdict:
+    """GO where a reader places the right token better than the target, and than its null control, both beyond chance.
+
+    Args:
+        name: of the reader.
+        target: the reader against the target, by rank, on the tokens that decide.
+        control: the reader against the same network fed with random features.
+        unsure: which tokens those are, in words.
+    """
+    where = f"where the target is unsure (first choice {unsure}; {target.tokens} tokens of {target.contexts} contexts)"
+    if target.tokens < FEWEST_TOKENS or target.contexts < FEWEST_CONTEXTS:
+        return Verdict(
+            False,
+            f"NO-GO: nothing can be said of the {name}, because {where} there are too few tokens: "
+            f"{FEWEST_TOKENS} tokens of {FEWEST_CONTEXTS} contexts are the least. Take more contexts.",
+        )
+    beats_target, beats_control = target.net.low > 0, control.net.low > 0
+    ours = f"it ranks the right token above the target at {target.better:.0%} of them and below at {target.worse:.0%}"
+    theirs = f"against random features {control.better:.0%} above, {control.worse:.0%} below"
+    numbers = f"{ours} (net {interval(target.net)}); {theirs} (net {interval(control.net)})"
+    if beats_target and beats_control:
+        return Verdict(True, f"GO: the {name} knows something that the target does not, because {where} {numbers}.")
+    reason = {
+        (False, True): "it knows no better than the target, though it does read its features",
+        (True, False): "what it has over the target, random features have too",
+        (False, False): "it knows no better than the target, nor than random features",
+    }[beats_target, beats_control]
+    return Verdict(False, f"NO-GO: the {name} would not guide, because {reason}: {where} {numbers}.")
+
+
+def interval(difference: Difference) -> str:
+    """``+12% [+8, +16]`` for a share; without an interval where there is none."""
+    value = f"{100 * difference.value:+.0f}%"
+    if difference.low != difference.low:  # NaN: one context only
+        return value
+    return f"{value} [{100 * difference.low:+.0f}, {100 * difference.high:+.0f}]"

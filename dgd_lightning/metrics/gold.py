@@ -1,0 +1,45 @@
+"""How a set of logits places the token that was right: its rank, its probability, and how sure the logits are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gold_rank(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Rank of each token among all: 1 for the first choice.
+
+    Tokens with equal logits share the mean of the ranks they take up, which is the expected rank if ties were broken by
+    chance: a reader with constant logits has rank (V + 1) / 2 everywhere, neither the best nor the worst.
+
+    Args:
+        logits: [.., V].
+        tokens: [..].
+
+    Returns:
+        [..], fp64, in 1 … V.
+    """
+    own = logits.gather(-1, tokens[..., None])  # [.., 1]
+    above = (logits > own).sum(-1, dtype=torch.float64)
+    equal = (logits == own).sum(-1, dtype=torch.float64)  # itself included
+    return above + (equal + 1) / 2
+
+
+def gold_log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Natural logarithm of each token's probability.
+
+    Args:
+        logits: [.., V].
+        tokens: [..].
+
+    Returns:
+        [..], fp32 or wider.
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return wide.gather(-1, tokens[..., None])[..., 0] - wide.logsumexp(-1)
+
+
+def confidence(logits: Tensor) -> Tensor:
+    """Probability of the first choice: logits [.., V] -> [..], fp32 or wider."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return (wide.amax(-1) - wide.logsumexp(-1)).exp()
