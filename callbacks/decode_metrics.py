@@ -16,6 +16,7 @@ from callbacks import run_folder
 from callbacks.arm_stats import ArmStats, collect, speed_up
 from callbacks.curve import acceptance_figure, bar_line
 from callbacks.prediction_writer import PredictionWriter
+from callbacks.tables import print_tables
 from dgd_lightning.errors import InputError
 
 
@@ -101,8 +102,7 @@ class DecodeMetrics(Callback):
         if stage != "predict" or not trainer.is_global_zero:
             return
         console = Console(width=None if sys.stdout.isatty() else 120)
-        for table in pl_module.summary_tables:  # type: ignore[union-attr]
-            console.print(table)
+        print_tables(console, pl_module.summary_tables)  # type: ignore[arg-type]
         print(f"run folder: {self.folder}")
         print(f"curves:     tensorboard --logdir {self.folder.parent}")
 

@@ -49,6 +49,7 @@ class DecodeProgress(ProgressBar):
         self.total = int(sum(trainer.num_predict_batches))
         self.started = self.shown = time.monotonic()
         pl_module.on_progress = self._within_group  # type: ignore[assignment]
+        pl_module.on_adapt = self._adapting  # type: ignore[assignment]
         if sys.stdout.isatty():
             self.bar = Progress(
                 TextColumn("decoding"),
@@ -101,7 +102,7 @@ class DecodeProgress(ProgressBar):
         if arm != self.arm or state.verifications == 0:
             self.arm, self.arm_started = arm, now
         prefill = state.tokens == 0
-        if now - self.shown < (REFRESH if self.bar else self.line_every) and not (prefill and self.bar):
+        if not self._due(prefill):
             return
         if prefill:
             self._show(f"{arm}: prefill of {state.rows} rows", completed=self.done)
@@ -111,6 +112,15 @@ class DecodeProgress(ProgressBar):
         if state.verifications and seconds > 0:
             note += f", τ {committed / state.verifications:.2f}, {committed / seconds:.1f} tokens/s"
         self._show(note, completed=self.done)
+
+    def _adapting(self, context: str, step: int, what: str) -> None:
+        if self._due(step == 0):
+            self._show(f"adapting to {context}… {what}", completed=self.done)
+
+    def _due(self, begins: bool) -> bool:
+        """Whether to show what is going on; a bar shows all that begins and may take long."""
+        waited = time.monotonic() - self.shown
+        return waited >= (REFRESH if self.bar else self.line_every) or (begins and self.bar is not None)
 
     def _note(self) -> str:
         parts = []

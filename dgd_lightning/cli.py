@@ -44,7 +44,6 @@ _QUIET_WARNINGS = (
     r".*DistributedSampler.*",
     r".*You are using a CUDA device.*Tensor Cores.*",
     r".*No seed found.*",
-    r".*`past_key_values` is deprecated.*",  # the new name is not known to every version that is supported
     r".*module\(s\) in eval mode at the start of training.*",  # a frozen pair with LoRA layers in it
     r".*Your `IterableDataset` has `__len__` defined.*",
     r".*destroy_process_group.*",
@@ -105,7 +104,7 @@ def _lightning(argv: Sequence[str]) -> int:
     from jsonargparse import ArgumentError
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from dgd_lightning.cli_errors import from_parser_message
+    from dgd_lightning.cli_errors import as_written, from_parser_message
     from dgd_lightning.cli_lightning import ProjectCLI, import_plugins
 
     _hush()
@@ -128,6 +127,10 @@ def _lightning(argv: Sequence[str]) -> int:
             received=error,
             mend="change the named argument",
         ) from error
+    except Exception as error:
+        if (mistake := _cause(error)) is None:
+            raise
+        raise as_written(mistake) from error
     return 0
 
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import inspect
 import re
+import typing
+from typing import Any
+
+from lightning.pytorch import Trainer
 
 from dgd_lightning.errors import InputError
 
 _KEY = re.compile(r'^\s*Parser key "([^"]+)":', re.M)
 _CLASS = re.compile(r"Problem with given class_path '([^']+)'")
 _UNKNOWN = re.compile(
-    r"[Oo]ption '([^']+)' is not accepted|does not accept option '([^']+)'|Key '([^']+)' is not expected"
+    r"[Oo]ption '(?P<option>[^']+)' is not accepted|Key '(?P<key>[^']+)' is not expected"
+    r"|(Group '(?P<group>[^']+)' )?does not accept option '(?P<inner>[^']+)'"
 )
+_UNRECOGNISED = re.compile(r"unrecognized arguments: (?P<all>--(?P<key>[^\s=]+).*)")
+_LITERAL = re.compile(r"Literal\[([^\]]*)\]")
 _TYPE = re.compile(r"Expected an? (.+?)\. Got value: (.*)")
 _UNION = re.compile(r"Subtypes: \[(.+)\].*?Given value: ([^\n]*)", re.S)
 
@@ -31,44 +39,84 @@ def from_parser_message(message: str) -> InputError:
     return InputError(path, expected="a valid value", received=_short(message, 300), mend="see `dgd SUBCOMMAND --help`")
 
 
+def as_written(error: InputError) -> InputError:
+    """A mistake of the module's settings under the names that YAML and command line have for them."""
+
+    def rename(text: str) -> str:
+        return re.sub(r"(?<![\w.])ttt\.(?=[a-z])", "model.ttt.", text)
+
+    argument = "data" if error.argument == "context_ids" else rename(error.argument)
+    return InputError(argument, expected=rename(error.expected), received=error.received, mend=rename(error.mend))
+
+
 def _short(text: object, limit: int = 120) -> str:
     line = " ".join(str(text).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
-def _parameters(class_path: str) -> list[str]:
-    """Names that the class takes; empty where it cannot be imported."""
+def _named(class_path: str) -> Any:
+    """What a class path names; None where it cannot be imported."""
     module, _, name = class_path.rpartition(".")
     try:
-        return list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
-    except (ImportError, AttributeError, ValueError, TypeError):
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return None
+
+
+def _parameters(owner: Any) -> list[str]:
+    """Names that a class takes; empty where it does not say."""
+    try:
+        return list(inspect.signature(owner).parameters)
+    except (ValueError, TypeError):
         return []
+
+
+def _inner(owner: Any, name: str) -> Any:
+    """The class of a parameter, ``TTTConfig`` for ``ttt: TTTConfig | None``; None where there is no single one."""
+    try:
+        hint = typing.get_type_hints(owner.__init__)[name]
+    except (NameError, KeyError, TypeError, AttributeError):
+        return None
+    found = [one for one in (typing.get_args(hint) or (hint,)) if dataclasses.is_dataclass(one)]
+    return found[0] if len(found) == 1 else None
 
 
 def _unknown(message: str, path: str) -> InputError | None:
     if match := _UNKNOWN.search(message):
-        key = next(group for group in match.groups() if group)
-        classes = _CLASS.findall(message[: match.start()])
-        known = _parameters(classes[-1]) if classes else []
-        close = difflib.get_close_matches(key, known, n=1)
-        where = f"of {classes[-1].rpartition('.')[2]}" if classes else "of this subcommand"
-        mend = f"did you mean {close[0]!r}?" if close else "remove it, or see `--help`"
-        if known and not close:
-            mend = f"remove it, or use one of {', '.join(known)}"
+        found = match.groupdict()
+        key = found["option"] or found["inner"] or found["key"]
+        return _unknown_key(message[: match.start()], path, [*filter(None, [found["group"]]), *key.split(".")])
+    if match := _UNRECOGNISED.search(message):
+        if _CLASS.search(message):
+            return _unknown_key(message[: match.start()], path, match["key"].split("."))
+        close = difflib.get_close_matches(match["key"].rpartition(".")[2], _parameters(Trainer), n=1)
+        trainer = match["key"].startswith("trainer.") and close
         return InputError(
-            key if path == "command line" else f"{path}.{key}",
-            expected=f"a key {where}",
-            received=f"unknown key {key!r}",
-            mend=mend,
-        )
-    if match := re.search(r"unrecognized arguments: (.+)", message):
-        return InputError(
-            match[1].split()[0],
+            f"--{match['key']}",
             expected="a known argument",
-            received=_short(match[1]),
-            mend="see `dgd SUBCOMMAND --help`",
+            received=_short(match["all"]),
+            mend=f"did you mean 'trainer.{close[0]}'?" if trainer else "see `dgd SUBCOMMAND --help`",
         )
     return None
+
+
+def _unknown_key(before: str, path: str, key: list[str]) -> InputError:
+    """A key that its class does not take; ``before``: what the message says first, ``key``: relative to the path."""
+    classes = _CLASS.findall(before)
+    owner = _named(classes[-1]) if classes else None
+    for name in key[:-1]:
+        owner = _inner(owner, name)
+    known = _parameters(owner) if owner is not None else []
+    close = difflib.get_close_matches(key[-1], known, n=1)
+    mend = f"did you mean {close[0]!r}?" if close else "remove it, or see `--help`"
+    if known and not close:
+        mend = f"remove it, or use one of {', '.join(known)}"
+    return InputError(
+        ".".join(key if path == "command line" else [path, *key]),
+        expected=f"a key of {owner.__name__ if owner is not None else 'this subcommand'}",
+        received=f"unknown key {key[-1]!r}",
+        mend=mend,
+    )
 
 
 def _required(message: str, path: str) -> InputError | None:
@@ -132,5 +180,7 @@ def _type(message: str, path: str) -> InputError | None:
 
 
 def _type_name(text: str) -> str:
+    """A type in words: ``one of context, target`` for a Literal."""
+    text = _LITERAL.sub(lambda match: "one of " + match[1].replace("'", ""), text)
     text = re.sub(r"<class '([^']+)'>", r"\1", text).replace("typing.", "").replace("NoneType", "null")
     return _short(text)

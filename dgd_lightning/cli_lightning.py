@@ -32,11 +32,12 @@ from dgd_lightning.modules.decoding import Decoding
 from dgd_lightning.modules.diagnostic import Diagnostic
 from dgd_lightning.modules.export import require_writable
 
-PLUGIN_PACKAGES = ("dgd_lightning.data", "dgd_lightning.modules", "dgd_lightning.lab", "callbacks")
+ROOMS = ("data", "decode", "modules", "lab")
+PLUGIN_PACKAGES = (*(f"dgd_lightning.{room}" for room in ROOMS), "callbacks")
 
 
 def import_plugins() -> None:
-    """Imports the project's modules, datamodules and callbacks: only imported classes resolve by their short names."""
+    """Imports what YAML may name: only imported classes resolve by their short names."""
     for package in PLUGIN_PACKAGES:
         for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
             importlib.import_module(f"{package}.{info.name}")
@@ -199,9 +200,12 @@ class ProjectCLI(LightningCLI):
             raise
 
     def after_fit(self) -> None:
-        """Says where the run is."""
-        if self.trainer.is_global_zero and isinstance(self.trainer.logger, TensorBoardLogger | CSVLogger):
-            print(f"run folder: {self.trainer.logger.log_dir}")
+        """Says where the run and its curves are."""
+        logger = self.trainer.logger
+        if self.trainer.is_global_zero and isinstance(logger, TensorBoardLogger | CSVLogger):
+            print(f"run folder: {logger.log_dir}")
+            if isinstance(logger, TensorBoardLogger):
+                print(f"curves:     tensorboard --logdir {logger.root_dir}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with our logger where the user chose none, and with the callbacks that every run has.

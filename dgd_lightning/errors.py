@@ -17,3 +17,7 @@ class InputError(ValueError):
         self.argument, self.expected, self.received, self.mend = argument, expected, str(received), mend
         line = f"{argument}: expected {expected}, received {received}. Mend: {mend}"
         super().__init__(" ".join(line.split()))
+
+    def named(self, argument: str) -> InputError:
+        """The same mistake under another name."""
+        return InputError(argument, expected=self.expected, received=self.received, mend=self.mend)

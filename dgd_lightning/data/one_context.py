@@ -134,6 +134,10 @@ class FileContext(OneContext):
             tasks = self._tasks()
             return context_of(tasks[0]), task_prompts(tokenizer, tasks)
         text = "\n".join(self._lines())
+        if not text.strip():
+            raise InputError(
+                "data.path", expected="a text", received=f"the empty file {self.path}", mend="check the file"
+            )
         if tokenizer is None:
             raise InputError(
                 "model.target", expected="a folder with a tokenizer", received="none", mend="add the tokenizer's files"

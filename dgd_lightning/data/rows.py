@@ -75,8 +75,9 @@ def read_json_array(path: Path, argument: str) -> Iterator[Row]:
     text = "\n".join(line for _, line in read_lines(path, argument))
     items = _parse(text, argument)
     if not isinstance(items, list) or not items:
+        received = f"{_kind(items)} in {path}"
         raise InputError(
-            argument, expected="a JSON array of objects", received=_kind(items), mend="use one array, or JSONL"
+            argument, expected="a JSON array of objects", received=received, mend="use one array, or JSONL"
         )
     for number, item in enumerate(items, 1):
         place = f"{argument} item {number}"

@@ -161,6 +161,29 @@ class TaskData(LightningDataModule):
     test_dataloader = predict_dataloader
 
 
+def tasks_by_context(data: Any, wanted_by: str) -> dict[str, list[Task]]:
+    """The tasks of every context.
+
+    Args:
+        data: the run's datamodule.
+        wanted_by: what needs them.
+
+    Raises:
+        InputError: it is no `TaskData`, which alone knows what a context's tasks have in common.
+    """
+    if not isinstance(data, TaskData):
+        raise InputError(
+            "data",
+            expected=f"a TaskData, for {wanted_by}",
+            received=type(data).__name__ if data is not None else "nothing",
+            mend=f"use a datamodule such as ContextsData, or leave out {wanted_by}",
+        )
+    contexts: dict[str, list[Task]] = {}
+    for task in data.tasks:
+        contexts.setdefault(context_of(task), []).append(task)
+    return contexts
+
+
 def _keep(tasks: list[Task], key: str, names: Names) -> list[Task]:
     if names is None:
         return tasks

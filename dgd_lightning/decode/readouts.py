@@ -277,15 +277,25 @@ class OtherModel(Readout):
     """A second causal LM with the same vocabulary, reading the same tokens; β < 0 is contrastive decoding.
 
     Args:
-        model: loaded by `load_target`.
+        model: loaded by `load_target`; an arm of a run names a folder, a Hub id or ``lab`` instead, and the run loads
+            it once, with the target's dtype, on its device.
+        revision: Hub revision of a model that is named: branch, tag or commit.
     """
 
-    model: Target
+    model: Target | str
+    revision: str | None = None
 
     def layers(self, pair: Pair) -> tuple[int, ...]:
         return ()
 
     def begin(self, pair: Pair, request: Request, width: int) -> Reading:
+        if isinstance(self.model, str):
+            raise InputError(
+                "readout.model",
+                expected="a loaded model",
+                received=repr(self.model),
+                mend=f"give load_target({self.model!r}); names are for the arms of dgd predict",
+            )
         if self.model.vocab_size != pair.target.vocab_size:
             raise InputError(
                 "readout.model",
@@ -301,7 +311,8 @@ class WithoutContext(Readout):
     """The target on the same answer behind a prompt without the context; β = −α is context-aware decoding (CAD).
 
     Args:
-        prompts: [S'] each, one per prompt of the batch (Shi et al. 2024, arXiv 2305.14739).
+        prompts: [S'] each, one per prompt of the batch (Shi et al. 2024, arXiv 2305.14739). An arm of a run names none:
+            the run makes them from its tasks (`data.without_context` says how).
     """
 
     prompts: Sequence[Tensor] = field(default_factory=tuple)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dgd_lightning.data.licence import check_clbench
 from dgd_lightning.data.one_context import common_prefix
-from dgd_lightning.data.tasks import TaskData, context_of
+from dgd_lightning.data.tasks import tasks_by_context
 from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
 from dgd_lightning.pair import Pair
@@ -25,6 +25,8 @@ from dgd_lightning.ttt.lora import save_adapter
 from dgd_lightning.types import AdaptTrace, Task
 
 ADAPTERS, TRACE = "adapters", "trace.json"
+PHASES = {"reading": "the target reads it", "rehearsing": "the target rehearses", "fitting": "the draft learns"}
+OnAdapt = Callable[[str, int, str], None]  # context id; step, 0 where something else begins; what is done, in words
 
 
 class Adapted(NamedTuple):
@@ -49,18 +51,22 @@ class ContextAdapter:
         self.pair, self.config, self.folder, self.enable_thinking = pair, config, folder, enable_thinking
         self.last: tuple[str, Adapted] | None = None
 
-    def __call__(self, context_id: str, prompts: Callable[[], Sequence[Tensor]]) -> Adapted:
+    def __call__(
+        self, context_id: str, prompts: Callable[[], Sequence[Tensor]], on_progress: OnAdapt | None = None
+    ) -> Adapted:
         """The adapter of a context; a context that can't be adapted is told in its record, and the run goes on.
 
         Args:
             context_id: the context's name; groups of one context follow each other, so one adapter is remembered.
             prompts: gives the prompts of all tasks of the context, [S] each; what they begin with is adapted to.
+            on_progress: told what begins, and every step.
         """
         if self.last is None or self.last[0] != context_id:
-            self.last = (context_id, self._adapt(context_id, prompts()))
+            report = on_progress or (lambda context_id, step, what: None)
+            self.last = (context_id, self._adapt(context_id, prompts(), report))
         return self.last[1]
 
-    def _adapt(self, context_id: str, prompts: Sequence[Tensor]) -> Adapted:
+    def _adapt(self, context_id: str, prompts: Sequence[Tensor], report: OnAdapt) -> Adapted:
         try:
             result = ttt_adapt(
                 self.pair,
@@ -68,6 +74,8 @@ class ContextAdapter:
                 self.config,
                 avoid=prompts,
                 enable_thinking=self.enable_thinking,
+                on_step=lambda step, loss, score: report(context_id, step, f"step {step}/{self.config.steps}"),
+                on_phase=lambda phase: report(context_id, 0, PHASES[phase]),
             )
         except (InputError, torch.OutOfMemoryError) as error:
             return Adapted(None, {"kept": False, "error": " ".join(str(error).split())}, {})
@@ -95,13 +103,7 @@ def contexts_to_adapt(data: Any, *, accepted: bool, inference_mode: bool) -> dic
     Raises:
         InputError: CL-bench's rows without permission, no tasks, or a trainer that rules gradients out.
     """
-    if not isinstance(data, TaskData):
-        raise InputError(
-            "data",
-            expected="a TaskData, which knows what a context's tasks have in common",
-            received=type(data).__name__ if data is not None else "nothing",
-            mend="use a datamodule such as ContextsData, or set model.ttt: null",
-        )
+    contexts = tasks_by_context(data, "model.ttt")
     check_clbench(data, accepted, "model.ttt")
     if inference_mode:  # Lightning asks for no_grad on gloo, where this would go unseen
         raise InputError(
@@ -110,9 +112,6 @@ def contexts_to_adapt(data: Any, *, accepted: bool, inference_mode: bool) -> dic
             received="true",
             mend="set trainer.inference_mode: false, which is what dgd does by itself",
         )
-    contexts: dict[str, list[Task]] = {}
-    for task in data.tasks:
-        contexts.setdefault(context_of(task), []).append(task)
     return contexts
 
 

@@ -18,6 +18,7 @@ from dgd_lightning.decode.sampling import sampling_params
 from dgd_lightning.decode.speculative import speculative_generate
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import Pair
+from dgd_lightning.target.model import Target
 from dgd_lightning.ttt.online import OnlineTTT
 from dgd_lightning.types import DecodeOutput
 
@@ -41,7 +42,7 @@ class Arm:
         online_every: go on adapting while a task is decoded, every so many tokens, two steps of ``model.ttt`` each,
             from the context's adapter where ``ttt`` is on; None does not. Tasks are then decoded one at a time.
         beta: β of guided decoding, which no other method has.
-        readout: of guided decoding: ``draft``, or a class path (``LogitLens``, ``DoLa``, ``Noise``, … or your own).
+        readout: of guided decoding: ``draft``, or a class path (``LogitLens``, ``WithoutContext``, … or your own).
         space, candidates, plausibility, schedule: of guided decoding, see :class:`~dgd_lightning.Blend`.
         token_by_token: guided decoding without proposals: slower, the same law.
     """
@@ -95,6 +96,8 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]
+    if isinstance(value, Target):
+        return value.model.name_or_path
     kind = type(value)
     names = [field.name for field in fields(value)] if is_dataclass(value) else list(vars(value))
     inner = {name: plain(getattr(value, name)) for name in names}
@@ -209,12 +212,7 @@ def check_arms(arms: list[Arm], draft: str | None) -> None:
         try:
             sampling_params(**arm.sampling())
         except InputError as error:
-            raise InputError(
-                f"model.arms[{arm.name}].{error.argument}",
-                expected=error.expected,
-                received=error.received,
-                mend=error.mend,
-            ) from error
+            raise error.named(f"model.arms[{arm.name}].{error.argument}") from error
 
 
 def _check_guidance(arm: Arm) -> None:
@@ -239,9 +237,7 @@ def _check_guidance(arm: Arm) -> None:
         arm.blend()
         as_readout(arm.readout)
     except InputError as error:
-        raise InputError(
-            f"{where}.{error.argument}", expected=error.expected, received=error.received, mend=error.mend
-        ) from error
+        raise error.named(f"{where}.{error.argument}") from error
 
 
 def check_ttt(arms: list[Arm], adapts: bool) -> None:

@@ -15,11 +15,22 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from dgd_lightning.data.chat import prompt_ids, prompt_text
-from dgd_lightning.data.tasks import context_of
+from dgd_lightning.data.tasks import context_of, tasks_by_context
+from dgd_lightning.data.without_context import without_context
 from dgd_lightning.decode.engine import Progress
+from dgd_lightning.decode.readouts import Readout
 from dgd_lightning.errors import InputError
-from dgd_lightning.modules.adaptation import ADAPTERS, Adapted, ContextAdapter, contexts_to_adapt
+from dgd_lightning.modules.adaptation import ADAPTERS, Adapted, ContextAdapter, OnAdapt, contexts_to_adapt
 from dgd_lightning.modules.arms import DECODERS, Arm, check_arms, check_block_sizes, check_ttt, row_seed
+from dgd_lightning.modules.readouts import (
+    Source,
+    leaves_out,
+    load_models,
+    models_fingerprint,
+    pinned_models,
+    ready_readout,
+    with_prompts,
+)
 from dgd_lightning.modules.sources import PairSources
 from dgd_lightning.pair import Pair, load_pair
 from dgd_lightning.target.load import bundled
@@ -102,9 +113,12 @@ class Decoding(PairSources, LightningModule):
         self.attn_implementation, self.device_map = attn_implementation, device_map
         self.enable_thinking, self.too_long, self.stop_token_ids = enable_thinking, too_long, stop_token_ids
         self.seed, self.warmup = seed, warmup
+        self.second_models: dict[Source, str | None] | None = None  # of readouts, with their commits
+        self.readouts: dict[str, Readout] = {}  # of guided arms, with their second models
         self.pair: Pair | None = None  # a plain attribute: Lightning neither moves nor saves it
         self.done: set[tuple[str, str]] = set()  # (idx, arm) of rows that a resumed run has already
         self.on_progress: Callable[[str, Progress], None] | None = None  # set by a progress bar
+        self.on_adapt: OnAdapt | None = None  # so is this
         self.summary_tables: list[Any] = []  # rich renderables that callbacks add; printed at the end of the run
 
     @property
@@ -116,6 +130,7 @@ class Decoding(PairSources, LightningModule):
         """Everything about the model that can change a row, to be hashed; revisions count by their commits."""
         return {
             **super().fingerprint(),
+            "second_models": models_fingerprint(self._pin_models()),
             "arms": [arm.settings() for arm in self.arms],
             "settings": [
                 self.max_new_tokens,
@@ -128,6 +143,12 @@ class Decoding(PairSources, LightningModule):
             ],
             "ttt": self.ttt and asdict(self.ttt),
         }
+
+    def _pin_models(self) -> dict[Source, str | None]:
+        """The commits of the readouts' second models, looked up when first asked and kept."""
+        if self.second_models is None:
+            self.second_models = pinned_models(self.arms)
+        return self.second_models
 
     def setup(self, stage: str) -> None:
         """Loads the pair onto this rank's device.
@@ -150,6 +171,8 @@ class Decoding(PairSources, LightningModule):
                 accepted=self.accept_clbench_license,
                 inference_mode=self.trainer.predict_loop.inference_mode,
             )
+        elif any(leaves_out(arm.readout) for arm in self.arms):
+            self.contexts = tasks_by_context(getattr(self.trainer, "datamodule", None), "a readout without context")
         if self.cpu_threads is not None:
             torch.set_num_threads(self.cpu_threads)
         if self.pair is None:
@@ -164,6 +187,10 @@ class Decoding(PairSources, LightningModule):
                 revision=commits.target,
                 draft_revision=commits.draft,
             )
+            models = self.second_models = self.trainer.strategy.broadcast(self._pin_models())
+            loaded = load_models(models, self.pair.target)
+            guided = [arm for arm in self.arms if arm.method == "guided"]
+            self.readouts = {arm.name: ready_readout(arm.readout, loaded) for arm in guided}
         if self.pair.draft is not None:
             check_block_sizes(self.arms, self.pair.draft.config.block_size)
         if self.enable_thinking and self.pair.draft is not None and _model_type(self.pair).startswith("qwen3"):
@@ -192,14 +219,16 @@ class Decoding(PairSources, LightningModule):
     def on_predict_start(self) -> None:
         """Finds prompts that are too long before hours are spent on the others, and warms up."""
         groups = getattr(self.trainer.datamodule, "groups", [])  # type: ignore[attr-defined]
-        if self.too_long == "error":
-            for task in (task for group in groups for task in group):
+        for task in (task for group in groups for task in group):
+            if self.too_long == "error":
                 self._check_fit(task)
+            if any(leaves_out(arm.readout) for arm in self.arms):
+                self._without_context(task)
         if self.warmup and not all(map(self._is_done, groups)):
             prompt = self._prompt(groups[0][0])[-min(WARMUP_PROMPT, self._limit()) :]
             report, self.on_progress = self.on_progress, None  # no task's tokens, so nothing to show
             for arm in self.arms:
-                self._decode([prompt], arm, min(WARMUP_TOKENS, self.max_new_tokens), [0])
+                self._decode([prompt], self._ready(arm, groups[0][:1]), min(WARMUP_TOKENS, self.max_new_tokens), [0])
             self.on_progress = report
 
     def _is_done(self, group: list[Task]) -> bool:
@@ -225,7 +254,9 @@ class Decoding(PairSources, LightningModule):
         limit = self._limit()
         fits = [i for i, ids in enumerate(prompts) if len(ids) <= limit or self.too_long == "truncate_left"]
         wanted = self.adapt is not None and fits and any(arm.ttt for arm in arms)
-        adapted = self.adapt(context, lambda: self._context_prompts(context)) if self.adapt and wanted else None
+        adapted = None
+        if self.adapt and wanted:
+            adapted = self.adapt(context, lambda: self._context_prompts(context), self.on_adapt)
         rows = []
         for arm in arms:
             seeds = [row_seed(self.seed, tasks[i].idx, arm) for i in fits]
@@ -234,11 +265,28 @@ class Decoding(PairSources, LightningModule):
             with self._adapter(arm, adapted):
                 if fits:
                     online = self._online(arm, adapted)
-                    outputs = self._decode(kept, arm, self.max_new_tokens, seeds, online)
+                    ready = self._ready(arm, [tasks[i] for i in fits])
+                    outputs = self._decode(kept, ready, self.max_new_tokens, seeds, online)
             by_index = dict(zip(fits, outputs, strict=True))
             used = adapted if arm.ttt else None
             rows += [self._row(task, arm, prompts[i], by_index.get(i), used) for i, task in enumerate(tasks)]
         return rows
+
+    def _ready(self, arm: Arm, tasks: list[Task]) -> Arm:
+        """The arm with the readout that these tasks need."""
+        if arm.method != "guided":
+            return arm
+        readout = self.readouts[arm.name]
+        if leaves_out(readout):
+            readout = with_prompts(readout, [self._bare_prompt(task) for task in tasks])
+        return replace(arm, readout=readout)
+
+    def _bare_prompt(self, task: Task) -> Tensor:
+        """The prompt without the context."""
+        return self._prompt(self._without_context(task))[-self._limit() :]
+
+    def _without_context(self, task: Task) -> Task:
+        return without_context(task, [other for other in self.contexts[context_of(task)] if other.idx != task.idx])
 
     def _context_prompts(self, context: str) -> list[Tensor]:
         """Prompts of all tasks of a context that fit: a prompt cut on the left begins with something else."""
@@ -355,6 +403,8 @@ class Decoding(PairSources, LightningModule):
             "seconds": trace.prefill_seconds + trace.decode_seconds,
             "tokens_per_second": trace.batch_tokens / trace.decode_seconds if trace.decode_seconds > 0 else None,
         }
+        if leaves_out(arm.readout):
+            result["without_context_ids"] = self._bare_prompt(task).tolist()
         return {**task.row, "idx": task.idx, "model_output": text, "dgd": {**head, **result}}
 
 

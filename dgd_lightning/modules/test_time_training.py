@@ -27,6 +27,7 @@ from dgd_lightning.ttt.adapt import AdaptResult, Fit, Material, gather, make_opt
 from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.lora import DraftLora, save_adapter
 from dgd_lightning.ttt.rehearsal import Chosen
+from dgd_lightning.types import AdaptTrace
 
 
 class TestTimeTraining(PairSources, L.LightningModule):
@@ -213,17 +214,22 @@ class TestTimeTraining(PairSources, L.LightningModule):
         peak = torch.cuda.max_memory_allocated(self.device) if cuda else None
         trace = self.fit.trace(self.material, time.perf_counter() - self.began, peak)
         self.result = AdaptResult(self.lora.adapter(), trace, trace.kept)
+        if self.trainer.logger is not None:
+            self.trainer.logger.log_metrics({"ttt/kept_step": trace.best_step}, len(trace.losses))  # 0: none
         log_dir = self.trainer.log_dir  # a collective: every rank asks
         if not self.trainer.is_global_zero:
             return
-        for folder in (log_dir and Path(log_dir, ADAPTERS, safe_name(self.context_id)), self.export_dir):
-            if folder:
-                save_adapter(self.result.adapter, folder)
-                save_trace(trace, Path(folder))
-        print(report(self.context_id, self.result))
+        own = log_dir and Path(log_dir, ADAPTERS, safe_name(self.context_id))
+        folders = [Path(folder) for folder in (own, self.export_dir) if folder]
+        for folder in folders:
+            save_adapter(self.result.adapter, folder)
+            save_trace(trace, folder)
+        print(report(self.context_id, self.result, self.ttt))
+        for folder in folders:
+            print(f"adapter:    {folder}")
 
 
-def report(context_id: str, result: AdaptResult) -> str:
+def report(context_id: str, result: AdaptResult, config: TTTConfig) -> str:
     """A fit in a few lines, for people."""
     trace = result.trace
     lines = [
@@ -236,6 +242,28 @@ def report(context_id: str, result: AdaptResult) -> str:
         of = f"{trace.rehearsals} rehearsals" if trace.held_out_by == "rehearsals" else "the context’s end"
         scores = f"loss {before.loss:.3f} → {best.loss:.3f}, τ {before.tau:.2f} → {best.tau:.2f}"
         lines.append(f"held out, {of}: {scores}")
-    kept = f"kept the weights of step {trace.best_step}" if result.kept else "kept nothing: the draft stays as it was"
-    lines.append(kept if trace.stopped in ("done", "early") else f"{kept} ({trace.stopped})")
-    return "\n".join(lines)
+    if trace.stopped == "early":
+        lines.append(
+            f"stopped early, after step {len(trace.losses)} of {config.steps}: {config.patience} scores in a row "
+            "were no better and had no lower loss (ttt.patience)"
+        )
+    return "\n".join(
+        [*lines, f"kept the weights of step {trace.best_step}" if result.kept else _rolled_back(trace, config)]
+    )
+
+
+def _rolled_back(trace: AdaptTrace, config: TTTConfig) -> str:
+    """Why nothing was kept."""
+    if trace.stopped not in ("done", "early"):
+        why = trace.stopped
+    elif not trace.scores:
+        why = "no step was made (ttt.steps)"
+    elif trace.held_out_by == "rehearsals":
+        best = max(score.tau for score in trace.scores)
+        why = (
+            f"on the rehearsals no step had a sure gain in τ of {config.min_gain:.0%} (ttt.min_gain) and a lower loss; "
+            f"the highest τ was {best:.2f}"
+        )
+    else:
+        why = "no step lowered the loss on the context’s end"
+    return f"kept nothing, the draft stays as it was: {why}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import MethodType
@@ -52,6 +53,8 @@ class Target(nn.Module):
         self.max_positions: int = config.max_position_embeddings
         self.stop_token_ids = _stop_tokens(model)
         self._layers: list[nn.Module] = list(model.get_decoder().layers)[: self.num_layers]
+        known = inspect.signature(model.get_decoder().forward).parameters
+        self._cache_name = "cache" if "cache" in known else "past_key_values"  # renamed in transformers 5.24
         if self.dtype == torch.float64:
             _keep_float64(model)
 
@@ -185,8 +188,8 @@ class Target(nn.Module):
                 input_ids=ids,
                 attention_mask=masks,
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=True,
+                **{self._cache_name: cache},
             )
         hidden = output.last_hidden_state  # [B, Q, H]
         if not layer_ids:

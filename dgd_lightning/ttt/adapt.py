@@ -21,6 +21,7 @@ from dgd_lightning.ttt.rehearsal import Rehearsals, Share, plan, rehearse
 from dgd_lightning.types import AdaptTrace, HeldOutScore
 
 OnStep = Callable[[int, float, HeldOutScore | None], None]
+OnPhase = Callable[[str], None]
 
 
 class AdaptResult(NamedTuple):
@@ -39,6 +40,7 @@ def ttt_adapt(
     avoid: Sequence[Tensor] = (),
     enable_thinking: bool = False,
     on_step: OnStep | None = None,
+    on_phase: OnPhase | None = None,
 ) -> AdaptResult:
     """Adapt a pair's draft to one context; the pair itself is left as it was.
 
@@ -53,6 +55,7 @@ def ttt_adapt(
         avoid: prompts whose answers are to be measured: none of them is rehearsed.
         enable_thinking: passed to the chat template for rehearsals.
         on_step: called after every step with its number (from 1), its loss and, every ``eval_every`` steps, the score.
+        on_phase: called with what begins: ``reading``, ``rehearsing`` (where there is any), ``fitting``.
 
     Returns:
         The adapter, equal for equal arguments whatever was adapted before.
@@ -65,7 +68,9 @@ def ttt_adapt(
     assert pair.draft is not None
     if cuda := pair.target.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(pair.target.device)
-    material = gather(pair, context_ids, config, avoid, enable_thinking=enable_thinking)
+    material = gather(pair, context_ids, config, avoid, enable_thinking=enable_thinking, on_phase=on_phase)
+    if on_phase is not None:
+        on_phase("fitting")
     adapter, trace = fit_to(pair, material, config, on_step)
     peak = torch.cuda.max_memory_allocated(pair.target.device) if cuda else None
     return AdaptResult(adapter, trace._replace(peak_memory=peak), trace.kept)
@@ -127,12 +132,13 @@ def gather(
     *,
     enable_thinking: bool = False,
     share: Share = lambda make: make(),
+    on_phase: OnPhase | None = None,
 ) -> Material:
     """Check the context, let the target read it, and let it write its rehearsals.
 
     Args:
         context_ids: [S].
-        avoid, enable_thinking: see :func:`ttt_adapt`.
+        avoid, enable_thinking, on_phase: see :func:`ttt_adapt`.
         share: gives every rank what rank 0 has.
 
     Raises:
@@ -144,10 +150,14 @@ def gather(
     split = split_context(once, pair.draft.config.block_size, config)
     planned = plan(pair, once, config, enable_thinking=enable_thinking)
     cache = pair.target.new_cache(1, max(split.length, planned.capacity if planned else 0))
+    if on_phase is not None:
+        on_phase("reading")
     read = read_context(pair, ids, config, split, cache)
     began = time.perf_counter()
     rehearsals = Rehearsals([], [])
     if planned is not None:
+        if on_phase is not None:
+            on_phase("rehearsing")
         rehearsals = rehearse(pair, ids[:once], read.features, cache, config, planned, avoid, share)
         synchronise(pair.target.device)
     return Material(read, split, rehearsals, time.perf_counter() - began)

@@ -143,4 +143,4 @@ def _real(value: Any) -> bool:
 
 def _require(name: str, value: Any, fine: bool, expected: str) -> None:
     if not fine:
-        raise InputError(f"ttt.{name}", expected=expected, received=repr(value), mend=f"correct {name} in TTTConfig")
+        raise InputError(f"ttt.{name}", expected=expected, received=repr(value), mend=f"correct ttt.{name}")

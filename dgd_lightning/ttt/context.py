@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from dgd_lightning.pair import Pair
 from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.target.cache import PositionCache
 from dgd_lightning.ttt.config import TTTConfig
+
+FEW_BLOCKS = 4  # to train on: with fewer of them, blocks are nearly all the same
 
 
 class ReadContext(NamedTuple):
@@ -64,7 +67,7 @@ class Split(NamedTuple):
 def split_context(length: int, block_size: int, config: TTTConfig) -> Split:
     """Where the held-out span begins: it is the context's end, which is what decoding goes on from.
 
-    Where rehearsals are held out, nothing of the context is.
+    Where rehearsals are held out, nothing of the context is. Warns of a context that holds little more than a block.
 
     Args:
         length: tokens of the context, before it is repeated.
@@ -85,10 +88,16 @@ def split_context(length: int, block_size: int, config: TTTConfig) -> Split:
     if length < least:
         raise InputError(
             "context_ids",
-            expected=f"at least {least} tokens: one, a block of {block_size}"
+            expected=f"a context of at least {least} tokens: one, a block of {block_size}"
             + f", {held_out} held out" * (held_out > 0),
             received=length,
             mend="leave short contexts unadapted" + (", or set ttt.holdout to 0" if held_out else ""),
+        )
+    if length - held_out < FEW_BLOCKS * block_size and config.steps > 0:
+        warnings.warn(
+            f"the context has {length - held_out} tokens to train on, fewer than {FEW_BLOCKS} blocks of {block_size}: "
+            "an adapter can hardly learn from it",
+            stacklevel=3,
         )
     total = length * config.repeats
     return Split(total, total - held_out, total - length)

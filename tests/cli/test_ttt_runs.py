@@ -226,7 +226,7 @@ def test_a_context_that_is_too_short_is_told_and_the_run_goes_on(
         row["dgd"] for row in predictions(tmp_path / "logs" / "run" / "version_0") if row["dgd"]["arm"] == "adapted"
     ]
     assert len(rows) == 6
-    assert all("context_ids: expected at least" in row["ttt"]["error"] and row["tokens"] for row in rows)
+    assert all("context_ids: expected a context of at least" in row["ttt"]["error"] and row["tokens"] for row in rows)
 
 
 def test_clbench_is_never_adapted_to_without_permission(
@@ -262,8 +262,8 @@ def test_clbench_is_never_adapted_to_without_permission(
         ({"arms": ARMS}, "model.ttt", ("null",)),
         ({"arms": ARMS[:2], "ttt": FIT}, "model.ttt", ("ttt: true",)),
         ({"arms": [{**ARMS[0], "ttt": True}], "ttt": FIT}, "model.arms[ar].ttt", ()),
-        ({"arms": ARMS, "ttt": {**FIT, "rank": 0}}, "ttt.rank", ()),
-        ({"arms": ARMS, "ttt": {**FIT, "modules": ["w1"]}}, "ttt.modules", ("fc",)),
+        ({"arms": ARMS, "ttt": {**FIT, "rank": 0}}, "model.ttt.rank", ("at least 1",)),
+        ({"arms": ARMS, "ttt": {**FIT, "modules": ["w1"]}}, "model.ttt.modules", ("fc",)),
     ],
 )
 def test_bad_settings_are_one_line(

@@ -13,6 +13,7 @@ import pytest
 from dgd_lightning.data import ContextsData, HubData, PromptsData
 from dgd_lightning.data.chat import prompt_ids
 from dgd_lightning.data.contexts import parse_rows
+from dgd_lightning.data.one_context import FileContext
 from dgd_lightning.data.prompts import PromptFormat
 from dgd_lightning.data.rows import Row
 from dgd_lightning.data.tasks import context_of, group_shards, group_tasks
@@ -216,3 +217,19 @@ def test_rows_that_json_cannot_hold_are_refused(value: Any) -> None:
         prompts.tasks([Row("data.path row 1", 1, {"q": "why", "extra": value})])
     # What an earlier answer left is dropped, so it need not be JSON.
     assert Rows([row("c", "1", score=value)]).tasks[0].idx == "1"
+
+
+@pytest.mark.parametrize("content", ["", " \n\n"])
+def test_an_empty_file_is_named(content: str, tmp_path: Path) -> None:
+    for name in ("rows.jsonl", "prompts.txt", "array.json", "context.txt"):
+        path = tmp_path / name
+        path.write_text(content)
+        read: dict[str, Any] = {
+            "rows.jsonl": ContextsData(str(path)).read,
+            "context.txt": lambda path=path: FileContext(str(path)).prompts(None),
+        }
+        with pytest.raises(InputError, match=rf"^data\.path: expected a.* received the empty file {path}\."):
+            read.get(name, PromptsData(str(path)).read)()
+    (tmp_path / "array.json").write_text("[]")
+    with pytest.raises(InputError, match=rf"^data\.path: .*{tmp_path / 'array.json'}"):
+        _ = PromptsData(str(tmp_path / "array.json")).tasks

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
+from typing import Any
+
 import pytest
 import torch
 from tiny import hf_model, make_target
@@ -200,3 +204,27 @@ def test_attention_without_a_mask_is_refused() -> None:
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(InputError, match="flash_attention_2"):
         Target(model)
+
+
+@pytest.mark.parametrize("name", ["installed", "cache", "past_key_values"])
+def test_the_cache_goes_by_the_name_that_the_decoder_has(name: str) -> None:
+    """transformers 5.24 renamed it, and warns of the old name."""
+    ids, model = prompts(1, 7), hf_model()
+    expected = Target(model).model(ids).logits
+    decoder = model.get_decoder()
+    forward = decoder.forward
+    installed = "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+
+    def new(*, cache: Any, **knobs: Any) -> Any:
+        return forward(**{installed: cache}, **knobs)
+
+    def old(*, past_key_values: Any, **knobs: Any) -> Any:
+        return forward(**{installed: past_key_values}, **knobs)
+
+    if name != "installed":
+        decoder.forward = new if name == "cache" else old
+    target = Target(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step = target.step(ids, torch.arange(7)[None], target.new_cache(1, 7), max_length=7)
+    torch.testing.assert_close(step.logits, expected, **EXACT)

@@ -416,7 +416,7 @@ def test_bad_configs_name_the_field(changes: dict, word: str) -> None:
 
 def test_bad_contexts_and_adapters_are_refused() -> None:
     pair, ids = make_pair(), context()
-    with pytest.raises(InputError, match="context_ids: expected at least 9"):
+    with pytest.raises(InputError, match="context_ids: expected a context of at least 9"):
         ttt_adapt(pair, ids[:8], config())
     with pytest.raises(InputError, match="context_ids"):
         ttt_adapt(pair, ids.float(), config())

@@ -1,0 +1,45 @@
+"""Tables that fit the console: one that is too wide is turned on its side, so that no cell is cut."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+ENDLESS = 100_000  # columns: what a table is measured by
+
+
+def print_tables(console: Console, tables: list[Table]) -> None:
+    """Print tables, each in a form that the console has room for."""
+    for table in tables:
+        for form in fitting(console, table):
+            console.print(form)
+
+
+def fitting(console: Console, table: Table) -> list[Table]:
+    """The table; or turned, a line per column; or that for every row by itself, whatever room it takes."""
+    rows = range(table.row_count)
+    turned = _turned(table, list(rows), console.width)
+    for form in (table, turned):
+        if _width(console, form) <= console.width or not rows:
+            return [form]
+    return [_turned(table, [row], console.width, titled=row == 0) for row in rows]
+
+
+def _width(console: Console, table: Table) -> int:
+    return console.measure(table, options=console.options.update(max_width=ENDLESS)).maximum
+
+
+def _turned(table: Table, rows: list[int], width: int, *, titled: bool = True) -> Table:
+    """A line per column and a column per row; the first column's cells are the new headers."""
+    first, *others = table.columns
+    title = table.title if titled else None
+    room = min(width, len(str(title))) if title else None
+    result = Table(title=title, title_justify=table.title_justify, min_width=room)
+    result.add_column(first.header)
+    headers = list(first.cells)
+    for row in rows:
+        result.add_column(headers[row], justify="right")
+    for column in others:
+        cells = list(column.cells)
+        result.add_row(column.header, *(cells[row] for row in rows))
+    return result

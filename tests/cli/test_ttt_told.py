@@ -1,0 +1,139 @@
+"""What test-time training tells people: its progress in predict, how a fit ended, and where its parts lie."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_tools import Config, Dgd, TinyPair, check_told
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_ttt_runs import FIT, fit_yaml, text_file
+from torch import Tensor
+
+from dgd_lightning.ttt.problem import AdaptProblem
+
+ARMS = [{"name": "adapted", "method": "speculative", "ttt": True}]
+LINES = {"callbacks": [{"class_path": "DecodeProgress", "init_args": {"line_every": 0}}]}
+
+
+@pytest.mark.parametrize("rehearsals", [0, 2])
+def test_progress_tells_of_adaptation(rehearsals: int, config: Config, dgd: Dgd, contexts: Path) -> None:
+    model = {"arms": ARMS, "ttt": {**FIT, "rehearsals": rehearsals}}
+    run = dgd("predict", "--config", config(model, {"path": str(contexts), "clbench": False}, LINES))
+    assert run.code == 0, run.err
+    told = [line.split("; ", 1)[1] for line in run.out.splitlines() if "adapting to c3" in line]
+    phases = ["the target reads it", *["the target rehearses"] * bool(rehearsals), "the draft learns"]
+    assert told[: len(phases)] == [f"adapting to c3… {phase}" for phase in phases]
+    steps = told[len(phases) :]
+    assert 0 < len(steps) <= FIT["steps"]  # it may stop early
+    assert steps == [f"adapting to c3… step {step}/{FIT['steps']}" for step in range(1, len(steps) + 1)]
+
+
+def end_of_fit(dgd: Dgd, path: Path, tmp_path: Path) -> tuple[list[str], float]:
+    """The lines that a fit ends with, from the context's on, and the kept step in TensorBoard."""
+    run = dgd("fit", "--config", path)
+    assert run.code == 0, run.err
+    folder = tmp_path / "logs" / "fit" / "version_0"
+    lines = run.out.splitlines()
+    lines = lines[next(i for i, line in enumerate(lines) if line.startswith("context guide: ")) :]
+    assert lines[-3:] == [
+        f"adapter:    {folder / 'adapters' / 'guide'}",
+        f"run folder: {folder}",
+        f"curves:     tensorboard --logdir {folder.parent}",
+    ]
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    (kept,) = events.Scalars("ttt/kept_step")
+    assert kept.step == int(lines[0].rpartition(", ")[2].split()[0])  # "… 6 steps in 0.1 s"
+    return lines[:-3], kept.value
+
+
+@pytest.mark.parametrize(
+    ("ttt", "kept", "words"),
+    [
+        ({}, 6, ["kept the weights of step 6"]),
+        ({"lr": 0.0, "patience": 1}, 0, [
+            "stopped early, after step 2 of 6: 1 scores in a row were no better",
+            "kept nothing, the draft stays as it was: no step lowered the loss on the context’s end",
+        ]),
+        ({"rehearsals": 2, "min_gain": 9.0}, 0, ["kept nothing, the draft stays as it was: on the rehearsals", "900%"]),
+        ({"seed": 7}, 0, ["kept nothing, the draft stays as it was: the loss of step 4 was nan: lower ttt.lr"]),
+    ],
+)  # fmt: skip
+def test_a_fit_ends_with_what_it_kept_and_where_it_is(
+    ttt: dict[str, Any],
+    kept: int,
+    words: list[str],
+    dgd: Dgd,
+    tiny_pair: TinyPair,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loss = AdaptProblem.loss
+
+    def broken(self: AdaptProblem, step: int, **knobs: Any) -> Tensor:
+        return loss(self, step, **knobs) * (float("nan") if ttt.get("seed") == 7 and step == 3 else 1.0)
+
+    monkeypatch.setattr(AdaptProblem, "loss", broken)
+    path = fit_yaml(tmp_path, tiny_pair, {"path": str(text_file(tmp_path))}, ttt={**FIT, **ttt})
+    lines, step = end_of_fit(dgd, path, tmp_path)
+    assert step == kept
+    assert all(any(word in line for line in lines) for word in words), lines
+
+
+@pytest.mark.parametrize("command", ["fit", "predict"])
+@pytest.mark.parametrize(
+    ("arguments", "argument", "words"),
+    [
+        (["--model.ttt.rank", "0"], "model.ttt.rank", ("an integer of at least 1", "correct model.ttt.rank")),
+        (["--model.ttt.stepz", "3"], "model.ttt.stepz", ("a key of TTTConfig", "did you mean 'steps'?")),
+        (["--model.ttt.labels", "answers"], "model.ttt.labels", ("expected one of context, target, received answers",)),
+        (["--trainer.devicez", "1"], "--trainer.devicez", ("did you mean 'trainer.devices'?",)),
+        ({"stepz": 3}, "model.ttt.stepz", ("a key of TTTConfig", "did you mean 'steps'?")),
+        ({"loss": "nll"}, "model.ttt.loss", ("expected one of auto, ce, kl, argmax, received nll",)),
+    ],
+    ids=str,
+)
+def test_mistakes_go_by_the_names_that_were_written(
+    command: str,
+    arguments: list[str] | dict[str, Any],
+    argument: str,
+    words: tuple[str, ...],
+    config: Config,
+    dgd: Dgd,
+    tiny_pair: TinyPair,
+    contexts: Path,
+    tmp_path: Path,
+) -> None:
+    ttt = FIT | (arguments if isinstance(arguments, dict) else {})
+    more = arguments if isinstance(arguments, list) else []
+    if command == "fit":
+        path = fit_yaml(tmp_path, tiny_pair, {"path": str(text_file(tmp_path))}, ttt=ttt)
+    else:
+        path = config({"arms": ARMS, "ttt": ttt}, {"path": str(contexts), "clbench": False})
+    check_told(dgd(command, "--config", path, *more), argument, *words)
+
+
+def test_short_contexts_are_refused_or_warned_of(dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path) -> None:
+    """The draft's block has 4 slots, every byte is a token."""
+    text, ttt = tmp_path / "short.txt", {**FIT, "rehearsals": 2}
+    text.write_text("eels")
+    path = fit_yaml(tmp_path, tiny_pair, {"path": str(text)}, ttt=ttt)
+    check_told(dgd("fit", "--config", path), "data", "a context of at least 5 tokens: one, a block of 4", "received 4")
+    told = "the context has {} tokens to train on, fewer than 4 blocks of 4"
+    text.write_text("otters eat eels")
+    with pytest.warns(UserWarning, match=told.format(15)):
+        assert dgd("fit", "--config", path).code == 0
+    text.write_text("otters eat eels and mice")
+    with pytest.warns(UserWarning, match=told.format(15)):  # without rehearsals its end is held out
+        assert (
+            dgd(
+                "fit", "--config", fit_yaml(tmp_path, tiny_pair, {"path": str(text)}, ttt=FIT | {"holdout": 0.375})
+            ).code
+            == 0
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the context has")
+        assert dgd("fit", "--config", fit_yaml(tmp_path, tiny_pair, {"path": str(text)}, ttt=ttt)).code == 0

@@ -1,0 +1,60 @@
+"""Tables of a run on narrow consoles: every cell whole, in one form or another."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from callbacks.adapt_metrics import gain_table
+from callbacks.tables import fitting, print_tables
+from dgd_lightning.metrics.paired import Difference, TauGain
+
+
+def gains(arms: int) -> Table:
+    gain = TauGain(
+        contexts=16,
+        base=1.04,
+        tau=1.2,
+        difference=Difference(0.16, -0.01, 0.31),
+        ratio=Difference(0.154, -0.012, 0.283),
+        median=Difference(0.213, 0.0, 0.281),
+        worst=-0.104,
+    )
+    return gain_table({f"speculative+ttt {arm}": ("speculative", gain) for arm in range(arms)})
+
+
+def printed(table: Table, width: int) -> str:
+    out = io.StringIO()
+    print_tables(Console(file=out, width=width), [table])
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("arms", [1, 2, 5])
+@pytest.mark.parametrize("width", [40, 80, 120, 200])
+def test_no_cell_is_cut(arms: int, width: int) -> None:
+    table, text = gains(arms), printed(gains(arms), width)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    for column in table.columns:
+        for cell in (column.header, *column.cells):
+            assert str(cell) in text
+    assert text.count("+0.16 [-0.01, +0.31]") == arms
+
+
+def test_forms_by_width() -> None:
+    table = gains(3)
+    assert fitting(Console(width=200), table) == [table]
+    (turned,) = fitting(Console(width=110), table)
+    assert [str(column.header) for column in turned.columns] == ["arm", *table.columns[0].cells]
+    assert [form.title is None for form in fitting(Console(width=60), table)] == [False, True, True]
+    plain = Console(width=80, file=io.StringIO())
+    plain.print(table)
+    assert "…" in plain.file.getvalue() or "+0.16 [-0.01, +0.31]" not in plain.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_table_without_rows_stays() -> None:
+    table = Table("arm", "a name that is far too long for this console")
+    assert fitting(Console(width=10), table) == [table]
