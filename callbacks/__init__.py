@@ -2,6 +2,7 @@
 
 from callbacks.adapt_metrics import AdaptMetrics
 from callbacks.decode_metrics import DecodeMetrics
+from callbacks.divergence import DivergenceMetrics
 from callbacks.fit_progress import FitProgress
 from callbacks.prediction_writer import PredictionWriter
 from callbacks.progress import DecodeProgress
@@ -12,6 +13,7 @@ __all__ = [
     "AdaptMetrics",
     "DecodeMetrics",
     "DecodeProgress",
+    "DivergenceMetrics",
     "FitProgress",
     "PredictionWriter",
     "Provenance",

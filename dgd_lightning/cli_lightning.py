@@ -16,18 +16,32 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from callbacks import AdaptMetrics, DecodeMetrics, DecodeProgress, FitProgress, PredictionWriter, Provenance
+from callbacks import (
+    AdaptMetrics,
+    DecodeMetrics,
+    DecodeProgress,
+    DivergenceMetrics,
+    FitProgress,
+    PredictionWriter,
+    Provenance,
+)
 from callbacks.run_folder import PROVENANCE, choose_version, config_hash, discard_start
 from dgd_lightning.data import TaskData
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.decoding import Decoding
 from dgd_lightning.modules.export import require_writable
 
-PLUGIN_PACKAGES = ("dgd_lightning.data", "dgd_lightning.modules", "dgd_lightning.lab", "callbacks")
+PLUGIN_PACKAGES = (
+    "dgd_lightning.data",
+    "dgd_lightning.decode",
+    "dgd_lightning.modules",
+    "dgd_lightning.lab",
+    "callbacks",
+)
 
 
 def import_plugins() -> None:
-    """Imports the project's modules, datamodules and callbacks: only imported classes resolve by their short names."""
+    """Imports all that YAML can name: only imported classes resolve by their short names."""
     for package in PLUGIN_PACKAGES:
         for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
             importlib.import_module(f"{package}.{info.name}")
@@ -204,6 +218,8 @@ class ProjectCLI(LightningCLI):
         if self.subcommand == "predict":
             # The shard is locked before the provenance names a configuration with which another run may continue.
             kinds = [FailedStart, PredictionWriter, Provenance, DecodeMetrics, AdaptMetrics]
+            if getattr(self.model, "divergence", None) is not None:
+                kinds.append(DivergenceMetrics)
             if wants_bar:
                 kinds.append(DecodeProgress)
         elif wants_bar and not sys.stdout.isatty():  # Lightning's own bar shows nothing in a file

@@ -24,13 +24,14 @@ from torch import Tensor
 
 from dgd_lightning.decode import engine
 from dgd_lightning.decode.autoregressive import autoregressive_generate
-from dgd_lightning.decode.blending import Adaptive, Disagree, WarmUp, entropy
+from dgd_lightning.decode.blending import Adaptive, Disagree, WarmUp
 from dgd_lightning.decode.guided import Guided, guided_generate
 from dgd_lightning.decode.readouts import (
     DraftReading,
     LogitLens,
     WithoutContext,
 )
+from dgd_lightning.laws import entropy
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.adapt import ttt_adapt
 from dgd_lightning.ttt.config import TTTConfig
