@@ -1,6 +1,7 @@
 """Lightning callbacks: what is logged and written."""
 
 from callbacks.adapt_metrics import AdaptMetrics
+from callbacks.case_studies import CaseStudies
 from callbacks.decode_metrics import DecodeMetrics
 from callbacks.divergence import DivergenceMetrics
 from callbacks.fit_progress import FitProgress
@@ -11,6 +12,7 @@ from callbacks.solve_rate import SolveRate
 
 __all__ = [
     "AdaptMetrics",
+    "CaseStudies",
     "DecodeMetrics",
     "DecodeProgress",
     "DivergenceMetrics",
