@@ -45,8 +45,9 @@ class ArmDivergence:
 
     def __init__(self, name: str, positions: int) -> None:
         self.name, self.tasks, self.beta = name, 0, 0.0
-        self.classes = GroupedMeans(len(CLASSES), len(COLUMNS))
-        self.positions = GroupedMeans(positions, len(COLUMNS))
+        # Rows of all ranks come from the run folder, and rank 0 alone adds them up: it must not wait for the others.
+        self.classes = GroupedMeans(len(CLASSES), len(COLUMNS), sync_on_compute=False)
+        self.positions = GroupedMeans(positions, len(COLUMNS), sync_on_compute=False)
         self.contexts: dict[str, tuple[Tensor, int]] = {}  # sums [n], tokens
         self.histograms = {name: np.zeros(len(edges) - 1, dtype=np.int64) for name, edges in EDGES.items()}
 

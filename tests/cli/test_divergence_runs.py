@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +114,20 @@ def test_a_continued_run_counts_every_row_once(
     steps = [point.step for point in events_of(folder).Scalars("draft/divergence/js")]
     assert steps[-2:] == [TASKS, TASKS]  # live and final
     assert not (tmp_path / "logs/run/version_1").exists()
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one(config: Config, dgd: Dgd, tmp_path: Path) -> None:
+    path = config({"arms": ARMS, "divergence": {}}, trainer={"callbacks": [{"class_path": "CaseStudies"}]})
+    ranks = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--logs_dir", str(tmp_path / "two")]
+    command = [sys.executable, "-m", "dgd_lightning.cli", "predict", "--config", str(path), *ranks]
+    subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=300)
+    assert dgd("predict", "--config", path).code == 0
+    assert predictions(run_of(tmp_path, "two")) == predictions(run_of(tmp_path))
+    pages = {(run_of(tmp_path, logs) / "case_studies.html").read_text() for logs in ("two", "logs")}
+    assert len(pages) == 1
+    final = [events_of(run_of(tmp_path, logs)).Scalars("draft/divergence/js")[-1] for logs in ("two", "logs")]
+    assert (final[0].step, final[0].value) == (final[1].step, final[1].value)
 
 
 def test_without_it_nothing_is_replayed_and_other_settings_are_another_run(

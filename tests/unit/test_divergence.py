@@ -183,6 +183,17 @@ def test_token_texts_add_up_to_the_text() -> None:
     assert "".join(texts) == Letters().decode(ids)
 
 
+class Pieces:
+    """A tokenizer whose tokens are words with a blank before them, which is left out where the text begins."""
+
+    def decode(self, ids: list[int], **_: Any) -> str:
+        return "".join(f" w{i}" for i in ids)[1:]
+
+
+def test_token_texts_keep_the_blanks_of_tokenizers_that_drop_the_first() -> None:
+    assert token_texts(Pieces(), [1, 2, 3]) == ["w1", " w2", " w3"]
+
+
 ARMS = {
     "plain": Arm("plain", "autoregressive"),
     "draft": Arm("draft", "guided", beta=0.1),

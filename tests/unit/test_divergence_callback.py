@@ -104,6 +104,16 @@ def test_histograms_count_every_token() -> None:
     assert math.isnan(arm.interval("kl_target_readout").low)
 
 
+def test_rank_0_adds_up_alone() -> None:
+    """It reads the rows of all ranks from the run folder; a collective would wait for ranks that never come."""
+    arm = gathered(ROWS)
+    for metric in (arm.classes, arm.positions):
+        metric.distributed_available_fn = lambda: True
+        metric.dist_sync_fn = lambda *_, **__: pytest.fail("a collective")
+    arm.by_class()
+    position_figure([arm])
+
+
 def test_rows_without_a_record_add_nothing() -> None:
     stats: dict[str, ArmDivergence] = {}
     for record in ({"arm": "a", "skipped": "too long"}, {"arm": "a", "divergence": None}):
