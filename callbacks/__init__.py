@@ -1,8 +1,10 @@
 """Lightning callbacks: what is logged and written."""
 
 from callbacks.adapt_metrics import AdaptMetrics
+from callbacks.case_studies import CaseStudies
 from callbacks.decode_metrics import DecodeMetrics
 from callbacks.diagnostic_report import DiagnosticReport
+from callbacks.divergence import DivergenceMetrics
 from callbacks.fit_progress import FitProgress
 from callbacks.prediction_writer import PredictionWriter
 from callbacks.progress import DecodeProgress
@@ -11,9 +13,11 @@ from callbacks.solve_rate import SolveRate
 
 __all__ = [
     "AdaptMetrics",
+    "CaseStudies",
     "DecodeMetrics",
     "DecodeProgress",
     "DiagnosticReport",
+    "DivergenceMetrics",
     "FitProgress",
     "PredictionWriter",
     "Provenance",

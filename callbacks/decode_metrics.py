@@ -15,9 +15,8 @@ from rich.table import Table
 from callbacks import run_folder
 from callbacks.arm_stats import ArmStats, collect, speed_up
 from callbacks.curve import acceptance_figure, bar_line
-from callbacks.prediction_writer import PredictionWriter
+from callbacks.prediction_writer import written_before
 from callbacks.tables import print_tables
-from dgd_lightning.errors import InputError
 
 
 class DecodeMetrics(Callback):
@@ -43,23 +42,10 @@ class DecodeMetrics(Callback):
         """
         if stage != "predict":
             return
-        log_dir = trainer.log_dir  # a collective: every rank asks, and once
-        before = trainer.callbacks[: trainer.callbacks.index(self)]  # type: ignore[attr-defined]
-        if not any(isinstance(callback, PredictionWriter) for callback in before) or log_dir is None:
-            raise InputError(
-                "trainer.callbacks",
-                expected="PredictionWriter before DecodeMetrics",
-                received=", ".join(type(callback).__name__ for callback in before) or "nothing",
-                mend="add it; the final numbers are read from its file",
-            )
-        self.stats, self.folder = {}, Path(log_dir)
+        self.stats, self.folder = {}, written_before(trainer, self)
         if trainer.is_global_zero:
-            seen: set[run_folder.Key] = set()
-            for path in run_folder.sources(self.folder):
-                for _, row in run_folder.read_rows(path):
-                    if run_folder.key(row) not in seen:
-                        seen.add(run_folder.key(row))
-                        collect(self.stats, row)
+            for row in run_folder.rows_so_far(self.folder):
+                collect(self.stats, row)
 
     def on_predict_batch_end(
         self,

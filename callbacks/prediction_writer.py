@@ -12,6 +12,24 @@ from callbacks import run_folder
 from dgd_lightning.errors import InputError
 
 
+def written_before(trainer: Trainer, callback: Callback) -> Path:
+    """The run folder, for a callback whose numbers come from the predictions there.
+
+    Raises:
+        InputError: no `PredictionWriter` comes before the callback.
+    """
+    log_dir = trainer.log_dir  # a collective: every rank asks, and once
+    before = trainer.callbacks[: trainer.callbacks.index(callback)]  # type: ignore[attr-defined]
+    if not any(isinstance(other, PredictionWriter) for other in before) or log_dir is None:
+        raise InputError(
+            "trainer.callbacks",
+            expected=f"PredictionWriter before {type(callback).__name__}",
+            received=", ".join(type(other).__name__ for other in before) or "nothing",
+            mend="add it; the final numbers are read from its file",
+        )
+    return Path(log_dir)
+
+
 class PredictionWriter(Callback):
     """Appends each group's rows to this rank's shard, and merges the shards into one file at the end.
 

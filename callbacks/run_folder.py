@@ -177,6 +177,16 @@ def read_rows(path: Path) -> Iterator[tuple[Line, dict[str, Any]]]:
             offset += len(line)
 
 
+def rows_so_far(folder: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a folder whose run may still be going on, each once."""
+    seen: set[Key] = set()
+    for path in sources(folder):
+        for _, row in read_rows(path):
+            if key(row) not in seen:
+                seen.add(key(row))
+                yield row
+
+
 def key(row: dict[str, Any]) -> Key:
     """What a row is about: no two rows of a run share it."""
     return row["idx"], row["dgd"]["arm"]

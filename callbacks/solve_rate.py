@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.table import Table
 
 from callbacks import run_folder
-from dgd_lightning.lab.checks import grade, reverted_to_prior
+from dgd_lightning.lab.checks import grade, has_checks, reverted_to_prior
 
 ALL = "all tasks"
 
@@ -65,12 +65,6 @@ class SolveRate(Callback):
             for arm, count in reverted.items():
                 writer.add_scalar(f"{arm}/reverted_to_prior", count.rate, count.graded)
             writer.flush()
-
-
-def has_checks(row: dict[str, Any]) -> bool:
-    """Whether a row carries the lab's program checks; anything may stand in the metadata of other rows."""
-    metadata = row.get("metadata")
-    return isinstance(metadata, dict) and isinstance(metadata.get("lab"), dict) and "checks" in metadata["lab"]
 
 
 def table(solved: dict[str, dict[str, Count]], reverted: dict[str, Count], arms: list[str]) -> Table:

@@ -21,6 +21,7 @@ from callbacks import (
     DecodeMetrics,
     DecodeProgress,
     DiagnosticReport,
+    DivergenceMetrics,
     FitProgress,
     PredictionWriter,
     Provenance,
@@ -236,6 +237,8 @@ class ProjectCLI(LightningCLI):
         if self.subcommand == "predict":
             # The shard is locked before the provenance names a configuration with which another run may continue.
             kinds = [FailedStart, PredictionWriter, Provenance, DecodeMetrics, AdaptMetrics]
+            if getattr(self.model, "divergence", None) is not None:
+                kinds.append(DivergenceMetrics)
             if wants_bar:
                 kinds.append(DecodeProgress)
         else:

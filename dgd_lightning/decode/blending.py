@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.errors import InputError
+from dgd_lightning.laws import entropy, js_divergence, kl_divergence
 
 Space = Literal["logits", "log_probs", "probs"]
 Divergence = Literal["js", "kl", "entropy_gap"]
@@ -192,23 +193,6 @@ class Blend:
             least = log_p.amax(-1, keepdim=True) + math.log(self.plausibility)
             mixed = torch.where((log_p < least) & (beta != 0)[:, None, None], -math.inf, mixed)
         return mixed
-
-
-def entropy(log_p: Tensor) -> Tensor:
-    """In nats; log-probabilities [.., V] -> [..]."""
-    return -torch.xlogy(log_p.exp(), log_p.exp()).sum(-1)
-
-
-def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p ‖ q) in nats; [.., V] -> [..]."""
-    p = log_p.exp()
-    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
-
-
-def js_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Jensen–Shannon divergence in nats, 0 … ln 2; [.., V] -> [..]."""
-    middle = torch.logaddexp(log_p, log_q) - math.log(2)
-    return ((kl_divergence(log_p, middle) + kl_divergence(log_q, middle)) / 2).clamp(min=0)
 
 
 def as_schedule(schedule: Any) -> Schedule:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dgd_lightning.decode.blending import entropy
 from dgd_lightning.decode.engine import Request
 from dgd_lightning.decode.readouts import DraftReadout, Reading, Readout, Stretch, wide
+from dgd_lightning.laws import entropy
 from dgd_lightning.seeds import mixed_seed
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from dgd_lightning.decode.blending import js_divergence
 from dgd_lightning.decode.engine import Request, capacity, check_prompt
 from dgd_lightning.decode.speculative import check_draft
 from dgd_lightning.errors import InputError
+from dgd_lightning.laws import js_divergence
 from dgd_lightning.seeds import mixed_seed
 
 if TYPE_CHECKING:

@@ -44,6 +44,12 @@ def holds(check: dict[str, Any], text: str) -> bool:
     raise ValueError(f"check type: expected one that the lab writes, received {check['type']!r}")
 
 
+def has_checks(row: dict[str, Any]) -> bool:
+    """Whether a row carries the lab's program checks; anything may stand in the metadata of other rows."""
+    metadata = row.get("metadata")
+    return isinstance(metadata, dict) and isinstance(metadata.get("lab"), dict) and "checks" in metadata["lab"]
+
+
 def grade(row: dict[str, Any], text: str) -> Score:
     """Grade an answer to a lab row: value 1.0 only if every rubric holds.
 

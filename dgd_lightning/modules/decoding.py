@@ -22,6 +22,7 @@ from dgd_lightning.decode.readouts import Readout
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.adaptation import ADAPTERS, Adapted, ContextAdapter, OnAdapt, contexts_to_adapt
 from dgd_lightning.modules.arms import DECODERS, Arm, check_arms, check_block_sizes, check_ttt, row_seed
+from dgd_lightning.modules.divergence import Divergence, divergence_record
 from dgd_lightning.modules.readouts import (
     Source,
     leaves_out,
@@ -70,6 +71,8 @@ class Decoding(PairSources, LightningModule):
             the arms that have ``ttt: true``; None adapts nothing.
         save_adapters: keep every context's adapter in the run folder, ``adapters/<context id>/``, in PEFT's format.
         accept_clbench_license: you have obtained permission to adapt to CL-bench's contexts, which its licence forbids.
+        divergence: record at every token how target and readout differ and what guidance changed, ``dgd.divergence`` of
+            the rows; None records nothing.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Decoding(PairSources, LightningModule):
         ttt: TTTConfig | None = None,
         save_adapters: bool = True,
         accept_clbench_license: bool = False,
+        divergence: Divergence | None = None,
     ) -> None:
         super().__init__()
         if cpu_threads is not None and cpu_threads < 1:
@@ -112,7 +116,7 @@ class Decoding(PairSources, LightningModule):
         self.revision, self.draft_revision = revision, draft_revision
         self.attn_implementation, self.device_map = attn_implementation, device_map
         self.enable_thinking, self.too_long, self.stop_token_ids = enable_thinking, too_long, stop_token_ids
-        self.seed, self.warmup = seed, warmup
+        self.seed, self.warmup, self.divergence = seed, warmup, divergence
         self.second_models: dict[Source, str | None] | None = None  # of readouts, with their commits
         self.readouts: dict[str, Readout] = {}  # of guided arms, with their second models
         self.pair: Pair | None = None  # a plain attribute: Lightning neither moves nor saves it
@@ -142,6 +146,7 @@ class Decoding(PairSources, LightningModule):
                 self.seed,
             ],
             "ttt": self.ttt and asdict(self.ttt),
+            **({"divergence": asdict(self.divergence)} if self.divergence else {}),  # without it: the hash of old runs
         }
 
     def _pin_models(self) -> dict[Source, str | None]:
@@ -269,7 +274,10 @@ class Decoding(PairSources, LightningModule):
                     outputs = self._decode(kept, ready, self.max_new_tokens, seeds, online)
             by_index = dict(zip(fits, outputs, strict=True))
             used = adapted if arm.ttt else None
-            rows += [self._row(task, arm, prompts[i], by_index.get(i), used) for i, task in enumerate(tasks)]
+            made = [self._row(task, arm, prompts[i], by_index.get(i), used) for i, task in enumerate(tasks)]
+            if self.divergence is not None:
+                self._compare(tasks, made, arm, adapted, self.divergence)
+            rows += made
         return rows
 
     def _ready(self, arm: Arm, tasks: list[Task]) -> Arm:
@@ -287,6 +295,22 @@ class Decoding(PairSources, LightningModule):
 
     def _without_context(self, task: Task) -> Task:
         return without_context(task, [other for other in self.contexts[context_of(task)] if other.idx != task.idx])
+
+    def _compare(
+        self,
+        tasks: list[Task],
+        rows: list[dict[str, Any]],
+        arm: Arm,
+        adapted: Adapted | None,
+        settings: Divergence,
+    ) -> None:
+        """Adds ``divergence`` to answered rows. What an arm learned while it decoded is gone: its start is compared."""
+        kept, pair = _kept(arm, adapted), self._loaded()
+        with nullcontext() if kept is None else pair.adapter(kept):
+            for task, record in ((task, row["dgd"]) for task, row in zip(tasks, rows, strict=True)):
+                if "output_ids" in record:
+                    prompt, answer = torch.tensor(record["prompt_ids"]), torch.tensor(record["output_ids"])
+                    record["divergence"] = divergence_record(pair, self._ready(arm, [task]), prompt, answer, settings)
 
     def _context_prompts(self, context: str) -> list[Tensor]:
         """Prompts of all tasks of a context that fit: a prompt cut on the left begins with something else."""

@@ -16,11 +16,9 @@ from dgd_lightning.decode.blending import (
     Disagree,
     Schedule,
     WarmUp,
-    entropy,
-    js_divergence,
-    kl_divergence,
 )
 from dgd_lightning.decode.sampling import probabilities, sampling_params
+from dgd_lightning.laws import entropy, js_divergence, kl_divergence
 
 VOCAB = 7
 SAME = 1e-12  # fp64, a handful of operations

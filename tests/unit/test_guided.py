@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dgd_lightning.decode import engine
 from dgd_lightning.decode.autoregressive import autoregressive_generate
-from dgd_lightning.decode.blending import Adaptive, Blend, Disagree, WarmUp, entropy
+from dgd_lightning.decode.blending import Adaptive, Blend, Disagree, WarmUp
 from dgd_lightning.decode.engine import Batch, Change
 from dgd_lightning.decode.guided import Guidance, Guided, guided_generate, guided_sweep
 from dgd_lightning.decode.lanes import Lane
@@ -37,6 +37,7 @@ from dgd_lightning.decode.readouts import (
     WithoutContext,
 )
 from dgd_lightning.decode.speculative import speculative_generate
+from dgd_lightning.laws import entropy
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.adapt import ttt_adapt
 from dgd_lightning.ttt.config import TTTConfig

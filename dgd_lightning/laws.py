@@ -1,0 +1,30 @@
+"""Laws over a vocabulary and how far they lie apart: pure functions of log-probabilities, in fp32 or wider."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def entropy(log_p: Tensor) -> Tensor:
+    """In nats; log-probabilities [.., V] -> [..]."""
+    return -torch.xlogy(log_p.exp(), log_p.exp()).sum(-1)
+
+
+def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p ‖ q) in nats; [.., V] -> [..]."""
+    p = log_p.exp()
+    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
+
+
+def js_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Jensen–Shannon divergence in nats, 0 … ln 2; [.., V] -> [..]."""
+    middle = torch.logaddexp(log_p, log_q) - math.log(2)
+    return ((kl_divergence(log_p, middle) + kl_divergence(log_q, middle)) / 2).clamp(min=0)
+
+
+def total_variation(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Share of probability that lies elsewhere, 0 … 1; [.., V] -> [..]."""
+    return (log_p.exp() - log_q.exp()).abs().sum(-1) / 2

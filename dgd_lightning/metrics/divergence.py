@@ -1,0 +1,127 @@
+"""How far target and readout lie apart at every token, and how far guidance moved the target: pure functions.
+
+A torchmetrics wrapper sums the numbers up by groups: token classes, positions, contexts.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from dgd_lightning.laws import entropy, js_divergence, kl_divergence, total_variation
+
+TokenClass = Literal["word", "number", "punctuation", "whitespace", "special", "partial"]
+SPECIAL = re.compile(r"<[^<>\s]+>")
+
+
+class TokenDivergence(NamedTuple):
+    """Numbers of Q tokens, [Q] each; laws are those of the logits, before temperature and filters."""
+
+    kl_target_readout: Tensor  # KL(target ‖ readout) in nats
+    kl_readout_target: Tensor
+    js: Tensor  # of target and readout, in nats, at most ln 2
+    tv: Tensor  # total variation of target and readout, 0 … 1
+    agree: Tensor  # whether both have the same first choice
+    target_entropy: Tensor  # in nats
+    readout_entropy: Tensor
+    target_rank: Tensor  # of the emitted token: 1 is the first choice; equally likely ones share a rank
+    readout_rank: Tensor
+    target_prob: Tensor  # of the emitted token
+    readout_prob: Tensor
+    guided_prob: Tensor
+    changed: Tensor  # whether guidance changed the first choice
+    moved: Tensor  # total variation of target and guided law: the share of probability that guidance moved
+
+
+def token_divergence(target: Tensor, readout: Tensor, guided: Tensor, tokens: Tensor) -> TokenDivergence:
+    """Compare the laws that tokens were chosen from.
+
+    Args:
+        target, readout, guided: [Q, V] logits.
+        tokens: [Q] emitted tokens.
+    """
+    p, r, g = (_wide(logits).log_softmax(-1) for logits in (target, readout, guided))  # [Q, V]
+    first = p.argmax(-1)
+    return TokenDivergence(
+        kl_target_readout=kl_divergence(p, r).clamp(min=0),  # rounding leaves equal laws a little below 0
+        kl_readout_target=kl_divergence(r, p).clamp(min=0),
+        js=js_divergence(p, r),
+        tv=total_variation(p, r),
+        agree=first == r.argmax(-1),
+        target_entropy=entropy(p),
+        readout_entropy=entropy(r),
+        target_rank=_rank(p, tokens),
+        readout_rank=_rank(r, tokens),
+        target_prob=_prob(p, tokens),
+        readout_prob=_prob(r, tokens),
+        guided_prob=_prob(g, tokens),
+        changed=g.argmax(-1) != first,
+        moved=total_variation(p, g),
+    )
+
+
+def token_class(text: str) -> TokenClass:
+    """What kind of token a text is, by the first rule that fits.
+
+    ``special``: one pair of angle brackets around everything, as ``<|im_end|>`` or ``</s>``. ``partial``: nothing, or a
+    replacement character: the token ends inside a character. ``whitespace``: only whitespace. ``word``: has a letter.
+    ``number``: has a digit. ``punctuation``: all else.
+    """
+    if SPECIAL.fullmatch(text):
+        return "special"
+    if not text or "\ufffd" in text:
+        return "partial"
+    if text.isspace():
+        return "whitespace"
+    if any(map(str.isalpha, text)):
+        return "word"
+    return "number" if any(map(str.isnumeric, text)) else "punctuation"
+
+
+class GroupedMeans(Metric):
+    """Means of several numbers in each of G groups, pooled over everything that was added on all ranks.
+
+    Args:
+        groups: G.
+        numbers: n, numbers per token.
+    """
+
+    full_state_update = False
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(self, groups: int, numbers: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("sums", torch.zeros(groups, numbers, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(groups, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor, groups: Tensor) -> None:
+        """Adds tokens.
+
+        Args:
+            values: [Q, n].
+            groups: [Q], 0 … G − 1.
+        """
+        groups = groups.to(self.counts.device)
+        self.sums.index_add_(0, groups, values.to(self.sums))
+        self.counts += torch.bincount(groups, minlength=len(self.counts))
+
+    def compute(self) -> Tensor:
+        """[G, n] means; NaN where a group has no token."""
+        return self.sums / self.counts[:, None]
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _prob(log_p: Tensor, tokens: Tensor) -> Tensor:
+    return log_p.gather(-1, tokens[:, None])[:, 0].exp()
+
+
+def _rank(log_p: Tensor, tokens: Tensor) -> Tensor:
+    return (log_p > log_p.gather(-1, tokens[:, None])).sum(-1) + 1
