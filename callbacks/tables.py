@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 ENDLESS = 100_000  # columns: what a table is measured by
 
 
-def print_tables(console: Console, tables: list[Table]) -> None:
-    """Print tables, each in a form that the console has room for."""
-    for table in tables:
-        for form in fitting(console, table):
+def print_tables(console: Console, parts: list[Table | Text]) -> None:
+    """Print tables, each in a form that the console has room for, and lines of text between them."""
+    for part in parts:
+        if isinstance(part, Text):
+            console.print(part, soft_wrap=True)  # a path that is cut can't be opened
+            continue
+        for form in fitting(console, part):
             console.print(form)
 
 

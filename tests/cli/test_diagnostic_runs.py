@@ -250,7 +250,7 @@ ABLATED = {"class_path": "AblatedDraft", "init_args": {"ablate": [2]}}
         ({"readouts": {"no 2": ABLATED}}, "readout.ablate", ("(1, 3)", "[2]")),
         ({"readouts": {"layer 1": ABLATED}}, "model.readouts", ("rename",)),
         ({"readouts": {"x": {"class_path": "LogitLens", "init_args": {"layer": 77}}}}, "readout.layer", ("0…5",)),
-        ({"ttt": {"steps": -1}}, "ttt.steps", ("0",)),
+        ({"ttt": {"steps": -1}}, "model.ttt.steps", ("0",)),
     ],
 )
 def test_mistakes_are_one_line(
