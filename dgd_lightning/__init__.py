@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dgd_lightning.decode.ablation import AblatedDraft
     from dgd_lightning.decode.blending import Adaptive, Blend, Constant, Disagree, WarmUp
     from dgd_lightning.decode.controls import MatchedEntropy, Noise
+    from dgd_lightning.decode.guided import Guidance, guided_sweep
     from dgd_lightning.decode.readouts import (
         DoLa,
         DraftReadout,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         OtherModel,
         WithoutContext,
     )
+    from dgd_lightning.decode.rerank import rerank_generate
     from dgd_lightning.errors import InputError
     from dgd_lightning.pair import Pair, load_pair
     from dgd_lightning.ttt.adapt import AdaptResult, ttt_adapt
@@ -34,6 +36,9 @@ _HOMES = {
     "speculative_generate": "dgd_lightning.decode",
     "guided_generate": "dgd_lightning.decode",
     "AblatedDraft": "dgd_lightning.decode.ablation",
+    "Guidance": "dgd_lightning.decode.guided",
+    "guided_sweep": "dgd_lightning.decode.guided",
+    "rerank_generate": "dgd_lightning.decode.rerank",
     "Blend": "dgd_lightning.decode.blending",
     "Adaptive": "dgd_lightning.decode.blending",
     "Constant": "dgd_lightning.decode.blending",
@@ -74,6 +79,7 @@ __all__ = [
     "Disagree",
     "DoLa",
     "DraftReadout",
+    "Guidance",
     "HeldOutScore",
     "InputError",
     "LogitLens",
@@ -87,8 +93,10 @@ __all__ = [
     "WithoutContext",
     "autoregressive_generate",
     "guided_generate",
+    "guided_sweep",
     "load_adapter",
     "load_pair",
+    "rerank_generate",
     "save_adapter",
     "speculative_generate",
     "ttt_adapt",

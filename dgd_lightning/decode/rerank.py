@@ -82,6 +82,12 @@ def rerank_generate(
             received=temperature,
             mend="use temperature=1.0, or one candidate per β with betas",
         )
+    if betas is None and (
+        isinstance(num_candidates, bool) or not isinstance(num_candidates, int) or num_candidates < 1
+    ):
+        raise InputError(
+            "num_candidates", expected="an integer of at least 1", received=repr(num_candidates), mend="use e.g. 8"
+        )
     if betas is not None and not betas:
         raise InputError("betas", expected="at least one β, or None", received="[]", mend="use e.g. [0.0, 0.1, 0.3]")
     knobs: dict[str, Any] = {

@@ -1,0 +1,119 @@
+"""Reranking: scores against plain forwards, the choice, and that candidates are those of the decoders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from decode_tools import random_prompts, tokens_of
+from guided_tools import naive_read, plain_forward
+from tiny import make_pair
+from torch import Tensor
+
+from dgd_lightning.decode.blending import Blend, WarmUp
+from dgd_lightning.decode.guided import guided_generate
+from dgd_lightning.decode.readouts import LogitLens
+from dgd_lightning.decode.rerank import rerank_generate
+from dgd_lightning.decode.speculative import speculative_generate
+from dgd_lightning.errors import InputError
+from dgd_lightning.pair import Pair
+
+SAME = 1e-8  # a sum of fp64 log-probabilities, from forwards of other shapes
+
+
+@torch.no_grad()
+def by_hand(pair: Pair, prompt: Tensor, answer: Tensor, beta: float = 0.0) -> float:
+    """ln p of an answer under (1 − β)·target + β·layer 3, token by token by transformers' plain forward."""
+    text, total = prompt.tolist(), 0.0
+    for token in answer.tolist():
+        logits = plain_forward(pair.target.model, text).logits[0, -1]
+        logits = (1 - beta) * logits + beta * naive_read("lens", pair, prompt)(text)
+        total += float(logits.log_softmax(-1)[token])
+        text.append(token)
+    return total
+
+
+@pytest.mark.parametrize("rank_by", ["target", "likelihood", "blend"])
+def test_the_best_of_drawn_candidates(rank_by: Any) -> None:
+    pair, prompts = make_pair(block_size=4), random_prompts(2, 5, longest=12)
+    stops, knobs = [3, 9, 14, 20, 31, 44, 52], {"max_new_tokens": 8, "temperature": 1.2}
+    best = rerank_generate(
+        pair,
+        prompts,
+        rank_by=rank_by,
+        num_candidates=5,
+        blend=Blend(0.4),
+        readout=LogitLens(3),
+        seed=7,
+        stop_token_ids=stops,
+        **knobs,
+    )
+    drawn = speculative_generate(pair, prompts, num_return_sequences=5, seed=7, stop_token_ids=stops, **knobs)
+    for number, (prompt, output) in enumerate(zip(prompts, best, strict=True)):
+        mine = drawn[5 * number : 5 * number + 5]
+        candidates = output.trace.candidates
+        assert candidates is not None
+        assert [one.tokens.tolist() for one in candidates] == tokens_of(mine)
+        assert [one.seed for one in candidates] == [one.trace.seed for one in mine]
+        expected = []
+        for one in mine:
+            total = by_hand(pair, prompt, one.tokens, 0.4 if rank_by == "blend" else 0.0)
+            expected.append(total if rank_by == "target" else total / len(one.tokens))
+        assert [one.score for one in candidates] == pytest.approx(expected, abs=SAME)
+        assert output.tokens.tolist() == mine[expected.index(max(expected))].tokens.tolist()
+        assert len({len(one.tokens) for one in candidates}) > 1  # else the length would not matter
+
+
+def test_one_candidate_per_beta() -> None:
+    pair, prompts, betas = make_pair(block_size=4), random_prompts(2, 5, longest=12), [0.0, 0.5, -0.5, 1.0]
+    knobs: dict[str, Any] = {"max_new_tokens": 8, "stop_token_ids": (), "temperature": 0.0}
+    best = rerank_generate(pair, prompts, rank_by="target", betas=betas, **knobs)
+    for at, output in enumerate(best):
+        assert output.trace.candidates is not None
+        assert [one.beta for one in output.trace.candidates] == betas
+        for one in output.trace.candidates:
+            alone = guided_generate(pair, prompts, beta=one.beta, **knobs)[at]
+            assert one.tokens.tolist() == alone.tokens.tolist()
+        scores = [one.score for one in output.trace.candidates]
+        assert output.tokens.tolist() == output.trace.candidates[scores.index(max(scores))].tokens.tolist()
+    assert len({str(one.tokens.tolist()) for one in best[0].trace.candidates or []}) > 1
+
+
+def test_a_prompt_has_its_candidates_in_any_batch_and_without_a_draft() -> None:
+    pair, prompts = make_pair(block_size=4), random_prompts(3, 5, longest=12)
+    knobs: dict[str, Any] = {"max_new_tokens": 6, "num_candidates": 4}
+    together = rerank_generate(pair, prompts, seed=[4, 5, 6], **knobs)
+    alone = rerank_generate(pair, prompts[1:2], seed=[5], **knobs)
+    assert together[1].tokens.tolist() == alone[0].tokens.tolist()
+    assert [one.seed for one in together[1].trace.candidates or []] == [
+        one.seed for one in alone[0].trace.candidates or []
+    ]
+    bare = Pair(pair.target, None, None)
+    assert len(rerank_generate(bare, prompts, seed=1, **knobs)[0].trace.candidates or []) == 4
+
+
+def test_a_schedule_counts_the_answers_tokens() -> None:
+    pair, prompts = make_pair(block_size=4), random_prompts(1, 5, longest=12)
+    knobs: dict[str, Any] = {"max_new_tokens": 4, "num_candidates": 3, "seed": 2, "readout": LogitLens(3)}
+    late = rerank_generate(pair, prompts, rank_by="blend", blend=Blend(0.4, schedule=WarmUp(1000)), **knobs)
+    never = rerank_generate(pair, prompts, rank_by="likelihood", **knobs)
+    for one, other in zip(late[0].trace.candidates or [], never[0].trace.candidates or [], strict=True):
+        assert one.score == pytest.approx(other.score, abs=0.05)  # β stays below 0.002
+        assert one.score != other.score
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"rank_by": "votes"}, "rank_by"),
+        ({"rank_by": "blend"}, "blend"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"betas": []}, "betas"),
+        ({"num_candidates": 0}, "num_candidates"),
+    ],
+)
+def test_unusable_arguments_are_named(arguments: dict[str, Any], named: str) -> None:
+    pair = make_pair(block_size=4)
+    with pytest.raises(InputError, match=f"^{named}: "):
+        rerank_generate(pair, [torch.tensor([3, 4])], max_new_tokens=4, **arguments)
