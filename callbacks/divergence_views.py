@@ -12,7 +12,7 @@ from callbacks.divergence_stats import COLUMNS, ArmDivergence
 from dgd_lightning.report.text import visible
 
 LEAST = 2  # answers that a point of a curve needs
-WIDTH, LINES = 100, 60  # characters of the coloured text
+WIDTH, LINES = 64, 60  # characters of the coloured text: TensorBoard shows pictures small
 FONT_SIZE = 15
 
 

@@ -168,7 +168,7 @@ def _head(title: str, selection: Selection) -> Iterator[str]:
     yield (
         f"<p>{shown} of {tasks} tasks, chosen in this order: tasks that some arms solved and others did not "
         f"({selection.differing} in all), then tasks with most tokens whose first choice guidance changed "
-        f"({selection.with_changes} tasks have one), then the others as in the data. "
+        f"({selection.with_changes} in all have any), then the others as in the data. "
         "<strong>This is a selection of what differs most, not a statistic.</strong> The table counts all tasks.</p>"
     )
     yield '<div class="wide"><table>\n<tr><th>arm<th>settings<th>tasks<th>solved<th>tokens changed</tr>'
