@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from decode_tools import random_prompts
 from tiny import make_target
 from torch import Tensor
 
@@ -51,6 +52,15 @@ Read = Callable[[list[int]], Tensor]  # a text -> the readout's logits [V] for i
 def without_context(prompts: Sequence[Tensor]) -> list[Tensor]:
     """The last third of each prompt, one token at least, and another last token than the prompt's."""
     return [(prompt[-max(1, len(prompt) // 3) :] + 1) % 60 for prompt in prompts]
+
+
+def ragged(rows: int, seed: int) -> list[Tensor]:
+    """Random prompts, the first of one token."""
+    return (
+        [torch.tensor([seed % 60]), *random_prompts(rows - 1, seed, longest=24)]
+        if rows > 1
+        else random_prompts(1, seed)
+    )
 
 
 def tapped(pair: Pair) -> tuple[int, ...]:
