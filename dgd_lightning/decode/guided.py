@@ -85,8 +85,9 @@ def guided_generate(
     width = check_block_size(check_draft(pair).config.block_size, block_size) if speculative else 1
     rows = list(range(len(request.rows)))
     betas = torch.tensor(blend.betas(len(rows)), dtype=torch.float64, device=pair.target.device)
-    lane = Lane(blend, as_readout(readout).begin(pair, request, width), rows, betas, len(prompts))
-    return Guided(pair, request, [lane], as_readout(readout).layers(pair), width, noise, on_progress).run()
+    made = as_readout(readout)
+    lane = Lane(blend, made.begin(pair, request, width), rows, betas, len(prompts))
+    return Guided(pair, request, [lane], made.layers(pair), width, noise, on_progress).run()
 
 
 class Guidance(NamedTuple):

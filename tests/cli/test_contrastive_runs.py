@@ -14,6 +14,8 @@ from hub_cache import NEW, OLD, add_snapshot, set_ref, use
 from tiny import hf_model
 
 from dgd_lightning import Noise, OtherModel, WithoutContext, guided_generate, load_pair
+from dgd_lightning.modules.arms import Arm
+from dgd_lightning.modules.divergence import Divergence, divergence_record
 from dgd_lightning.target.load import load_target
 
 CONFIG = Path(__file__).parents[2] / "configs" / "guided" / "contrastive.yaml"
@@ -44,8 +46,8 @@ def small_model(folder: Path, seed: int, **changes: Any) -> Path:
 
 def test_the_lab_decodes_with_cad_and_a_second_model(dgd: Dgd, tmp_path: Path) -> None:
     settings = yaml.safe_load(CONFIG.read_text())
-    settings["model"]["init_args"]["max_new_tokens"] = 24
-    settings["data"]["init_args"] |= {"contexts_per_family": 1, "families": ["cipher"]}
+    settings["model"]["init_args"] |= {"max_new_tokens": 24, "divergence": {"top": 0}}
+    settings["data"]["init_args"] |= {"contexts_per_family": 1, "families": ["cipher"], "batch_size": 3}
     settings |= {"logs_dir": str(tmp_path), "name": "lab"}
     settings["trainer"]["accelerator"] = "cpu"
     path = tmp_path / "lab.yaml"
@@ -57,6 +59,20 @@ def test_the_lab_decodes_with_cad_and_a_second_model(dgd: Dgd, tmp_path: Path) -
     assert tokens["second model"] == tokens["target"]  # the null: blended with itself
     assert tokens["cad"] != tokens["target"]
     assert tokens["cad noise"] not in (tokens["cad"], tokens["target"])
+    # decoded three at a time, replayed one by one: each task against its own prompt without the context
+    assert all(js > 0 for row in rows["cad"].values() for js in row["divergence"]["js"][:1])
+    assert all(max(row["divergence"]["js"]) < 1e-4 for row in rows["second model"].values())
+    for row in rows["cad"].values():
+        read = WithoutContext([torch.tensor(row["without_context_ids"])])
+        alone = divergence_record(
+            load_pair("lab", "lab", device="cpu"),
+            Arm("cad", "guided", beta=-0.5, readout=read, plausibility=0.1),
+            torch.tensor(row["prompt_ids"]),
+            torch.tensor(row["output_ids"]),
+            Divergence(top=0),
+        )
+        assert alone is not None
+        assert row["divergence"]["js"] == pytest.approx(alone["js"], abs=1e-4)
     tokenizer = load_pair("lab", None, device="cpu").tokenizer
     bare = tokenizer.decode(rows["cad"]["lab-cipher-0-0-1"]["without_context_ids"])  # type: ignore[union-attr]
     assert bare == "<|im_start|>user\nHow do we write green?<|im_end|>\n<|im_start|>assistant\n"
