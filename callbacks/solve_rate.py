@@ -1,87 +1,61 @@
-"""`SolveRate`: tasks whose rubrics all hold, per category, for rows that carry program checks (the lab's)."""
+"""`SolveRate`: tasks whose rubrics all hold, per arm and category, for rows that carry program checks (the lab's)."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from rich.table import Table
 
 from callbacks import run_folder
-from dgd_lightning.lab.checks import grade, has_checks, reverted_to_prior
-
-ALL = "all tasks"
-
-
-class Count(NamedTuple):
-    """Solved tasks out of those that were graded."""
-
-    solved: int = 0
-    graded: int = 0
-
-    def plus(self, solved: bool) -> Count:
-        return Count(self.solved + solved, self.graded + 1)
-
-    @property
-    def rate(self) -> float:
-        return self.solved / self.graded if self.graded else float("nan")
+from dgd_lightning.report.solve_rates import ALL, Compared, compared, comparison_table, rate_table
+from dgd_lightning.scoring.graded import ArmFacts, Graded, arm_facts, by_arm, comparisons, graded_by_program
 
 
 class SolveRate(Callback):
-    """Grades answers by program and adds a table of solve rates per category to the run's summary.
+    """Grades answers by program and adds two tables to the run's summary: solve rates, and what arms changed.
 
     A task counts as solved if all its rubrics hold, as in CL-bench. A failure on a fact whose usual value the context
     overrides counts as *reverted to prior* where the answer gives the usual value. Rows without an answer (skipped
-    ones) are not graded.
+    ones) are not graded. Arms with another law than the target's own are compared with their baseline and with their
+    null controls, task by task.
     """
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         log_dir = trainer.log_dir  # a collective: every rank asks
         if not trainer.is_global_zero or log_dir is None:
             return
-        solved: dict[str, dict[str, Count]] = defaultdict(lambda: defaultdict(Count))  # [category][arm]
-        reverted: dict[str, Count] = defaultdict(Count)  # [arm], out of the facts that go against their prior
+        scores: list[Graded] = []
+        arms: dict[str, ArmFacts] = {}
         for row in run_folder.read_predictions(Path(log_dir)):
-            text, arm = row["model_output"], row["dgd"]["arm"]
-            if text is None or not has_checks(row):
-                continue
-            right = grade(row, text).value == 1.0
-            for group in (row["metadata"]["context_category"], ALL):
-                solved[group][arm] = solved[group][arm].plus(right)
-            if row["metadata"]["lab"]["prior"] == "contradict":
-                reverted[arm] = reverted[arm].plus(reverted_to_prior(row, text))
-        if not solved:
+            if (one := graded_by_program(row)) is not None:
+                scores.append(one)
+                arms.setdefault(one.arm, arm_facts(row))
+        if not scores:
             return
-        arms = list(solved[ALL])
-        pl_module.summary_tables.append(table(solved, reverted, arms))  # type: ignore[union-attr,operator]
+        found = compared(scores, comparisons(list(arms.values())))
+        tables = [rate_table(scores), *([comparison_table(found)] if found else [])]
+        pl_module.summary_tables += tables  # type: ignore[operator]
         if isinstance(trainer.logger, TensorBoardLogger):
-            writer: Any = trainer.logger.experiment
-            for group, by_arm in solved.items():
-                for arm, count in by_arm.items():
-                    writer.add_scalar(f"{arm}/solve_rate/{group}", count.rate, count.graded)
-            for arm, count in reverted.items():
-                writer.add_scalar(f"{arm}/reverted_to_prior", count.rate, count.graded)
-            writer.flush()
+            _log(trainer.logger.experiment, scores, found)
 
 
-def table(solved: dict[str, dict[str, Count]], reverted: dict[str, Count], arms: list[str]) -> Table:
-    """Solve rates by category, a column per arm; below them how often a contradicted prior came back."""
-    result = Table(title="Solve rate (all rubrics hold)", title_justify="left")
-    result.add_column("category")
-    for arm in arms:
-        result.add_column(arm, justify="right")
-    for group in sorted(solved, key=lambda name: (name == ALL, name)):
-        if group == ALL:
-            result.add_section()
-        result.add_row(group, *(_cell(solved[group][arm]) for arm in arms))
-    if reverted:
-        result.add_section()
-        result.add_row("reverted to the prior (facts that contradict it)", *(_cell(reverted[arm]) for arm in arms))
-    return result
-
-
-def _cell(count: Count) -> str:
-    return f"{100 * count.rate:.1f}% ({count.solved}/{count.graded})" if count.graded else "–"
+def _log(writer: Any, scores: Sequence[Graded], found: Sequence[Compared]) -> None:
+    for arm, tasks in by_arm(scores).items():
+        groups: dict[str, list[float]] = defaultdict(list)
+        for one in tasks.values():
+            for group in (one.category, ALL):
+                groups[group].append(float(one.score or 0.0))
+            if one.reverted is not None:
+                groups["reverted"].append(float(one.reverted))
+        for group, values in groups.items():
+            name = "reverted_to_prior" if group == "reverted" else f"solve_rate/{group}"
+            writer.add_scalar(f"{arm}/{name}", sum(values) / len(values), len(values))
+    for versus, result, _ in found:
+        for part, value in result.difference._asdict().items():
+            if value == value:  # NaN: no interval
+                writer.add_scalar(f"{versus.arm}/solve_rate_against/{versus.base}/{part}", value, result.tasks)
+    writer.flush()

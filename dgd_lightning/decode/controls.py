@@ -40,6 +40,9 @@ class Noise(Readout):
     def layers(self, pair: Pair) -> tuple[int, ...]:
         return self.like.layers(pair)
 
+    def controls(self) -> Readout | None:
+        return self.like
+
     def begin(self, pair: Pair, request: Request, width: int) -> Reading:
         return NoiseReading(self.like.begin(pair, request, width), request, self.seed)
 
@@ -109,6 +112,9 @@ class MatchedEntropy(Readout):
 
     def layers(self, pair: Pair) -> tuple[int, ...]:
         return self.like.layers(pair)
+
+    def controls(self) -> Readout | None:
+        return self.like
 
     def begin(self, pair: Pair, request: Request, width: int) -> Reading:
         return EntropyReading(self.like.begin(pair, request, width))

@@ -86,6 +86,10 @@ class Readout(ABC):
         """
         ...
 
+    def controls(self) -> Readout | None:
+        """The readout whose null control it is; None for one that means what it says."""
+        return None
+
 
 # The draft.
 
@@ -109,6 +113,9 @@ class DraftReadout(Readout):
 
     def layers(self, pair: Pair) -> tuple[int, ...]:
         return tuple(_draft(pair).config.target_layer_ids)
+
+    def controls(self) -> Readout | None:
+        return None if self.features == "own" else DraftReadout(self.block_size)
 
     def begin(self, pair: Pair, request: Request, width: int) -> Reading:
         if self.features not in ("own", "shuffled", "random"):

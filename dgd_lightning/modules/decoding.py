@@ -23,6 +23,7 @@ from dgd_lightning.errors import InputError
 from dgd_lightning.modules.adaptation import ADAPTERS, Adapted, ContextAdapter, OnAdapt, contexts_to_adapt
 from dgd_lightning.modules.arms import DECODERS, Arm, check_arms, check_block_sizes, check_ttt, row_seed
 from dgd_lightning.modules.divergence import Divergence, divergence_record
+from dgd_lightning.modules.pairing import control_of
 from dgd_lightning.modules.readouts import (
     Source,
     leaves_out,
@@ -113,6 +114,7 @@ class Decoding(PairSources, LightningModule):
             )
         self.target_source, self.draft_source = bundled(target, "target"), draft and bundled(draft, "draft")
         self.arms, self.max_new_tokens, self.dtype_name = arms, max_new_tokens, dtype
+        self.control_of = control_of(arms)
         self.revision, self.draft_revision = revision, draft_revision
         self.attn_implementation, self.device_map = attn_implementation, device_map
         self.enable_thinking, self.too_long, self.stop_token_ids = enable_thinking, too_long, stop_token_ids
@@ -398,6 +400,7 @@ class Decoding(PairSources, LightningModule):
         head = {
             "arm": arm.name,
             **settings,
+            "control_of": self.control_of.get(arm.name),
             "block_size": self._block_size(arm),
             "prompt_tokens": prompt_tokens,
             "ttt": adapted and adapted.record,

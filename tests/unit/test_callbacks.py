@@ -246,7 +246,7 @@ def test_solve_rate_passes_over_rows_without_checks(tmp_path: Path) -> None:
     module = SimpleNamespace(summary_tables=[])
     SolveRate().on_predict_end(trainer, module)  # type: ignore[arg-type]
     (table,) = module.summary_tables
-    assert [list(column.cells) for column in table.columns] == [["A", "all tasks"], ["100.0% (1/1)"] * 2]
+    assert [list(column.cells) for column in table.columns] == [["a"], ["100.0%\n1/1"], ["100.0%\n1/1"]]
 
 
 class Halving(L.LightningModule):
