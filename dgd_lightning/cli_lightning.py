@@ -97,6 +97,7 @@ class ProjectCLI(LightningCLI):
     """`dgd fit|validate|test|predict`: model and data are given by class path (short names for the project's own)."""
 
     def __init__(self, args: list[str]) -> None:
+        self._asked = args[0]
         super().__init__(
             args=args,
             save_config_callback=SaveConfig,
@@ -119,16 +120,17 @@ class ProjectCLI(LightningCLI):
         )
         parser.add_argument("--logs_dir", type=str, default="logs", help="Folder of all runs.")
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The Trainer's own, with arguments that make no sense on a command line left out."""
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static in Lightning, which asks the instance
+        """The one that was asked for (a parser of each costs as much again), with the arguments of the Trainer's method
+        that make no sense on a command line."""
         skipped = {"model", "dataloaders", "datamodule"}
-        return {
+        every = {
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
             "validate": skipped,
             "test": skipped,
             "predict": {*skipped, "return_predictions"},
         }
+        return {self._asked: every[self._asked]}
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint's stored hyperparameters do not override the YAML."""

@@ -3,6 +3,7 @@ reference values and of real data sets where there are such."""
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -17,6 +18,15 @@ from dgd_lightning.pair import Pair
 from dgd_lightning.target.model import Target
 
 torch.set_num_threads(1)  # tiny models: a second thread only waits, and spins while it does
+
+
+def pytest_collection_finish() -> None:
+    """Lightning collects garbage after every loop: not in the half million objects of imported packages."""
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # extension modules complain of what is still there at the end
 
 
 @pytest.fixture(params=FAMILIES)
