@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.text import Text
 
-from callbacks import run_folder
+from dgd_lightning import run_folder
 from dgd_lightning.errors import InputError
 from dgd_lightning.report.case_studies import LIMIT, write_case_studies
 

@@ -12,11 +12,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
-from callbacks import run_folder
 from callbacks.arm_stats import ArmStats, collect, speed_up
 from callbacks.curve import acceptance_figure, bar_line
 from callbacks.prediction_writer import written_before
 from callbacks.tables import print_tables
+from dgd_lightning import run_folder
 
 
 class DecodeMetrics(Callback):

@@ -9,10 +9,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.table import Table
 
-from callbacks import run_folder
 from callbacks.divergence_stats import CLASSES, COLUMNS, EDGES, ArmDivergence, collect
 from callbacks.divergence_views import position_figure, text_image
 from callbacks.prediction_writer import written_before
+from dgd_lightning import run_folder
 from dgd_lightning.errors import InputError
 
 BROKEN_DOWN = ("kl_target_readout", "js", "tv", "agree", "changed", "moved")  # by class, position and context

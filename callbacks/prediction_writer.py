@@ -8,7 +8,7 @@ from typing import IO, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks import run_folder
+from dgd_lightning import run_folder
 from dgd_lightning.errors import InputError
 
 

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 import dgd_lightning
-from callbacks import run_folder
+from dgd_lightning import run_folder
 from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
 

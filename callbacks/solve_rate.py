@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from callbacks import run_folder
+from dgd_lightning import run_folder
 from dgd_lightning.report.solve_rates import ALL, Compared, compared, comparison_table, rate_table
 from dgd_lightning.scoring.graded import ArmFacts, Graded, arm_facts, by_arm, comparisons, graded_by_program
 

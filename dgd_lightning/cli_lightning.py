@@ -26,12 +26,12 @@ from callbacks import (
     PredictionWriter,
     Provenance,
 )
-from callbacks.run_folder import PROVENANCE, choose_version, config_hash, discard_start
 from dgd_lightning.data import TaskData
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.decoding import Decoding
 from dgd_lightning.modules.diagnostic import Diagnostic
 from dgd_lightning.modules.export import require_writable
+from dgd_lightning.run_folder import PROVENANCE, choose_version, config_hash, discard_start
 
 ROOMS = ("data", "decode", "modules", "lab")
 PLUGIN_PACKAGES = (*(f"dgd_lightning.{room}" for room in ROOMS), "callbacks")

@@ -8,8 +8,8 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from callbacks import run_folder
 from callbacks.arm_stats import ArmStats, collect
+from dgd_lightning import run_folder
 
 
 def main(folder: Path) -> None:

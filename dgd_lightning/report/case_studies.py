@@ -19,6 +19,7 @@ from dgd_lightning.files import whole_files
 from dgd_lightning.lab.checks import grade, has_checks
 from dgd_lightning.report.style import CSS, LEVELS
 from dgd_lightning.report.text import escaped
+from dgd_lightning.run_folder import PREDICTIONS, read_predictions
 from dgd_lightning.types import Score
 
 PAGE, LIMIT = "case_studies.html", 20
@@ -322,7 +323,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments; those of the process where None.
     """
-    from callbacks.run_folder import PREDICTIONS, read_predictions  # late: a callback imports this file
 
     parser = argparse.ArgumentParser(prog="python -m dgd_lightning.report.case_studies", description=__doc__)
     parser.add_argument("folder", type=Path, help="a run folder, such as logs/NAME/version_0")

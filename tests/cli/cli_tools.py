@@ -12,7 +12,7 @@ import yaml
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from callbacks.run_folder import TIMINGS, read_predictions
+from dgd_lightning.run_folder import TIMINGS, read_predictions
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<s>' + m['role'] + ':' + m['content'] + '<e>' }}{% endfor %}{{ '<s>assistant:' }}"

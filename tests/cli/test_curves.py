@@ -12,7 +12,7 @@ from cli_tools import Config, Dgd
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from callbacks import run_folder
+from dgd_lightning import run_folder
 
 K = 4  # block size of the tiny draft
 ARMS = ("ar", "dflash", "warm")

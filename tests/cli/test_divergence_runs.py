@@ -15,8 +15,7 @@ from cli_tools import Config, Dgd, TinyPair, check_told, predictions
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from callbacks import run_folder
-from dgd_lightning import Noise, load_pair
+from dgd_lightning import Noise, load_pair, run_folder
 from dgd_lightning.modules.arms import Arm
 from dgd_lightning.modules.decoding import Decoding
 from dgd_lightning.modules.divergence import Divergence, divergence_record

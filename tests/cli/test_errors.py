@@ -14,7 +14,7 @@ from cli_tools import Config, Dgd, Run, TinyPair, byte_tokenizer, chat_row, writ
 from cli_tools import check_told as check
 from tiny import hf_model, make_draft
 
-from callbacks import run_folder
+from dgd_lightning import run_folder
 from dgd_lightning.cli_errors import from_parser_message
 from dgd_lightning.draft.checkpoint import save_draft
 from dgd_lightning.target.model import Target

@@ -16,7 +16,7 @@ import torch
 from cli_tools import VOCAB, Config, Dgd, TinyPair, byte_tokenizer, chat_row, predictions, write_jsonl
 from tiny import hf_model
 
-from callbacks import run_folder
+from dgd_lightning import run_folder
 from dgd_lightning.modules.decoding import Decoding
 
 SHORT = {"role": "user", "content": "Hm?"}

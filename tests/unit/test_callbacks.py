@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from callbacks import run_folder
 from callbacks.arm_stats import ArmStats, collect, speed_up
 from callbacks.curve import acceptance_figure, bar_line
 from callbacks.decode_metrics import histogram_tables, summary_table
 from callbacks.fit_progress import FitProgress
 from callbacks.provenance import Provenance, git_state
 from callbacks.solve_rate import SolveRate
+from dgd_lightning import run_folder
 from dgd_lightning.errors import InputError
 
 

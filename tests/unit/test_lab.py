@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from callbacks.provenance import Provenance
-from callbacks.run_folder import PROVENANCE
 from dgd_lightning.errors import InputError
 from dgd_lightning.lab.checks import grade, reverted_to_prior
 from dgd_lightning.lab.contexts import LabContexts
@@ -34,6 +33,7 @@ from dgd_lightning.lab.shifted import SHIFTED
 from dgd_lightning.lab.stream import Encoder, LabStream, Part, Stage, Turn
 from dgd_lightning.lab.tokenizer import MASK_TOKEN_ID, VOCAB_SIZE, build_tokenizer
 from dgd_lightning.lab.training_data import LabTargetData, probe_batches
+from dgd_lightning.run_folder import PROVENANCE
 
 
 @pytest.fixture(scope="module")

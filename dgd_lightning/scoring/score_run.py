@@ -1,0 +1,270 @@
+"""Scores a run's rows: graders work from threads, every score is on the disk as soon as it is made.
+
+``scores.jsonl`` is appended to and fsynced, so a killed run continues; at the end ``graded.jsonl`` appears whole, the
+rows with CL-bench's own fields (``score``, ``requirement_status``, ``grading_rationale``), which its scripts read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from dgd_lightning import run_folder
+from dgd_lightning.errors import InputError
+from dgd_lightning.files import whole_files
+from dgd_lightning.scoring.grader import Grader, grader_for
+from dgd_lightning.types import Score
+
+Row = dict[str, Any]
+Key = run_folder.Key
+GRADED_FIELDS = ("score", "requirement_status", "grading_rationale")
+AHEAD = 2  # rows per worker that wait for it
+
+
+class Source(NamedTuple):
+    """Where rows come from and where their scores go."""
+
+    rows: Path
+    scores: Path  # appended to
+    graded: Path  # the rows with their scores
+    summary: Path
+    folder: Path | None  # of a run; None for a file alone
+
+
+class Record(NamedTuple):
+    """One line of ``scores.jsonl``."""
+
+    idx: str
+    arm: str
+    key: str  # hash of the row and of all that can change its score
+    score: float | None
+    requirement_status: list[str]
+    grading_rationale: str
+    grader: str
+    details: dict[str, Any] | None
+
+
+class Counts(NamedTuple):
+    """How far scoring has come, for a progress bar."""
+
+    rows: int  # looked at, those scored before included
+    scored: int
+    unscored: int  # graders gave up
+    reused: int  # scored by an earlier run
+    skipped: int  # without an answer
+
+
+def source(path: str | Path) -> Source:
+    """A run folder, or a JSONL file of rows with ``model_output``.
+
+    Raises:
+        InputError: neither is there.
+    """
+    path = Path(path)
+    if path.is_dir():
+        rows = path / run_folder.PREDICTIONS
+        if not rows.is_file():
+            unfinished = any(path.glob(run_folder.SHARDS[0]))
+            raise InputError(
+                "runs",
+                expected=f"a folder with {run_folder.PREDICTIONS}",
+                received=f"{path}, whose run is not finished" if unfinished else path,
+                mend="let `dgd predict` finish: the same command continues it" if unfinished else "name a run folder",
+            )
+        return Source(rows, path / "scores.jsonl", path / "graded.jsonl", path / "scores.json", path)
+    if not path.is_file():
+        raise InputError("runs", expected="a run folder or a JSONL file", received=path, mend="check the path")
+    stem = path.with_suffix("").as_posix()
+    return Source(path, Path(f"{stem}.scores.jsonl"), Path(f"{stem}_graded.jsonl"), Path(f"{stem}.scores.json"), None)
+
+
+def rows_of(path: Path) -> Iterator[Row]:
+    """Rows of a file, each with ``idx`` and ``dgd.arm``, also where another program wrote it.
+
+    Raises:
+        InputError: a line is no object, or has no answer field.
+    """
+    seen: set[Key] = set()
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict) or "model_output" not in row:
+                raise InputError(
+                    f"{path} line {number}",
+                    expected="a JSON object with model_output",
+                    received=line[:60].decode(errors="replace"),
+                    mend="delete the line, or name the file of predictions",
+                )
+            metadata = row.get("metadata")
+            named = metadata.get("task_id") if isinstance(metadata, dict) else None
+            row.setdefault("idx", str(named if named is not None else number))
+            row.setdefault("dgd", {}).setdefault("arm", path.stem)
+            if run_folder.key(row) in seen:
+                raise InputError(
+                    f"{path} line {number}",
+                    expected="each idx once per arm",
+                    received=f"idx {row['idx']} again",
+                    mend="delete the repeated line",
+                )
+            seen.add(run_folder.key(row))
+            yield row
+
+
+def read_scores(path: Path) -> dict[Key, Record]:
+    """The last score of every row; a torn last line is left out."""
+    found: dict[Key, Record] = {}
+    if path.exists():
+        with path.open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):
+                    record = Record(**json.loads(line))
+                    found[record.idx, record.arm] = record
+    return found
+
+
+def score_rows(
+    where: Source, graders: Sequence[Grader], *, on_progress: Callable[[Counts], None] | None = None
+) -> dict[Key, Record]:
+    """Score every row that has an answer and no score yet.
+
+    A row that was given up (score None) is tried again by the next call; one whose row or grader has changed is graded
+    anew.
+
+    Args:
+        where: see :func:`source`.
+        graders: the first that takes a row grades it.
+        on_progress: called after every score.
+
+    Returns:
+        Scores by (idx, arm); rows without an answer have none.
+
+    Raises:
+        InputError: no grader takes a row, or a grader can't work; what was scored until then is kept.
+    """
+    known = read_scores(where.scores)
+    found: dict[Key, Record] = {}
+    pools = {grader.name: ThreadPoolExecutor(grader.workers) for grader in graders}
+    limit = AHEAD * sum(grader.workers for grader in graders)
+    prints = {grader.name: grader.fingerprint() for grader in graders}
+    pending: dict[Future[Score], tuple[Key, str, str]] = {}
+    counts = Counts(0, 0, 0, 0, 0)
+    out = Out(where.scores)
+
+    def drain(*, until: int) -> None:
+        nonlocal counts
+        while len(pending) > until:
+            done, _ = wait(pending, return_when=FIRST_COMPLETED)
+            failed: BaseException | None = None
+            for future in done:
+                (idx, arm), key, grader = pending.pop(future)
+                if (error := future.exception()) is not None:
+                    failed = failed or error
+                    continue
+                score = future.result()
+                found[idx, arm] = record_of((idx, arm), key, grader, score)
+                out.append(found[idx, arm])
+                lost = score.value is None
+                counts = counts._replace(scored=counts.scored + (not lost), unscored=counts.unscored + lost)
+            if failed is not None:
+                raise failed
+            if on_progress is not None:
+                on_progress(counts)
+
+    try:
+        for row in rows_of(where.rows):
+            counts = counts._replace(rows=counts.rows + 1)
+            answer = row["model_output"]
+            if answer is None:
+                counts = counts._replace(skipped=counts.skipped + 1)
+                continue
+            grader = grader_for(row, graders)
+            place, key = run_folder.key(row), content_key(row, grader.name, prints[grader.name])
+            before = known.get(place)
+            if before is not None and before.key == key and before.score is not None:
+                found[place] = before
+                counts = counts._replace(reused=counts.reused + 1)
+                continue
+            pending[pools[grader.name].submit(grader.grade, row, answer)] = (place, key, grader.name)
+            drain(until=limit - 1)
+        drain(until=0)
+    finally:
+        for future in pending:
+            future.cancel()
+        for pool in pools.values():
+            pool.shutdown(wait=True, cancel_futures=True)
+        for future, (place, key, name) in pending.items():  # what others finished meanwhile is kept
+            if not future.cancelled() and future.exception() is None and not out.failed:
+                out.append(record_of(place, key, name, future.result()))
+        out.file.close()
+    if on_progress is not None:
+        on_progress(counts)
+    return found
+
+
+def content_key(row: Row, grader: str, fingerprint: dict[str, Any]) -> str:
+    """Hash of everything that a score depends on: the row but for what decoding tells of itself, and the grader."""
+    subject = {name: value for name, value in row.items() if name != "dgd"}
+    text = json.dumps([subject, grader, fingerprint], sort_keys=True, ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def write_graded(where: Source, scores: dict[Key, Record]) -> None:
+    """Write the rows with their scores, in the rows' order; rows without an answer have ``score: null``."""
+    name = where.graded.name
+    with whole_files(where.graded.parent, name) as scratch, (scratch / name).open("wb") as out:
+        for row in rows_of(where.rows):
+            line = json.dumps(with_score(row, scores.get(run_folder.key(row))), ensure_ascii=False)
+            out.write(line.encode(errors="backslashreplace") + b"\n")  # lone surrogates: \udXXX
+
+
+def with_score(row: Row, record: Record | None) -> Row:
+    """The row with CL-bench's fields of a graded one, and ours under ``dgd``."""
+    if record is None:
+        record = Record(row["idx"], row["dgd"]["arm"], "", None, [], "no answer", "", None)
+    whole = record.score in (0.0, 1.0)
+    return {
+        **row,
+        "score": int(record.score) if whole else record.score,  # type: ignore[arg-type]
+        "requirement_status": record.requirement_status,
+        "grading_rationale": record.grading_rationale,
+        "dgd": {**row["dgd"], "grader": record.grader or None, "grading": record.details},
+    }
+
+
+def record_of(place: Key, key: str, grader: str, score: Score) -> Record:
+    """What is kept of a score."""
+    return Record(*place, key, score.value, score.status, score.rationale, grader, score.details)
+
+
+class Out:
+    """``scores.jsonl``, open for appending; a line that a killed process left torn is cut off."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.failed = path, False
+        self.file: IO[bytes] = run_folder.open_shard(path)
+
+    def append(self, record: Record) -> None:
+        """Returns when the record is on the disk.
+
+        Raises:
+            InputError: it can't be written; what was written before is whole.
+        """
+        try:
+            run_folder.append(self.file, [record._asdict()])
+        except OSError as error:
+            self.failed = True  # the line may be torn: nothing may follow it in this process
+            raise InputError(
+                str(self.path),
+                expected="a file that can be written",
+                received=error,
+                mend="make room; the same command continues",
+            ) from error

@@ -1,0 +1,224 @@
+"""Scoring a run: rows find their grader, scores survive kills and faults, the graded file is CL-bench's format."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dgd_lightning.errors import InputError
+from dgd_lightning.scoring.grader import Grader
+from dgd_lightning.scoring.score_run import Counts, read_scores, rows_of, score_rows, source, write_graded
+from dgd_lightning.types import Score
+
+
+class Echo(Grader):
+    """Scores what the row says is right; counts how often it is asked."""
+
+    name, workers = "echo", 4
+
+    def __init__(self, field: str = "gold", version: int = 1, lose: int = 0) -> None:
+        self.field, self.version, self.lose = field, version, lose
+        self.asked: list[str] = []
+        self.lock = threading.Lock()
+
+    def takes(self, row: dict[str, Any]) -> bool:
+        return self.field in row
+
+    def grade(self, row: dict[str, Any], answer: str) -> Score:
+        with self.lock:
+            self.asked.append(row["idx"])
+            if len(self.asked) <= self.lose:
+                return Score(None, [], "judge_error: gave up")
+        time.sleep(0.001 * (len(row["idx"]) % 3))  # so that they do not finish in order
+        right = answer == row[self.field]
+        return Score(float(right), ["yes" if right else "no"], "compared", {"seconds": 0.0})
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"version": self.version}
+
+
+def write_rows(path: Path, count: int = 40) -> Path:
+    """Rows as CL-bench's own inference writes them: every third answer is wrong, every tenth is missing."""
+    rows = [
+        {
+            "idx": f"t{n}",
+            "messages": [{"role": "user", "content": f"question {n}"}],
+            "rubrics": ["is right"],
+            "gold": f"a{n}",
+            "model_output": None if n % 10 == 9 else f"a{n}" if n % 3 else "\udc80 no",
+            "metadata": {"task_id": f"t{n}", "context_id": f"c{n // 4}"},
+        }
+        for n in range(count)
+    ]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_scores_and_graded_rows(tmp_path: Path) -> None:
+    where = source(write_rows(tmp_path / "answers.jsonl"))
+    seen: list[Counts] = []
+    scores = score_rows(where, [Echo("absent"), Echo()], on_progress=seen.append)
+    write_graded(where, scores)
+    rows = [json.loads(line) for line in where.graded.read_text().splitlines()]
+    assert where.graded.name == "answers_graded.jsonl"
+    assert [row["idx"] for row in rows] == [f"t{n}" for n in range(40)]
+    for n, row in enumerate(rows):
+        assert row["score"] == (None if n % 10 == 9 else int(n % 3 != 0))
+        assert type(row["score"]) in (int, type(None))
+        assert row["requirement_status"] == ([] if n % 10 == 9 else ["yes" if n % 3 else "no"])
+        assert row["dgd"]["grader"] == (None if n % 10 == 9 else "echo")
+    assert seen[-1] == Counts(rows=40, scored=36, unscored=0, reused=0, skipped=4)
+
+
+def test_a_second_run_asks_nothing_and_a_changed_grader_everything(tmp_path: Path) -> None:
+    where = source(write_rows(tmp_path / "answers.jsonl"))
+    first = score_rows(where, [Echo()])
+    before = where.scores.read_bytes()
+    again, changed = Echo(), Echo(version=2)
+    assert score_rows(where, [again]) == first
+    assert again.asked == []
+    assert where.scores.read_bytes() == before
+    score_rows(where, [changed])
+    assert len(changed.asked) == 36
+
+
+def test_a_changed_answer_is_graded_anew(tmp_path: Path) -> None:
+    where = source(write_rows(tmp_path / "answers.jsonl"))
+    score_rows(where, [Echo()])
+    where.rows.write_text(where.rows.read_text().replace('"model_output": "a1"', '"model_output": "b1"'))
+    again = Echo()
+    scores = score_rows(where, [again])
+    assert again.asked == ["t1"]
+    assert scores["t1", "answers"].score == 0.0
+
+
+def test_what_was_given_up_is_tried_again_and_never_a_zero(tmp_path: Path) -> None:
+    where = source(write_rows(tmp_path / "answers.jsonl"))
+    scores = score_rows(where, [Echo(lose=5)])
+    lost = [key for key, record in scores.items() if record.score is None]
+    assert len(lost) == 5
+    again = Echo()
+    assert all(record.score is not None for record in score_rows(where, [again]).values())
+    assert sorted(again.asked) == sorted(idx for idx, _ in lost)
+
+
+class Broken(Echo):
+    """Works for a while, then meets what only the user can mend."""
+
+    workers = 2
+
+    def grade(self, row: dict[str, Any], answer: str) -> Score:
+        if int(row["idx"][1:]) >= 20:
+            raise InputError("judge.model", expected="a model", received="none", mend="name one")
+        return super().grade(row, answer)
+
+
+def test_a_users_mistake_stops_scoring_and_loses_nothing(tmp_path: Path) -> None:
+    where = source(write_rows(tmp_path / "answers.jsonl"))
+    with pytest.raises(InputError, match=r"judge\.model"):
+        score_rows(where, [Broken()])
+    kept = set(read_scores(where.scores))
+    assert {(f"t{n}", "answers") for n in range(18) if n % 10 != 9} <= kept
+    again = Echo()
+    score_rows(where, [again])
+    assert not kept & {(idx, "answers") for idx in again.asked}
+
+
+def test_no_grader_names_the_fields(tmp_path: Path) -> None:
+    where = source(write_rows(tmp_path / "answers.jsonl"))
+    with pytest.raises(InputError, match="fields idx, messages"):
+        score_rows(where, [Echo("absent")])
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"idx": "a"}', '{"idx": "t0", "model_output": "x"}'])
+def test_lines_that_are_no_answers_are_named(tmp_path: Path, line: str) -> None:
+    path = write_rows(tmp_path / "answers.jsonl", 2)
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(InputError, match="line 3"):
+        list(rows_of(path))
+
+
+def test_sources_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="check the path"):
+        source(tmp_path / "nothing")
+    (tmp_path / "predictions.rank0.jsonl").touch()
+    with pytest.raises(InputError, match="not finished"):
+        source(tmp_path)
+
+
+CHILD = """
+import sys, time
+from test_score_run import Echo
+from dgd_lightning.scoring.score_run import score_rows, source, write_graded
+
+class Slow(Echo):
+    def grade(self, row, answer):
+        time.sleep(0.002)
+        return super().grade(row, answer)
+
+where = source(sys.argv[1])
+print("started", flush=True)
+write_graded(where, score_rows(where, [Slow()]))
+"""
+
+
+def test_killed_again_and_again_it_ends_as_if_never_killed(tmp_path: Path) -> None:
+    """SIGKILL at many points, with the last line torn by hand: no row is lost, doubled or changed."""
+    undisturbed = source(write_rows(tmp_path / "undisturbed" / "answers.jsonl"))
+    write_graded(undisturbed, score_rows(undisturbed, [Echo()]))
+    where = source(write_rows(tmp_path / "answers.jsonl"))
+    command = [sys.executable, "-c", CHILD, str(where.rows)]
+    environment = {"PYTHONPATH": ":".join([str(Path(__file__).parent), *sys.path]), "PATH": "/usr/bin:/bin"}
+    kills = 0
+    for attempt in range(12):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            time.sleep(0.005 * attempt)
+            child.send_signal(signal.SIGKILL)
+        if child.returncode == 0:
+            break
+        kills += 1
+        if where.scores.exists() and attempt % 2:
+            with where.scores.open("ab") as file:
+                file.write(b'{"idx": "t1", "arm": "ans')
+    else:
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert kills > 2
+    write_graded(where, score_rows(where, [Echo()]))
+    assert where.graded.read_bytes() == undisturbed.graded.read_bytes()
+    lines = [json.loads(line)["idx"] for line in where.scores.read_bytes().splitlines()]
+    assert len(lines) == len(set(lines)) == 36
+
+
+def test_a_full_disk_is_told_and_nothing_is_torn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dgd_lightning import run_folder
+
+    where = source(write_rows(tmp_path / "answers.jsonl"))
+    whole, written = run_folder.append, []
+
+    def full(file: Any, rows: Any) -> None:
+        if len(written) == 7:
+            file.write(b'{"idx": "torn')
+            file.flush()
+            raise OSError(28, "No space left on device")
+        written.extend(rows)
+        whole(file, rows)
+
+    monkeypatch.setattr(run_folder, "append", full)
+    with pytest.raises(InputError, match="No space left"):
+        score_rows(where, [Echo()])
+    monkeypatch.undo()
+    again = Echo()
+    scores = score_rows(where, [again])
+    assert len(scores) == 36
+    assert len(again.asked) == 29
