@@ -1,1 +1,1 @@
-"""Scores of answers, and what can be said of them."""
+"""Graders: an answer and its row in, a `Score` out. Nothing here needs a model, torch or lightning."""

@@ -1,0 +1,71 @@
+"""How far two judges agree beyond chance: Cohen's κ per rubric and per task."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+
+class Agreement(NamedTuple):
+    """Of two judges of the same answers."""
+
+    tasks: int  # that both judged
+    task_share: float  # equal scores, 0…1; NaN for no tasks
+    task_kappa: float
+    rubrics: int  # of these tasks
+    rubric_share: float
+    rubric_kappa: float
+
+
+def cohens_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float:
+    """κ = (p_o − p_e) / (1 − p_e), p_e from each judge's own shares (Cohen 1960).
+
+    NaN for no verdicts, and where both judges gave one and the same verdict throughout: then chance alone explains all
+    agreement, and κ is 0/0.
+
+    Args:
+        first: one judge's verdicts.
+        second: the other's, of the same items in the same order.
+
+    Raises:
+        ValueError: of different lengths.
+    """
+    total = len(first)
+    same = sum(a == b for a, b in zip(first, second, strict=True))
+    left, right = Counter(first), Counter(second)
+    by_chance = sum(left[verdict] * right[verdict] for verdict in left)  # in whole numbers: total² · p_e
+    if by_chance == total**2:  # also for no verdicts
+        return float("nan")
+    return (same * total - by_chance) / (total**2 - by_chance)
+
+
+def agreement(rows: Iterable[dict[str, Any]]) -> Agreement:
+    """Agreement of the two judges of graded rows (``dgd.grading.second``); rows without both verdicts do not count.
+
+    Args:
+        rows: with ``score``, ``requirement_status`` and ``dgd.grading`` as `RubricJudge` fills them.
+    """
+    scores: tuple[list[int], list[int]] = ([], [])
+    statuses: tuple[list[str], list[str]] = ([], [])
+    for row in rows:
+        second = (row.get("dgd", {}).get("grading") or {}).get("second")
+        if not second or second["score"] is None or row["score"] is None:
+            continue
+        for kept, one in zip(scores, (row, second), strict=True):
+            kept.append(int(one["score"]))
+        for listed, one in zip(statuses, (row, second), strict=True):
+            listed += one["requirement_status"]
+    return Agreement(
+        len(scores[0]),
+        _share(*scores),
+        cohens_kappa(*scores),
+        len(statuses[0]),
+        _share(*statuses),
+        cohens_kappa(*statuses),
+    )
+
+
+def _share(first: Sequence[Hashable], second: Sequence[Hashable]) -> float:
+    same = sum(a == b for a, b in zip(first, second, strict=True))
+    return same / len(first) if first else float("nan")

@@ -1,0 +1,270 @@
+"""`Endpoint`: asks a judge behind an OpenAI-compatible URL: limited in rate, retried, and stopped as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import threading
+from abc import ABC, abstractmethod
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from dgd_lightning.errors import InputError
+from dgd_lightning.scoring.judge_config import JudgeModel
+from dgd_lightning.scoring.judge_failures import Failure, hide, read_failure, unreachable
+from dgd_lightning.scoring.rate_limit import RateLimit
+
+FIRST_ATTEMPTS = 3  # to reach an endpoint that has never answered
+CONNECT_SECONDS = 10.0
+REPLY_TOKENS = 512  # a guess, for the rate limit, until the endpoint tells
+
+
+class Reply(NamedTuple):
+    """What a judge wrote."""
+
+    text: str
+    flaw: str | None  # why it is no verdict whatever it says: refused, cut off
+
+
+class NoAnswer(Exception):
+    """This question has no answer, whatever was tried; others may have one. The text says why."""
+
+
+@dataclass
+class Effort:
+    """What a question took, failures included."""
+
+    requests: int = 0
+    faults: Counter[str] = field(default_factory=Counter)  # failed attempts and unreadable replies, by reason
+    tokens_in: int | None = 0  # None: an endpoint did not tell
+    tokens_out: int | None = 0
+
+    def count_tokens(self, tokens_in: int | None, tokens_out: int | None) -> None:
+        """Add a reply's tokens."""
+        self.tokens_in = None if tokens_in is None or self.tokens_in is None else self.tokens_in + tokens_in
+        self.tokens_out = None if tokens_out is None or self.tokens_out is None else self.tokens_out + tokens_out
+
+
+class Endpoint(ABC):
+    """Where a judge is asked; safe to call from several threads."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What decides a reply beside the prompt; JSON-able, without a key."""
+
+    @abstractmethod
+    def ask(self, prompt: str, effort: Effort) -> Reply:
+        """One reply, always a fresh one.
+
+        Args:
+            prompt: the user's turn.
+            effort: what it takes is added here, whatever becomes of it.
+
+        Raises:
+            NoAnswer: none could be had for this prompt.
+            InputError: a user's mistake, which ends all questions.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """End all waiting; nothing is asked afterwards."""
+
+
+class OpenAIEndpoint(Endpoint):
+    """An OpenAI-compatible endpoint, through the ``openai`` client, whose own retries are off.
+
+    Args:
+        settings: checked.
+        argument: ``judge`` or ``judge.second``, for errors.
+    """
+
+    def __init__(self, settings: JudgeModel, argument: str) -> None:
+        self._settings, self._argument, self._url = settings, argument, settings.url
+        self._limit = RateLimit(settings.requests_per_minute, settings.tokens_per_minute)
+        self._random = random.Random()  # of waits only: processes must not wait in step
+        self._lock = threading.Lock()
+        self._client: Any = None
+        self._key = ""
+        self._ended = threading.Event()
+        self._mistake: InputError | None = None
+        self._answered = False  # ever
+        self._silent = 0  # questions without an answer since the last one with
+
+    def identity(self) -> dict[str, Any]:
+        """See `Endpoint.identity`."""
+        return {"model": self._settings.model, "base_url": self._url, "sampling": self._settings.sampling}
+
+    def ask(self, prompt: str, effort: Effort) -> Reply:
+        """See `Endpoint.ask`."""
+        attempts, reason = self._settings.attempts, ""
+        for attempt in range(1, attempts + 1):
+            self._go_on()
+            client = self._connect()
+            guess = len(prompt) // 4 + REPLY_TOKENS
+            self._limit.wait(guess, self._sleep)
+            effort.requests += 1
+            outcome = self._request(client, prompt, effort, guess)
+            if isinstance(outcome, Reply):
+                return outcome
+            reason = outcome.reason
+            effort.faults[reason] += 1
+            self._judge_failure(outcome, attempt)
+            if not outcome.again:
+                raise NoAnswer(reason)
+            if attempt < attempts:
+                self._back_off(attempt, outcome.wait)
+        self._count_silence(reason)
+        raise NoAnswer(f"no answer after {attempts} attempts, the last: {reason}")
+
+    def close(self) -> None:
+        """See `Endpoint.close`."""
+        self._ended.set()
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
+
+    def _connect(self) -> Any:
+        """The client, made when first asked for: a run whose verdicts are all stored needs no key."""
+        with self._lock:
+            if self._client is None:
+                self._key = _read_key(self._settings.key_variable)
+                try:
+                    import openai
+                except ImportError as error:
+                    raise InputError(
+                        self._argument,
+                        expected="the package openai",
+                        received="none installed",
+                        mend="pip install 'dgd-lightning[judge]'",
+                    ) from error
+                seconds = self._settings.timeout
+                timeout = openai.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS))
+                self._client = openai.OpenAI(api_key=self._key, base_url=self._url, timeout=timeout, max_retries=0)
+            return self._client
+
+    def _request(self, client: Any, prompt: str, effort: Effort, guess: int) -> Reply | Failure:
+        import openai
+
+        try:
+            raw = client.chat.completions.with_raw_response.create(
+                model=self._settings.model,
+                messages=[{"role": "user", "content": prompt}],
+                extra_body=self._settings.sampling,
+            )
+            body = json.loads(raw.http_response.text)
+            reply = read_completion(body)
+        except (openai.OpenAIError, ValueError, RecursionError) as error:
+            return read_failure(error, self._settings, self._argument, self._key)
+        tokens_in, tokens_out = read_usage(body)
+        effort.count_tokens(tokens_in, tokens_out)
+        if tokens_in is not None and tokens_out is not None:
+            self._limit.correct(tokens_in + tokens_out - guess)
+        with self._lock:
+            self._answered, self._silent = True, 0
+        return Reply(hide(reply.text, self._key), reply.flaw)
+
+    def _judge_failure(self, failure: Failure, attempt: int) -> None:
+        """Raises InputError where the failure would meet every row."""
+        with self._lock:
+            answered = self._answered
+        if failure.stop is not None and not (failure.unknown_to_blame and answered):
+            raise self._stop(failure.stop)
+        if failure.unreachable and not answered and attempt >= min(FIRST_ATTEMPTS, self._settings.attempts):
+            raise self._stop(unreachable(self._settings, self._argument, failure.reason))
+        if failure.unknown_to_blame:
+            self._count_silence(failure.reason)
+        if failure.wait is not None and failure.wait > self._settings.longest_wait:
+            raise self._stop(
+                InputError(
+                    self._argument,
+                    expected=f"an endpoint that can be asked again within {self._settings.longest_wait:g} s",
+                    received=f"{failure.reason} with Retry-After {failure.wait:.0f} s",
+                    mend=f"go on later with the same command, or raise {self._argument}.longest_wait",
+                )
+            )
+
+    def _count_silence(self, reason: str) -> None:
+        with self._lock:
+            self._silent += 1
+            too_long = self._silent >= self._settings.stop_after
+        if too_long:
+            raise self._stop(
+                InputError(
+                    self._argument,
+                    expected="an endpoint that answers",
+                    received=f"none for {self._settings.stop_after} rows in a row, the last: {reason}",
+                    mend="see to the endpoint, then go on with the same command: stored verdicts are kept",
+                )
+            )
+
+    def _back_off(self, attempt: int, wanted: float | None) -> None:
+        settings = self._settings
+        wait = min(settings.longest_wait, settings.first_wait * 2 ** min(attempt - 1, 60))
+        wait *= self._random.uniform(0.5, 1.0)
+        if wanted is not None:
+            self._limit.pause(wanted)  # the limit is the account's, so it holds for all threads
+            wait = wanted + min(wait, settings.first_wait)
+        self._sleep(wait)
+
+    def _sleep(self, seconds: float) -> None:
+        self._ended.wait(seconds)
+        self._go_on()
+
+    def _stop(self, mistake: InputError) -> InputError:
+        with self._lock:
+            self._mistake = self._mistake or mistake
+        self._ended.set()
+        return self._mistake.named(self._mistake.argument)
+
+    def _go_on(self) -> None:
+        if self._ended.is_set():
+            if self._mistake is None:
+                raise RuntimeError("the judge was closed while a row waited for its verdict")
+            raise self._mistake.named(self._mistake.argument)
+
+
+def read_completion(body: Any) -> Reply:
+    """The reply in a chat completion.
+
+    Raises:
+        ValueError: the body is none.
+    """
+    try:
+        choice = body["choices"][0]
+        message = choice["message"]
+        text, refusal, ending = message.get("content"), message.get("refusal"), choice.get("finish_reason")
+    except (LookupError, TypeError, AttributeError) as error:
+        told = body.get("error") if isinstance(body, dict) else None
+        raise ValueError(f"no chat completion: {json.dumps(told or body)[:100]}") from error
+    flaws = {"length": "a reply that was cut off", "content_filter": "a refusal (content filter)"}
+    flaw = "a refusal" if refusal else flaws.get(ending)
+    return Reply(text if isinstance(text, str) else "", flaw)
+
+
+def read_usage(body: dict[str, Any]) -> tuple[int | None, int | None]:
+    """Tokens of prompt and reply as an endpoint tells them; None where it does not."""
+    usage = body.get("usage")
+    counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
+    tokens_in, tokens_out = (n if isinstance(n, int) and not isinstance(n, bool) and n >= 0 else None for n in counts)
+    return tokens_in, tokens_out
+
+
+def _read_key(variable: str) -> str:
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise InputError(
+            variable,
+            expected="the endpoint's key in this environment variable",
+            received="nothing",
+            mend=f"export {variable}=…; for a server that asks for none, any text",
+        )
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise InputError(
+            variable,
+            expected="a key of printable ASCII without spaces",
+            received="other characters",
+            mend="copy the key again",
+        )
+    return key

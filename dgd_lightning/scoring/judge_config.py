@@ -1,0 +1,159 @@
+"""What a user says about the rubric judge: which model, where it is reached, how it is asked."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from dgd_lightning.errors import InputError
+
+OPENAI = "https://api.openai.com/v1"
+OURS = ("model", "messages", "stream", "n")  # fields of a request that `sampling` may not set
+
+
+@dataclass(frozen=True)
+class JudgeModel:
+    """A model that judges, behind an OpenAI-compatible endpoint or in this process.
+
+    Args:
+        model: its name at the endpoint; with ``local`` a folder, a Hub id or ``lab``.
+        base_url: the endpoint; None takes OPENAI_BASE_URL, and OpenAI's own where that is not set either.
+        key_variable: environment variable with the key. A server that asks for none takes any text.
+        sampling: further fields of every request, sent as they are: temperature, max_completion_tokens, seed,
+            reasoning_effort, response_format … Empty, as in CL-bench's own script: the endpoint's defaults.
+        timeout: seconds without a byte from the endpoint.
+        attempts: how often a request is sent until it is answered (rate limits, server errors, time-outs, resets).
+        first_wait: seconds before the second attempt; each further wait is twice as long, less up to half of it.
+        longest_wait: no wait is longer, but for a ``Retry-After``; one that asks for more stops the run.
+        stop_after: rows in a row without any answer, each after all its attempts, that stop the run.
+        requests_per_minute: of all threads together; None: no limit.
+        tokens_per_minute: prompt and reply, of all threads together; None: no limit.
+        price_in: per million prompt tokens, in a currency of your choice; None: no cost is told.
+        price_out: per million tokens of replies.
+        local: load the model with transformers here (safetensors only, greedy); of the settings above only ``model`` is
+            used, and those below.
+        revision: Hub revision of a local judge.
+        dtype: of a local judge.
+        device: of a local judge.
+        max_new_tokens: of a local judge's reply.
+    """
+
+    model: str
+    base_url: str | None = None
+    key_variable: str = "OPENAI_API_KEY"
+    sampling: dict[str, Any] = field(default_factory=dict)
+    timeout: float = 300.0
+    attempts: int = 6
+    first_wait: float = 1.0
+    longest_wait: float = 120.0
+    stop_after: int = 10
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    price_in: float | None = None
+    price_out: float | None = None
+    local: bool = False
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    max_new_tokens: int = 2048
+
+    @property
+    def url(self) -> str:
+        """Where requests go."""
+        return (self.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI).rstrip("/")
+
+    def check(self, argument: str) -> None:
+        """Check what can be checked without a request.
+
+        Args:
+            argument: ``judge`` or ``judge.second``, which errors name.
+
+        Raises:
+            InputError: a setting that can't work.
+        """
+        if not self.model:
+            raise InputError(f"{argument}.model", expected="a model's name", received="nothing", mend="name the judge")
+        for name in ("timeout", "attempts", "stop_after", "requests_per_minute", "tokens_per_minute", "max_new_tokens"):
+            _at_least(argument, name, getattr(self, name), above=True)
+        for name in ("first_wait", "longest_wait", "price_in", "price_out"):
+            _at_least(argument, name, getattr(self, name), above=False)
+        if (self.price_in is None) != (self.price_out is None):
+            one, other = ("price_in", "price_out") if self.price_in is None else ("price_out", "price_in")
+            raise InputError(
+                f"{argument}.{one}", expected=f"a price, as {other} has one", received="null", mend="give both or none"
+            )
+        if taken := [name for name in OURS if name in self.sampling]:
+            raise InputError(
+                f"{argument}.sampling",
+                expected=f"fields of a request other than {', '.join(OURS)}",
+                received=", ".join(taken),
+                mend="remove them",
+            )
+        try:
+            json.dumps(self.sampling)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{argument}.sampling", expected="what JSON can carry", received=str(error), mend="correct the value"
+            ) from error
+        if not self.local:
+            self._check_url(argument)
+
+    def _check_url(self, argument: str) -> None:
+        try:
+            parts = urlsplit(self.url)
+            fine = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        except ValueError:  # a port that is no number, brackets that do not close
+            raise self._bad_url(argument, "another text") from None
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise self._bad_url(argument, "one with a user name, a password, a query or a fragment")  # may hold a key
+        if not fine:
+            raise self._bad_url(argument, repr(self.url))
+
+    def _bad_url(self, argument: str, received: str) -> InputError:
+        return InputError(
+            f"{argument}.base_url" if self.base_url else "OPENAI_BASE_URL",
+            expected="a plain http(s) URL such as http://localhost:8000/v1",
+            received=received,
+            mend=f"correct it; a key goes into {self.key_variable}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig(JudgeModel):
+    """The judge of a run.
+
+    Args:
+        prompt: file with the judge's prompt, with ``{rubrics_text}`` and ``{model_output}`` where these go; None takes
+            the package's.
+        cache: file of verdicts; several runs and processes may share it.
+        workers: answers judged at once.
+        asks: replies asked for until one can be read as a verdict.
+        second: another judge that is asked the same, for agreement; the first one's verdict counts.
+    """
+
+    prompt: str | None = None
+    cache: str = "logs/verdicts.jsonl"
+    workers: int = 8
+    asks: int = 3
+    second: JudgeModel | None = None
+
+    def check(self, argument: str) -> None:
+        """See `JudgeModel.check`."""
+        super().check(argument)
+        for name in ("workers", "asks"):
+            _at_least(argument, name, getattr(self, name), above=True)
+        if self.second is not None:
+            self.second.check(f"{argument}.second")
+
+
+def _at_least(argument: str, name: str, value: float | None, *, above: bool) -> None:
+    if value is not None and not (value > 0 if above else value >= 0):
+        raise InputError(
+            f"{argument}.{name}",
+            expected="a number above 0" if above else "0 or more",
+            received=value,
+            mend="correct the value",
+        )

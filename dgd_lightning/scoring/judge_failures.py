@@ -1,0 +1,127 @@
+"""What a failed request means: send it again, give this row up, or stop the run."""
+
+from __future__ import annotations
+
+import email.utils
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from dgd_lightning.errors import InputError
+from dgd_lightning.scoring.judge_config import JudgeModel
+
+# Refusals of one row's content rather than of the settings, as OpenAI's, Azure's and vLLM's servers word them
+_ROW_CODES = ("context_length_exceeded", "string_above_max_length", "content_filter", "content_policy_violation")
+_ROW_WORDS = ("maximum context length", "context length", "content management policy", "too long")
+_NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
+_UNREACHABLE = ("ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol")
+_AGAIN = (408, 409, 425, 429)
+
+
+class Failure(NamedTuple):
+    """What came of a request that was not answered."""
+
+    reason: str  # short, without the key
+    again: bool = True  # worth another attempt; otherwise the row has no answer
+    wait: float | None = None  # seconds that the endpoint asks for
+    unreachable: bool = False  # nothing listens there
+    unknown_to_blame: bool = (
+        False  # the row's content or the settings: who was answered before knows that it is the row
+    )
+    stop: InputError | None = None  # a user's mistake: no row would be answered
+
+
+def read_failure(error: Exception, settings: JudgeModel, argument: str, key: str) -> Failure:
+    """What to do about an error of the client.
+
+    Args:
+        error: one of openai's, or a ValueError for a body that is no completion.
+        settings: of the judge.
+        argument: ``judge`` or ``judge.second``.
+        key: kept out of every text.
+    """
+    import openai
+
+    if isinstance(error, openai.APIConnectionError):  # time-outs too
+        cause = type(error.__cause__).__name__
+        kind = "time-out" if isinstance(error, openai.APITimeoutError) else "connection"
+        return Failure(f"{kind} ({cause})", unreachable=cause in _UNREACHABLE)
+    if not isinstance(error, openai.APIStatusError):
+        return Failure(f"unreadable body ({hide(str(error), key)[:120]})")
+    status, said = error.status_code, hide(_said(error), key)
+    reason = f"HTTP {status}" + (f" ({said})" if said else "")
+    if status == 401:  # what the server says may repeat the key
+        return Failure("HTTP 401", stop=_key_refused(settings, "HTTP 401"))
+    if status == 402 or (str(error.code or error.type) in _NO_MONEY):
+        return Failure(
+            reason, stop=_stop(settings.key_variable, "an account that can pay", reason, "add to its balance")
+        )
+    if status in _AGAIN or status >= 500:
+        return Failure(f"HTTP {status}", wait=retry_after(error.response.headers))
+    if status == 404:
+        return Failure(reason, stop=_not_found(settings, argument, said, reason))
+    if status == 413 or str(error.code) in _ROW_CODES or any(words in said.lower() for words in _ROW_WORDS):
+        return Failure(reason, again=False)
+    stop = (
+        _key_refused(settings, reason)
+        if status == 403
+        else _stop(
+            argument, "a request that the endpoint accepts", reason, f"see {argument}.sampling and {argument}.model"
+        )
+    )
+    return Failure(reason, again=False, unknown_to_blame=True, stop=stop)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that ``retry-after-ms`` or ``Retry-After`` (seconds or a date) asks for; None where there is none."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers[name]) * unit
+        except (KeyError, ValueError):
+            continue
+        if seconds == seconds:  # no NaN
+            return max(0.0, seconds)
+    try:
+        date = email.utils.parsedate_to_datetime(headers["retry-after"])
+        return max(0.0, date.timestamp() - time.time())
+    except (KeyError, ValueError, OverflowError):
+        return None
+
+
+def hide(text: str, key: str) -> str:
+    """The text without the key, should a server repeat it; words such as "none" are no secret."""
+    return text.replace(key, "[key]") if len(key) >= 8 else text
+
+
+def unreachable(settings: JudgeModel, argument: str, reason: str) -> InputError:
+    """The error for an endpoint that never answered."""
+    named = f"{argument}.base_url"
+    return _stop(named, "an endpoint that answers", f"{settings.url}: {reason}", "start it, or correct the URL")
+
+
+def _key_refused(settings: JudgeModel, reason: str) -> InputError:
+    mend = "check the key, and that it is this endpoint's"
+    return _stop(settings.key_variable, f"a key that {settings.url} accepts", reason, mend)
+
+
+def _not_found(settings: JudgeModel, argument: str, said: str, reason: str) -> InputError:
+    if "model" in said.lower() or settings.model in said:
+        expected = f"a model that {settings.url} has"
+        return _stop(f"{argument}.model", expected, f"{settings.model!r}: {reason}", "check its name")
+    return _stop(
+        f"{argument}.base_url",
+        "an OpenAI-compatible endpoint with /chat/completions",
+        f"{settings.url}: {reason}",
+        f"most URLs end in /v1; if it is right, check {argument}.model",
+    )
+
+
+def _stop(argument: str, expected: str, received: str, mend: str) -> InputError:
+    return InputError(argument, expected=expected, received=received, mend=mend)
+
+
+def _said(error: Any) -> str:
+    """The server's own words, on one line."""
+    body = error.body
+    words = body.get("message") or body.get("detail") or "" if isinstance(body, dict) else body or ""
+    return " ".join(str(words).split())[:200]

@@ -1,0 +1,106 @@
+"""A judge's reply, read strictly: what cannot be read as a verdict is asked for again, never guessed."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NamedTuple
+
+RATIONALE, STATUS, SCORE = "Grading Rationale", "List of Requirement Satisfaction Status", "Overall Score"
+# After case folding and stripping. Anything else ("partially", "n/a", "yes, mostly") is no status.
+_STATUS = {
+    **dict.fromkeys(("yes", "true", "✓", "✔", "✔️", "✅"), "yes"),
+    **dict.fromkeys(("no", "false", "✗", "✘", "❌", "×"), "no"),
+}
+_SCORE = re.compile(r"([01])(?:\.0)?(?: points?)?", re.IGNORECASE)
+_THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)  # some servers leave a model's thoughts in the text
+
+
+class Verdict(NamedTuple):
+    """What a judge says of an answer."""
+
+    score: int  # 1 if every rubric holds, else 0
+    status: list[str]  # per rubric "yes" or "no"
+    rationale: str
+
+
+class UnreadableReply(Exception):
+    """A reply that is no verdict; the text says why."""
+
+
+def read_verdict(text: str, rubrics: int) -> Verdict:
+    """The verdict in a reply: one JSON object with CL-bench's three keys, bare, fenced or amid prose.
+
+    Args:
+        text: the reply.
+        rubrics: how many statuses there must be.
+
+    Raises:
+        UnreadableReply: no such object or several that differ, an unknown status, a wrong number of them, or a score that
+            contradicts them.
+    """
+    found, rest = _objects(_THOUGHTS.sub("", text, count=1))
+    # a verdict quoted inside a broken one must not pass for the judge's own
+    if any(json.dumps(key) in rest for key in (SCORE, STATUS)):
+        raise UnreadableReply("broken JSON")
+    verdicts = [one for one in found if SCORE in one or STATUS in one]
+    if not verdicts:
+        raise UnreadableReply("no JSON object with the keys asked for" if text.strip() else "an empty reply")
+    if any(one != verdicts[0] for one in verdicts):
+        raise UnreadableReply("several verdicts that differ")
+    return _checked(verdicts[0], rubrics)
+
+
+def _checked(found: dict[str, Any], rubrics: int) -> Verdict:
+    for key in (RATIONALE, STATUS, SCORE):
+        if key not in found:
+            raise UnreadableReply(f"no {key!r}")
+    if not isinstance(found[RATIONALE], str):
+        raise UnreadableReply(f"{RATIONALE!r} is no text")
+    if not isinstance(found[STATUS], list):
+        raise UnreadableReply(f"{STATUS!r} is no list")
+    status = [_status(value) for value in found[STATUS]]
+    if len(status) != rubrics:
+        raise UnreadableReply(f"{len(status)} statuses for {rubrics} rubrics")
+    score = _score(found[SCORE])
+    if score != int(all(one == "yes" for one in status)):
+        raise UnreadableReply(f"a score of {score} with {status.count('yes')} of {rubrics} statuses yes")
+    return Verdict(score, status, found[RATIONALE])
+
+
+def _status(value: object) -> str:
+    text = str(value).lower() if isinstance(value, bool) else value
+    if not isinstance(text, str) or (status := _STATUS.get(text.strip().casefold())) is None:
+        raise UnreadableReply(f"a status of {str(value)[:40]!r}")
+    return status
+
+
+def _score(value: object) -> int:
+    fine = isinstance(value, int | float | str) and not isinstance(value, bool)
+    match = _SCORE.fullmatch(str(value).strip()) if fine else None
+    if match is None:
+        raise UnreadableReply(f"an overall score of {str(value)[:40]!r}")
+    return int(match[1])
+
+
+def _objects(text: str) -> tuple[list[dict[str, Any]], str]:
+    """JSON objects in a text that stand in no other one, in order, and the text around them."""
+    decoder = json.JSONDecoder(object_pairs_hook=_without_doubles)
+    found, rest, done = [], "", 0
+    at = text.find("{")
+    while at >= 0:
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            end = at + 1  # not one: perhaps a brace of the prose before it
+        else:
+            found.append(value)
+            rest, done = rest + text[done:at], end
+        at = text.find("{", end)
+    return found, rest + text[done:]
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise UnreadableReply("a JSON object with a key twice")
+    return dict(pairs)

@@ -1,0 +1,125 @@
+"""Verdicts on the disk: one JSON line each, found by the hash of what was asked; several processes may share a file."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dgd_lightning.errors import InputError
+
+
+def content_key(*parts: Any) -> str:
+    """A hash of JSON-able parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+class VerdictFile:
+    """Appends records and finds them again; safe for threads, for other processes, and against kills.
+
+    A record is on the disk when `put` returns. A line that a kill left torn is closed by the next write, and read as
+    nothing; so its question is asked again and no other one is.
+
+    Args:
+        path: made if missing.
+        argument: what errors call it.
+
+    Raises:
+        InputError: the file can't be opened for writing.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], argument: str) -> None:
+        self.path, self.argument = Path(path).expanduser(), argument
+        self._lock = threading.Lock()
+        self._found: dict[str, dict[str, Any]] = {}
+        self._read_to = 0
+        with self._mistakes():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The record of a key, those that other processes wrote meanwhile included; None where there is none."""
+        with self._lock, self._mistakes():
+            if key not in self._found:
+                self._read_on()
+            return self._found.get(key)
+
+    def put(self, key: str, record: dict[str, Any]) -> dict[str, Any]:
+        """Store a record and give the one that stands: of several with one key, the first.
+
+        Args:
+            key: of `content_key`.
+            record: JSON-able, with ``score``, ``status`` and ``rationale``.
+
+        Raises:
+            InputError: it can't be written.
+        """
+        line = json.dumps({"key": key, **record}, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
+        with self._lock, self._mistakes(), self._alone():
+            end = os.fstat(self._file).st_size
+            torn = end > 0 and os.pread(self._file, 1, end - 1) != b"\n"
+            rest = memoryview(b"\n" + line if torn else line)
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+            os.fsync(self._file)
+            self._read_on()
+            return self._found[key]
+
+    def close(self) -> None:
+        """Let go of the file."""
+        with self._lock:
+            if self._file >= 0:
+                os.close(self._file)
+                self._file = -1
+
+    def _read_on(self) -> None:
+        """Takes in whole lines beyond what was read; a last one without its end may still be being written."""
+        size = os.fstat(self._file).st_size
+        if size <= self._read_to:
+            return
+        new = os.pread(self._file, size - self._read_to, self._read_to)
+        whole = new[: new.rfind(b"\n") + 1]
+        self._read_to += len(whole)
+        for line in whole.split(b"\n"):
+            with contextlib.suppress(ValueError):  # torn by a kill
+                record = json.loads(line)
+                if _is_verdict(record):
+                    self._found.setdefault(record["key"], record)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process writes."""
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    @contextlib.contextmanager
+    def _mistakes(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                self.argument,
+                expected="a file that can be read and written",
+                received=f"{self.path} ({error.strerror or type(error).__name__})",
+                mend="check the path, its permissions and the disk's free space",
+            ) from error
+
+
+def _is_verdict(record: Any) -> bool:
+    return (
+        isinstance(record, dict)
+        and all(isinstance(record.get(name), str) for name in ("key", "rationale"))
+        and isinstance(record.get("status"), list)
+        and record.get("score") in (0, 1)
+    )
