@@ -6,9 +6,10 @@ K block size, N anchors, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:  # scoring reads these records too, and need not wait for torch
+    from torch import Tensor
 
 StopReason = Literal["stop", "length"]
 
@@ -101,8 +102,9 @@ class Task(NamedTuple):
 
 
 class Score(NamedTuple):
-    """A graded answer; ``value`` is None where grading failed, never a silent 0."""
+    """A graded answer."""
 
-    value: float | None
-    status: list[str]  # per rubric: "yes" or "no"
-    rationale: str
+    value: float | None  # 1.0 solved, 0.0 not; None where grading failed, never a silent 0
+    status: list[str]  # per rubric "yes" or "no"; empty where a benchmark has no rubrics, or grading failed
+    rationale: str  # for people: why; for value None: the reason ("judge_error: …")
+    details: dict[str, Any] | None = None  # JSON-able: tokens, attempts, seconds, what was compared
