@@ -1,0 +1,135 @@
+"""Plain values as JSON lines between the tests and the program under test, which trust each other in nothing.
+
+A value arrives as a new object of a built-in type, so nothing a program defines (a lying ``__eq__``) ever reaches a
+test. What is no plain value stays where it is and travels as a reference. Never pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+MAX_MESSAGE = 8 << 20  # bytes
+MAX_ITEMS = 100_000  # of an iterator; it may have no end
+HEX_BITS = 10_000  # longer integers go in hexadecimal, which takes linear time and has no limit of digits
+VIEWS: dict[str, type] = {"keys": type({}.keys()), "values": type({}.values()), "items": type({}.items())}
+
+
+def encode(value: Any, refer: Callable[[Any], str | int]) -> Any:
+    """JSON of a value.
+
+    Args:
+        value: nested None, bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict, range, views of a
+            dict, iterators; subclasses go as their base (a defaultdict as a dict).
+        refer: gives the name or number under which any other object stays behind, or raises.
+    """
+
+    def each(values: Any) -> list[Any]:
+        return [encode(item, refer) for item in values]
+
+    match value:
+        case None | bool():
+            return value
+        case int():
+            return {"int": hex(value)} if value.bit_length() > HEX_BITS else int(value)
+        case float():
+            return float(value)
+        case str():
+            return str.__str__(value)
+        case list():
+            return each(value)
+        case complex():
+            return {"complex": [value.real, value.imag]}
+        case bytes() | bytearray():
+            return {"bytearray" if isinstance(value, bytearray) else "bytes": value.decode("latin-1")}
+        case range():
+            return {"range": each((value.start, value.stop, value.step))}
+        case dict():
+            return {"dict": [each(pair) for pair in value.items()]}
+    for name, kind in (("tuple", tuple), ("frozenset", frozenset), ("set", set), *VIEWS.items()):
+        if isinstance(value, kind):
+            return {name: each(value)}
+    if isinstance(value, Iterator):
+        return {"iterator": each(islice(value, MAX_ITEMS))}
+    return {"reference": refer(value)}
+
+
+def decode(data: Any, resolve: Callable[[str | int], Any]) -> Any:
+    """The value again, of built-in types alone.
+
+    Args:
+        data: what `encode` gave, or anything else that a hostile program sends.
+        resolve: what stands for a reference here.
+
+    Raises:
+        ValueError, TypeError: this is no encoded value.
+    """
+    if data is None or isinstance(data, bool | int | float | str):
+        return data
+    if isinstance(data, list):
+        return [decode(item, resolve) for item in data]
+    ((name, content),) = data.items()
+    if name == "reference":
+        if not isinstance(content, str | int):
+            raise TypeError(f"reference: expected a name or a number, received {content!r}")
+        return resolve(content)
+    if name == "int":
+        return int(str(content), 16)
+    if name in ("bytes", "bytearray"):
+        raw = str(content).encode("latin-1")
+        return raw if name == "bytes" else bytearray(raw)
+    items = [decode(item, resolve) for item in content]
+    match name:
+        case "complex":
+            return complex(*map(float, items))
+        case "range":
+            return range(*items)
+        case "dict":
+            return dict(items)
+        case "keys":
+            return dict.fromkeys(items).keys()
+        case "values":
+            return dict(enumerate(items)).values()
+        case "items":
+            return dict(items).items()
+        case "tuple":
+            return tuple(items)
+        case "set":
+            return set(items)
+        case "frozenset":
+            return frozenset(items)
+        case "iterator":
+            return iter(items)
+    raise ValueError(f"expected an encoded value, received {name!r}")
+
+
+class Channel:
+    """JSON lines over a socket."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.lines = connection.makefile("rb")
+
+    def send(self, message: Any) -> None:
+        """Raises:
+        ValueError: the message is too long, or JSON can't hold it.
+        """
+        data = json.dumps(message).encode() + b"\n"
+        if len(data) > MAX_MESSAGE:
+            raise ValueError(f"a value of {len(data):,} bytes; at most {MAX_MESSAGE:,} can be sent")
+        self.connection.sendall(data)
+
+    def receive(self) -> Any:
+        """The next message.
+
+        Raises:
+            EOFError: the other side is gone, or sent a line without end.
+            ValueError: this is no JSON.
+        """
+        line = self.lines.readline(MAX_MESSAGE + 1)
+        if not line.endswith(b"\n"):
+            raise EOFError("a message is too long" if len(line) > MAX_MESSAGE else "the other side is gone")
+        return json.loads(line)

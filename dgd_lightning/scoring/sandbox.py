@@ -1,0 +1,180 @@
+"""`Sandbox`: interpreters for code that nobody has read, with namespaces, limits and a watch over all of it.
+
+What the kernel allows is tried once. With namespaces (Linux, as root or where user namespaces are allowed) a program sees no
+network, no process but its own, no /proc, no file but the system's and Python's own (read-only), and one small folder in
+memory; it ends with everything it started, whatever it does. As root it runs as nobody. Without (macOS, most
+unprivileged containers) there remain limits of processor time, address space, file size, processes and open files, an
+environment without keys, a folder of its own and the killing of all descendants: a program that means harm can then read
+and delete the user's files and use the network. `isolation` says what holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+JAIL = Path(__file__).resolve().parent / "jail"
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache", "/etc/alternatives")
+START_SECONDS = 60.0  # for an interpreter to start on a busy machine
+END_SECONDS = 10.0
+
+
+class SandboxError(RuntimeError):
+    """The sandbox itself could not be set up; no verdict on any program."""
+
+
+class Limits(NamedTuple):
+    """What a program may use."""
+
+    cpu_seconds: int = 10  # of every process; the one that decides on slow programs, for it counts alike on a busy machine
+    wall_seconds: float = 30.0  # of a program and its tests together
+    memory_mb: int = 1024  # address space of every process, and what all together may hold
+    processes: int = 32  # threads count
+    disk_mb: int = 64
+
+
+class Cell:
+    """One running command; `end` it."""
+
+    def __init__(self, warden: subprocess.Popen[bytes], folder: tempfile.TemporaryDirectory[str] | None) -> None:
+        self.warden, self.folder = warden, folder
+        self.lines = b""
+
+    def started(self) -> None:
+        """Wait until the command runs.
+
+        Raises:
+            SandboxError: it does not.
+        """
+        words = self._line(START_SECONDS)
+        if "started" not in words:
+            raise SandboxError(words.get("error", "the sandbox's warden is gone"))
+
+    def end(self) -> str:
+        """Kill everything that is left of it.
+
+        Returns:
+            Why it ended: "exit", "released" (it still ran), a limit, or "unknown" (the warden was killed).
+        """
+        assert self.warden.stdin is not None and self.warden.stdout is not None
+        with contextlib.suppress(OSError):
+            self.warden.stdin.close()
+        words = self._line(END_SECONDS)
+        with contextlib.suppress(OSError):
+            if self.warden.poll() is None and "end" not in words:
+                os.killpg(self.warden.pid, 9)
+        self.warden.wait()
+        self.warden.stdout.close()
+        if self.folder is not None:
+            self.folder.cleanup()
+        return words.get("end", "unknown")
+
+    def _line(self, seconds: float) -> dict[str, Any]:
+        """The warden's next line; nothing where it has none in time."""
+        assert self.warden.stdout is not None
+        number, deadline = self.warden.stdout.fileno(), time.monotonic() + seconds
+        while b"\n" not in self.lines:
+            if not select.select([number], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                return {}
+            piece = os.read(number, 1 << 12)
+            if not piece:
+                return {}
+            self.lines += piece
+        line, _, self.lines = self.lines.partition(b"\n")
+        return dict(json.loads(line))
+
+
+class Sandbox:
+    """Starts programs of the folder `jail/`; safe to use from several threads.
+
+    Args:
+        limits: of every cell.
+        namespaces: False does without; None uses them where the kernel allows.
+    """
+
+    def __init__(self, limits: Limits, *, namespaces: bool | None = None) -> None:
+        self.limits = limits
+        self._namespaces = namespaces
+        self._reason = "switched off" if namespaces is False else ""
+        self._lock = threading.Lock()
+
+    @property
+    def isolation(self) -> dict[str, Any]:
+        """What is shut off; for people and for the fingerprint."""
+        on = self._allowed()
+        words: dict[str, Any] = {"network": on, "processes": on, "files": on}
+        return words if on else words | {"reason": self._reason}
+
+    def start(self, script: str, sockets: list[socket.socket]) -> Cell:
+        """Start a script of `jail/`; its descriptors 3, 4 … are the sockets. Call `Cell.started` next."""
+        return self._start(script, sockets, namespaces=self._allowed())
+
+    def _allowed(self) -> bool:
+        with self._lock:
+            if self._namespaces is None:
+                mine, other = socket.socketpair()
+                with mine, other:
+                    cell = self._start("candidate.py", [other], namespaces=True)
+                    try:
+                        cell.started()
+                        self._namespaces = True
+                    except SandboxError as error:
+                        self._namespaces, self._reason = False, str(error)
+                    finally:
+                        cell.end()
+            return self._namespaces
+
+    def _start(self, script: str, sockets: list[socket.socket], *, namespaces: bool) -> Cell:
+        folder = None
+        if not namespaces:
+            folder = tempfile.TemporaryDirectory(prefix="dgd-", ignore_cleanup_errors=True)
+            os.chmod(folder.name, 0o777)  # nobody's too; the name is secret enough for a folder of scratch files
+        prefixes = [str(Path(path).resolve()) for path in (sys.prefix, sys.base_prefix)]
+        python = Path(prefixes[0], Path(sys.executable).resolve().parent.name, Path(sys.executable).name)
+        packages = str(Path(sysconfig.get_path("purelib")).resolve())
+        home = "/sandbox" if folder is None else folder.name
+        numbers = [each.fileno() for each in sockets]
+        order = {
+            # -P, -S: neither the script's folder nor start-up files of packages; the environment is ours and may be read
+            "argv": [str(python if python.exists() else sys.executable), "-P", "-S", "-B", str(JAIL / script), packages],
+            "env": {
+                "HOME": home,
+                "TMPDIR": home,
+                "PATH": "/usr/bin:/bin",
+                "LANG": "C.UTF-8",
+                "PYTHONHASHSEED": "0",  # the order of a set is the same in every run
+                "OMP_NUM_THREADS": "1",
+                "OPENBLAS_NUM_THREADS": "1",
+            },
+            "fds": numbers,
+            "namespaces": namespaces,
+            "visible": [*SYSTEM, *prefixes, str(JAIL)],
+            "folder": folder and folder.name,
+            **self.limits._asdict(),
+        }
+        warden = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-B", str(JAIL / "enter.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            pass_fds=numbers,
+            env={"PATH": "/usr/bin:/bin"},
+            cwd="/",
+            start_new_session=True,
+        )
+        assert warden.stdin is not None
+        with contextlib.suppress(OSError):  # it died: `started` says so
+            warden.stdin.write(json.dumps(order).encode() + b"\n")
+            warden.stdin.flush()
+        return Cell(warden, folder)
