@@ -2,6 +2,7 @@
 
 from callbacks.adapt_metrics import AdaptMetrics
 from callbacks.case_studies import CaseStudies
+from callbacks.clbench_scorer import CLBenchScorer
 from callbacks.decode_metrics import DecodeMetrics
 from callbacks.diagnostic_report import DiagnosticReport
 from callbacks.divergence import DivergenceMetrics
@@ -9,10 +10,10 @@ from callbacks.fit_progress import FitProgress
 from callbacks.prediction_writer import PredictionWriter
 from callbacks.progress import DecodeProgress
 from callbacks.provenance import Provenance
-from callbacks.solve_rate import SolveRate
 
 __all__ = [
     "AdaptMetrics",
+    "CLBenchScorer",
     "CaseStudies",
     "DecodeMetrics",
     "DecodeProgress",
@@ -21,5 +22,4 @@ __all__ = [
     "FitProgress",
     "PredictionWriter",
     "Provenance",
-    "SolveRate",
 ]

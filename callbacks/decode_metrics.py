@@ -15,8 +15,8 @@ from rich.table import Table
 from callbacks.arm_stats import ArmStats, collect, speed_up
 from callbacks.curve import acceptance_figure, bar_line
 from callbacks.prediction_writer import written_before
-from callbacks.tables import print_tables
 from dgd_lightning import run_folder
+from dgd_lightning.report.print_tables import print_tables
 
 
 class DecodeMetrics(Callback):

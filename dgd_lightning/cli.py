@@ -22,6 +22,7 @@ subcommands:
   test       read gold answers with target, draft, controls and layers: a go/no-go table and verdict;
              or run the test loop of a training module
   sweep      search settings of a predict run with Optuna, one process a trial
+  score      grade the answers of finished runs: by program, by math-verify, in a sandbox, or by a judge
 
 Every value of a YAML file can be overridden: dgd predict --config configs/quickstart.yaml --data.limit 8
 Start with:                                  dgd predict --config configs/quickstart.yaml
@@ -140,6 +141,12 @@ def _sweep(argv: Sequence[str]) -> int:
     return sweep(argv)
 
 
+def _score(argv: Sequence[str]) -> int:
+    from dgd_lightning.score import main as score
+
+    return score(argv)
+
+
 # Subcommand -> what runs it with the whole argument list; commands without a model register their own function.
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "fit": _lightning,
@@ -147,6 +154,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "test": _lightning,
     "predict": _lightning,
     "sweep": _sweep,
+    "score": _score,
 }
 
 

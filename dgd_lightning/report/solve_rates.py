@@ -2,63 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from textwrap import wrap
-from typing import NamedTuple
 
 from rich.table import Table
 
 from dgd_lightning.metrics.paired import Difference
-from dgd_lightning.scoring.graded import Graded, Versus, by_arm
-from dgd_lightning.scoring.statistics import Comparison, Pair, compare, holm, rate
+from dgd_lightning.scoring.graded import Graded, by_arm
+from dgd_lightning.scoring.summary import Compared, rates
 
 ALL = "all tasks"
 REVERTED = "reverted to the prior"
+RUBRICS = "rubrics that hold"
 HEADER = 14  # characters of a header's line
 
 
-class Compared(NamedTuple):
-    """Two arms, and how they differ."""
-
-    versus: Versus
-    result: Comparison
-    holm: float  # p adjusted for all comparisons of the table
-
-
-def compared(scores: Sequence[Graded], wanted: Sequence[Versus], *, seed: int = 0) -> list[Compared]:
-    """Every wanted comparison over the tasks scored under both arms; those without such tasks are left out."""
-    arms = by_arm(scores)
-    found = []
-    for versus in wanted:
-        base, other = arms.get(versus.base, {}), arms.get(versus.arm, {})
-        pairs = [
-            Pair(one.context, one.score, other[idx].score)  # type: ignore[arg-type]
-            for idx, one in base.items()
-            if idx in other and one.score is not None and other[idx].score is not None
-        ]
-        if pairs:
-            found.append((versus, compare(pairs, seed=seed)))
-    adjusted = holm([result.p for _, result in found])
-    return [Compared(versus, result, p) for (versus, result), p in zip(found, adjusted, strict=True)]
-
-
 def rate_table(scores: Sequence[Graded]) -> Table:
-    """Solve rates: a line per arm; all tasks with their 95% interval over contexts, then by category."""
-    table = Table(title="Solve rate (all rubrics hold; 95% intervals over contexts)", title_justify="left")
+    """Solve rates: a line per arm; all tasks with their 95% interval over contexts, then by category.
+
+    Where tasks are unscored, a second column counts them as not solved, and a third says what the rate could still be.
+    """
+    lost = any(one.score is None for one in scores)
+    title = "Solve rate (all rubrics hold; 95% intervals over contexts)"
+    caption = "official: of the scored tasks. strict: unscored ones count as not solved. at most: as solved."
+    table = Table(title=title, title_justify="left", caption=caption if lost else None, caption_justify="left")
     arms = by_arm(scores)
     categories = sorted({one.category for one in scores if one.category})
     reversible = any(one.reverted is not None for one in scores)
+    rubrics = any(one.satisfied[1] > 1 for one in scores)
+    whole = ["official", "strict", "at most"] if lost else [ALL]
     table.add_column("arm")
-    for header in (ALL, *categories, *([REVERTED] if reversible else [])):
+    for header in (*whole, *categories, *([RUBRICS] if rubrics else []), *([REVERTED] if reversible else [])):
         table.add_column("\n".join(wrap(header, HEADER)), justify="right")
     for arm, tasks in arms.items():
-        graded = [one for one in tasks.values() if one.score is not None]
-        cells = [_rate(graded, interval=True)]
-        cells += [_rate([one for one in graded if one.category == category]) for category in categories]
+        graded = list(tasks.values())
+        found = rates(graded)
+        cells = [_rate(found.official, found.solved, found.scored)]
+        if lost:
+            cells += [_rate(found.strict, found.solved, found.tasks), f"{100 * found.most:.1f}%"]
+        for category in categories:
+            scored = [one.score for one in graded if one.category == category and one.score is not None]
+            cells.append(_share(sum(scored), len(scored)))
+        if rubrics:
+            cells.append(f"{100 * found.rubrics:.1f}%" if found.rubrics == found.rubrics else "–")
         if reversible:
             contradicted = [one.reverted for one in graded if one.reverted is not None]
             cells.append(_share(sum(contradicted), len(contradicted)))
         table.add_row(arm, *cells)
+    return table
+
+
+def group_table(
+    scores: Sequence[Graded], title: str, group_of: Callable[[Graded], str], arms: Sequence[str]
+) -> Table | None:
+    """Solve rates of the scored tasks, a line per group and a column per arm; None where there are no two groups."""
+    groups = sorted({group_of(one) for one in scores} - {""})
+    if len(groups) < 2:
+        return None
+    table = Table(title=title, title_justify="left")
+    table.add_column("tasks")
+    for arm in arms:
+        table.add_column("\n".join(wrap(arm, HEADER)), justify="right")
+    for group in groups:
+        cells = []
+        for arm in arms:
+            members = (one for one in scores if one.arm == arm and group_of(one) == group)
+            scored = [one.score for one in members if one.score is not None]
+            cells.append(_share(sum(scored), len(scored)).replace("\n", "  "))
+        table.add_row(group, *cells)
     return table
 
 
@@ -98,16 +109,12 @@ def points(difference: Difference) -> str:
     return f"{value} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
 
 
-def _rate(graded: Sequence[Graded], *, interval: bool = False) -> str:
-    solved = [float(one.score or 0.0) for one in graded]
-    if not solved:
+def _rate(found: Difference, solved: float, tasks: int) -> str:
+    if not tasks:
         return "–"
-    bounds = ""
-    if interval:
-        found = rate([(one.context, value) for one, value in zip(graded, solved, strict=True)])
-        bounds = f" [{100 * found.low:.0f}, {100 * found.high:.0f}]" if found.low == found.low else ""
-    return f"{100 * sum(solved) / len(solved):.1f}%{bounds}\n{sum(solved):g}/{len(solved)}"
+    bounds = f" [{100 * found.low:.0f}, {100 * found.high:.0f}]" if found.low == found.low else ""
+    return f"{100 * found.value:.1f}%{bounds}\n{solved:g}/{tasks}"
 
 
-def _share(count: int, total: int) -> str:
-    return f"{100 * count / total:.1f}%\n{count}/{total}" if total else "–"
+def _share(count: float, total: int) -> str:
+    return f"{100 * count / total:.1f}%\n{count:g}/{total}" if total else "–"

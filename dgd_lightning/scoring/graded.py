@@ -22,6 +22,7 @@ class Graded(NamedTuple):
     score: float | None  # None: not scored
     satisfied: tuple[int, int]  # rubrics that hold, of how many
     reverted: bool | None  # to the prior; None where no prior is contradicted
+    prompt_tokens: int | None = None
 
 
 class ArmFacts(NamedTuple):
@@ -44,16 +45,14 @@ class Versus(NamedTuple):
 def graded_by_program(row: dict[str, Any]) -> Graded | None:
     """A lab row's answer, graded by its program checks; None for other rows and for rows without an answer."""
     text = row["model_output"]
-    if text is None or not has_checks(row):
-        return None
-    reverted = reverted_to_prior(row, text) if row["metadata"]["lab"].get("prior") == "contradict" else None
-    return graded(row, grade(row, text))._replace(reverted=reverted)
+    return graded(row, grade(row, text)) if text is not None and has_checks(row) else None
 
 
 def graded(row: dict[str, Any], score: Score) -> Graded:
-    """A row with its score."""
-    metadata = row.get("metadata")
+    """A row with its score; whether a lab answer reverted to the prior is read from the row."""
+    metadata, text = row.get("metadata"), row["model_output"]
     about = metadata if isinstance(metadata, dict) else {}
+    contradicted = text is not None and has_checks(row) and about["lab"].get("prior") == "contradict"
     return Graded(
         row["idx"],
         row.get("dgd", {}).get("arm", ""),
@@ -62,8 +61,22 @@ def graded(row: dict[str, Any], score: Score) -> Graded:
         str(about.get("sub_category", "")),
         score.value,
         (sum(status == "yes" for status in score.status), len(score.status)),
-        None,
+        reverted_to_prior(row, text) if contradicted else None,
+        row.get("dgd", {}).get("prompt_tokens"),
     )
+
+
+def read_graded(rows: Iterable[dict[str, Any]]) -> tuple[list[Graded], list[ArmFacts]]:
+    """Scores and arms of graded rows: ours, or CL-bench's own (``score``, ``requirement_status``)."""
+    scores: list[Graded] = []
+    arms: dict[str, ArmFacts] = {}
+    for row in rows:
+        value = row.get("score")
+        status = [str(one).strip().lower() for one in row.get("requirement_status") or []]
+        score = Score(None if value is None else float(value), status, str(row.get("grading_rationale", "")))
+        scores.append(graded(row, score))
+        arms.setdefault(scores[-1].arm, arm_facts(row))
+    return scores, list(arms.values())
 
 
 def arm_facts(row: dict[str, Any]) -> ArmFacts:

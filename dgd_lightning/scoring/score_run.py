@@ -56,6 +56,7 @@ class Counts(NamedTuple):
     unscored: int  # graders gave up
     reused: int  # scored by an earlier run
     skipped: int  # without an answer
+    left: int = 0  # for no grader that is here
 
 
 def source(path: str | Path) -> Source:
@@ -132,7 +133,11 @@ def read_scores(path: Path) -> dict[Key, Record]:
 
 
 def score_rows(
-    where: Source, graders: Sequence[Grader], *, on_progress: Callable[[Counts], None] | None = None
+    where: Source,
+    graders: Sequence[Grader],
+    *,
+    leave: bool = False,
+    on_progress: Callable[[Counts], None] | None = None,
 ) -> dict[Key, Record]:
     """Score every row that has an answer and no score yet.
 
@@ -142,6 +147,7 @@ def score_rows(
     Args:
         where: see :func:`source`.
         graders: the first that takes a row grades it.
+        leave: rows that no grader takes stay without a score; otherwise they are an error.
         on_progress: called after every score.
 
     Returns:
@@ -185,6 +191,9 @@ def score_rows(
             answer = row["model_output"]
             if answer is None:
                 counts = counts._replace(skipped=counts.skipped + 1)
+                continue
+            if leave and not any(grader.takes(row) for grader in graders):
+                counts = counts._replace(left=counts.left + 1)
                 continue
             grader = grader_for(row, graders)
             place, key = run_folder.key(row), content_key(row, grader.name, prints[grader.name])

@@ -79,14 +79,22 @@ def compare(pairs: Iterable[Pair], *, seed: int = 0) -> Comparison:
 def rate(scores: Iterable[tuple[str, float]], *, seed: int = 0) -> Difference:
     """Mean score with its 95% interval over contexts.
 
+    Where all tasks are solved or none is, resampling gives no interval: then the bounds are those of the share of
+    contexts that are all one thing (Clopper & Pearson 1934, scipy), which no rate of tasks can be surer of.
+
     Args:
         scores: (context, score) of each task.
         seed: of the bootstrap.
     """
     by_context: dict[str, list[float]] = defaultdict(list)
     for context, score in scores:
-        by_context[context].append(score)
+        by_context[context].append(float(score))
     values = by_context.values()
+    only = {score for one in values for score in one}
+    if len(only) == 1 and only <= {0.0, 1.0}:
+        same = only.pop()
+        bounds = binomtest(round(same * len(values)), len(values)).proportion_ci(0.95, method="exact")
+        return Difference(same, float(bounds.low), float(bounds.high))
     return clustered_mean([sum(v) for v in values], [len(v) for v in values], seed=seed)
 
 

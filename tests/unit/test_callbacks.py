@@ -16,11 +16,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from callbacks.arm_stats import ArmStats, collect, speed_up
+from callbacks.clbench_scorer import CLBenchScorer
 from callbacks.curve import acceptance_figure, bar_line
 from callbacks.decode_metrics import histogram_tables, summary_table
 from callbacks.fit_progress import FitProgress
 from callbacks.provenance import Provenance, git_state
-from callbacks.solve_rate import SolveRate
 from dgd_lightning import run_folder
 from dgd_lightning.errors import InputError
 
@@ -233,7 +233,7 @@ def test_printed_histogram_counts_verifications() -> None:
     assert histogram_tables({"plain": stats["plain"]}) == []
 
 
-def test_solve_rate_passes_over_rows_without_checks(tmp_path: Path) -> None:
+def test_scorer_leaves_rows_that_it_cannot_grade(tmp_path: Path) -> None:
     check = {"type": "contains", "value": "red"}
     lab = {"checks": [check], "prior": "novel", "prior_answer": None}
     metadata = [None, "a lab", 5, {"lab": None}, {"lab": "checks"}, {"lab": {}}, {"lab": lab, "context_category": "A"}]
@@ -244,9 +244,10 @@ def test_solve_rate_passes_over_rows_without_checks(tmp_path: Path) -> None:
     (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     trainer = SimpleNamespace(log_dir=str(tmp_path), is_global_zero=True, logger=None)
     module = SimpleNamespace(summary_tables=[])
-    SolveRate().on_predict_end(trainer, module)  # type: ignore[arg-type]
-    (table,) = module.summary_tables
-    assert [list(column.cells) for column in table.columns] == [["a"], ["100.0%\n1/1"], ["100.0%\n1/1"]]
+    CLBenchScorer().on_predict_end(trainer, module)  # type: ignore[arg-type]
+    table, note = module.summary_tables
+    assert str(note).startswith("6 answers need a judge")
+    assert [list(column.cells) for column in table.columns] == [["a"], ["100.0% [3, 100]\n1/1"], ["100.0%\n1/1"]]
 
 
 class Halving(L.LightningModule):

@@ -114,6 +114,16 @@ def arms(rng: np.random.Generator, effect: float, contexts: int = 500, tasks: in
     return [Pair(str(c), float(b), float(o)) for c, b, o in zip(context, base, other, strict=True)]
 
 
+def test_rate_of_equal_tasks_still_has_an_interval() -> None:
+    """No task of ten contexts solved: the rule of three in its exact two-sided form, however many tasks they have."""
+    none = rate([(str(number), 0.0) for number in range(10) for _ in range(4)])
+    assert none.value == none.low == 0.0
+    assert none.high == pytest.approx(1 - 0.025 ** (1 / 10))
+    every = rate([(str(number), 1.0) for number in range(10)])
+    assert (every.value, every.high) == (1.0, 1.0)
+    assert every.low == pytest.approx(0.025 ** (1 / 10))
+
+
 def differences(rng: np.random.Generator, effect: float, **size: int) -> list[list[float]]:
     """By context, of its tasks."""
     contexts: dict[str, list[float]] = {}

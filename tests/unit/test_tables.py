@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from callbacks.adapt_metrics import gain_table
-from callbacks.tables import fitting, print_tables
 from dgd_lightning.metrics.paired import Difference, TauGain
+from dgd_lightning.report.print_tables import fitting, print_tables
 
 
 def gains(arms: int) -> Table:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -9,7 +11,7 @@ from rich.text import Text
 ENDLESS = 100_000  # columns: what a table is measured by
 
 
-def print_tables(console: Console, parts: list[Table | Text]) -> None:
+def print_tables(console: Console, parts: Sequence[Table | Text]) -> None:
     """Print tables, each in a form that the console has room for, and lines of text between them."""
     for part in parts:
         if isinstance(part, Text):

@@ -1,0 +1,83 @@
+"""`CLBenchScorer`: grades the answers at the end of a predict run, where that needs no judge elsewhere."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.text import Text
+
+from dgd_lightning.report.solve_rates import ALL, comparison_table, rate_table
+from dgd_lightning.scoring.code import CodeGrader
+from dgd_lightning.scoring.grade_run import grade_run
+from dgd_lightning.scoring.graded import Graded, by_arm
+from dgd_lightning.scoring.grader import Grader
+from dgd_lightning.scoring.judge import RubricJudge
+from dgd_lightning.scoring.judge_config import JudgeConfig
+from dgd_lightning.scoring.lab import LabGrader
+from dgd_lightning.scoring.mathematics import MathGrader
+from dgd_lightning.scoring.score_run import source
+from dgd_lightning.scoring.summary import Compared
+
+
+class CLBenchScorer(Callback):
+    """Adds solve rates and what the arms changed to the run's summary, to TensorBoard and to the run folder.
+
+    Rows with program checks (the lab's), GSM8K's and MATH's are graded here; what needs a judge or a sandbox only where
+    it is asked for. Rows that nobody here grades are left for ``dgd score``. A task counts as solved if all its rubrics
+    hold, as in CL-bench. Arms with another law than the target's own are compared with their baseline and with their
+    null controls, task by task.
+
+    Args:
+        judge: of rows with rubrics that no program checks; None leaves them.
+        allow_code_execution: run programs that the model wrote, in a sandbox; HF_ALLOW_CODE_EVAL=1 says so too.
+        workers: programs and answers looked at at once.
+    """
+
+    def __init__(self, judge: JudgeConfig | None = None, allow_code_execution: bool = False, workers: int = 2) -> None:
+        self.judge, self.workers = judge, workers
+        self.code = CodeGrader(allow_code_execution=allow_code_execution or None, workers=workers)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        log_dir = trainer.log_dir  # a collective: every rank asks
+        if not trainer.is_global_zero or log_dir is None:
+            return
+        graders: list[Grader] = [LabGrader(), MathGrader(workers=self.workers)]
+        graders += [self.code] if self.code.allowed else []
+        graders += [RubricJudge(self.judge)] if self.judge is not None else []
+        try:
+            run = grade_run(source(Path(log_dir)), graders, leave=True)
+        finally:
+            for grader in graders:
+                grader.close()
+        tables: list[Any] = pl_module.summary_tables  # type: ignore[assignment]
+        if any(one.score is not None for one in run.scores):
+            tables.append(rate_table(run.scores))
+        if run.compared:
+            tables.append(comparison_table(run.compared))
+        if run.counts.left:
+            tables.append(Text(f"{run.counts.left} answers need a judge or a sandbox: dgd score {log_dir}"))
+        if isinstance(trainer.logger, TensorBoardLogger):
+            _log(trainer.logger.experiment, run.scores, run.compared)
+
+
+def _log(writer: Any, scores: Sequence[Graded], found: Sequence[Compared]) -> None:
+    for arm, tasks in by_arm(scores).items():
+        groups: dict[str, list[float]] = defaultdict(list)
+        for one in tasks.values():
+            if one.score is not None:
+                for group in filter(None, (one.category, ALL)):
+                    groups[f"solve_rate/{group}"].append(one.score)
+            if one.reverted is not None:
+                groups["reverted_to_prior"].append(float(one.reverted))
+        for name, values in groups.items():
+            writer.add_scalar(f"{arm}/{name}", sum(values) / len(values), len(values))
+    for versus, result, _ in found:
+        for part, value in result.difference._asdict().items():
+            if value == value:  # NaN: no interval
+                writer.add_scalar(f"{versus.arm}/solve_rate_against/{versus.base}/{part}", value, result.tasks)
+    writer.flush()

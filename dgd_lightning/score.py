@@ -1,0 +1,201 @@
+"""`dgd score RUN…`: grade the answers of finished runs, or of any file in CL-bench's format; no model is loaded.
+
+The same command continues what was interrupted; only what has no score yet, or whose answer or grader has changed, is
+graded. Each run gets ``scores.jsonl`` (as they come), ``graded.jsonl`` (CL-bench's format) and ``scores.json`` (sums).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dgd_lightning.errors import InputError
+from dgd_lightning.report.print_tables import print_tables
+from dgd_lightning.report.solve_rates import comparison_table, group_table, rate_table
+from dgd_lightning.scoring.as_graded import AsGraded
+from dgd_lightning.scoring.code import CodeGrader
+from dgd_lightning.scoring.grade_run import grade_run
+from dgd_lightning.scoring.grader import Grader
+from dgd_lightning.scoring.judge import RubricJudge
+from dgd_lightning.scoring.judge_config import JudgeConfig
+from dgd_lightning.scoring.lab import LabGrader
+from dgd_lightning.scoring.mathematics import MathGrader
+from dgd_lightning.scoring.score_run import Counts, Source, rows_of, source
+from dgd_lightning.scoring.summary import GROUPS
+
+LINE_EVERY = 15.0  # seconds between lines of progress where stderr is no terminal
+TITLES = {"by_sub_category": "Solve rate by sub-category", "by_length": "Solve rate by prompt length"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `dgd score RUN… [--judge.model NAME …]`.
+
+    Args:
+        argv: with the subcommand's name first.
+
+    Raises:
+        InputError: a setting that can't work, a run that is not there, or a grader that can't go on.
+    """
+    options = parse_options(list(argv)[1:])
+    sources = [source(run) for run in options.runs]
+    excluded = read_excluded(options.exclude)
+    graders = make_graders(options)
+    try:
+        for where in sources:
+            score_one(where, graders, excluded)
+    finally:
+        for grader in graders:
+            grader.close()
+    return 0
+
+
+def parse_options(argv: list[str]) -> Namespace:
+    """The command's options.
+
+    Args:
+        argv: without the subcommand's name.
+
+    Raises:
+        InputError: an unknown or unparsable option.
+    """
+    parser = ArgumentParser(prog="dgd score", exit_on_error=False, description=__doc__)
+    parser.add_argument("--config", action="config", help="YAML file with the keys below")
+    parser.add_argument("runs", type=str, nargs="+", help="run folders, or JSONL files with model_output")
+    parser.add_argument("--judge", type=JudgeConfig | None, default=None, help="for rows with rubrics")
+    parser.add_argument(
+        "--allow_code_execution",
+        type=bool,
+        default=False,
+        help="run programs that a model wrote, for HumanEval and MBPP (or set HF_ALLOW_CODE_EVAL=1)",
+    )
+    parser.add_argument("--code_workers", type=int, default=2, help="programs run at once")
+    parser.add_argument("--math_workers", type=int, default=2, help="answers compared at once")
+    parser.add_argument("--regrade", type=bool, default=False, help="grade rows anew that came with a score")
+    parser.add_argument("--exclude", type=str | None, default=None, help="file of task ids, one a line: told both ways")
+    from jsonargparse import ArgumentError
+
+    from dgd_lightning.cli_errors import from_parser_message
+
+    try:
+        options = parser.instantiate_classes(parser.parse_args(argv))
+    except ArgumentError as error:
+        raise from_parser_message(str(error)) from error
+    for key in ("code_workers", "math_workers"):
+        if options[key] < 1:
+            raise InputError(key, expected="at least 1", received=options[key], mend="use 1 or more")
+    return options
+
+
+def make_graders(options: Namespace) -> list[Grader]:
+    """All graders, programs before the judge."""
+    graders: list[Grader] = [] if options.regrade else [AsGraded()]
+    graders += [
+        LabGrader(),
+        MathGrader(workers=options.math_workers),
+        CodeGrader(allow_code_execution=options.allow_code_execution or None, workers=options.code_workers),
+        NoJudge() if options.judge is None else RubricJudge(options.judge),
+    ]
+    return graders
+
+
+class NoJudge(Grader):
+    """Stands where a judge is missing, and says so."""
+
+    name = "no judge"
+
+    def takes(self, row: dict[str, Any]) -> bool:
+        return bool(row.get("rubrics"))
+
+    def grade(self, row: dict[str, Any], answer: str) -> Any:
+        raise InputError(
+            "judge",
+            expected="a judge, for rows with rubrics that no program checks",
+            received="none",
+            mend="name one with --judge.model (and --judge.base_url, OPENAI_API_KEY), see docs/scoring.md",
+        )
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {}
+
+
+def read_excluded(path: str | None) -> frozenset[str]:
+    """Task ids, one a line; empty lines and what follows a # are passed over.
+
+    Raises:
+        InputError: the file can't be read.
+    """
+    if path is None:
+        return frozenset()
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            "exclude", expected="a text file of task ids", received=error, mend="check the path"
+        ) from error
+    return frozenset(idx for line in lines if (idx := line.partition("#")[0].strip()))
+
+
+def score_one(where: Source, graders: Sequence[Grader], excluded: frozenset[str]) -> None:
+    """Score one run, write its files and print its tables."""
+    total = sum(1 for _ in rows_of(where.rows))
+    with closing(Bar(where.rows, total)) as bar:
+        run = grade_run(where, graders, excluded=excluded, on_progress=bar)
+    tables = [rate_table(run.scores)]
+    if excluded:
+        tables.append(rate_table(run.kept))
+        tables[-1].title = f"Without the {len(excluded)} excluded tasks"
+    arms = list(dict.fromkeys(one.arm for one in run.scores))
+    shown = [arm for arm in arms if any(arm in (c.versus.arm, c.versus.base) for c in run.compared)] or arms
+    for name, title in TITLES.items():
+        if (table := group_table(run.scores, title, GROUPS[name], shown)) is not None:
+            tables.append(table)
+    if run.compared:
+        tables.append(comparison_table(run.compared))
+    print_tables(Console(width=None if sys.stdout.isatty() else 120), tables)
+    if lost := sum(one.score is None for one in run.scores):
+        print(
+            f"{lost} of {len(run.scores)} answers have no score: grading_rationale in {where.graded} says why. "
+            "The same command tries again."
+        )
+    print(f"graded rows: {where.graded}")
+    print(f"in sum:      {where.summary}")
+
+
+class Bar:
+    """Progress: a bar on a terminal, now and then a line elsewhere."""
+
+    def __init__(self, path: Path, total: int) -> None:
+        self.path, self.total, self.shown = path, total, time.monotonic()
+        self.bar: Progress | None = None
+        if sys.stderr.isatty():
+            parts = (
+                TextColumn("scoring"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[lost]}"),
+            )
+            self.bar = Progress(*parts, console=Console(stderr=True), transient=True)
+            self.bar.start()
+            self.task = self.bar.add_task("scoring", total=total, lost="")
+
+    def __call__(self, counts: Counts) -> None:
+        done = counts.scored + counts.unscored + counts.reused + counts.skipped
+        lost = f"{counts.unscored} without a score" if counts.unscored else ""
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done, lost=lost)
+        elif time.monotonic() - self.shown > LINE_EVERY:
+            self.shown = time.monotonic()
+            print(f"scoring {self.path}: {done} of {self.total} {lost}".rstrip(), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()

@@ -1,0 +1,74 @@
+"""One run from answers to files of scores: what `dgd score` and the callback `CLBenchScorer` share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from dgd_lightning.errors import InputError
+from dgd_lightning.files import whole_files
+from dgd_lightning.scoring.graded import Graded, comparisons, read_graded
+from dgd_lightning.scoring.grader import Grader
+from dgd_lightning.scoring.judge import RubricJudge
+from dgd_lightning.scoring.score_run import Counts, Source, rows_of, score_rows, write_graded
+from dgd_lightning.scoring.summary import Compared, compared, summary
+
+
+class GradedRun(NamedTuple):
+    """What a run came to."""
+
+    scores: list[Graded]  # of every row, but for those left to other graders
+    kept: list[Graded]  # without the excluded tasks
+    compared: list[Compared]  # over all tasks
+    counts: Counts
+
+
+def grade_run(
+    where: Source,
+    graders: Sequence[Grader],
+    *,
+    leave: bool = False,
+    excluded: frozenset[str] = frozenset(),
+    on_progress: Callable[[Counts], None] | None = None,
+) -> GradedRun:
+    """Score a run's rows and write ``graded.jsonl`` and ``scores.json`` beside them.
+
+    Args:
+        where, graders, leave, on_progress: as in :func:`score_rows`.
+        excluded: tasks that are reported both ways, with and without them.
+
+    Raises:
+        InputError: see :func:`score_rows`; or an excluded task is not there.
+    """
+    counts = Counts(0, 0, 0, 0, 0)
+
+    def keep(now: Counts) -> None:
+        nonlocal counts
+        counts = now
+        if on_progress is not None:
+            on_progress(now)
+
+    write_graded(where, score_rows(where, graders, leave=leave, on_progress=keep))
+    rows = rows_of(where.graded)
+    scores, arms = read_graded(row for row in rows if not leave or row["dgd"]["grader"] or row["model_output"] is None)
+    if unknown := excluded - {one.idx for one in scores}:
+        raise InputError(
+            "exclude",
+            expected="ids of tasks that are there",
+            received=f"{len(unknown)} that are not in {where.rows}, such as {min(unknown)}",
+            mend="correct the list",
+        )
+    wanted = comparisons(arms)
+    found = compared(scores, wanted)
+    kept = [one for one in scores if one.idx not in excluded]
+    report: dict[str, Any] = summary(scores, found)
+    if excluded:
+        report["without_excluded"] = {"excluded": sorted(excluded), **summary(kept, compared(kept, wanted))}
+    used = {row["dgd"]["grader"] for row in rows_of(where.graded)}
+    report["graders"] = {grader.name: grader.fingerprint() for grader in graders if grader.name in used}
+    report["judge"] = next((grader.totals() for grader in graders if isinstance(grader, RubricJudge)), None)
+    name = where.summary.name
+    with whole_files(where.summary.parent, name) as scratch:
+        (scratch / name).write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return GradedRun(scores, kept, found, counts)
