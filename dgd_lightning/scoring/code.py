@@ -23,6 +23,7 @@ from __future__ import annotations
 import ast
 import os
 import socket
+import sys
 import time
 from typing import Any
 
@@ -104,7 +105,7 @@ class CodeGrader(Grader):
         """See `Grader.fingerprint`."""
         return {
             "grader": self.name,
-            "python": ".".join(map(str, os.sys.version_info[:3])),  # type: ignore[attr-defined]
+            "python": ".".join(map(str, sys.version_info[:3])),
             "limits": self.limits._asdict(),
             "challenge": self.challenge,
             "isolation": self.sandbox.isolation if self.allowed else None,

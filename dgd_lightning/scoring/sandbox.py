@@ -65,7 +65,8 @@ class Cell:
         """Kill everything that is left of it.
 
         Returns:
-            Why it ended: "exit", "released" (it still ran), a limit, or "unknown" (the warden was killed).
+            Why it ended: "exit", "exit code N", "signal N", "released" (it still ran), a limit ("cpu time", "wall
+            time", "memory", "processes", "disk"), or "unknown" (the warden was killed).
         """
         assert self.warden.stdin is not None and self.warden.stdout is not None
         with contextlib.suppress(OSError):

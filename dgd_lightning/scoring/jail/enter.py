@@ -152,8 +152,9 @@ def limit(order: Order) -> None:
     for kind, value in wanted.items():
         _, hard = resource.getrlimit(kind)
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        grace = 1 if kind == resource.RLIMIT_CPU and hard in (resource.RLIM_INFINITY, value + 1) else 0
         try:
-            resource.setrlimit(kind, (value, value))
+            resource.setrlimit(kind, (value, value + grace))  # a second between SIGXCPU, which tells, and SIGKILL
         except (OSError, ValueError):
             if LINUX:  # macOS knows no limit of address space
                 raise
@@ -264,14 +265,27 @@ def used_disk(folder: str | None) -> int:
     return total
 
 
+def exit_of(child: int, patience: float = 0.0) -> str:
+    """How the command ended by itself, "" where it still runs; without an asker it ends soon."""
+    until = time.monotonic() + patience
+    while True:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            code = os.waitstatus_to_exitcode(status) & 0xFF  # as `init` hands it on: 256 − signal
+            return {0: "exit", 256 - signal.SIGXCPU: "cpu time"}.get(code, f"exit code {code}" if code < 192 else f"signal {256 - code}")
+        if time.monotonic() >= until:
+            return ""
+        time.sleep(0.005)
+
+
 def watch(order: Order, child: int) -> str:
-    """Wait for the end of the command; says why it ended: "exit", "released", or the limit."""
+    """Wait for the end of the command; says why it ended: see `exit_of`, "released" (it still ran), or a limit."""
     deadline, pause = time.monotonic() + order.wall_seconds, 0.02
     while True:
         if select.select([0], [], [], pause)[0]:
-            return "released"
-        if os.waitpid(child, os.WNOHANG)[0]:
-            return "exit"
+            return exit_of(child, patience=0.05) or "released"
+        if end := exit_of(child):
+            return end
         if time.monotonic() > deadline:
             return "wall time"
         if pause == 0.25:  # looking at all processes has its price; short programs are not looked at
@@ -321,13 +335,13 @@ def main() -> None:
                 file.write("1000")  # if memory runs out after all, this goes first
         except OSError:
             pass
-        prctl(PR_SET_DUMPABLE, 0)  # no debugger may attach
     ready, tell = os.pipe()
     try:
         if order.namespaces:
             leave_namespaces()
         else:
             prctl(PR_SET_CHILD_SUBREAPER, 1)
+            prctl(PR_SET_DUMPABLE, 0)  # no debugger may attach
     except OSError as error:
         return say({"error": str(error)})
     child = os.fork()

@@ -6,6 +6,7 @@ test. What is no plain value stays where it is and travels as a reference. Never
 
 from __future__ import annotations
 
+import builtins
 import json
 import socket
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 MAX_MESSAGE = 8 << 20  # bytes
 MAX_ITEMS = 100_000  # of an iterator; it may have no end
 HEX_BITS = 10_000  # longer integers go in hexadecimal, which takes linear time and has no limit of digits
+BUILTIN = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
 VIEWS: dict[str, type] = {"keys": type({}.keys()), "values": type({}.values()), "items": type({}.items())}
 
 
@@ -23,7 +25,7 @@ def encode(value: Any, refer: Callable[[Any], str | int]) -> Any:
 
     Args:
         value: nested None, bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict, range, views of a
-            dict, iterators; subclasses go as their base (a defaultdict as a dict).
+            dict, iterators, built-in types; subclasses go as their base (a defaultdict as a dict).
         refer: gives the name or number under which any other object stays behind, or raises.
     """
 
@@ -52,6 +54,8 @@ def encode(value: Any, refer: Callable[[Any], str | int]) -> Any:
     for name, kind in (("tuple", tuple), ("frozenset", frozenset), ("set", set), *VIEWS.items()):
         if isinstance(value, kind):
             return {name: each(value)}
+    if isinstance(value, type) and BUILTIN.get(value.__name__) is value:
+        return {"builtin": [value.__name__]}
     if isinstance(value, Iterator):
         return {"iterator": each(islice(value, MAX_ITEMS))}
     return {"reference": refer(value)}
@@ -65,7 +69,7 @@ def decode(data: Any, resolve: Callable[[str | int], Any]) -> Any:
         resolve: what stands for a reference here.
 
     Raises:
-        ValueError, TypeError: this is no encoded value.
+        ValueError, TypeError, KeyError: this is no encoded value.
     """
     if data is None or isinstance(data, bool | int | float | str):
         return data
@@ -83,6 +87,8 @@ def decode(data: Any, resolve: Callable[[str | int], Any]) -> Any:
         return raw if name == "bytes" else bytearray(raw)
     items = [decode(item, resolve) for item in content]
     match name:
+        case "builtin":
+            return BUILTIN[items[0]]
         case "complex":
             return complex(*map(float, items))
         case "range":

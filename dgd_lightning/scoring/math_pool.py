@@ -1,0 +1,102 @@
+"""`MathPool`: worker processes that compare results, killed where one takes too long, and started anew."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+WORKER = Path(__file__).with_name("math_worker.py")
+START_SECONDS = 120.0  # to import sympy on a busy machine
+
+
+class WorkerError(RuntimeError):
+    """A worker can't be started; no verdict on any answer."""
+
+
+class MathPool:
+    """At most ``size`` workers; safe to use from several threads.
+
+    Args:
+        size: workers, started when they are first needed.
+        seconds: for one comparison; then its worker is killed.
+        memory_mb: address space of a worker.
+    """
+
+    def __init__(self, size: int, seconds: float, memory_mb: int) -> None:
+        self.seconds, self.memory_mb = seconds, memory_mb
+        self._room = threading.Semaphore(size)
+        self._idle: list[subprocess.Popen[bytes]] = []
+
+    def compare(self, gold: str, answer: str) -> dict[str, Any]:
+        """The worker's reply: ``equal``, and how it read both; ``error`` where it could not be told in time.
+
+        Raises:
+            WorkerError: no worker starts.
+        """
+        with self._room:
+            worker = self._idle.pop() if self._idle else self._start()
+            try:
+                assert worker.stdin is not None
+                worker.stdin.write(json.dumps({"gold": gold, "answer": answer}).encode() + b"\n")
+                worker.stdin.flush()
+                reply = _line(worker, self.seconds)
+            except BaseException:
+                _kill(worker)
+                raise
+            if reply is None:
+                ended = worker.poll() is not None
+                _kill(worker)
+                return {"equal": False, "error": "the worker ended" if ended else f"no result in {self.seconds:g} s"}
+            self._idle.append(worker)
+            return reply
+
+    def close(self) -> None:
+        """End the idle workers."""
+        while self._idle:
+            _kill(self._idle.pop())
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        worker = subprocess.Popen(
+            [sys.executable, "-P", str(WORKER), str(self.memory_mb)],  # -P: `code.py` beside it is no standard library
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+        )
+        if _line(worker, START_SECONDS) is None:
+            _kill(worker)
+            raise WorkerError("a worker with math-verify does not start: try `python -c 'import math_verify'`")
+        return worker
+
+
+def _line(worker: subprocess.Popen[bytes], seconds: float) -> dict[str, Any] | None:
+    """The worker's next line, or None where it ends or takes too long."""
+    assert worker.stdout is not None
+    number, deadline, line = worker.stdout.fileno(), time.monotonic() + seconds, b""
+    while not line.endswith(b"\n"):
+        if not select.select([number], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            return None
+        piece = os.read(number, 1 << 16)
+        if not piece:
+            return None
+        line += piece
+    return dict(json.loads(line))
+
+
+def _kill(worker: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(OSError):
+        worker.kill()
+    worker.wait()
+    for pipe in (worker.stdin, worker.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
