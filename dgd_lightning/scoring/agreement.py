@@ -56,14 +56,8 @@ def agreement(rows: Iterable[dict[str, Any]]) -> Agreement:
             kept.append(int(one["score"]))
         for listed, one in zip(statuses, (row, second), strict=True):
             listed += one["requirement_status"]
-    return Agreement(
-        len(scores[0]),
-        _share(*scores),
-        cohens_kappa(*scores),
-        len(statuses[0]),
-        _share(*statuses),
-        cohens_kappa(*statuses),
-    )
+    by_task, by_rubric = ((len(pair[0]), _share(*pair), cohens_kappa(*pair)) for pair in (scores, statuses))
+    return Agreement(*by_task, *by_rubric)
 
 
 def _share(first: Sequence[Hashable], second: Sequence[Hashable]) -> float:

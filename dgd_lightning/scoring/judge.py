@@ -16,6 +16,7 @@ from dgd_lightning.scoring.judge_reply import UnreadableReply, Verdict, read_ver
 from dgd_lightning.scoring.verdicts import VerdictFile, content_key
 from dgd_lightning.types import Score
 
+BEGINNING = 200  # characters of a reply that is no verdict, for people
 UNANSWERED = Score(0.0, [], "no answer: it counts as not solved, and the judge is not asked")
 
 
@@ -174,7 +175,7 @@ class OneJudge:
         self._endpoint.close()
 
     def _ask(self, question: Question, effort: Effort) -> Verdict:
-        flaw = ""
+        flaw = beginning = ""
         for _ in range(self._asks):
             reply = self._endpoint.ask(question.prompt, effort)
             flaw = reply.flaw or ""
@@ -184,7 +185,9 @@ class OneJudge:
                 except UnreadableReply as error:
                     flaw = str(error)
             effort.faults[flaw] += 1
-        raise NoAnswer(f"{self._asks} replies were no verdict, the last: {flaw}" if self._asks > 1 else flaw)
+            beginning = " ".join(reply.text.split())[:BEGINNING]
+        shown = f" ({beginning!r} …)" if beginning else ""
+        raise NoAnswer(f"{self._asks} replies without a verdict, the last: {flaw}{shown}")
 
     def _record(self, effort: Effort, begun: float) -> dict[str, Any]:
         return {

@@ -237,7 +237,7 @@ def read_completion(body: Any) -> Reply:
         text, refusal, ending = message.get("content"), message.get("refusal"), choice.get("finish_reason")
     except (LookupError, TypeError, AttributeError) as error:
         told = body.get("error") if isinstance(body, dict) else None
-        raise ValueError(f"no chat completion: {json.dumps(told or body)[:100]}") from error
+        raise ValueError(f"no chat completion: {json.dumps(told or body)}") from error
     flaws = {"length": "a reply that was cut off", "content_filter": "a refusal (content filter)"}
     flaw = "a refusal" if refusal else flaws.get(ending)
     return Reply(text if isinstance(text, str) else "", flaw)

@@ -15,6 +15,7 @@ _ROW_CODES = ("context_length_exceeded", "string_above_max_length", "content_fil
 _ROW_WORDS = ("maximum context length", "context length", "content management policy", "too long")
 _NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 _UNREACHABLE = ("ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol")
+WORDS = 200  # characters of a server's own
 _AGAIN = (408, 409, 425, 429)
 
 
@@ -25,9 +26,7 @@ class Failure(NamedTuple):
     again: bool = True  # worth another attempt; otherwise the row has no answer
     wait: float | None = None  # seconds that the endpoint asks for
     unreachable: bool = False  # nothing listens there
-    unknown_to_blame: bool = (
-        False  # the row's content or the settings: who was answered before knows that it is the row
-    )
+    unknown_to_blame: bool = False  # the row or the settings: if others were answered before, it is the row
     stop: InputError | None = None  # a user's mistake: no row would be answered
 
 
@@ -47,28 +46,23 @@ def read_failure(error: Exception, settings: JudgeModel, argument: str, key: str
         kind = "time-out" if isinstance(error, openai.APITimeoutError) else "connection"
         return Failure(f"{kind} ({cause})", unreachable=cause in _UNREACHABLE)
     if not isinstance(error, openai.APIStatusError):
-        return Failure(f"unreadable body ({hide(str(error), key)[:120]})")
-    status, said = error.status_code, hide(_said(error), key)
+        return Failure(f"unreadable body ({hide(str(error), key)[:WORDS]})")
+    status, said = error.status_code, hide(_said(error), key)[:WORDS]
     reason = f"HTTP {status}" + (f" ({said})" if said else "")
     if status == 401:  # what the server says may repeat the key
         return Failure("HTTP 401", stop=_key_refused(settings, "HTTP 401"))
-    if status == 402 or (str(error.code or error.type) in _NO_MONEY):
-        return Failure(
-            reason, stop=_stop(settings.key_variable, "an account that can pay", reason, "add to its balance")
-        )
+    if status == 402 or str(error.code or error.type) in _NO_MONEY:
+        account = "the key of an account that can pay"
+        return Failure(reason, stop=_stop(settings.key_variable, account, reason, "add to its balance"))
     if status in _AGAIN or status >= 500:
         return Failure(f"HTTP {status}", wait=retry_after(error.response.headers))
     if status == 404:
         return Failure(reason, stop=_not_found(settings, argument, said, reason))
     if status == 413 or str(error.code) in _ROW_CODES or any(words in said.lower() for words in _ROW_WORDS):
         return Failure(reason, again=False)
-    stop = (
-        _key_refused(settings, reason)
-        if status == 403
-        else _stop(
-            argument, "a request that the endpoint accepts", reason, f"see {argument}.sampling and {argument}.model"
-        )
-    )
+    mend = f"see {argument}.sampling and {argument}.model"
+    refused = _stop(argument, "a request that the endpoint accepts", reason, mend)
+    stop = _key_refused(settings, reason) if status == 403 else refused
     return Failure(reason, again=False, unknown_to_blame=True, stop=stop)
 
 
@@ -124,4 +118,4 @@ def _said(error: Any) -> str:
     """The server's own words, on one line."""
     body = error.body
     words = body.get("message") or body.get("detail") or "" if isinstance(body, dict) else body or ""
-    return " ".join(str(words).split())[:200]
+    return " ".join(str(words).split())

@@ -36,8 +36,8 @@ def read_verdict(text: str, rubrics: int) -> Verdict:
         rubrics: how many statuses there must be.
 
     Raises:
-        UnreadableReply: no such object or several that differ, an unknown status, a wrong number of them, or a score that
-            contradicts them.
+        UnreadableReply: no such object or several that differ, an unknown status, a wrong number of them, or a score
+            that contradicts them.
     """
     found, rest = _objects(_THOUGHTS.sub("", text, count=1))
     # a verdict quoted inside a broken one must not pass for the judge's own

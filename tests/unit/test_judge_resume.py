@@ -1,0 +1,85 @@
+"""A judge killed amid its work: stored verdicts are not asked for again, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from judge_tools import KEY, JudgeServer, expected, judge_server, make_row
+
+CHILD = """
+import json, sys
+from concurrent.futures import ThreadPoolExecutor
+sys.path.insert(0, sys.argv[4])
+from judge_tools import make_judge, make_row
+judge = make_judge(sys.argv[1], sys.argv[2], timeout=5.0)
+rows = [make_row(number) for number in range(int(sys.argv[3]))]
+with ThreadPoolExecutor(4) as pool:
+    scores = list(pool.map(lambda row: judge.grade(row, row["model_output"]), rows))
+json.dump({"scores": [score[:3] for score in scores], "totals": judge.totals()}, sys.stdout)
+judge.close()
+"""
+ROWS, THREADS = 40, 4
+
+
+def start(server: JudgeServer, cache: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OPENAI_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}
+    command = [sys.executable, "-c", CHILD, server.url, str(cache), str(ROWS), str(Path(__file__).parent)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def result(child: subprocess.Popen[str]) -> dict[str, Any]:
+    out, _ = child.communicate(timeout=120)
+    assert child.returncode == 0
+    return json.loads(out)
+
+
+def verdicts(cache: Path) -> int:
+    """Whole lines; `path` may end in a torn one."""
+    return cache.read_bytes().count(b"\n") if cache.exists() else 0
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_killed_and_run_again(torn: bool, tmp_path: Path) -> None:
+    cache = tmp_path / "v.jsonl"
+    with judge_server(delay=0.05) as server:
+        child = start(server, cache)
+        begun = time.monotonic()
+        while verdicts(cache) < 10:
+            assert child.poll() is None
+            assert time.monotonic() - begun < 100
+            time.sleep(0.005)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        time.sleep(0.2)  # requests under way reach the server
+        if torn:  # a kill between the bytes of a write, which this test cannot time: cut the last line
+            cache.write_bytes(cache.read_bytes()[:-30])
+        stored, asked = verdicts(cache), len(server.prompts)
+        assert 9 <= stored < ROWS  # the kill came amid the work
+        found = result(start(server, cache))
+    rows = [make_row(number) for number in range(ROWS)]
+    assert [tuple(score) for score in found["scores"]] == [expected(row) for row in rows]
+    assert found["totals"]["cached"] == stored
+    assert len(server.prompts) - asked == found["totals"]["requests"] == ROWS - stored
+    assert len(server.prompts) <= ROWS + THREADS + torn  # only what was under way was asked for twice
+    assert len(set(server.prompts)) == ROWS
+
+
+def test_two_processes_at_once_share_their_verdicts(tmp_path: Path) -> None:
+    cache = tmp_path / "v.jsonl"
+    with judge_server(delay=0.02) as server:
+        children = [start(server, cache) for _ in range(2)]
+        found = [result(child) for child in children]
+        asked = len(server.prompts)
+        third = result(start(server, cache))
+    assert found[0]["scores"] == found[1]["scores"] == third["scores"]
+    assert third["totals"]["requests"] == 0
+    assert len(server.prompts) == asked
+    assert {json.loads(line)["score"] for line in cache.read_bytes().splitlines()} == {0, 1}
