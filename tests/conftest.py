@@ -6,30 +6,32 @@ from __future__ import annotations
 import gc
 import os
 from pathlib import Path
-
-# The default suite never asks the network. The Hub's client reads this once, when it is imported (`tiny` does).
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from tiny import FAMILIES, make_pair, make_target
 
-from dgd_lightning.pair import Pair
-from dgd_lightning.target.model import Target
+if TYPE_CHECKING:  # the process that only hands out tests need not wait for torch
+    from torch import Generator
 
-torch.set_num_threads(1)  # tiny models: a second thread only waits, and spins while it does
+    from dgd_lightning.pair import Pair
+    from dgd_lightning.target.model import Target
+
+# The default suite never asks the network. The Hub's client reads this once, when it is imported.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def pytest_collection_finish() -> None:
-    """Lightning collects garbage after every loop: not in the half million objects of imported packages."""
-    gc.freeze()
+    import torch
+
+    torch.set_num_threads(1)  # tiny models: a second thread only waits, and spins while it does
+    gc.freeze()  # Lightning collects garbage after every loop: not in the half million objects of imported packages
 
 
 def pytest_unconfigure() -> None:
     gc.unfreeze()  # extension modules complain of what is still there at the end
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=["qwen3", "llama", "qwen3_moe"])
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -37,17 +39,23 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def target(family: str) -> Target:
     """A tiny random target of each family, fp64."""
+    from tiny import make_target
+
     return make_target(family)
 
 
 @pytest.fixture
 def pair() -> Pair:
     """A tiny random Qwen3 target and a matching draft, fp64."""
+    from tiny import make_pair
+
     return make_pair()
 
 
 @pytest.fixture
-def generator() -> torch.Generator:
+def generator() -> Generator:
+    import torch
+
     return torch.Generator().manual_seed(0)
 
 

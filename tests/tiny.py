@@ -12,7 +12,6 @@ from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.pair import Pair
 from dgd_lightning.target.model import Target
 
-FAMILIES = ("qwen3", "llama", "qwen3_moe")
 _COMMON: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 32,

@@ -119,11 +119,12 @@ def test_a_second_model_of_the_hub_is_pinned(
     readouts = [other_model(model="org/second", revision="v1"), other_model(model="org/second")]
     arms = [guided({"class_path": "MatchedEntropy", "init_args": {"like": readouts[0]}}, name="old")]
     arms += [guided(readouts[1], name="new")]
-    assert dgd("predict", "--config", config({"arms": arms}, {"path": str(contexts)})).code == 0
+    path = config({"arms": arms, "max_new_tokens": 2}, {"path": str(contexts)})
+    assert dgd("predict", "--config", path).code == 0
     provenance = json.loads((tmp_path / "logs" / "run" / "version_0" / "provenance.json").read_text())
     assert provenance["model"]["second_models"] == [f"org/second@{OLD}", f"org/second@{NEW}"]
     set_ref(tmp_path / "hub", "org/second", "main", OLD)  # main moved: another run
-    assert dgd("predict", "--config", config({"arms": arms}, {"path": str(contexts)})).code == 0
+    assert dgd("predict", "--config", path).code == 0
     again = json.loads((tmp_path / "logs" / "run" / "version_1" / "provenance.json").read_text())
     assert again["config_hash"] != provenance["config_hash"]
     bad = guided(other_model(model="org/second", revision="v9"))

@@ -69,7 +69,8 @@ def test_hub_ids_are_told_apart_by_commit(
         set_ref(cache, hub_id, "main", OLD)
     use(cache, monkeypatch)
     arms = [{"name": "dflash", "method": "speculative"}]
-    path = config(model={"target": "org/target", "draft": "org/draft", "arms": arms})
+    model = {"target": "org/target", "draft": "org/draft", "arms": arms, "max_new_tokens": 2}
+    path = config(model=model)
     assert dgd("predict", "--config", path).code == 0
     named = json.loads((logs / "version_0" / "provenance.json").read_text())["model"]
     assert (named["target"], named["draft"]) == (f"org/target@{OLD}", f"org/draft@{OLD}")
@@ -78,7 +79,7 @@ def test_hub_ids_are_told_apart_by_commit(
     set_ref(cache, "org/draft", "main", NEW)  # the same command now means another draft
     assert dgd("predict", "--config", path).code == 0
     assert (logs / "version_1" / "DONE").exists()
-    pinned = config(model={"target": "org/target", "draft": "org/draft", "arms": arms, "draft_revision": OLD})
+    pinned = config(model={**model, "draft_revision": OLD})
     assert dgd("predict", "--config", pinned).code == 0  # the first run's commit by its name: that run goes on
     assert (logs / "version_0" / "DONE").exists()
     assert not (logs / "version_2").exists()

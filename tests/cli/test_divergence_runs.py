@@ -132,15 +132,15 @@ def test_two_ranks_equal_one(config: Config, dgd: Dgd, tmp_path: Path) -> None:
 def test_without_it_nothing_is_replayed_and_other_settings_are_another_run(
     config: Config, dgd: Dgd, tmp_path: Path
 ) -> None:
-    arms = [{"name": "target", "method": "autoregressive"}]
+    model = {"arms": [{"name": "target", "method": "autoregressive"}], "max_new_tokens": 4}
     hashes = set()
     for version, divergence in enumerate((None, {}, {"top": 2})):
-        assert dgd("predict", "--config", config({"arms": arms, "divergence": divergence})).code == 0
+        assert dgd("predict", "--config", config({**model, "divergence": divergence})).code == 0
         rows = predictions(tmp_path / "logs" / "run" / f"version_{version}")
         assert all(("divergence" in row["dgd"]) is (divergence is not None) for row in rows)
         hashes |= {row["dgd"]["config_hash"] for row in rows}
     assert len(hashes) == 3
-    alone = config({"arms": arms, "draft": None, "divergence": {}})
+    alone = config({**model, "draft": None, "divergence": {}})
     run = dgd("predict", "--config", alone)
     assert run.code == 0
     rows = predictions(tmp_path / "logs" / "run" / "version_3")

@@ -86,7 +86,8 @@ def test_another_readout_is_another_run(config: Config, dgd: Dgd, contexts: Path
     for layer in (1, 2):
         arm = {"name": "x", "method": "guided", "beta": 0.3}
         arm["readout"] = {"class_path": "LogitLens", "init_args": {"layer": layer}}
-        assert dgd("predict", "--config", config({"arms": [arm]}, {"path": str(contexts)})).code == 0
+        path = config({"arms": [arm], "max_new_tokens": 2}, {"path": str(contexts)})
+        assert dgd("predict", "--config", path).code == 0
     hashes = {
         row["dgd"]["config_hash"]
         for version in (0, 1)

@@ -87,7 +87,7 @@ def test_prompts(config: Config, dgd: Dgd, tmp_path: Path) -> None:
 
 
 def test_a_complete_run_is_never_touched(config: Config, dgd: Dgd, tmp_path: Path) -> None:
-    path = config()
+    path = config({"max_new_tokens": 4})
     for version in (0, 1):
         assert dgd("predict", "--config", path).code == 0
         assert (run_of(tmp_path, version) / "DONE").exists()
@@ -179,21 +179,21 @@ def unfinished(folder: Path) -> None:
 def test_changed_configuration_starts_anew(
     config: Config, dgd: Dgd, contexts: Path, tiny_pair: TinyPair, tmp_path: Path, change: str
 ) -> None:
-    changed: dict[str, Any] = {}
     arms = [{"name": "ar", "method": "autoregressive"}]
-    assert dgd("predict", "--config", config(model={"arms": arms})).code == 0
+    model: dict[str, Any] = {"arms": arms, "max_new_tokens": 3}
+    assert dgd("predict", "--config", config(model=model)).code == 0
     unfinished(run_of(tmp_path))
     if change == "model":
-        changed = {"max_new_tokens": 11}
+        model["max_new_tokens"] = 2
     elif change == "arms":
-        arms = [{"name": "ar", "method": "autoregressive", "temperature": 0.5}]
+        model["arms"] = [{"name": "ar", "method": "autoregressive", "temperature": 0.5}]
     elif change == "data":
         contexts.write_text(contexts.read_text().replace("Question 0", "Question 7"))
     elif change == "weights":
         generation = tiny_pair.target / "generation_config.json"
         before = generation.read_text()
         generation.write_text(before + "\n")
-    assert dgd("predict", "--config", config(model={"arms": arms, **changed})).code == 0
+    assert dgd("predict", "--config", config(model=model)).code == 0
     if change == "weights":
         generation.write_text(before)
     assert (tmp_path / "logs/run/version_1").exists() is (change != "nothing")
@@ -202,7 +202,7 @@ def test_changed_configuration_starts_anew(
 
 def test_name_with_a_slash(config: Config, dgd: Dgd, tmp_path: Path) -> None:
     """The folder that is looked through for a version to continue is the one that is written."""
-    path = config(model={"arms": [{"name": "ar", "method": "autoregressive"}], "draft": None})
+    path = config(model={"arms": [{"name": "ar", "method": "autoregressive"}], "draft": None, "max_new_tokens": 2})
     assert dgd("predict", "--config", path, "--name", "exp/a").code == 0
     folder = tmp_path / "logs/exp/a/version_0"
     unfinished(folder)
