@@ -159,6 +159,15 @@ def read_setting(key: str, value: Any) -> Setting:
     )
 
 
+def trial_command(base: str, chosen: dict[str, Any]) -> list[str]:
+    """The arguments of `dgd` that run a base configuration with other settings, by dotted key."""
+    command = ["predict", "--config", base]
+    for key, value in chosen.items():
+        # strings bare: a quoted one would be another value than the one that is meant
+        command += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+    return command
+
+
 @contextlib.contextmanager
 def alone(root: Path) -> Iterator[None]:
     """Holds the sweep's folder for this process; the lock goes with the process, however it ends.
@@ -351,15 +360,12 @@ class Sweep:
                 self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
             else:
                 self.study.tell(trial, value)
-            shown = "failed" if failed else f"{self.options.objective} {value:+.4f}"
-            self.console.print(f"{folder}: {shown}  {chosen}")
+            shown = f"failed ({self._last_words(folder)})" if failed else f"{self.options.objective} {value:+.4f}"
+            print(f"{folder}: {shown}  {self._varied(chosen)}", flush=True)
 
     def _command(self, folder: str, chosen: dict[str, Any]) -> list[str]:
         """The arguments of `dgd` for a trial."""
-        command = ["predict", "--config", self.options.base]
-        for key, value in chosen.items():
-            command += [f"--{key}", json.dumps(value)]
-        return [*command, "--name", folder, "--logs_dir", str(self.root)]
+        return [*trial_command(self.options.base, chosen), "--name", folder, "--logs_dir", str(self.root)]
 
     def _predict(self, folder: str, chosen: dict[str, Any], device: int | None) -> int:
         """Runs a trial's command; its output goes to a file beside its run folder."""
@@ -369,6 +375,16 @@ class Sweep:
             environment["CUDA_VISIBLE_DEVICES"] = str(device)
         with (self.root / f"{folder}.log").open("w") as log:
             return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+
+    def _varied(self, chosen: dict[str, Any]) -> dict[str, Any]:
+        """Without the settings that are the same in all trials."""
+        return {one.key: chosen[one.key] for one in self.settings if one.values is None or len(one.values) > 1}
+
+    def _last_words(self, folder: str) -> str:
+        """The end of what a trial said, which is where errors stand."""
+        log = self.root / f"{folder}.log"
+        lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
+        return lines[-1] if lines else "no output"
 
     def _value(self, folder: str) -> float:
         """The objective of a finished trial; NaN where nothing was verified."""

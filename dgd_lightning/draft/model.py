@@ -7,23 +7,20 @@ Letters: B rows, S context length, H hidden size, F tapped layers, N anchors, K 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cache as memoise
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dgd_lightning.draft.attention import Attention, KeysValues, Mix, attend, mix_of
 from dgd_lightning.draft.config import DraftConfig
-from dgd_lightning.draft.masks import multi_anchor_mask, multi_anchor_mask_mod, single_block_mask
-from dgd_lightning.errors import InputError
+from dgd_lightning.draft.masks import multi_anchor_mask, single_block_mask
 from dgd_lightning.target.cache import PositionCache
 
-Attention = Literal["sdpa", "flex"]
-ContextKeys = Tensor | tuple[Tensor, Tensor]  # what a layer reads of the context: [B, S, H], or its rotated K and V
+ContextKeys = Tensor | KeysValues  # what a layer reads of the context: [B, S, H], or its rotated K and V
 CONTEXT_PIECE = 2048  # positions whose intermediate values exist at a time under gradient checkpointing
-FOLD_QUERIES = 64  # up to here query groups are folded into the query axis, so that keys need not be repeated
 
 
 class Turns(NamedTuple):
@@ -128,22 +125,19 @@ class Layer(nn.Module):
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
     def over(
-        self, hidden: Tensor, context: ContextKeys, turns: Turns, context_turns: Turns, mask: Any, pieces: bool
+        self, hidden: Tensor, context: ContextKeys, turns: Turns, context_turns: Turns, mix: Mix, pieces: bool
     ) -> Tensor:
         """The layer over an uncached context: hidden [B, N·K, H], context [B, S, H] or its keys and values.
 
         With ``pieces`` the context's keys and values are made, and made again in the backward pass, piece by piece.
         """
         x = self.input_layernorm(hidden)
-        keys, values = self.self_attn.keys_values(x, turns)
         if isinstance(context, Tensor):
             context = self._context_keys_values(context, context_turns, pieces)
-        keys = torch.cat([context[0], keys], dim=2)  # [B, kv heads, S + N·K, D]
-        values = torch.cat([context[1], values], dim=2)
-        mix = attend if isinstance(mask, Tensor) else _flex
-        return self.finish(hidden, mix(self.self_attn.queries(x, turns), keys, values, mask))
+        own = self.self_attn.keys_values(x, turns)
+        return self.finish(hidden, mix(self.self_attn.queries(x, turns), context, own))
 
-    def _context_keys_values(self, context: Tensor, turns: Turns, pieces: bool) -> tuple[Tensor, Tensor]:
+    def _context_keys_values(self, context: Tensor, turns: Turns, pieces: bool) -> KeysValues:
         make = self.self_attn.keys_values
         if not pieces or context.shape[1] <= CONTEXT_PIECE:
             return make(context, turns)
@@ -277,7 +271,8 @@ class DFlashDraft(nn.Module):
             embeddings: [B, N·K, H].
             anchors: [B, N] absolute positions, each block reads context strictly before its own.
             keep: [B, N]; rows of a dropped block are finite and meaningless.
-            attention: ``sdpa`` (a dense mask, [B, 1, N·K, S + N·K]) or ``flex`` (FlexAttention, CUDA).
+            attention: ``sdpa``, ``flex`` (FlexAttention, CUDA) or ``dense`` (one mask, [B, 1, N·K, S + N·K], over all:
+                the oracle of both).
 
         Returns:
             [B, N·K, H], after the final norm.
@@ -289,7 +284,7 @@ class DFlashDraft(nn.Module):
 
     def over_context(
         self,
-        context: Tensor | Sequence[tuple[Tensor, Tensor]],
+        context: Tensor | Sequence[KeysValues],
         embeddings: Tensor,
         anchors: Tensor,
         keep: Tensor | None = None,
@@ -307,30 +302,27 @@ class DFlashDraft(nn.Module):
         blocks = anchors.shape[1]
         size = embeddings.shape[1] // blocks  # K
         length = context.shape[1] if isinstance(context, Tensor) else context[0][0].shape[2]
-        mask: Any
-        if attention == "sdpa":
-            mask = multi_anchor_mask(anchors - first, length, size, keep)
-        elif attention == "flex" and embeddings.is_cuda:
-            mask = _block_mask(anchors - first, length, size, keep)
-        else:
-            raise InputError(
-                "attention",
-                expected="'sdpa', or 'flex' on a CUDA device",
-                received=f"{attention!r} on {embeddings.device.type}",
-                mend="use attention='sdpa'",
-            )
+        mix = mix_of(
+            attention,
+            anchors - first,
+            length,
+            size,
+            keep,
+            query_groups=self.config.num_heads // self.config.num_kv_heads,
+            dtype=embeddings.dtype,
+        )
         hidden = embeddings
         turns = self.rotary(block_positions(anchors, size), hidden.dtype)
         context_turns = self._context_turns(length, first, hidden.dtype)
         for i, layer in enumerate(self._stack):
             seen: ContextKeys = context if isinstance(context, Tensor) else context[i]
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                hidden = checkpoint(layer.over, hidden, seen, turns, context_turns, mask, True, use_reentrant=False)
+                hidden = checkpoint(layer.over, hidden, seen, turns, context_turns, mix, True, use_reentrant=False)
             else:
-                hidden = layer.over(hidden, seen, turns, context_turns, mask, False)
+                hidden = layer.over(hidden, seen, turns, context_turns, mix, False)
         return self.norm(hidden)
 
-    def context_keys_values(self, context: Tensor, first: int = 0) -> list[tuple[Tensor, Tensor]]:
+    def context_keys_values(self, context: Tensor, first: int = 0) -> list[KeysValues]:
         """Keys (rotated) and values of :meth:`context` [B, S, H] at positions from ``first`` on, per layer."""
         turns = self._context_turns(context.shape[1], first, context.dtype)
         return [layer.self_attn.keys_values(context, turns) for layer in self._stack]
@@ -342,47 +334,6 @@ class DFlashDraft(nn.Module):
 def block_positions(anchors: Tensor, block_size: int) -> Tensor:
     """Absolute positions of every slot: anchors [B, N] -> [B, N·K]."""
     return (anchors[..., None] + torch.arange(block_size, device=anchors.device)).flatten(1)
-
-
-def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """Grouped-query attention under a boolean mask shared by the heads.
-
-    Args:
-        queries: [B, heads, Q, D].
-        keys, values: [B, kv heads, L, D].
-        mask: [B, 1, Q, L], True where attention is allowed.
-
-    Returns:
-        [B, heads, Q, D].
-    """
-    queries = queries.to(values.dtype)
-    batch, heads, length, width = queries.shape
-    groups = heads // keys.shape[1]
-    if groups > 1 and length <= FOLD_QUERIES:
-        folded = queries.reshape(batch, -1, groups * length, width)  # [B, kv heads, g·Q, D]
-        mixed = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask.repeat(1, 1, groups, 1))
-        return mixed.reshape(batch, heads, length, width)
-    keys, values = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (keys, values))
-    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-
-
-@memoise
-def _compiled(name: str) -> Any:
-    """FlexAttention's functions, compiled: uncompiled they hold the whole [B, heads, Q, L] grid."""
-    from torch.nn.attention import flex_attention as module
-
-    return torch.compile(getattr(module, name), dynamic=True)
-
-
-def _flex(queries: Tensor, keys: Tensor, values: Tensor, mask: Any) -> Tensor:
-    return _compiled("flex_attention")(queries.to(values.dtype), keys, values, block_mask=mask, enable_gqa=True)
-
-
-def _block_mask(anchors: Tensor, length: int, block_size: int, keep: Tensor | None) -> Any:
-    queries = anchors.shape[1] * block_size
-    rule = multi_anchor_mask_mod(anchors, length, block_size, keep)
-    make = _compiled("create_block_mask")
-    return make(rule, anchors.shape[0], None, queries, length + queries, device=anchors.device)
 
 
 def _rotate(x: Tensor, turns: Turns) -> Tensor:  # [B, heads, S, D]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from dgd_lightning.draft.attention import KeysValues
 from dgd_lightning.draft.model import DFlashDraft, context_pieces
 from dgd_lightning.draft.objective import block_ids, default_gamma
 from dgd_lightning.metrics.functional import tau_micro
@@ -36,7 +38,6 @@ from dgd_lightning.ttt.rehearsal import Rehearsals
 from dgd_lightning.types import HeldOutScore
 
 Reduce = Callable[[Tensor], Tensor]
-KeysValues = list[tuple[Tensor, Tensor]]  # per layer, [1, kv heads, S, D] each
 
 
 class Labelled(NamedTuple):
@@ -94,11 +95,24 @@ class Stretch:
         update = F.linear(F.linear(features.to(low.dtype), low), high) * self.fc.scaling[NAME]
         return self.draft.hidden_norm((base + update).to(base.dtype))
 
-    def layers(self, first: int, end: int) -> KeysValues:
-        """The same as keys and values of every layer; only where no step changes them."""
-        assert self.keys_values is not None
+    def layers(self, first: int, end: int) -> list[KeysValues]:
+        """The same as keys and values of every layer, [1, kv heads, end − first, D] each."""
+        if self.keys_values is None:
+            return self.draft.context_keys_values(self.rows(first, end), first)
         part = slice(first - self.origin, end - self.origin)
         return [(keys[:, :, part], values[:, :, part]) for keys, values in self.keys_values]
+
+    @contextmanager
+    def held(self, end: int) -> Iterator[None]:
+        """Keys and values of all positions before ``end`` are made once and serve all forwards of the block."""
+        if self.keys_values is not None:
+            yield
+            return
+        self.keys_values = self.layers(self.origin, end)
+        try:
+            yield
+        finally:
+            self.keys_values = None
 
 
 class AdaptProblem:
@@ -143,7 +157,6 @@ class AdaptProblem:
         if not held_out and (span := held_out_span(split, config, self.device)) is not None:
             self.held_out = [span]
         self.draft.gradient_checkpointing = config.gradient_checkpointing
-        self.rows: Tensor | None = None  # of the whole context, while one set of weights is scored
 
     def loss(self, step: int, *, rank: int = 0, ranks: int = 1, reduce: Reduce | None = None) -> Tensor:
         """Σ w·loss / Σ w over the blocks of a step.
@@ -181,27 +194,25 @@ class AdaptProblem:
         loss, weight = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         rates, counts = torch.zeros(2, self.block_size - 1, device=self.device, dtype=torch.float64)
         walks = list[list[int]]()  # tokens per verification, rehearsal by rehearsal
-        whole = self.texts[0].stretch
-        rehearsed = self.rehearsed and whole.keys_values is None
-        self.rows = whole.rows(0, self.texts[-1].stretch.origin) if rehearsed else None
-        for one in self.held_out:
-            accepted_per_block: list[int] = []
-            for part in _parts(one, self.config.anchors_per_step):
-                labels = self._labels(part, with_target=True)
-                scores = self._scores(part, labels)
-                weights = decay_weights(labels.inside, self.gamma)
-                shape = labels.inside.shape
-                assert scores.target_choice is not None
-                accepted = accepted_slots(
-                    scores.choice.view(shape), scores.target_choice.view(shape), labels.tokens, labels.inside
-                )
-                loss = loss + (scores.loss.view_as(weights) * weights).sum()
-                weight = weight + weights.sum()
-                rates, counts = rates + accepted.sum(0), counts + labels.inside.sum(0)  # [K − 1]
-                accepted_per_block += accepted.sum(1).tolist()
-            if self.rehearsed:
-                walks.append(committed_per_block(accepted_per_block))
-        self.rows = None
+        whole = self.texts[0].stretch  # rehearsals stand behind one context
+        with whole.held(self.texts[-1].stretch.origin) if self.rehearsed else nullcontext():
+            for one in self.held_out:
+                accepted_per_block: list[int] = []
+                for part in _parts(one, self.config.anchors_per_step):
+                    labels = self._labels(part, with_target=True)
+                    scores = self._scores(part, labels)
+                    weights = decay_weights(labels.inside, self.gamma)
+                    shape = labels.inside.shape
+                    assert scores.target_choice is not None
+                    accepted = accepted_slots(
+                        scores.choice.view(shape), scores.target_choice.view(shape), labels.tokens, labels.inside
+                    )
+                    loss = loss + (scores.loss.view_as(weights) * weights).sum()
+                    weight = weight + weights.sum()
+                    rates, counts = rates + accepted.sum(0), counts + labels.inside.sum(0)  # [K − 1]
+                    accepted_per_block += accepted.sum(1).tolist()
+                if self.rehearsed:
+                    walks.append(committed_per_block(accepted_per_block))
         acceptance = (rates / counts.clamp(min=1)).tolist()
         tau = tau_micro(walks) if self.rehearsed else 1.0 + sum(acceptance)
         return HeldOutScore(step, float(loss / weight), tau, [tau_micro([walk]) for walk in walks], acceptance)
@@ -238,7 +249,7 @@ class AdaptProblem:
             chunk=self.config.chunk,
         )
 
-    def _context(self, blocks: Blocks) -> Tensor | KeysValues:
+    def _context(self, blocks: Blocks) -> Tensor | list[KeysValues]:
         """What the layers read of positions first … end − 1: of the context, and behind it of the rehearsal."""
         whole, own = self.texts[0].stretch, self.texts[blocks.text].stretch
         alone = own is whole or blocks.first >= own.origin  # a window may begin behind the context
@@ -252,9 +263,7 @@ class AdaptProblem:
             ]
         if alone:
             return own.rows(blocks.first, blocks.end)
-        kept = self.rows
-        before_it = whole.rows(blocks.first, own.origin) if kept is None else kept[:, blocks.first : own.origin]
-        return torch.cat([before_it, own.rows(own.origin, blocks.end)], dim=1)
+        return torch.cat([whole.rows(blocks.first, own.origin), own.rows(own.origin, blocks.end)], dim=1)
 
 
 def _parts(blocks: Blocks, count: int) -> list[Blocks]:

@@ -9,7 +9,7 @@ import yaml
 
 from dgd_lightning.cli_lightning import ProjectCLI, import_plugins
 from dgd_lightning.sweep import parse_options as parse_sweep
-from dgd_lightning.sweep import read_setting
+from dgd_lightning.sweep import read_setting, trial_command
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -34,7 +34,12 @@ def test_config_parses(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if path.parent.name == "sweeps":
         options = parse_sweep(["--config", str(path)])
         assert (CONFIGS.parent / options.base).is_file()
-        assert [read_setting(key, value) for key, value in options.search.items()]
+        import_plugins()
+        for key, value in options.search.items():
+            setting = read_setting(key, value)
+            for one in setting.values or (setting.low, setting.high):
+                with pytest.raises(Parsed):
+                    ParseOnly(trial_command(options.base, {key: one}))
         return
     subcommand = {"Decoding": "predict", "Diagnostic": "test"}.get(model_of(path), "fit")
     import_plugins()

@@ -13,7 +13,8 @@ from tiny import make_draft, make_target
 from torch import Tensor
 
 from dgd_lightning import Pair, autoregressive_generate, load_pair, speculative_generate
-from dgd_lightning.draft.model import Attention, DFlashDraft
+from dgd_lightning.draft.attention import Attention
+from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.lab.rows import eval_rows
 
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
@@ -130,7 +131,7 @@ def value_and_gradients(blocks: Blocks, device: str, dtype: torch.dtype, attenti
 )
 def test_multi_anchor_is_the_dense_one_in_fp64(device: str, attention: Attention) -> None:
     blocks = blocks_of(make_draft(make_target(), head_dim=16))
-    dense = value_and_gradients(blocks, "cpu", torch.float64, "sdpa")
+    dense = value_and_gradients(blocks, "cpu", torch.float64, "dense")
     found = value_and_gradients(blocks, device, torch.float32, attention)
     assert (
         set(found) == set(dense) >= {"value", "features", "embeddings", "fc.weight", "layers.0.self_attn.k_proj.weight"}

@@ -7,13 +7,14 @@ import torch
 from tiny import make_pair
 from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
 
-from dgd_lightning.draft import model as network
+from dgd_lightning.draft import attention as network
+from dgd_lightning.draft.attention import attend, attend_in_groups, groups_of
 from dgd_lightning.draft.masks import multi_anchor_mask, multi_anchor_mask_mod, single_block_mask
-from dgd_lightning.draft.model import attend
 from dgd_lightning.errors import InputError
 
 ANCHORS = torch.tensor([[0, 3, 5], [2, 2, 0]])
 KEEP = torch.tensor([[True, True, True], [True, True, False]])
+SUMS = 1e-12  # fp64 sums in another order, of the largest number
 
 
 def test_multi_anchor_mask_in_words() -> None:
@@ -62,6 +63,51 @@ def test_folded_query_groups_are_repeated_keys(heads: int, monkeypatch: pytest.M
     folded = attend(queries, keys, values, mask)
     monkeypatch.setattr(network, "FOLD_QUERIES", 0)
     torch.testing.assert_close(folded, attend(queries, keys, values, mask), atol=1e-13, rtol=1e-13)
+
+
+@pytest.mark.parametrize("heads", [2, 4])
+@pytest.mark.parametrize("at_once", [1, 3, 16])
+def test_groups_of_blocks_are_the_dense_mask(heads: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and all gradients; anchors in no order, with none before them, dropped, and behind the context's end."""
+    monkeypatch.setattr(network, "GROUP_BLOCKS", at_once)
+    draft = make_pair(num_heads=heads, num_kv_heads=2).draft
+    assert draft is not None
+    draw = torch.Generator().manual_seed(0)
+    size, hidden = draft.config.block_size, draft.config.hidden_size
+    anchors = torch.tensor([[1, 9, 30, 30, 12, 0, 4], [0, 0, 7, 25, 28, 31, 29]])
+    keep = torch.tensor([[True] * 4 + [False] + [True] * 2, [False, True, True, False] + [True] * 3])
+    inputs = {
+        "features": torch.randn(2, 30, draft.config.num_features, generator=draw, dtype=torch.float64),
+        "embeddings": torch.randn(2, 7 * size, hidden, generator=draw, dtype=torch.float64),
+    }
+    found = []
+    for attention in ("sdpa", "dense"):
+        draft.zero_grad()
+        given = {name: value.clone().requires_grad_() for name, value in inputs.items()}
+        states = draft.multi_anchor(**given, anchors=anchors, keep=keep, attention=attention)
+        states.sin().sum().backward()
+        slopes = {name: value.grad for name, value in (*given.items(), *draft.named_parameters())}
+        found.append({"value": states.detach()} | slopes)
+    fast, slow = found
+    assert min(value.abs().max() for value in slow.values()) > 0
+    for name, value in slow.items():
+        torch.testing.assert_close(fast[name], value, atol=SUMS * float(value.abs().max()), rtol=0, msg=name)
+
+
+def test_groups_read_nothing_behind_their_anchors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "GROUP_BLOCKS", 2)
+    draw = torch.Generator().manual_seed(0)
+    queries = torch.randn(1, 4, 6, 8, generator=draw)
+    context, own = torch.randn(2, 1, 2, 9, 8, generator=draw), torch.randn(2, 1, 2, 6, 8, generator=draw)
+    context[:, :, :, 5:] = torch.nan  # 0 · NaN is NaN: a hidden key that is read would be seen
+    groups = groups_of(torch.tensor([[2, 5, 8]]), 9, 2, None, query_groups=2, dtype=torch.float32)
+    assert [(group.rows, group.limit, tuple(group.bias.shape)) for group in groups] == [
+        (slice(0, 4), 5, (1, 1, 8, 9)),
+        (slice(4, 6), 8, (1, 1, 4, 10)),
+    ]
+    mixed = attend_in_groups(queries, context.unbind(0), own.unbind(0), groups)
+    assert mixed[:, :, :4].isfinite().all()
+    assert mixed[:, :, 4:].isnan().all()
 
 
 def test_flex_off_cuda_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from dgd_lightning.lab.rows import eval_rows
 from dgd_lightning.ttt.adapt import Fit, Material, gather, sure_gain
 from dgd_lightning.ttt.lora import DraftLora
 from dgd_lightning.ttt.objective import committed_per_block
+from dgd_lightning.ttt.problem import Stretch
 from dgd_lightning.ttt.rehearsal import chat_of, plan
 from dgd_lightning.types import HeldOutScore
 
@@ -325,6 +327,31 @@ def test_a_window_may_begin_behind_the_context(changes: dict) -> None:
             accepted.append(count)
         lengths += committed_per_block(accepted)
     assert score.tau == pytest.approx(sum(lengths) / len(lengths))
+
+
+@pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"window": 6}, {}])
+def test_scores_hold_the_contexts_keys(changes: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are made once for all rehearsals, give what each would have made, and are gone before the next step."""
+    pair, context = make_pair(), tiny_context()
+    config = TTTConfig(rehearsals=3, rehearsal_tokens=16, **changes)
+    material = gather(pair, context, config)
+    lora = DraftLora(pair.draft, rank=4, alpha=4, modules=config.modules, seed=0)
+    problem = material.problem(pair, config, lora)
+    with torch.no_grad():
+        for weight in lora.parameters():
+            weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1), dtype=weight.dtype))
+    lengths, make = list[int](), pair.draft.context_keys_values
+    monkeypatch.setattr(
+        pair.draft, "context_keys_values", lambda x, first: (lengths.append(x.shape[1]), make(x, first))[1]
+    )
+    held = problem.score(0)
+    assert lengths.count(len(context) - 1) == 1
+    assert problem.texts[0].stretch.keys_values is None
+    monkeypatch.setattr(Stretch, "held", lambda self, end: nullcontext())
+    alone = problem.score(0)
+    lora.remove()
+    assert held.tau_by_text == alone.tau_by_text
+    assert held.loss == pytest.approx(alone.loss, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["rehearsals", "train_rehearsals", "rehearsal_tokens", "min_gain"])

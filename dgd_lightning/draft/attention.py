@@ -1,0 +1,166 @@
+"""How blocks attend to the context and to themselves: under one dense mask, group by group, or by FlexAttention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache as memoise
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dgd_lightning.draft.masks import multi_anchor_mask, multi_anchor_mask_mod
+from dgd_lightning.errors import InputError
+
+Attention = Literal["sdpa", "flex", "dense"]
+KeysValues = tuple[Tensor, Tensor]  # [B, kv heads, S, D] each
+Mix = Callable[[Tensor, KeysValues, KeysValues], Tensor]  # queries, the context's, the blocks' -> [B, heads, N·K, D]
+FOLD_QUERIES = 64  # up to here query groups are folded into the query axis, so that keys need not be repeated
+GROUP_BLOCKS = 16  # blocks that attend together: more of them read more that lies behind their anchors
+
+
+class Group(NamedTuple):
+    """Neighbouring blocks, and all that they may look at."""
+
+    rows: slice  # of the N·K slots
+    limit: int  # no block of the group sees the context from here on
+    bias: Tensor  # [B, 1, g·rows, limit + rows], 0 or −∞; g query heads share a key head
+
+
+def mix_of(
+    attention: Attention,
+    anchors: Tensor,
+    context_length: int,
+    block_size: int,
+    keep: Tensor | None,
+    *,
+    query_groups: int,
+    dtype: torch.dtype,
+) -> Mix:
+    """Attention of N blocks over ``[context ; own block]``, its masks made once for all layers.
+
+    Args:
+        attention: ``sdpa``: blocks group by group, which read no keys behind the last anchor of their group; ``flex``:
+            FlexAttention, CUDA; ``dense``: all of them under one mask, the oracle of the other two.
+        anchors: [B, N], in the order in which blocks stand; ascending ones make ``sdpa`` fast.
+        context_length: S.
+        block_size: K.
+        keep: [B, N] boolean, or None for all.
+        query_groups: query heads per key head.
+        dtype: of the masks.
+
+    Raises:
+        InputError: unknown ``attention``, or ``flex`` off CUDA.
+    """
+    if attention == "sdpa":
+        groups = groups_of(anchors, context_length, block_size, keep, query_groups=query_groups, dtype=dtype)
+        return partial(attend_in_groups, groups=groups)
+    if attention == "dense":
+        mask = multi_anchor_mask(anchors, context_length, block_size, keep)
+        return lambda queries, context, own: attend(queries, *_joined(context, own), mask)
+    if attention == "flex" and anchors.is_cuda:
+        rule = _block_mask(anchors, context_length, block_size, keep)
+        return lambda queries, context, own: _flex(queries, *_joined(context, own), rule)
+    raise InputError(
+        "attention",
+        expected="'sdpa', or 'flex' on a CUDA device",
+        received=f"{attention!r} on {anchors.device.type}",
+        mend="use attention='sdpa'",
+    )
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Grouped-query attention under a boolean mask shared by the heads.
+
+    Args:
+        queries: [B, heads, Q, D].
+        keys, values: [B, kv heads, L, D].
+        mask: [B, 1, Q, L], True where attention is allowed.
+
+    Returns:
+        [B, heads, Q, D].
+    """
+    queries = queries.to(values.dtype)
+    batch, heads, length, width = queries.shape
+    groups = heads // keys.shape[1]
+    if groups > 1 and length <= FOLD_QUERIES:
+        folded = queries.reshape(batch, -1, groups * length, width)  # [B, kv heads, g·Q, D]
+        mixed = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask.repeat(1, 1, groups, 1))
+        return mixed.reshape(batch, heads, length, width)
+    keys, values = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (keys, values))
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+
+
+def groups_of(
+    anchors: Tensor,
+    context_length: int,
+    block_size: int,
+    keep: Tensor | None,
+    *,
+    query_groups: int,
+    dtype: torch.dtype,
+) -> list[Group]:
+    """Blocks, ``GROUP_BLOCKS`` at a time, with the part of the context that they see; see :func:`mix_of`."""
+    seen = anchors if keep is None else torch.where(keep, anchors, 0)  # [B, N]
+    limits = [int(part) for part in _largest(seen.clamp(0, context_length)).tolist()]
+    groups = []
+    for number, limit in enumerate(limits):
+        part = slice(number * GROUP_BLOCKS, min((number + 1) * GROUP_BLOCKS, anchors.shape[1]))
+        mask = multi_anchor_mask(anchors[:, part], limit, block_size, None if keep is None else keep[:, part])
+        bias = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
+        rows = slice(part.start * block_size, part.stop * block_size)
+        groups.append(Group(rows, limit, bias.repeat(1, 1, query_groups, 1)))
+    return groups
+
+
+def attend_in_groups(queries: Tensor, context: KeysValues, own: KeysValues, groups: Sequence[Group]) -> Tensor:
+    """What :func:`attend` gives under the whole mask, without what lies behind a group's anchors.
+
+    Args:
+        queries: [B, heads, N·K, D].
+        context: keys and values of positions 0…S−1.
+        own: those of the blocks' slots, [B, kv heads, N·K, D] each.
+        groups: from :func:`groups_of`.
+
+    Returns:
+        [B, heads, N·K, D].
+    """
+    parts = []
+    for rows, limit, bias in groups:
+        keys, values = (torch.cat([x[:, :, :limit], y[:, :, rows]], 2) for x, y in zip(context, own, strict=True))
+        some = queries[:, :, rows].to(values.dtype)
+        folded = some.reshape(*keys.shape[:2], -1, some.shape[-1])  # [B, kv heads, g·rows, D]
+        mixed = F.scaled_dot_product_attention(folded, keys, values, attn_mask=bias.to(values.dtype))
+        parts.append(mixed.reshape(some.shape))
+    return torch.cat(parts, dim=2)
+
+
+def _largest(seen: Tensor) -> Tensor:
+    """The largest number of each group of columns: [B, N] -> [groups]."""
+    return torch.stack([part.amax() for part in seen.split(GROUP_BLOCKS, dim=1)])
+
+
+def _joined(context: KeysValues, own: KeysValues) -> KeysValues:
+    """[B, kv heads, S + N·K, D] each."""
+    return torch.cat([context[0], own[0]], dim=2), torch.cat([context[1], own[1]], dim=2)
+
+
+@memoise
+def _compiled(name: str) -> Any:
+    """FlexAttention's functions, compiled: uncompiled they hold the whole [B, heads, Q, L] grid."""
+    from torch.nn.attention import flex_attention as module
+
+    return torch.compile(getattr(module, name), dynamic=True)
+
+
+def _flex(queries: Tensor, keys: Tensor, values: Tensor, mask: Any) -> Tensor:
+    return _compiled("flex_attention")(queries.to(values.dtype), keys, values, block_mask=mask, enable_gqa=True)
+
+
+def _block_mask(anchors: Tensor, length: int, block_size: int, keep: Tensor | None) -> Any:
+    queries = anchors.shape[1] * block_size
+    rule = multi_anchor_mask_mod(anchors, length, block_size, keep)
+    make = _compiled("create_block_mask")
+    return make(rule, anchors.shape[0], None, queries, length + queries, device=anchors.device)
