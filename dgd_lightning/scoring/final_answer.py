@@ -10,7 +10,9 @@ WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([
 BOXED = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?P<bare>[^\s{$]+))")
 MARKED = re.compile(r"^[ \t*]{0,8}####[ \t]{0,8}(?P<found>[^\n]+)", re.M)
 SAID = re.compile(r"answer(?:\s+is|\s*:)[\s*:]{0,8}(?P<found>[^\n]+?)(?=\*\*|[.!]?\s{0,3}(?:\n|\Z)|[.!]\s)", re.I)
-INLINE = re.compile(r"\$\$(.{1,1000}?)\$\$|(?<!\\)\$(.{1,1000}?)(?<!\\)\$|\\\((.{1,1000}?)\\\)|\\\[(.{1,1000}?)\\\]", re.S)
+INLINE = re.compile(
+    r"\$\$(.{1,1000}?)\$\$|(?<!\\)\$(.{1,1000}?)(?<!\\)\$|\\\((.{1,1000}?)\\\)|\\\[(.{1,1000}?)\\\]", re.S
+)
 NUMBER = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])-?\.\d+")
 FORMULA = re.compile(r"\\[a-zA-Z]|\d\s*[/^*+_]")
 THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|,\\!|\\,|\\!|,)\s?(?=\d{3}(?!\d))")

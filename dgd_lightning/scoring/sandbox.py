@@ -37,7 +37,9 @@ class SandboxError(RuntimeError):
 class Limits(NamedTuple):
     """What a program may use."""
 
-    cpu_seconds: int = 10  # of every process; the one that decides on slow programs, for it counts alike on a busy machine
+    cpu_seconds: int = (
+        10  # of every process; the one that decides on slow programs, for it counts alike on a busy machine
+    )
     wall_seconds: float = 30.0  # of a program and its tests together
     memory_mb: int = 1024  # address space of every process, and what all together may hold
     processes: int = 32  # threads count
@@ -148,7 +150,14 @@ class Sandbox:
         numbers = [each.fileno() for each in sockets]
         order = {
             # -P, -S: neither the script's folder nor start-up files of packages; the environment is ours and may be read
-            "argv": [str(python if python.exists() else sys.executable), "-P", "-S", "-B", str(JAIL / script), packages],
+            "argv": [
+                str(python if python.exists() else sys.executable),
+                "-P",
+                "-S",
+                "-B",
+                str(JAIL / script),
+                packages,
+            ],
             "env": {
                 "HOME": home,
                 "TMPDIR": home,

@@ -65,7 +65,9 @@ def _preamble(prompt: str, names: list[str]) -> list[str]:
 
 
 def _defines(code: str, name: str) -> bool:
-    return re.search(rf"^(?:(?:async\s+)?def|class)\s+{re.escape(name)}\b|^{re.escape(name)}\s*=", code, re.M) is not None
+    return (
+        re.search(rf"^(?:(?:async\s+)?def|class)\s+{re.escape(name)}\b|^{re.escape(name)}\s*=", code, re.M) is not None
+    )
 
 
 def _parsing(source: str, keep: int) -> str:

@@ -272,7 +272,9 @@ def exit_of(child: int, patience: float = 0.0) -> str:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
             code = os.waitstatus_to_exitcode(status) & 0xFF  # as `init` hands it on: 256 − signal
-            return {0: "exit", 256 - signal.SIGXCPU: "cpu time"}.get(code, f"exit code {code}" if code < 192 else f"signal {256 - code}")
+            return {0: "exit", 256 - signal.SIGXCPU: "cpu time"}.get(
+                code, f"exit code {code}" if code < 192 else f"signal {256 - code}"
+            )
         if time.monotonic() >= until:
             return ""
         time.sleep(0.005)
