@@ -11,9 +11,12 @@ from dgd_lightning.metrics import AcceptanceRates, Tau, acceptance_rates, length
 
 
 class Cost(NamedTuple):
-    """What a row cost: its share of the decode time of the group it was decoded with."""
+    """What a row cost: its share of the decode time of the batch it was decoded in, prefill excluded.
 
-    tokens: int = 0  # committed after the prefill's first token
+    Of reranked answers: the share of all candidates, and the time of ranking them.
+    """
+
+    tokens: int = 0  # of the answer, committed after the prefill's first token
     seconds: float = 0.0
 
     def plus(self, other: Cost) -> Cost:
@@ -49,8 +52,9 @@ class ArmStats:
         self.macro_sum = 0.0
         self.histogram = torch.zeros(block_size + 1, dtype=torch.long)  # [K + 1] counts of acceptance lengths
         self.verified = torch.zeros(block_size + 1, dtype=torch.long)  # [K + 1] counts of verified lengths
-        self.costs: dict[str, Cost] = {}  # by idx
+        self.costs: dict[str, Cost] = {}  # by idx; seconds are NaN where other arms were in the batch
         self.total = Cost()
+        self.shared = Cost()  # of rows that were decoded together with other arms
         self.common: dict[
             str, Common
         ] = {}  # by name of the baseline; kept as sums: reading one costs no pass over tasks
@@ -70,8 +74,10 @@ class ArmStats:
             self.macro_sum += committed / len(lengths)
         self.histogram += length_histogram(lengths, self.block_size)
         self.verified += length_histogram(record["verified_lengths"], self.block_size)
-        share = committed / record["batch_tokens"] if record["batch_tokens"] else 0.0
-        cost = Cost(committed, record["decode_seconds"] * share)
+        cost = cost_of(record)
+        if record.get("joined_with"):  # one arm more would have cost next to nothing: no arm has a speed of its own
+            self.shared = self.shared.plus(cost)
+            cost = cost._replace(seconds=float("nan"))
         self.costs[row["idx"]] = cost
         self.total = self.total.plus(cost)
 
@@ -103,8 +109,17 @@ class ArmStats:
 
     @property
     def tokens_per_second(self) -> float:
-        """Committed tokens per second of decode time, prefill excluded."""
+        """Committed tokens per second of decode time, prefill excluded; NaN where arms shared it."""
         return self.total.speed
+
+
+def cost_of(record: dict[str, Any]) -> Cost:
+    """Of a row with an answer."""
+    committed = decoded = sum(record["acceptance_lengths"])
+    if record["method"] == "rerank":
+        decoded = sum(one["tokens"] - 1 for one in record["candidates"])
+    share = decoded / record["batch_tokens"] if record["batch_tokens"] else 0.0
+    return Cost(committed, record["decode_seconds"] * share + record.get("rank_seconds", 0.0))
 
 
 class Common(NamedTuple):

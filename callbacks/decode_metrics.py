@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from callbacks.arm_stats import ArmStats, collect, speed_up
+from callbacks.arm_stats import ArmStats, Cost, collect, speed_up
 from callbacks.curve import acceptance_figure, bar_line
 from callbacks.prediction_writer import written_before
 from dgd_lightning import run_folder
@@ -79,7 +81,7 @@ class DecodeMetrics(Callback):
         if (writer := _writer(trainer)) is not None:
             _final(writer, self.stats, samples)
         total = len(trainer.datamodule.tasks)  # type: ignore[attr-defined]
-        tables = [summary_table(self.stats, total), *histogram_tables(self.stats)]
+        tables = [summary_table(self.stats, total), *notes(self.stats), *histogram_tables(self.stats)]
         for table in reversed(tables):
             pl_module.summary_tables.insert(0, table)  # type: ignore[union-attr,operator]
 
@@ -112,6 +114,21 @@ def summary_table(stats: dict[str, ArmStats], total: int) -> Table:
         ]
         table.add_row(arm.name, tasks, f"{arm.tokens:,}", *cells, bar_line(arm.rates.overall.tolist()))
     return table
+
+
+def notes(stats: dict[str, ArmStats]) -> list[Text]:
+    """What the table's speeds mean, of arms that were decoded together and of reranked ones."""
+    lines = []
+    shared = [arm.shared for arm in stats.values() if arm.shared.tokens]
+    if shared:
+        whole = reduce(Cost.plus, shared)
+        lines.append(
+            f"{len(shared)} arms were decoded together, {whole.tokens:,} tokens in {whole.seconds:.1f} s "
+            f"({whole.speed:.1f} tokens/s): none has a speed of its own."
+        )
+    if any(arm.method == "rerank" for arm in stats.values()):
+        lines.append("Reranked arms: τ and tokens are the chosen answers'; tokens/s counts the time of all candidates.")
+    return [Text(line) for line in lines]
 
 
 def histogram_tables(stats: dict[str, ArmStats]) -> list[Table]:

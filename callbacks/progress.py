@@ -84,7 +84,8 @@ class DecodeProgress(ProgressBar):
             total = self.totals.setdefault(record["arm"], [0.0, 0.0, 0.0])
             total[0] += sum(record["acceptance_lengths"])
             total[1] += len(record["acceptance_lengths"])
-            seconds[record["arm"]] = record["decode_seconds"]
+            if record["tokens_per_second"] is not None:  # else the seconds are not the arm's own
+                seconds[record["arm"]] = record["decode_seconds"]
         for arm, value in seconds.items():
             self.totals[arm][2] += value
         self._show(self._note(), completed=self.done, last=self.done == self.total)
@@ -125,8 +126,9 @@ class DecodeProgress(ProgressBar):
     def _note(self) -> str:
         parts = []
         for arm, (tokens, verifications, seconds) in self.totals.items():
-            if verifications and seconds > 0:
-                parts.append(f"{arm} τ {tokens / verifications:.2f} {tokens / seconds:.1f} tokens/s")
+            if verifications:
+                speed = f" {tokens / seconds:.1f} tokens/s" if seconds > 0 else ""
+                parts.append(f"{arm} τ {tokens / verifications:.2f}{speed}")
         return " | ".join(parts)
 
     def _show(self, note: str, *, completed: int, last: bool = False) -> None:

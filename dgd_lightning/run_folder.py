@@ -22,6 +22,7 @@ PROVENANCE, DONE = "provenance.json", "DONE"
 TIMINGS = (
     "prefill_seconds",
     "decode_seconds",
+    "rank_seconds",
     "seconds",
     "tokens_per_second",
     "ttt_prefill_seconds",

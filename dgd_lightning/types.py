@@ -50,6 +50,7 @@ class DecodeTrace(NamedTuple):
     batch_tokens: int  # tokens committed by the whole batch in those decode seconds, first tokens excluded
     seed: int | None  # the row's own seed; None for greedy decoding
     candidates: list[Candidate] | None = None  # all that were decoded, where answers are reranked
+    rank_seconds: float = 0.0  # wall seconds of ranking this row's candidates
 
 
 class DecodeOutput(NamedTuple):

@@ -7,8 +7,8 @@ greedy, by rejection against the proposal's own distribution otherwise. The outp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Hashable, Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -155,7 +155,7 @@ def guided_sweep(
     width = check_block_size(check_draft(pair).config.block_size, block_size) if speculative else 1
     alike: dict[Any, list[int]] = {}
     for number, way in enumerate(ways):
-        alike.setdefault((_key(way.readout), replace(way.blend, beta=0.0)), []).append(number)
+        alike.setdefault((readout_key(way.readout), replace(way.blend, beta=0.0)), []).append(number)
     lanes, layers = [], ()  # type: list[Lane], tuple[int, ...]
     for numbers in alike.values():
         blend, readout = ways[numbers[0]].blend, as_readout(ways[numbers[0]].readout)
@@ -168,13 +168,13 @@ def guided_sweep(
     return [outputs[number::count] for number in range(count)]
 
 
-def _key(readout: Readout | str) -> Any:
-    """Equal for equal readouts; of those that can't be compared, for the same object only."""
-    try:
-        hash(readout)
-    except TypeError:
-        return id(readout)
-    return readout
+def readout_key(readout: Any) -> Any:
+    """Equal for equal readouts, lists in them included; of what can't be compared, for the same object only."""
+    if isinstance(readout, list | tuple):
+        return tuple(map(readout_key, readout))
+    if is_dataclass(readout) and not isinstance(readout, type):
+        return type(readout), *(readout_key(getattr(readout, field.name)) for field in fields(readout))
+    return id(readout) if isinstance(readout, Tensor) or not isinstance(readout, Hashable) else readout
 
 
 class Guided:

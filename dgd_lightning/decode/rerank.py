@@ -5,6 +5,7 @@ The fallback of guided decoding: where blending token by token gains nothing, ch
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -16,6 +17,7 @@ from dgd_lightning.decode.autoregressive import autoregressive_generate
 from dgd_lightning.decode.blending import Blend
 from dgd_lightning.decode.engine import OnProgress
 from dgd_lightning.decode.guided import Guidance, as_readout, guided_sweep
+from dgd_lightning.decode.nested import of_prompt
 from dgd_lightning.decode.readouts import Readout, wide
 from dgd_lightning.decode.replay import replays
 from dgd_lightning.decode.speculative import speculative_generate
@@ -63,11 +65,44 @@ def rerank_generate(
         seed: one integer, or one per prompt.
 
     Returns:
-        The best candidate of every prompt, the first of equals; its ``trace.candidates`` has all of them. Seconds and
-        forwards are those of decoding the candidates, ranking not counted.
+        The best candidate of every prompt, the first of equals; its ``trace.candidates`` has all of them. Lengths and
+        forwards are its own; ``decode_seconds`` are those of the batch with all candidates of all prompts.
 
     Raises:
         InputError: an unusable argument, or candidates that could not differ.
+    """
+    check_rerank(rank_by, num_candidates, betas, blend, temperature)
+    knobs: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "stop_token_ids": stop_token_ids,
+        "seed": seed,
+        "on_progress": on_progress,
+    }
+    made, ranking = as_readout(readout), blend if rank_by == "blend" else None
+    if betas is not None:
+        blend = blend or Blend(0.0)
+        ways = [Guidance(replace(blend, beta=float(beta)), made) for beta in betas]
+        columns = guided_sweep(
+            pair, prompts, ways, block_size=block_size, speculative=pair.draft is not None, **knobs
+        )  # per β
+        groups = [list(row) for row in zip(*columns, strict=True)]
+    else:
+        drawn = _draw(pair, prompts, num_candidates, block_size, knobs)
+        groups = [drawn[at : at + num_candidates] for at in range(0, len(drawn), num_candidates)]
+    return [
+        _best(pair, prompt, group, betas, rank_by, ranking, of_prompt(made, number) if ranking else None)
+        for number, (prompt, group) in enumerate(zip(prompts, groups, strict=True))
+    ]
+
+
+def check_rerank(
+    rank_by: str, num_candidates: int, betas: Sequence[float] | None, blend: Blend | None, temperature: float
+) -> None:
+    """Raises:
+    InputError: an unusable argument of :func:`rerank_generate`, or candidates that could not differ.
     """
     if rank_by not in get_args(RankBy):
         raise InputError(
@@ -90,29 +125,11 @@ def rerank_generate(
         )
     if betas is not None and not betas:
         raise InputError("betas", expected="at least one β, or None", received="[]", mend="use e.g. [0.0, 0.1, 0.3]")
-    knobs: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "stop_token_ids": stop_token_ids,
-        "seed": seed,
-        "on_progress": on_progress,
-    }
-    blend = blend or Blend(0.0)
-    if betas is not None:
-        ways = [Guidance(replace(blend, beta=float(beta)), readout) for beta in betas]
-        columns = guided_sweep(
-            pair, prompts, ways, block_size=block_size, speculative=pair.draft is not None, **knobs
-        )  # per β
-        groups = [list(row) for row in zip(*columns, strict=True)]
-    else:
-        drawn = _draw(pair, prompts, num_candidates, block_size, knobs)
-        groups = [drawn[at : at + num_candidates] for at in range(0, len(drawn), num_candidates)]
-    return [
-        _best(pair, prompt, group, betas, rank_by, blend, readout)
-        for prompt, group in zip(prompts, groups, strict=True)
-    ]
+    for beta in betas or ():
+        try:
+            replace(blend or Blend(0.0), beta=beta)
+        except InputError as error:
+            raise error.named("betas") if error.argument == "beta" else error from error
 
 
 def _draw(
@@ -134,35 +151,36 @@ def _best(
     group: list[DecodeOutput],
     betas: Sequence[float] | None,
     rank_by: RankBy,
-    blend: Blend,
-    readout: Readout | str,
+    blend: Blend | None,
+    readout: Readout | None,
 ) -> DecodeOutput:
+    began = time.perf_counter()
     answers: dict[tuple[int, ...], int] = {}  # equal candidates are read once
     for output in group:
         answers.setdefault(tuple(output.tokens.tolist()), len(answers))
-    totals = log_likelihoods(
-        pair,
-        prompt,
-        [torch.tensor(answer) for answer in answers],
-        blend if rank_by == "blend" else None,
-        as_readout(readout),
-    )
+    totals = log_likelihoods(pair, prompt, [torch.tensor(answer) for answer in answers], blend, readout)
     candidates = []
     for number, output in enumerate(group):
         total = totals[answers[tuple(output.tokens.tolist())]]
         score = total if rank_by == "target" else total / len(output.tokens)
         beta = None if betas is None else float(betas[number])
         candidates.append(Candidate(output.tokens, score, beta, output.trace.seed, output.stop_reason))
-    best = max(range(len(group)), key=lambda number: candidates[number].score)
-    return group[best]._replace(trace=group[best].trace._replace(candidates=candidates))
+    best = group[best_of(candidates)]
+    seconds = time.perf_counter() - began
+    return best._replace(trace=best.trace._replace(candidates=candidates, rank_seconds=seconds))
+
+
+def best_of(candidates: Sequence[Candidate]) -> int:
+    """Number of the candidate that is chosen, the first of equals."""
+    return max(range(len(candidates)), key=lambda number: candidates[number].score)
 
 
 def log_likelihoods(
-    pair: Pair, prompt: Tensor, answers: Sequence[Tensor], blend: Blend | None, readout: Readout
+    pair: Pair, prompt: Tensor, answers: Sequence[Tensor], blend: Blend | None, readout: Readout | None
 ) -> list[float]:
     """ln of the probability of whole answers [T] behind a prompt [S], at temperature 1: the target's, or a blend's."""
     totals = [0.0] * len(answers)
-    for part in replays(pair, prompt, answers, [] if blend is None else [readout]):
+    for part in replays(pair, prompt, answers, [] if readout is None else [readout]):
         logits = wide(part.target)  # [Q, V]
         if blend is not None:
             step = torch.arange(part.first, part.first + len(part.tokens), device=logits.device)[None]

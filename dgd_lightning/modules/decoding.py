@@ -14,25 +14,27 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from dgd_lightning.data.chat import prompt_ids, prompt_text
 from dgd_lightning.data.tasks import context_of, tasks_by_context
-from dgd_lightning.data.without_context import without_context
 from dgd_lightning.decode.engine import Progress
 from dgd_lightning.decode.readouts import Readout
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.adaptation import ADAPTERS, Adapted, ContextAdapter, OnAdapt, contexts_to_adapt
-from dgd_lightning.modules.arms import DECODERS, Arm, check_arms, check_block_sizes, check_ttt, row_seed
+from dgd_lightning.modules.arm_checks import check_arms, check_block_sizes, check_ttt
+from dgd_lightning.modules.arms import Arm, row_seed
+from dgd_lightning.modules.decoders import decode, joined
 from dgd_lightning.modules.divergence import Divergence, divergence_record
 from dgd_lightning.modules.pairing import control_of
+from dgd_lightning.modules.prompts import Prompts
 from dgd_lightning.modules.readouts import (
     Source,
     leaves_out,
     load_models,
     models_fingerprint,
     pinned_models,
-    ready_readout,
+    ready_readouts,
     with_prompts,
 )
+from dgd_lightning.modules.rows import prediction_row
 from dgd_lightning.modules.sources import PairSources
 from dgd_lightning.pair import Pair, load_pair
 from dgd_lightning.target.load import bundled
@@ -72,6 +74,9 @@ class Decoding(PairSources, LightningModule):
             the arms that have ``ttt: true``; None adapts nothing.
         save_adapters: keep every context's adapter in the run folder, ``adapters/<context id>/``, in PEFT's format.
         accept_clbench_license: you have obtained permission to adapt to CL-bench's contexts, which its licence forbids.
+        join_arms: guided arms that differ in nothing but β, readout, space, constraints and schedule are one batch:
+            prompts are read once for all, and so are the weights. Answers are the same up to rounding; seconds are
+            those of the whole batch, so these arms have no tokens/s of their own.
         divergence: record at every token how target and readout differ and what guidance changed, ``dgd.divergence`` of
             the rows; None records nothing.
     """
@@ -96,6 +101,7 @@ class Decoding(PairSources, LightningModule):
         ttt: TTTConfig | None = None,
         save_adapters: bool = True,
         accept_clbench_license: bool = False,
+        join_arms: bool = False,
         divergence: Divergence | None = None,
     ) -> None:
         super().__init__()
@@ -118,10 +124,11 @@ class Decoding(PairSources, LightningModule):
         self.revision, self.draft_revision = revision, draft_revision
         self.attn_implementation, self.device_map = attn_implementation, device_map
         self.enable_thinking, self.too_long, self.stop_token_ids = enable_thinking, too_long, stop_token_ids
-        self.seed, self.warmup, self.divergence = seed, warmup, divergence
+        self.seed, self.warmup, self.join_arms, self.divergence = seed, warmup, join_arms, divergence
         self.second_models: dict[Source, str | None] | None = None  # of readouts, with their commits
-        self.readouts: dict[str, Readout] = {}  # of guided arms, with their second models
+        self.readouts: dict[str, Readout] = {}  # of arms that blend, with their second models
         self.pair: Pair | None = None  # a plain attribute: Lightning neither moves nor saves it
+        self.contexts: dict[str, list[Task]] = {}  # tasks by context, where something is asked of it
         self.done: set[tuple[str, str]] = set()  # (idx, arm) of rows that a resumed run has already
         self.on_progress: Callable[[str, Progress], None] | None = None  # set by a progress bar
         self.on_adapt: OnAdapt | None = None  # so is this
@@ -148,7 +155,9 @@ class Decoding(PairSources, LightningModule):
                 self.seed,
             ],
             "ttt": self.ttt and asdict(self.ttt),
-            **({"divergence": asdict(self.divergence)} if self.divergence else {}),  # without it: the hash of old runs
+            # Without them: the hash of old runs.
+            **({"join_arms": True} if self.join_arms else {}),
+            **({"divergence": asdict(self.divergence)} if self.divergence else {}),
         }
 
     def _pin_models(self) -> dict[Source, str | None]:
@@ -195,16 +204,16 @@ class Decoding(PairSources, LightningModule):
                 draft_revision=commits.draft,
             )
             models = self.second_models = self.trainer.strategy.broadcast(self._pin_models())
-            loaded = load_models(models, self.pair.target)
-            guided = [arm for arm in self.arms if arm.method == "guided"]
-            self.readouts = {arm.name: ready_readout(arm.readout, loaded) for arm in guided}
+            self.readouts = ready_readouts(self.arms, load_models(models, self.pair.target))
         if self.pair.draft is not None:
             check_block_sizes(self.arms, self.pair.draft.config.block_size)
         if self.enable_thinking and self.pair.draft is not None and _model_type(self.pair).startswith("qwen3"):
             rank_zero_warn(
                 "enable_thinking is on: the published Qwen3 drafts were trained without thinking; τ will drop"
             )
-
+        self.prompts = Prompts(
+            self.pair, self.contexts, max_new_tokens=self.max_new_tokens, enable_thinking=self.enable_thinking
+        )
         if self.ttt is not None:
             log_dir = self.trainer.log_dir
             folder = Path(log_dir, ADAPTERS) if self.save_adapters and log_dir is not None else None
@@ -228,14 +237,14 @@ class Decoding(PairSources, LightningModule):
         groups = getattr(self.trainer.datamodule, "groups", [])  # type: ignore[attr-defined]
         for task in (task for group in groups for task in group):
             if self.too_long == "error":
-                self._check_fit(task)
+                self.prompts.check_fit(task)
             if any(leaves_out(arm.readout) for arm in self.arms):
-                self._without_context(task)
+                self.prompts.without_context(task)
         if self.warmup and not all(map(self._is_done, groups)):
-            prompt = self._prompt(groups[0][0])[-min(WARMUP_PROMPT, self._limit()) :]
+            prompt = self.prompts.of(groups[0][0])[-min(WARMUP_PROMPT, self.prompts.limit) :]
             report, self.on_progress = self.on_progress, None  # no task's tokens, so nothing to show
-            for arm in self.arms:
-                self._decode([prompt], self._ready(arm, groups[0][:1]), min(WARMUP_TOKENS, self.max_new_tokens), [0])
+            for arms in joined(self.arms, self.join_arms):
+                self._decode([prompt], self._ready(arms, groups[0][:1]), min(WARMUP_TOKENS, self.max_new_tokens), [0])
             self.on_progress = report
 
     def _is_done(self, group: list[Task]) -> bool:
@@ -249,54 +258,70 @@ class Decoding(PairSources, LightningModule):
         """
         if self._is_done(batch):
             return []
-        arms = self.arms if batch_idx % 2 == 0 else self.arms[::-1]  # fair timing: nobody is always first
+        together = joined(self.arms, self.join_arms)
+        turn = together if batch_idx % 2 == 0 else together[::-1]  # fair timing: nobody is always first
         members: dict[str, list[Task]] = {}  # an adapter belongs to one context: without adapters, one part is enough
         for task in batch:
             members.setdefault(context_of(task) if self.adapt else "", []).append(task)
-        return [row for context, tasks in members.items() for row in self._rows(context, tasks, arms)]
+        return [row for context, tasks in members.items() for row in self._rows(context, tasks, turn)]
 
-    def _rows(self, context: str, tasks: list[Task], arms: list[Arm]) -> list[dict[str, Any]]:
+    def _rows(self, context: str, tasks: list[Task], together: list[list[Arm]]) -> list[dict[str, Any]]:
         """Rows of tasks that are decoded together; of one context where there are adapters."""
-        prompts = [self._prompt(task) for task in tasks]
-        limit = self._limit()
+        prompts, limit = [self.prompts.of(task) for task in tasks], self.prompts.limit
         fits = [i for i, ids in enumerate(prompts) if len(ids) <= limit or self.too_long == "truncate_left"]
-        wanted = self.adapt is not None and fits and any(arm.ttt for arm in arms)
+        wanted = self.adapt is not None and fits and any(arm.ttt for arms in together for arm in arms)
         adapted = None
         if self.adapt and wanted:
-            adapted = self.adapt(context, lambda: self._context_prompts(context), self.on_adapt)
+            adapted = self.adapt(context, lambda: self.prompts.of_context(context), self.on_adapt)
         rows = []
-        for arm in arms:
-            seeds = [row_seed(self.seed, tasks[i].idx, arm) for i in fits]
-            kept = [prompts[i][-limit:] for i in fits]
-            outputs: list[DecodeOutput] = []
-            with self._adapter(arm, adapted):
-                if fits:
-                    online = self._online(arm, adapted)
-                    ready = self._ready(arm, [tasks[i] for i in fits])
-                    outputs = self._decode(kept, ready, self.max_new_tokens, seeds, online)
-            by_index = dict(zip(fits, outputs, strict=True))
-            used = adapted if arm.ttt else None
-            made = [self._row(task, arm, prompts[i], by_index.get(i), used) for i, task in enumerate(tasks)]
-            if self.divergence is not None:
-                self._compare(tasks, made, arm, adapted, self.divergence)
-            rows += made
+        for arms in together:
+            first, kept = arms[0], [prompts[i][-limit:] for i in fits]  # what is asked of the first holds for all
+            outputs: list[list[DecodeOutput]] = [[] for _ in arms]
+            if fits:
+                seeds = [row_seed(self.seed, tasks[i].idx, first) for i in fits]
+                ready = self._ready(arms, [tasks[i] for i in fits])
+                with self._adapter(first, adapted):
+                    outputs = self._decode(kept, ready, self.max_new_tokens, seeds, self._online(first, adapted))
+            for arm, own in zip(arms, outputs, strict=True):
+                by_index = dict(zip(fits, own, strict=True))
+                others = [other.name for other in arms if other is not arm]
+                made = [
+                    self._row(task, arm, prompts[i], by_index.get(i), adapted, others) for i, task in enumerate(tasks)
+                ]
+                if self.divergence is not None:
+                    self._compare(tasks, made, arm, adapted, self.divergence)
+                rows += made
         return rows
 
-    def _ready(self, arm: Arm, tasks: list[Task]) -> Arm:
-        """The arm with the readout that these tasks need."""
-        if arm.method != "guided":
-            return arm
-        readout = self.readouts[arm.name]
-        if leaves_out(readout):
-            readout = with_prompts(readout, [self._bare_prompt(task) for task in tasks])
-        return replace(arm, readout=readout)
+    def _row(
+        self,
+        task: Task,
+        arm: Arm,
+        prompt: Tensor,
+        output: DecodeOutput | None,
+        adapted: Adapted | None,
+        others: list[str],
+    ) -> dict[str, Any]:
+        bare = self.prompts.bare(task) if output is not None and leaves_out(arm.readout) else None
+        return prediction_row(
+            task,
+            arm,
+            output,
+            prompt,
+            pair=self._loaded(),
+            limit=self.prompts.limit,
+            adapted=adapted if arm.ttt else None,
+            joined_with=others,
+            without_context=bare,
+            control_of=self.control_of.get(arm.name),
+        )
 
-    def _bare_prompt(self, task: Task) -> Tensor:
-        """The prompt without the context."""
-        return self._prompt(self._without_context(task))[-self._limit() :]
-
-    def _without_context(self, task: Task) -> Task:
-        return without_context(task, [other for other in self.contexts[context_of(task)] if other.idx != task.idx])
+    def _ready(self, arms: list[Arm], tasks: list[Task]) -> list[Arm]:
+        """The arms with the readouts that these tasks need; what is one readout stays one."""
+        own = {arm.name: self.readouts[arm.name] for arm in arms if arm.blends}
+        bare = [self.prompts.bare(task) for task in tasks] if any(map(leaves_out, own.values())) else []
+        made = {id(one): with_prompts(one, bare) for one in own.values()}
+        return [replace(arm, readout=made[id(own[arm.name])]) if arm.blends else arm for arm in arms]
 
     def _compare(
         self,
@@ -312,12 +337,8 @@ class Decoding(PairSources, LightningModule):
             for task, record in ((task, row["dgd"]) for task, row in zip(tasks, rows, strict=True)):
                 if "output_ids" in record:
                     prompt, answer = torch.tensor(record["prompt_ids"]), torch.tensor(record["output_ids"])
-                    record["divergence"] = divergence_record(pair, self._ready(arm, [task]), prompt, answer, settings)
-
-    def _context_prompts(self, context: str) -> list[Tensor]:
-        """Prompts of all tasks of a context that fit: a prompt cut on the left begins with something else."""
-        prompts = [self._prompt(task) for task in self.contexts[context]]
-        return [prompt for prompt in prompts if len(prompt) <= self._limit()] or [prompts[0][:0]]
+                    (ready,) = self._ready([_compared(arm, record)], [task])
+                    record["divergence"] = divergence_record(pair, ready, prompt, answer, settings)
 
     def _adapter(self, arm: Arm, adapted: Adapted | None) -> AbstractContextManager[Any]:
         """The draft as the arm wants it; an arm that goes on adapting puts its adapter in itself."""
@@ -330,109 +351,41 @@ class Decoding(PairSources, LightningModule):
         return OnlineTTT(arm.online_every, replace(self.ttt, steps=ONLINE_STEPS), _kept(arm, adapted))
 
     def _decode(
-        self, prompts: list[Tensor], arm: Arm, max_new_tokens: int, seeds: list[int], online: OnlineTTT | None = None
-    ) -> list[DecodeOutput]:
+        self,
+        prompts: list[Tensor],
+        arms: list[Arm],
+        max_new_tokens: int,
+        seeds: list[int],
+        online: OnlineTTT | None = None,
+    ) -> list[list[DecodeOutput]]:
+        """Outputs of each of the arms, which are decoded in one batch."""
         report = self.on_progress
+        name = arms[0].name if len(arms) == 1 else f"{len(arms)} arms from {arms[0].name}"
         if report is not None:  # a long prefill is announced: the decoders report after it only
-            report(arm.name, Progress(0, 0, len(prompts), len(prompts)))
+            report(name, Progress(0, 0, len(prompts), len(prompts)))
         try:
-            return DECODERS[arm.method](
+            return decode(
                 self._loaded(),
                 prompts,
-                arm,
+                arms,
                 max_new_tokens=max_new_tokens,
                 stop_token_ids=self.stop_token_ids,
                 seed=seeds,
                 online=online,
-                on_progress=partial(report, arm.name) if report else None,
-                **arm.sampling(),
+                on_progress=partial(report, name) if report else None,
             )
         except torch.OutOfMemoryError as error:
             raise InputError(
                 "data.batch_size",
                 expected="groups that fit the device's memory",
-                received=f"{len(prompts)} prompts of up to {max(map(len, prompts))} tokens",
-                mend="use a smaller batch_size, or a larger device",
+                received=f"{len(prompts)} prompts of up to {max(map(len, prompts))} tokens in {len(arms)} arms",
+                mend="use a smaller batch_size, or a larger device"
+                + (", or model.join_arms: false" if len(arms) > 1 else ""),
             ) from error
 
     def _loaded(self) -> Pair:
         assert self.pair is not None, "setup loads the pair"
         return self.pair
-
-    def _block_size(self, arm: Arm) -> int | None:
-        draft = self._loaded().draft
-        return arm.block_size or draft.config.block_size if arm.drafts and draft else None
-
-    def _prompt(self, task: Task) -> Tensor:
-        return prompt_ids(self._loaded().tokenizer, task, enable_thinking=self.enable_thinking)
-
-    def _limit(self) -> int:
-        """Longest prompt, in tokens."""
-        limit = self._loaded().target.max_positions - self.max_new_tokens
-        if limit < 1:
-            raise InputError(
-                "model.max_new_tokens",
-                expected=f"less than the target's {limit + self.max_new_tokens} positions",
-                received=self.max_new_tokens,
-                mend="lower it",
-            )
-        return limit
-
-    def _check_fit(self, task: Task) -> None:
-        """Raises InputError for a prompt that does not fit. A token is at least a byte, so few texts need encoding."""
-        limit, tokenizer = self._limit(), self._loaded().tokenizer
-        text = prompt_text(tokenizer, task, enable_thinking=self.enable_thinking)
-        if len(text.encode()) < limit:
-            return
-        if (length := len(self._prompt(task))) > limit:
-            raise InputError(
-                f"task {task.idx}",
-                expected=f"at most {limit} prompt tokens ({self.max_new_tokens} new ones must fit too)",
-                received=length,
-                mend="set model.too_long to skip or truncate_left, or use a target with a longer context",
-            )
-
-    def _row(
-        self, task: Task, arm: Arm, prompt: Tensor, output: DecodeOutput | None, adapted: Adapted | None
-    ) -> dict[str, Any]:
-        prompt_tokens = len(prompt)  # before truncation
-        settings = {name: value for name, value in arm.settings().items() if name != "name"}
-        head = {
-            "arm": arm.name,
-            **settings,
-            "control_of": self.control_of.get(arm.name),
-            "block_size": self._block_size(arm),
-            "prompt_tokens": prompt_tokens,
-            "ttt": adapted and adapted.record,
-            **(adapted.cost if adapted else {}),
-        }
-        if output is None:
-            reason = f"prompt of {prompt_tokens} tokens, at most {self._limit()} fit"
-            return {**task.row, "idx": task.idx, "model_output": None, "dgd": {**head, "skipped": reason}}
-        trace, lengths = output.trace, output.acceptance_lengths
-        text = self._loaded().tokenizer.decode(output.tokens, skip_special_tokens=True)  # type: ignore[union-attr]
-        result = {
-            "truncated_tokens": max(0, prompt_tokens - self._limit()),
-            "tokens": len(output.tokens),
-            "stop_reason": output.stop_reason,
-            "tau": sum(lengths) / len(lengths) if lengths else None,
-            "acceptance_lengths": lengths,
-            "verified_lengths": trace.verified_lengths,
-            "target_forwards": trace.target_forwards,
-            "draft_forwards": trace.draft_forwards,
-            "seed": trace.seed,
-            "prompt_ids": prompt[-self._limit() :].tolist(),  # what the target read
-            "output_ids": output.tokens.tolist(),
-            # Wall times are those of the whole group, whose rows share forwards.
-            "batch_tokens": trace.batch_tokens,
-            "prefill_seconds": trace.prefill_seconds,
-            "decode_seconds": trace.decode_seconds,
-            "seconds": trace.prefill_seconds + trace.decode_seconds,
-            "tokens_per_second": trace.batch_tokens / trace.decode_seconds if trace.decode_seconds > 0 else None,
-        }
-        if leaves_out(arm.readout):
-            result["without_context_ids"] = self._bare_prompt(task).tolist()
-        return {**task.row, "idx": task.idx, "model_output": text, "dgd": {**head, **result}}
 
 
 def _kept(arm: Arm, adapted: Adapted | None) -> Adapter | None:
@@ -440,6 +393,13 @@ def _kept(arm: Arm, adapted: Adapted | None) -> Adapter | None:
     if not arm.ttt or adapted is None or adapted.result is None or not adapted.result.kept:
         return None
     return adapted.result.adapter
+
+
+def _compared(arm: Arm, record: dict[str, Any]) -> Arm:
+    """The arm that a row's answer is compared as: a candidate with a β was decoded as a guided arm does it."""
+    if arm.betas is None:
+        return arm
+    return replace(arm, method="guided", beta=record["candidates"][record["chosen"]]["beta"])
 
 
 def _model_type(pair: Pair) -> str:

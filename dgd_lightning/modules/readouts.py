@@ -1,17 +1,15 @@
-"""What a run does for the readouts that its arms name: second models are pinned and loaded once, contexts left out.
-
-A readout may hold others, as null controls do; every one that is a field of a dataclass is found.
-"""
+"""What a run does for the readouts that its arms name: second models are pinned and loaded once, contexts left out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from dgd_lightning.decode.guided import as_readout
+from dgd_lightning.decode.guided import as_readout, readout_key
+from dgd_lightning.decode.nested import changed, nested
 from dgd_lightning.decode.readouts import OtherModel, Readout, WithoutContext
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.arms import Arm
@@ -31,26 +29,6 @@ def _source(readout: Any) -> Source | None:
     """Of a readout that names a model."""
     named = isinstance(readout, OtherModel) and isinstance(readout.model, str)
     return Source(bundled(readout.model, "target"), readout.revision) if named else None
-
-
-def changed(readout: Any, change: Callable[[Any], Any]) -> Any:
-    """A readout after a change of it and of all that it holds, from the inside out."""
-    held = {name: changed(one, change) for name, one in _held(readout).items()}
-    return change(replace(readout, **held) if held else readout)
-
-
-def nested(readout: Any) -> Iterator[Any]:
-    """A readout and all that it holds."""
-    yield readout
-    for one in _held(readout).values():
-        yield from nested(one)
-
-
-def _held(readout: Any) -> dict[str, Any]:
-    if not is_dataclass(readout):
-        return {}
-    values = {field.name: getattr(readout, field.name) for field in fields(readout)}
-    return {name: value for name, value in values.items() if isinstance(value, Readout)}
 
 
 def pinned_models(arms: Sequence[Arm]) -> dict[Source, str | None]:
@@ -96,6 +74,13 @@ def ready_readout(readout: Readout | str, models: Mapping[Source, Target]) -> Re
         return one if source is None else replace(one, model=models[source])
 
     return changed(as_readout(readout), change)
+
+
+def ready_readouts(arms: Sequence[Arm], models: Mapping[Source, Target]) -> dict[str, Readout]:
+    """Of every arm that blends, by its name. Equal ones are one object: arms of one batch then share its forwards."""
+    made: dict[Any, Readout] = {}
+    blending = [arm for arm in arms if arm.blends]
+    return {a.name: made.setdefault(readout_key(a.readout), ready_readout(a.readout, models)) for a in blending}
 
 
 def leaves_out(readout: Readout | str) -> bool:

@@ -25,6 +25,7 @@ from dgd_lightning.types import Score
 PAGE, LIMIT = "case_studies.html", 20
 FAINT = 0.01  # share of moved probability below which a token has no colour
 PLACES = 60  # of one answer whose likeliest tokens are listed
+SIGNS = {"yes": '<b class="yes">✓</b>', "no": '<b class="no">✗</b>'}
 Row = dict[str, Any]
 
 
@@ -145,9 +146,13 @@ def write_case_studies(folder: Path, read: Callable[[], Iterable[Row]], limit: i
 
 def _settings(record: Row) -> dict[str, Any]:
     """What a reader wants to know of an arm."""
-    names = ("method", "temperature", "beta", "readout", "space", "schedule", "candidates", "plausibility")
+    names = ("method", "temperature", "rank_by", "num_candidates", "betas")
+    guidance = ("beta", "readout", "space", "schedule", "candidates", "plausibility")
     usual = {"temperature": 0.0, "space": "logits"}
-    found = {name: record.get(name) for name in names}
+    blends = (record.get("guidance") or {}) if record.get("method") == "rerank" else record
+    found = {name: record.get(name) for name in names} | {name: blends.get(name) for name in guidance}
+    if found["betas"] is not None:  # then there is one candidate for each
+        found["num_candidates"] = None
     found["ttt"] = True if record.get("ttt") else None
     return {name: _short(value) for name, value in found.items() if value is not None and value != usual.get(name)}
 
@@ -247,11 +252,29 @@ def _answer(row: Row) -> str:
     )
     changed = f" · {sum(found['changed'])} changed" if found else ""
     about = f"<p>{verdict}{record['tokens']:,} tokens{changed}</p>"
+    others = _candidates(row) if record.get("method") == "rerank" else ""
     if not found:
-        return f'{title}{about}<div class="answer" dir="auto">{escaped(row["model_output"])}</div></article>'
+        text = escaped(row["model_output"])
+        return f'{title}{about}<div class="answer" dir="auto">{text}</div>{others}</article>'
     top = {entry["at"]: entry for entry in found["top"]}
     tokens = "".join(_token(found, at, top.get(at)) for at in range(len(found["tokens"])))
-    return f'{title}{about}<div class="answer" dir="auto">{tokens}</div>{_places(found)}</article>'
+    return f'{title}{about}<div class="answer" dir="auto">{tokens}</div>{_places(found)}{others}</article>'
+
+
+def _candidates(row: Row) -> str:
+    """All answers among which the best was chosen, folded away."""
+    record = row["dgd"]
+    candidates = record["candidates"]
+    words = f"{len(candidates)} candidates, of which number {record['chosen'] + 1} was chosen"
+    lines = [f"<details><summary>{words}</summary>"]
+    for number, one in enumerate(candidates, 1):
+        score = graded({**row, "model_output": one["text"]})
+        verdict = "" if score is None else f"{SIGNS['yes' if score.value == 1.0 else 'no']} "
+        rank = "−∞" if one["score"] is None else f"{one['score']:.4g}"
+        beta = "" if one["beta"] is None else f" · β {one['beta']:g}"
+        about = f"score {rank}{beta} · {one['tokens']:,} tokens · {escaped(one['stop_reason'])}"
+        lines.append(f'<p>{verdict}{number}. {about}</p><pre dir="auto">{escaped(one["text"])}</pre>')
+    return "\n".join([*lines, "</details>"])
 
 
 def _token(found: Row, at: int, top: Row | None) -> str:
@@ -308,11 +331,10 @@ def _rubrics(rows: Sequence[Row]) -> str:
     verdicts = [(row, score) for row in rows if (score := graded(row)) is not None]
     if not verdicts:
         return ""
-    signs = {"yes": '<b class="yes">✓</b>', "no": '<b class="no">✗</b>'}
     names = "".join(f"<th>{escaped(row['dgd']['arm'])}" for row, _ in verdicts)
     lines = [f'<h3>Rubrics</h3><div class="wide"><table><tr><th>rubric{names}</tr>']
     for number, rubric in enumerate(verdicts[0][0]["rubrics"]):
-        cells = "".join(f'<td class="sign">{signs[score.status[number]]}' for _, score in verdicts)
+        cells = "".join(f'<td class="sign">{SIGNS[score.status[number]]}' for _, score in verdicts)
         lines.append(f"<tr><td>{escaped(rubric)}{cells}</tr>")
     return "\n".join([*lines, "</table></div>"])
 

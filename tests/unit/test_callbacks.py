@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from callbacks.arm_stats import ArmStats, collect, speed_up
 from callbacks.clbench_scorer import CLBenchScorer
 from callbacks.curve import acceptance_figure, bar_line
-from callbacks.decode_metrics import histogram_tables, summary_table
+from callbacks.decode_metrics import histogram_tables, notes, summary_table
 from callbacks.fit_progress import FitProgress
 from callbacks.provenance import Provenance, git_state
 from dgd_lightning import run_folder
@@ -194,6 +194,47 @@ def test_speed_up_counts_common_tasks_and_shares_a_groups_seconds() -> None:
     assert (stats["dflash"].tasks, stats["dflash"].skipped) == (3, 1)
     assert summary_table(stats, 4).row_count == 5
     assert acceptance_figure([stats["dflash"]]).axes[0].lines
+
+
+def test_arms_that_shared_a_batch_have_no_speed_of_their_own() -> None:
+    stats: dict[str, ArmStats] = {}
+    plain: dict[str, Any] = {"method": "autoregressive", "block_size": None}
+    guided: dict[str, Any] = {"method": "guided", "candidates": 50}  # a constraint
+    for row in (
+        decoded("1", "ar", [1] * 6, 3.0, 6, **plain),
+        decoded("1", "a", [3, 3], 0.5, 10, joined_with=["b"], **guided),  # 10 tokens in 0.5 s, of both arms
+        decoded("1", "b", [2, 2], 0.5, 10, joined_with=["a"], **guided),
+        decoded("2", "a", [4], 0.25, 8, joined_with=["b"], **guided),
+        decoded("2", "b", [4], 0.25, 8, joined_with=["a"], **guided),
+        decoded("1", "alone", [3, 3], 0.5, 6, **guided),
+    ):
+        collect(stats, row)
+    assert str(stats["a"].tokens_per_second) == str(speed_up(stats["a"], stats)) == "nan"
+    assert stats["a"].tau.micro == pytest.approx(10 / 3)
+    assert stats["alone"].tokens_per_second == pytest.approx(12)
+    assert speed_up(stats["alone"], stats) == pytest.approx(6)
+    columns = {str(column.header): list(column.cells) for column in summary_table(stats, 2).columns}
+    assert columns["tokens/s"] == ["2.0", "–", "–", "12.0"]
+    assert columns["speed-up"] == ["1.00×", "–", "–", "6.00×"]
+    (note,) = notes(stats)
+    assert "2 arms were decoded together, 18 tokens in 0.8 s (24.0 tokens/s)" in str(note)
+    assert notes({"ar": stats["ar"], "alone": stats["alone"]}) == []
+
+
+def test_a_reranked_answer_costs_all_its_candidates_and_their_ranking() -> None:
+    stats: dict[str, ArmStats] = {}
+    candidates = [{"tokens": 7}, {"tokens": 5}, {"tokens": 3}]  # the first of each comes with the prefill
+    for row in (
+        decoded("1", "ar", [1] * 4, 1.0, 4, method="autoregressive", block_size=None),
+        # Its batch committed 24 tokens in 4 s: 12 for this row's candidates, 12 for another's.
+        decoded("1", "best", [2, 2], 4.0, 24, method="rerank", candidates=candidates, chosen=1, rank_seconds=0.5),
+    ):
+        collect(stats, row)
+    assert stats["best"].tokens_per_second == pytest.approx(4 / (2 + 0.5))
+    assert speed_up(stats["best"], stats) == pytest.approx(4 / 2.5 / 4)
+    assert (stats["best"].tokens, stats["best"].tau.micro) == (5, 2)
+    (note,) = notes(stats)
+    assert "the time of all candidates" in str(note)
 
 
 def test_bar_line() -> None:

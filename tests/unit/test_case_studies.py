@@ -131,9 +131,13 @@ def everywhere(text: str) -> list[dict[str, Any]]:
     foreign: dict[str, Any] = {"idx": "foreign", text: text, "messages": 5, "metadata": text, "model_output": text}
     foreign["dgd"] = {"arm": "plain", "tokens": 1}
     skipped = row(text, "skipped", None, skipped=text)
+    settings = {"beta": 0.3, "readout": {"class_path": f"a.{text}"}, "candidates": 50}
+    answers = [{"text": text, "tokens": 3, "score": -1.5, "beta": 0.3, "stop_reason": text}] * 2
+    reranked = {"method": "rerank", "rank_by": text, "guidance": settings, "candidates": answers, "chosen": 1}
+    best = row(text, "best", text, **reranked)
     odd = row("odd", "plain", text)
     odd["metadata"]["lab"] = {"checks": [{"type": text}, 5]}
-    return [hostile, plain, skipped, foreign, odd]
+    return [hostile, plain, skipped, best, foreign, odd]
 
 
 def test_no_text_becomes_markup() -> None:
@@ -153,6 +157,29 @@ def test_no_text_becomes_markup() -> None:
     assert "default-src 'none'" in (policy["content"] or "")
     assert not re.search(r"(?:src|href)\s*=\s*[\"'](?!#case-)", re.sub(r"&\w+;", "", text.partition("<body>")[2]))
     assert "url(" not in text
+
+
+def test_candidates_of_a_reranked_answer_are_folded_below_it() -> None:
+    answers = [
+        {"text": "red", "tokens": 3, "score": -2.5, "beta": 0.0, "stop_reason": "stop"},
+        {"text": "blue", "tokens": 4, "score": -0.25, "beta": 0.3, "stop_reason": "length"},
+        {"text": "black", "tokens": 4, "score": None, "beta": 0.5, "stop_reason": "stop"},
+    ]
+    settings = {"beta": 0.1, "readout": "draft", "space": "probs", "candidates": 50, "plausibility": None}
+    reranked = {"method": "rerank", "rank_by": "blend", "num_candidates": 8, "betas": [0.0, 0.3, 0.5]}
+    best = row("t", "best", "blue", **reranked, guidance=settings, candidates=answers, chosen=1)
+    guided = row("t", "guided", "red", candidates=50)
+    text = page("run", [best, guided], choose([best, guided], 1))
+    parsed = Parsed(text)
+    assert "3 candidates, of which number 2 was chosen" in parsed.text
+    assert "✓ 1. score -2.5 · β 0 · 3 tokens · stop" in parsed.text
+    assert "✗ 2. score -0.25 · β 0.3 · 4 tokens · length" in parsed.text
+    assert "✗ 3. score −∞ · β 0.5" in parsed.text
+    assert text.index("<summary>3 candidates") > text.index('<div class="answer" dir="auto">blue')
+    assert (
+        "rank_by blend · betas [0.0, 0.3, 0.5] · beta 0.1 · readout draft · space probs · candidates 50" in parsed.text
+    )
+    assert parsed.text.count("candidates,") == 1  # the guided arm's are tokens
 
 
 def test_visible_keeps_what_can_be_seen() -> None:

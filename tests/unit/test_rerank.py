@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 from decode_tools import random_prompts, tokens_of
-from guided_tools import naive_read, plain_forward
+from guided_tools import naive_read, plain_forward, without_context
 from tiny import make_pair
 from torch import Tensor
 
 from dgd_lightning.decode.blending import Blend, WarmUp
+from dgd_lightning.decode.controls import Noise
 from dgd_lightning.decode.guided import guided_generate
-from dgd_lightning.decode.readouts import LogitLens
+from dgd_lightning.decode.readouts import LogitLens, Readout, WithoutContext
 from dgd_lightning.decode.rerank import rerank_generate
 from dgd_lightning.decode.speculative import speculative_generate
 from dgd_lightning.errors import InputError
@@ -93,6 +94,32 @@ def test_a_prompt_has_its_candidates_in_any_batch_and_without_a_draft() -> None:
     assert len(rerank_generate(bare, prompts, seed=1, **knobs)[0].trace.candidates or []) == 4
 
 
+@pytest.mark.parametrize("betas", [None, [0.0, -0.5, 0.5]])
+@pytest.mark.parametrize("like", [False, True])
+def test_prompts_without_context_are_each_ranked_by_their_own(betas: list[float] | None, like: bool) -> None:
+    pair, prompts = make_pair(block_size=4), random_prompts(3, 5, longest=12)
+
+    def readout(bare: list[Tensor]) -> Readout:
+        return Noise(WithoutContext(bare)) if like else WithoutContext(bare)
+
+    bare = without_context(prompts)
+    knobs: dict[str, Any] = {
+        "max_new_tokens": 6, "num_candidates": 3, "betas": betas, "rank_by": "blend", "blend": Blend(-0.5)
+    }  # fmt: skip
+    together = rerank_generate(pair, prompts, readout=readout(bare), seed=[4, 5, 6], **knobs)
+    others = rerank_generate(pair, prompts, readout=readout(bare[::-1]), seed=[4, 5, 6], **knobs)
+    for number, output in enumerate(together):
+        own = readout([bare[number]])
+        (alone,) = rerank_generate(pair, [prompts[number]], readout=own, seed=[4 + number], **knobs)
+        assert output.tokens.tolist() == alone.tokens.tolist()
+        scores, expected = ([one.score for one in found.trace.candidates or []] for found in (output, alone))
+        assert scores == pytest.approx(expected, abs=SAME)
+        assert output.trace.rank_seconds > 0
+    assert [one.trace.candidates[0].score for one in together if one.trace.candidates] != [
+        one.trace.candidates[0].score for one in others if one.trace.candidates
+    ]
+
+
 def test_a_schedule_counts_the_answers_tokens() -> None:
     pair, prompts = make_pair(block_size=4), random_prompts(1, 5, longest=12)
     knobs: dict[str, Any] = {"max_new_tokens": 4, "num_candidates": 3, "seed": 2, "readout": LogitLens(3)}
@@ -110,6 +137,8 @@ def test_a_schedule_counts_the_answers_tokens() -> None:
         ({"rank_by": "blend"}, "blend"),
         ({"temperature": 0.0}, "temperature"),
         ({"betas": []}, "betas"),
+        ({"betas": [0.1, float("inf")]}, "betas"),
+        ({"betas": [2.0], "blend": Blend(0.1, "probs")}, "betas"),
         ({"num_candidates": 0}, "num_candidates"),
     ],
 )

@@ -1,0 +1,154 @@
+"""`model.join_arms` of `dgd predict`: several guided arms are one batch, with the rows of runs without it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_tools import Config, Dgd, predictions
+
+from dgd_lightning import run_folder
+from dgd_lightning.modules import decoders
+
+SWEEP = Path(__file__).parents[2] / "configs" / "guided" / "sweep.yaml"
+CAD = {"class_path": "WithoutContext"}
+TASKS, GROUPS = 6, 3
+
+
+def made(kind: str, **init: Any) -> dict[str, Any]:
+    return {"class_path": kind, "init_args": init}
+
+
+def guided(name: str, beta: float, **more: Any) -> dict[str, Any]:
+    return {"name": name, "method": "guided", "beta": beta, **more}
+
+
+ARMS: list[dict[str, Any]] = [
+    {"name": "target", "method": "autoregressive"},
+    guided("nothing", 0.0),
+    guided("draft", 0.5),
+    guided("slow", 0.5, token_by_token=True),
+    guided("lens", -0.5, readout=made("LogitLens", layer=2), plausibility=0.1),
+    guided("warm", 0.5, temperature=0.9),
+    guided("noise", 0.5, readout=made("Noise"), schedule=made("Adaptive", by="kl")),
+    guided("shuffled", 0.5, readout=made("DraftReadout", features="shuffled")),
+    guided("cad", -0.5, readout=CAD),
+    guided("more cad", -1.0, readout=CAD, space="log_probs"),
+    guided("cad noise", -0.5, readout=made("Noise", like=CAD)),
+    guided("warm cad", -0.5, readout=CAD, temperature=0.9),
+    guided("slow noise", -0.5, readout=made("Noise"), token_by_token=True),
+    guided("small", 0.5, block_size=3),
+    {"name": "best", "method": "rerank", "temperature": 0.9, "num_candidates": 3},
+]
+TOGETHER = [
+    ["nothing", "draft", "lens", "noise", "shuffled", "cad", "more cad", "cad noise"],
+    ["slow", "slow noise"],
+    ["warm", "warm cad"],
+]
+OTHERS = {name: [other for other in group if other != name] for group in TOGETHER for name in group}
+
+
+class Sweeps:
+    """How many ways, and how many different readouts, each call of `guided_sweep` had."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ways: list[int] = []
+        self.readouts: list[int] = []
+        sweep = decoders.guided_sweep
+
+        def counted(pair: Any, prompts: Any, ways: Sequence[Any], **knobs: Any) -> Any:
+            self.ways.append(len(ways))
+            self.readouts.append(len({id(way.readout) for way in ways}))
+            return sweep(pair, prompts, ways, **knobs)
+
+        monkeypatch.setattr(decoders, "guided_sweep", counted)
+
+
+def folder_of(tmp_path: Path, version: int) -> Path:
+    return tmp_path / "logs" / "run" / f"version_{version}"
+
+
+def check_equal(joined: list[dict[str, Any]], alone: list[dict[str, Any]], others: dict[str, list[str]]) -> None:
+    """Rows are the same but for what tells of the batch; of that the right thing is told."""
+    assert len(joined) == len(alone)
+    for ours, theirs in zip(joined, alone, strict=True):
+        assert ours["dgd"].pop("joined_with", []) == others.get(ours["dgd"]["arm"], [])
+        assert "joined_with" not in theirs["dgd"]
+        for row in (ours, theirs):
+            row["dgd"] |= {"batch_tokens": 0, "config_hash": ""}
+        assert ours == theirs
+
+
+def test_rows_of_joined_arms_are_those_of_arms_alone(
+    config: Config, dgd: Dgd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweeps = Sweeps(monkeypatch)
+    assert dgd("predict", "--config", config({"arms": ARMS})).code == 0
+    assert sweeps.ways == []
+    run = dgd("predict", "--config", config({"arms": ARMS, "join_arms": True}))
+    assert run.code == 0, run.err
+    assert sorted(sweeps.ways) == sorted((1 + GROUPS) * [8, 2, 2])  # the warm-up, then group by group
+    assert max(sweeps.readouts) == 6  # nothing and draft share one, and so do cad and more cad
+    alone, joined = (predictions(folder_of(tmp_path, version)) for version in (0, 1))
+    assert len({str([r["dgd"]["output_ids"] for r in joined if r["dgd"]["arm"] == name]) for name in OTHERS}) > 8
+
+    # Times are those of the batch, and no arm that shared one has a speed.
+    for row in run_folder.read_predictions(folder_of(tmp_path, 1)):
+        record = row["dgd"]
+        lonely = record["arm"] in ("target", "small")
+        assert (record["tokens_per_second"] is not None) is lonely
+    first = [r["dgd"] for r in joined if r["idx"] in ("t0-0", "t0-1") and r["dgd"]["arm"] in TOGETHER[0]]
+    assert {record["batch_tokens"] for record in first} == {sum(record["tokens"] - 1 for record in first)}
+    assert "12 arms were decoded together" in run.out
+    check_equal(joined, alone, OTHERS)
+
+
+def test_a_killed_run_goes_on(config: Config, dgd: Dgd, tmp_path: Path) -> None:
+    arms = [ARMS[0], ARMS[2], ARMS[6], ARMS[-1]]
+    path = config({"arms": arms, "join_arms": True})
+    assert dgd("predict", "--config", path).code == 0
+    folder = folder_of(tmp_path, 0)
+    before = predictions(folder)
+    lines = (folder / run_folder.PREDICTIONS).read_text().splitlines(keepends=True)
+    (folder / "DONE").unlink()
+    (folder / run_folder.PREDICTIONS).unlink()
+    kept = len(arms) * 2 + 1  # two tasks, and one of the arms that share a batch
+    run_folder.shard(folder, 0).write_text("".join(lines[:kept]) + lines[-1][:200])
+    run = dgd("predict", "--config", path)
+    assert run.code == 0
+    assert f"continuing {folder}: {kept} of {TASKS * len(arms)} rows are there" in run.out
+    assert predictions(folder) == before
+    assert not folder_of(tmp_path, 1).exists()
+
+
+def test_adapted_arms_are_joined_with_adapted_ones(config: Config, dgd: Dgd, contexts: Path, tmp_path: Path) -> None:
+    arms = [
+        guided("plain", 0.5),
+        guided("plain noise", 0.5, readout=made("Noise")),
+        guided("adapted", 0.5, ttt=True),
+        guided("adapted noise", 0.5, readout=made("Noise"), ttt=True),
+    ]
+    ttt = {"steps": 6, "lr": 0.05, "rank": 2, "anchors_per_step": 8, "labels": "context", "rehearsals": 0, "holdout": 0}
+    data = {"path": str(contexts), "batch_size": 2, "clbench": False}
+    for join in (False, True):
+        assert dgd("predict", "--config", config({"arms": arms, "ttt": ttt, "join_arms": join}, data)).code == 0
+    alone, joined = (predictions(folder_of(tmp_path, version)) for version in (0, 1))
+    tokens = {
+        name: [r["dgd"]["output_ids"] for r in joined if r["dgd"]["arm"] == name] for name in ("plain", "adapted")
+    }
+    assert tokens["plain"] != tokens["adapted"]
+    pairs = (("plain", "plain noise"), ("adapted", "adapted noise"))
+    check_equal(joined, alone, {one: [other] for pair in pairs for one, other in (pair, pair[::-1])})
+
+
+def test_the_labs_sweep(dgd: Dgd, tmp_path: Path) -> None:
+    """The shipped file on two tasks, in fp32."""
+    for name in ("true", "false"):
+        limits = ["--data.limit", "2", "--model.max_new_tokens", "48", "--trainer.accelerator", "cpu"]
+        run = dgd("predict", "--config", SWEEP, *limits, "--model.join_arms", name, "--logs_dir", tmp_path / name)
+        assert run.code == 0, run.err
+    joined, alone = (predictions(tmp_path / name / "guided-sweep" / "version_0") for name in ("true", "false"))
+    arms = list(dict.fromkeys(row["dgd"]["arm"] for row in joined))[1:]
+    check_equal(joined, alone, {name: [other for other in arms if other != name] for name in arms})
