@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,3 +116,23 @@ def test_the_package_s_prompt_is_there_and_asks_for_the_keys_that_are_read() -> 
 
 def test_rubrics_of_either_form_without_blank_ones() -> None:
     assert rubric_texts([" a ", "", {"rubric_criteria": "b"}]) == ["a", "b"]
+
+
+def test_rows_that_cl_bench_graded_come_out_as_they_are(bench_data: Path) -> None:
+    path = bench_data / "clbench" / "graded_sample.jsonl"
+    if not path.is_file():
+        pytest.skip("there are no graded rows of CL-bench")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert rows
+    for row in rows:
+        reply = {
+            "Grading Rationale": row["grading_rationale"],
+            "List of Requirement Satisfaction Status": row["requirement_status"],
+            "Overall Score": row["score"],
+        }
+        rubrics = rubric_texts(row["rubrics"])
+        verdict = read_verdict(json.dumps(reply, ensure_ascii=False, indent=2), len(rubrics))
+        assert verdict == (row["score"], row["requirement_status"], row["grading_rationale"])
+        text = fill(read_template(None), rubrics, row["model_output"])
+        assert text.count(row["model_output"]) >= 1
+        assert all(f"{number}. {rubric}\n" in text for number, rubric in enumerate(rubrics, 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -66,8 +67,9 @@ def test_a_local_verdict_is_read_and_stored_as_any_other(tmp_path: Path, monkeyp
 
 def test_a_prompt_longer_than_the_model_reads() -> None:
     endpoint = LocalEndpoint(JudgeModel("lab", local=True, device="cpu"), "judge")
-    with pytest.raises(NoAnswer, match="the judge reads"):
-        endpoint.ask("the gate " * 20_000, Effort())
+    endpoint._loaded = SimpleNamespace(max_positions=8), endpoint._load()[1]
+    with pytest.raises(NoAnswer, match="the judge reads 8"):
+        endpoint.ask("the gate " * 8, Effort())
 
 
 @pytest.mark.parametrize("argument", ["judge", "judge.second"])
