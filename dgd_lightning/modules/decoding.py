@@ -288,7 +288,7 @@ class Decoding(PairSources, LightningModule):
                 made = [
                     self._row(task, arm, prompts[i], by_index.get(i), adapted, others) for i, task in enumerate(tasks)
                 ]
-                if self.divergence is not None:
+                if self.divergence is not None and (arm.method == "guided" or not self.divergence.guided_only):
                     self._compare(tasks, made, arm, adapted, self.divergence)
                 rows += made
         return rows

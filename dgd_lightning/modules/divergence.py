@@ -31,6 +31,7 @@ class Divergence:
         top: so many of the likeliest tokens are kept where it says most, see ``large``; 0 keeps none.
         large: they are kept where guidance changed the first choice, and where JS(target, readout) is at least so many
             nats (0 … ln 2); elsewhere they are left out, so that rows stay small.
+        guided_only: record it for guided arms alone; otherwise other arms tell what the draft would have said.
 
     Raises:
         InputError: a number that can't be used.
@@ -38,6 +39,7 @@ class Divergence:
 
     top: int = 5
     large: float = 0.2
+    guided_only: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.top, bool) or not isinstance(self.top, int) or self.top < 0:

@@ -1,4 +1,4 @@
-"""The README's first command: the bundled pair, both arms, the tables it promises."""
+"""The README's first command: the whole method on the bundled pair, the tables it promises."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from cli_tools import Dgd, predictions
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
-TASKS = 4  # of the quickstart's; about ten seconds on a core
+TASKS = 5  # of the quickstart's, of two contexts; about ten seconds on a core
 
 
 def test_quickstart(dgd: Dgd, tmp_path: Path) -> None:
@@ -17,15 +17,22 @@ def test_quickstart(dgd: Dgd, tmp_path: Path) -> None:
     )  # fmt: skip
     assert run.code == 0, run.err
     folder = tmp_path / "quickstart" / "version_0"
-    for word in ("Solve rate", "τ micro", "speed-up", f"run folder: {folder}", "tensorboard --logdir"):
+    for word in ("Solve rate", "null control", "Divergence of target and readout", "τ micro", "speed-up", f"run folder: {folder}", "tensorboard --logdir"):
         assert word in run.out
 
     rows = predictions(folder)
     tokens = {arm: {row["idx"]: row["dgd"]["output_ids"] for row in rows if row["dgd"]["arm"] == arm}
               for arm in ("autoregressive", "speculative")}  # fmt: skip
-    assert len(rows) == 2 * TASKS
+    arms = [row["dgd"]["arm"] for row in rows[:5]]
+    assert arms == ["autoregressive", "speculative", "speculative+ttt", "guided+ttt", "noise+ttt"]
+    assert len(rows) == len(arms) * TASKS
     assert len(tokens["autoregressive"]) == TASKS
     assert tokens["speculative"] == tokens["autoregressive"]
+    assert "case studies:" in run.out
     # It does draft: a draft that is never right would be as lossless.
+    assert {row["dgd"]["control_of"] for row in rows if row["dgd"]["arm"] == "noise+ttt"} == {"guided+ttt"}
+    guided = [row["dgd"] for row in rows if row["dgd"]["method"] == "guided"]
+    assert all(record["ttt"]["kept"] in (True, False) for record in guided)
+    assert all(len(record["divergence"]["js"]) == record["tokens"] for record in guided)
     drafted = [row["dgd"]["tau"] for row in rows if row["dgd"]["arm"] == "speculative"]
     assert sum(drafted) / len(drafted) > 1.2
