@@ -23,7 +23,7 @@ from dgd_lightning.modules.arms import Arm, row_seed
 from dgd_lightning.modules.divergence import Divergence, divergence_record
 
 SAME = 1e-8  # fp64, in batches of other sizes
-TASKS = 6
+TASKS = 3
 LENS = {"class_path": "LogitLens", "init_args": {"layer": 2}}
 CAD = {"class_path": "WithoutContext"}
 DRAWN = {"method": "rerank", "temperature": 1.0, "num_candidates": 3}
@@ -48,9 +48,10 @@ def by_arm(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def test_rerank_arms_give_what_the_function_gives(
-    config: Config, dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path
+    config: Config, dgd: Dgd, tiny_pair: TinyPair, contexts: Path, tmp_path: Path
 ) -> None:
-    path = config({"arms": ARMS}, trainer={"callbacks": [{"class_path": "CaseStudies"}]})
+    data = {"path": str(contexts), "batch_size": 2, "limit": TASKS}
+    path = config({"arms": ARMS}, data, trainer={"callbacks": [{"class_path": "CaseStudies"}]})
     run = dgd("predict", "--config", path)
     assert run.code == 0, run.err
     rows = by_arm(folder_of(tmp_path))
@@ -126,7 +127,7 @@ def test_candidates_of_an_adapted_arm_are_blended_with_the_adapted_draft(
         for name in ("plain", "adapted")
     ]
     ttt = {"steps": 6, "lr": 0.05, "rank": 2, "anchors_per_step": 8, "labels": "context", "rehearsals": 0, "holdout": 0}
-    data = {"path": str(contexts), "batch_size": 2, "clbench": False}
+    data = {"path": str(contexts), "batch_size": 2, "clbench": False, "limit": 2}
     assert dgd("predict", "--config", config({"arms": arms, "ttt": ttt}, data)).code == 0
     rows = by_arm(folder_of(tmp_path))
     pair = load_pair(tiny_pair.target, tiny_pair.draft, device="cpu")
@@ -142,8 +143,9 @@ def test_candidates_of_an_adapted_arm_are_blended_with_the_adapted_draft(
     assert different > 0
 
 
-def test_without_a_draft(config: Config, dgd: Dgd, tmp_path: Path) -> None:
-    assert dgd("predict", "--config", config({"arms": ARMS[1:3], "draft": None})).code == 0
+def test_without_a_draft(config: Config, dgd: Dgd, contexts: Path, tmp_path: Path) -> None:
+    data = {"path": str(contexts), "batch_size": 2, "limit": TASKS}
+    assert dgd("predict", "--config", config({"arms": ARMS[1:3], "draft": None}, data)).code == 0
     assert [row["dgd"]["block_size"] for row in by_arm(folder_of(tmp_path))["best"]] == [None] * TASKS
 
 

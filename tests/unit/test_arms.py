@@ -13,6 +13,7 @@ from dgd_lightning.modules.arm_checks import check_arms
 from dgd_lightning.modules.arms import Arm
 from dgd_lightning.modules.decoders import joined
 from dgd_lightning.modules.decoding import Decoding
+from dgd_lightning.modules.pairing import control_of
 
 
 def rerank(**knobs: Any) -> dict[str, Any]:
@@ -125,3 +126,14 @@ def test_arms_share_a_batch_where_they_draw_draft_and_adapt_alike() -> None:
         ["best"],
     ]
     assert joined(arms, False) == [[arm] for arm in arms]
+
+
+def test_a_reranking_blend_has_null_controls_too() -> None:
+    arms = [
+        Arm("drawn", **rerank()),
+        Arm("draft", **rerank(rank_by="blend", beta=0.3)),
+        Arm("noise", **rerank(rank_by="blend", beta=0.3, readout=Noise())),
+        Arm("other", **rerank(rank_by="blend", beta=0.4, readout=Noise())),
+        Arm("guided", "guided", beta=0.3, temperature=1.0),
+    ]
+    assert control_of(arms) == {"noise": "draft"}
