@@ -11,7 +11,7 @@ from dgd_lightning.modules.arms import Arm
 
 def control_of(arms: Sequence[Arm]) -> dict[str, str]:
     """By name of a null control, the arm it controls: it differs from it in the readout that it stands in for alone."""
-    plain = {arm.name: replace(arm, name="", readout=as_readout(arm.readout)) for arm in arms if arm.method == "guided"}
+    plain = {arm.name: replace(arm, name="", readout=as_readout(arm.readout)) for arm in arms if arm.blends}
     found = {}
     for name, arm in plain.items():
         controls = getattr(arm.readout, "controls", None)  # a user's own readout may lack it
