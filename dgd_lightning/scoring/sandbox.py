@@ -39,8 +39,8 @@ class SandboxError(RuntimeError):
 class Limits(NamedTuple):
     """What a program may use."""
 
-    cpu_seconds: int = 10  # of every process; decides on slow programs, for it counts alike on a busy machine
-    wall_seconds: float = 30.0  # of a program and its tests together
+    cpu_seconds: int = 15  # of every process; decides on slow programs, for it counts alike on a busy machine
+    wall_seconds: float = 90.0  # of a program and its tests together
     memory_mb: int = 1024  # address space of every process, and what all together may hold
     processes: int = 32  # threads count
     disk_mb: int = 64

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,8 +18,9 @@ import psutil
 import pytest
 from attack_programs import FINDERS, FORGERS, HARMFUL, WRONG
 
+from dgd_lightning.scoring import sandbox
 from dgd_lightning.scoring.code import CodeGrader
-from dgd_lightning.scoring.sandbox import JAIL, Limits
+from dgd_lightning.scoring.sandbox import Limits
 from dgd_lightning.types import Score
 
 # Small enough that no attack can endanger the machine; every bomb below is bounded as well.
@@ -32,12 +34,25 @@ ROW = {
 }
 
 
+NAPS = str(10**6 + os.getpid())  # seconds that a daemon sleeps: tells ours from those of tests in other processes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def jail(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A copy of the programs inside the sandbox, so that this module's processes can be told from all others."""
+    folder = tmp_path_factory.mktemp("own") / "jail"
+    shutil.copytree(sandbox.JAIL, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sandbox, "JAIL", folder)
+        yield folder
+
+
 def survivors() -> list[str]:
     """Processes of the sandbox, or of a program that it ran."""
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
         words = process.info["cmdline"] or []
-        if any(word.startswith(str(JAIL)) for word in words) or words == ["sleep", "86399"]:
+        if any(word.startswith(str(sandbox.JAIL)) for word in words) or words == ["sleep", NAPS]:
             found.append(" ".join(words))
     return found
 
@@ -56,7 +71,7 @@ def isolated(grader: CodeGrader) -> CodeGrader:
 
 
 def graded(grader: CodeGrader, program: str, row: dict[str, Any] = ROW) -> Score:
-    return grader.grade(row, f"```python\n{program}\n```")
+    return grader.grade(row, f"```python\n{program.replace('86399', NAPS)}\n```")
 
 
 def test_the_problem_can_be_solved(grader: CodeGrader) -> None:
@@ -111,7 +126,9 @@ def test_harm_without_namespaces(attack: str) -> None:
 def test_nothing_outlives_a_killed_grader(namespaces: str) -> None:
     program = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(50)\ndef add(a, b): time.sleep(50)"
     script = (
-        "import json, sys\nfrom dgd_lightning.scoring.code import CodeGrader\n"
+        "import json, pathlib, sys\nfrom dgd_lightning.scoring import sandbox\n"
+        f"sandbox.JAIL = pathlib.Path({str(sandbox.JAIL)!r})\n"
+        "from dgd_lightning.scoring.code import CodeGrader\n"
         f"grader = CodeGrader(allow_code_execution=True, namespaces={namespaces})\n"
         "grader.grade(*json.loads(sys.argv[1]))"
     )

@@ -45,7 +45,7 @@ def run(order: Order, uid: int, ready: int) -> None:
     null = os.open("/dev/null", os.O_RDWR)
     drop_powers(uid)
     limit(order)
-    os.nice(10)
+    os.nice(5)
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of user, which forgets it
     copies = [os.dup(number) for number in (*order.fds, ready)]  # each at or above its target: none closes another
     for target, source in enumerate([null, null, null, *copies]):
