@@ -10,12 +10,12 @@ walk the frames, read the sentinel from memory or simply exit with success. So t
                          runs it, answers single calls          (sandbox 2)
 
 The program sees single calls of its functions, never a test, an expected value or the verdict's channel, and what it
-answers reaches the tests as objects of built-in types. All that it can send is answers: to pass, they must be right. What
-it ends, breaks or uses up is its own failure. The sandboxes are described in `sandbox.py`, what counts as the program of
-an answer in `jail/completion.py`.
+answers reaches the tests as objects of built-in types. All that it can send is answers: to pass, they must be right.
+What it ends, breaks or uses up is its own failure. The sandboxes are described in `sandbox.py`, what counts as the
+program of an answer in `jail/completion.py`.
 
-Two things differ from one shared interpreter: a function that changes its arguments in place changes copies (in no
-problem of the two data sets does a test look at them afterwards), and an object of the program's own class is equal to itself alone.
+Two things differ from one shared interpreter: a function that changes its arguments in place changes copies (no test
+of HumanEval or MBPP looks at them afterwards), and an object of the program's own class is equal to itself alone.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ OPT_IN = "HF_ALLOW_CODE_EVAL"  # as the Hub's own code metric calls it
 class CodeGrader(Grader):
     """Runs the answer's program against the row's tests.
 
-    Rows: HumanEval (``prompt, entry_point, test``); MBPP full (``text, code, test_list, test_setup_code``) and sanitized
-    (``prompt, code, test_list, test_imports``).
+    Rows: HumanEval (``prompt, entry_point, test``); MBPP full (``text, code, test_list, test_setup_code``) and
+    sanitized (``prompt, code, test_list, test_imports``).
 
     Args:
         allow_code_execution: you agree to run programs that a model wrote; None reads ``HF_ALLOW_CODE_EVAL=1``.
@@ -173,8 +173,8 @@ def human_eval_task(row: dict[str, Any]) -> dict[str, Any]:
 def mbpp_task(row: dict[str, Any], *, challenge: bool = False) -> dict[str, Any]:
     """What the examiner needs of an MBPP row: see `human_eval_task`.
 
-    The names that tests ask of the program are those that the row's own ``code`` defines and the tests use; modules that
-    this code imports may be used by the tests.
+    The names that tests ask of the program are those that the row's own ``code`` defines and the tests use; modules
+    that this code imports may be used by the tests.
 
     Raises:
         ValueError, SyntaxError: the row's tests or code can't be read.

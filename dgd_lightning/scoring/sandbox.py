@@ -1,11 +1,13 @@
 """`Sandbox`: interpreters for code that nobody has read, with namespaces, limits and a watch over all of it.
 
-What the kernel allows is tried once. With namespaces (Linux, as root or where user namespaces are allowed) a program sees no
-network, no process but its own, no /proc, no file but the system's and Python's own (read-only), and one small folder in
-memory; it ends with everything it started, whatever it does. As root it runs as nobody. Without (macOS, most
-unprivileged containers) there remain limits of processor time, address space, file size, processes and open files, an
-environment without keys, a folder of its own and the killing of all descendants: a program that means harm can then read
-and delete the user's files and use the network. `isolation` says what holds.
+What the kernel allows is tried once. With namespaces (Linux, as root or where user namespaces are allowed) a program
+sees no network, no process but its own, no /proc, no file but the system's and Python's own (read-only), and one small
+folder in memory; it ends with everything it started, whatever it does. Where we are root, it runs as nobody.
+
+Without (macOS, most unprivileged containers) there remain limits of processor time, address space, file size,
+processes and open files, an environment without keys, a folder of its own, and the killing of all descendants: a
+program that means harm can then read and delete the user's files, kill the user's processes and use the network.
+`Sandbox.isolation` says what holds.
 """
 
 from __future__ import annotations
@@ -37,10 +39,8 @@ class SandboxError(RuntimeError):
 class Limits(NamedTuple):
     """What a program may use."""
 
-    cpu_seconds: int = (
-        10  # of every process; the one that decides on slow programs, for it counts alike on a busy machine
-    )
-    wall_seconds: float = 30.0  # of a program and its tests together
+    cpu_seconds: int = 15  # of every process; decides on slow programs, for it counts alike on a busy machine
+    wall_seconds: float = 90.0  # of a program and its tests together
     memory_mb: int = 1024  # address space of every process, and what all together may hold
     processes: int = 32  # threads count
     disk_mb: int = 64
@@ -70,7 +70,8 @@ class Cell:
             Why it ended: "exit", "exit code N", "signal N", "released" (it still ran), a limit ("cpu time", "wall
             time", "memory", "processes", "disk"), or "unknown" (the warden was killed).
         """
-        assert self.warden.stdin is not None and self.warden.stdout is not None
+        assert self.warden.stdin is not None
+        assert self.warden.stdout is not None
         with contextlib.suppress(OSError):
             self.warden.stdin.close()
         words = self._line(END_SECONDS)
@@ -149,7 +150,7 @@ class Sandbox:
         home = "/sandbox" if folder is None else folder.name
         numbers = [each.fileno() for each in sockets]
         order = {
-            # -P, -S: neither the script's folder nor start-up files of packages; the environment is ours and may be read
+            # -P, -S: neither the script's folder nor start-up files of packages
             "argv": [
                 str(python if python.exists() else sys.executable),
                 "-P",

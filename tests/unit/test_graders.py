@@ -1,0 +1,59 @@
+"""The grader of a row, the lab's grader, and what scoring must not import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dgd_lightning
+from dgd_lightning.errors import InputError
+from dgd_lightning.scoring.code import CodeGrader
+from dgd_lightning.scoring.grader import grader_for
+from dgd_lightning.scoring.lab import LabGrader
+from dgd_lightning.scoring.mathematics import MathGrader
+
+LAB = {
+    "messages": [],
+    "rubrics": ["names Ora", "one sentence"],
+    "metadata": {"lab": {"checks": [{"type": "contains", "value": "Ora"}, {"type": "sentence"}]}},
+}
+ROWS = {
+    "lab": LAB,
+    "math": {"question": "?", "answer": "#### 1"},
+    "code": {"prompt": "def f():\n", "entry_point": "f", "test": "", "canonical_solution": "", "task_id": "1"},
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_goes_to_its_grader(name: str) -> None:
+    graders = [LabGrader(), MathGrader(), CodeGrader()]
+    assert [grader.name for grader in graders if grader.takes(ROWS[name])] == [name]
+    assert grader_for(ROWS[name], graders).name == name
+
+
+def test_other_rows_are_told() -> None:
+    with pytest.raises(InputError, match=r"what one of the graders needs \(lab, math\), received .* fields messages"):
+        grader_for({"messages": []}, [LabGrader(), MathGrader()])
+
+
+@pytest.mark.parametrize("row", [{}, {"metadata": None}, {"metadata": {"lab": 3}}, {"answer": 3}, {"test_list": 3}])
+def test_any_row_can_be_looked_at(row: dict[str, object]) -> None:
+    assert not any(grader.takes(row) for grader in (LabGrader(), MathGrader(), CodeGrader()))
+
+
+def test_lab() -> None:
+    assert LabGrader().grade(LAB, "Ora lives.")[:3] == (1.0, ["yes", "yes"], "every rubric holds")
+    assert LabGrader().grade(LAB, "Ora lives")[:3] == (0.0, ["yes", "no"], "one sentence")
+
+
+def test_scoring_needs_no_torch() -> None:
+    """`dgd score` starts fast, and where there is no torch at all."""
+    modules = ["grader", "lab", "mathematics", "code"]
+    script = (
+        "import sys\nfor name in ('torch', 'lightning', 'transformers', 'numpy', 'sympy'): sys.modules[name] = None\n"
+        + "".join(f"import dgd_lightning.scoring.{name}\n" for name in modules)
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(dgd_lightning.__file__).parents[1])
