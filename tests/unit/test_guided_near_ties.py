@@ -136,4 +136,5 @@ def test_planted_bugs_are_no_near_ties(plant: Any, dtype: torch.dtype, monkeypat
             fast = decode(pair, prompts, "draft", beta)
         found = part(pair, prompts, slow, fast, "draft", beta)
         assert found.differing > 0
-        assert found.margin > near_tie(dtype, beta), found
+        # A row may happen to part at a near-tie, as the machine's bf16 has it; what follows gives the bug away.
+        assert found.largest > near_tie(dtype, beta), found
