@@ -10,8 +10,6 @@ import re
 import typing
 from typing import Any
 
-from lightning.pytorch import Trainer
-
 from dgd_lightning.errors import InputError
 
 _KEY = re.compile(r'^\s*Parser key "([^"]+)":', re.M)
@@ -89,6 +87,8 @@ def _unknown(message: str, path: str) -> InputError | None:
     if match := _UNRECOGNISED.search(message):
         if _CLASS.search(message):
             return _unknown_key(message[: match.start()], path, match["key"].split("."))
+        from lightning.pytorch import Trainer  # seconds of imports, and `dgd score` needs none of it
+
         close = difflib.get_close_matches(match["key"].rpartition(".")[2], _parameters(Trainer), n=1)
         trainer = match["key"].startswith("trainer.") and close
         return InputError(
