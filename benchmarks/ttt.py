@@ -250,7 +250,7 @@ def predicted(pair: Pair, length: int, setup: TTTConfig, *, flex: bool) -> Memor
             "context": length * width * b * (2 if adapts_keys else 1),  # with its gradient
             "rows of fc": fc_rows,
             "layers' keys and values": layers * (key_rows + seen),
-            "gradients of one layer's": seen + kept,
+            "gradients of one layer's": seen + kept if flex else 2 * kept,  # a group's, and the sum over groups
             "layers' blocks": layers * block + c.num_layers * slots * width * b,
             "mask": slots * (length + slots) if flex else mask,
             "logits": 6 * min(setup.chunk, slots) * c.vocab_size * 4,
