@@ -3,27 +3,34 @@
     python benchmarks/ttt.py [--lengths 1024 4096 16384] [--device cuda --dtype bfloat16 --shape qwen3-8b]
 
 Two arms, alternating in one run: *naive* keeps all hidden states of one transformers forward, computes ``fc`` over the
-whole context and all logits of a step's slots at once; *ours* is ``ttt_adapt``. Both make the same steps on the same
-blocks. Prints tables and ends with one JSON line.
+whole context, attends under one dense mask and makes all logits of a step's slots at once; *ours* is ``ttt_adapt``.
+Both make the same steps on the same blocks. Steps are set against the arm's own prefill and against one transformers
+forward. A second table (``--whole-lengths``) has whole adaptations, rehearsals and their scores with them, by default
+and in the lab's settings. Prints tables and ends with one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import statistics
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
+import yaml
 from pairs import chosen_pair, random_pair
 from peak import peak_bytes
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from dgd_lightning.draft.attention import GROUP_BLOCKS
 from dgd_lightning.draft.config import DraftConfig
 from dgd_lightning.draft.model import CONTEXT_PIECE, DFlashDraft
 from dgd_lightning.draft.objective import block_ids, default_gamma
@@ -35,9 +42,13 @@ from dgd_lightning.ttt.adapt import Material, fit_to, gather, ttt_adapt
 from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.context import Split, draw_blocks
 from dgd_lightning.ttt.lora import DraftLora
+from dgd_lightning.ttt.problem import AdaptProblem
+from dgd_lightning.ttt.rehearsal import MARK
 
 STEPS = 10
 ARMS = ("ours", "naive")
+LAB = Path(__file__).parents[1] / "configs/ttt/predict_lab.yaml"
+TILE = 128  # query rows of a FlexAttention tile
 
 
 class Cost(NamedTuple):
@@ -85,7 +96,8 @@ def naive(pair: Pair, ids: Tensor, setup: TTTConfig) -> Cost:
         blocks = draw_blocks(split, setup, step, target.device)
         features = torch.cat([output.hidden_states[i + 1] for i in draft.config.target_layer_ids], dim=-1)
         inputs = block_ids(ids[None].to(target.device), blocks.anchors, size, draft.config.mask_token_id)
-        hidden = draft.multi_anchor(features.to(draft.dtype), target.embed(inputs), blocks.anchors, blocks.keep)
+        read = (features.to(draft.dtype), target.embed(inputs), blocks.anchors, blocks.keep)
+        hidden = draft.multi_anchor(*read, attention="dense")
         logits = target.lm_head(hidden)[0].unflatten(0, (-1, size))[:, 1:].float()  # [N, K − 1, V]
         where = blocks.anchors[0][:, None] + slots  # [N, K − 1]
         inside = blocks.keep[0][:, None] & (where < len(ids))
@@ -100,6 +112,31 @@ def naive(pair: Pair, ids: Tensor, setup: TTTConfig) -> Cost:
     _wait(target)
     lora.remove()
     return Cost(prefilled - began, time.perf_counter() - prefilled)
+
+
+def adaptation(pair: Pair, ids: Tensor, setup: TTTConfig) -> dict[str, Any]:
+    """Seconds of a whole adaptation, part by part."""
+    scoring, score = list[float](), AdaptProblem.score
+
+    def clocked(self: AdaptProblem, step: int) -> Any:
+        began = time.perf_counter()
+        found = score(self, step)
+        _wait(self.target)
+        scoring.append(time.perf_counter() - began)
+        return found
+
+    with mock.patch.object(AdaptProblem, "score", clocked):
+        trace = ttt_adapt(pair, ids, setup).trace
+    return {
+        "context_tokens": len(ids),
+        "prefill_seconds": trace.prefill_seconds,
+        "rehearsal_seconds": trace.rehearsal_seconds,
+        "step_seconds": trace.fit_seconds - sum(scoring),
+        "score_seconds": sum(scoring),
+        "rehearsals": trace.rehearsals,
+        "scores": len(scoring),
+        "steps": len(trace.losses),
+    }
 
 
 def _wait(target: Target) -> None:
@@ -118,6 +155,15 @@ def context(pair: Pair, length: int) -> Tensor:
         )
         ids += pair.tokenizer.encode(made.text + "\n", add_special_tokens=False)
     return torch.tensor(ids[:length])
+
+
+def chat(pair: Pair, length: int) -> Tensor:
+    """About ``length`` tokens up to where a user would speak, as contexts of tasks end."""
+    assert pair.tokenizer is not None
+    text = pair.tokenizer.decode(context(pair, length))
+    turns = [{"role": "system", "content": text}, {"role": "user", "content": MARK}]
+    whole = pair.tokenizer.apply_chat_template(turns, tokenize=False)
+    return torch.tensor(pair.tokenizer.encode(whole[: whole.rindex(MARK)], add_special_tokens=False))
 
 
 def qwen3_8b(dtype: torch.dtype, device: str) -> Pair:
@@ -159,11 +205,12 @@ class Memory(NamedTuple):
     steps: dict[str, int]
 
 
-def predicted(pair: Pair, length: int, setup: TTTConfig, *, grouped: bool) -> Memory:
+def predicted(pair: Pair, length: int, setup: TTTConfig, *, flex: bool) -> Memory:
     """What ``ttt_adapt`` holds at the worst moment of its prefill and of its steps.
 
-    S positions, H width, N·K slots, b bytes of the dtype, w bytes of LoRA's and the norms' (4 at least). ``grouped``:
-    attention reads keys as they are for all query heads of a group (FlexAttention does, the CPU's path repeats them).
+    S positions, H width, N·K slots, b bytes of the dtype, w bytes of LoRA's and the norms' (4 at least). ``flex``: by
+    FlexAttention, which reads keys where they are and has no mask; else each group of blocks keeps a copy of the keys
+    before its last anchor.
     """
     assert pair.draft is not None
     c, b = pair.draft.config, torch.finfo(pair.target.dtype).bits // 8
@@ -188,7 +235,10 @@ def predicted(pair: Pair, length: int, setup: TTTConfig, *, grouped: bool) -> Me
     # Rows of a layer's keys: the norm's input; half precision adds it rounded, and k's and v's input widened for LoRA.
     key_rows = piece * (keys * (w + b * half) + 2 * width * w * half) if adapts_keys else 0
     kept = 2 * length * keys * b  # keys and values, joined to the block's
-    seen = kept if grouped else 2 * length * queries * b
+    groups = math.ceil(setup.anchors_per_step / GROUP_BLOCKS)
+    share = (groups + 1) / (2 * groups)  # of the context that a group sees, in the mean: anchors are drawn evenly
+    seen = kept if flex else round(2 * (groups * share * length + slots) * keys * b)
+    mask = round(slots * queries / keys * (share * length + slots / groups) * b)
     block = slots * b * (8 * width + 4 * c.intermediate_size + 6 * queries)
     layers = 1 if setup.gradient_checkpointing else c.num_layers
     return Memory(
@@ -200,9 +250,9 @@ def predicted(pair: Pair, length: int, setup: TTTConfig, *, grouped: bool) -> Me
             "context": length * width * b * (2 if adapts_keys else 1),  # with its gradient
             "rows of fc": fc_rows,
             "layers' keys and values": layers * (key_rows + seen),
-            "gradients of one layer's": seen + kept,
+            "gradients of one layer's": seen + kept if flex else 2 * kept,  # a group's, and the sum over groups
             "layers' blocks": layers * block + c.num_layers * slots * width * b,
-            "mask": slots * (length + slots),
+            "mask": slots * (length + slots) if flex else mask,
             "logits": 6 * min(setup.chunk, slots) * c.vocab_size * 4,
         },
     )
@@ -215,8 +265,11 @@ class Work(NamedTuple):
     step: float
 
 
-def arithmetic(pair: Pair, length: int, setup: TTTConfig) -> Work:
-    """What the matrix products of a prefill and of a step come to; frozen weights need no gradients of their own."""
+def arithmetic(pair: Pair, length: int, setup: TTTConfig, *, at_once: int = GROUP_BLOCKS) -> Work:
+    """What the matrix products of a prefill and of a step come to; frozen weights need no gradients of their own.
+
+    ``at_once`` blocks read the context up to the last anchor among them, and one another.
+    """
     assert pair.draft is not None
     c, target = pair.draft.config, pair.target.model.config
     theirs = target.num_attention_heads * target.head_dim
@@ -229,7 +282,8 @@ def arithmetic(pair: Pair, length: int, setup: TTTConfig) -> Work:
     adapts = set(setup.modules) & {"fc", "k_proj", "v_proj"}
     blocks = 2 * slots * _weights(width, queries, keys, c.intermediate_size) * (2 + again)
     context = 2 * length * 2 * width * keys * (2 + again) if adapts else 0
-    attention = 4 * slots * (length + slots) * queries * (3 + again)
+    groups = math.ceil(setup.anchors_per_step / at_once)
+    attention = 4 * slots * (length * (groups + 1) / (2 * groups) + slots / groups) * queries * (3 + again)
     inner = sum({"q_proj": width + queries, "k_proj": 0, "v_proj": 0}.get(name, 0) for name in setup.modules)
     outer = (width + keys) * len(set(setup.modules) & {"k_proj", "v_proj"})
     lora = 2 * setup.rank * (slots * inner + (length + slots) * outer) * (3 + again)
@@ -282,6 +336,7 @@ def peak_of(pair: Pair, arm: str, length: int, setup: TTTConfig) -> Peak:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="*", default=[1024, 4096, 16384, 32768])
+    parser.add_argument("--whole-lengths", type=int, nargs="*", default=[], help="of whole adaptations; lab pairs")
     parser.add_argument("--shape", choices=("bundled", "wide", "qwen3-8b"), default="bundled")
     parser.add_argument("--target", help="folder or Hub id; default: the bundled pair")
     parser.add_argument("--draft")
@@ -293,18 +348,24 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cpu-seconds", action="store_true", help="not the clock's: on a crowded CPU, with one thread")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--no-times", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.cpu_seconds:
+        time.perf_counter = time.process_time
     pair, setup = make_pair(args), config(args)
-    where = f"{args.device}, {args.dtype}, {args.threads} threads"
+    where = f"{args.device}, {args.dtype}, {args.threads} threads" + ", CPU seconds" * args.cpu_seconds
     print(f"{args.shape} pair, {where}; {STEPS} steps of {args.anchors} blocks, modules {', '.join(setup.modules)}")
     records: list[dict[str, Any]] = []
     if not args.no_times:
-        print("".join(f"{title:>20}" for title in ("tokens", "arm", "prefill s", "step s", "10 steps / prefill")))
+        titles = ("tokens", "arm", "prefill s", "step s", "10 steps / prefill", "/ one forward")
+        print("".join(f"{title:>20}" for title in titles))
         for length in args.lengths:
             records += times(pair, length, setup, args.repeats)
+    for length in args.whole_lengths:
+        records += adaptations(pair, length)
     if not args.no_memory:
         print("".join(f"{title:>20}" for title in ("tokens", "arm", "phase", "peak MiB", "model MiB", "model / peak")))
         for length in args.lengths:
@@ -316,13 +377,15 @@ def main() -> None:
     with torch.device("meta"):
         big = qwen3_8b(torch.bfloat16, "meta")
     plan = TTTConfig(steps=STEPS, rehearsals=0, holdout=0.0, rank=43, gradient_checkpointing=True)
+    assert big.draft is not None
     print(f"Qwen3-8B's shape, {STEPS} steps of {plan.anchors_per_step} blocks, operations against the prefill's:")
     shares = {}
     for length in (4096, 8192, 16384, 32768):
-        work = arithmetic(big, length, plan), arithmetic(big, length, replace(plan, gradient_checkpointing=False))
+        plans = plan, replace(plan, gradient_checkpointing=False)
+        work = [arithmetic(big, length, one, at_once=TILE // big.draft.config.block_size) for one in plans]
         shares[length] = [STEPS * one.step / one.prefill for one in work]
         print(f"  {length:>6} tokens {shares[length][1]:.2f}, with checkpointing {shares[length][0]:.2f}")
-    model = predicted(big, 32768, plan, grouped=True)
+    model = predicted(big, 32768, plan, flex=True)
     extra = max(sum(model.steps.values()), model.prefill["features"] + model.prefill["target states"])
     print(f"its memory in bf16 at 32,768 tokens with checkpointing: {extra / 2**30:.2f} GiB beside weights and the")
     print("target's cache, which decoding needs too and which is freed before the steps. By what holds it:")
@@ -346,16 +409,39 @@ def times(pair: Pair, length: int, setup: TTTConfig, repeats: int) -> list[dict[
     for arm in ARMS:
         prefill = statistics.median(cost.prefill for cost in costs[arm])
         step = statistics.median(cost.fit for cost in costs[arm]) / STEPS
-        ratio = STEPS * step / prefill
-        records.append({"tokens": length, "arm": arm, "prefill_seconds": prefill, "step_seconds": step, "ratio": ratio})
-        cells = (length, arm, f"{prefill:.3f}", f"{step:.4f}", f"{ratio:.2f}")
+        ratio, forward = STEPS * step / prefill, statistics.median(cost.prefill for cost in costs["naive"])
+        record = {"tokens": length, "arm": arm, "prefill_seconds": prefill, "step_seconds": step, "ratio": ratio}
+        records.append({**record, "ratio_to_one_forward": STEPS * step / forward})
+        cells = (length, arm, f"{prefill:.3f}", f"{step:.4f}", f"{ratio:.2f}", f"{STEPS * step / forward:.2f}")
         print("".join(f"{cell!s:>20}" for cell in cells), flush=True)
+    return records
+
+
+def adaptations(pair: Pair, length: int) -> list[dict[str, Any]]:
+    """Whole adaptations, set against reading the context once."""
+    lab = yaml.safe_load(LAB.read_text(encoding="utf-8"))["model"]["init_args"]["ttt"]
+    ids, once, records = chat(pair, length), 0.0, []
+    parts = ("prefill", "rehearsal", "step", "score")
+    print(
+        "".join(f"{title:>20}" for title in ("tokens", "settings", *(f"{part} s" for part in parts), "all / one read"))
+    )
+    for name, setup in (("defaults", TTTConfig()), (LAB.name, TTTConfig(**lab))):
+        record = adaptation(pair, ids, setup)
+        seconds = [record[f"{part}_seconds"] for part in parts]
+        once = once or seconds[0]  # the first settings read the context once
+        record |= {"settings": name, "ratio_to_one_read": sum(seconds) / once}
+        records.append(record)
+        cells = (len(ids), name, *(f"{one:.2f}" for one in seconds), f"{sum(seconds) / once:.1f}")
+        print("".join(f"{cell!s:>20}" for cell in cells), end="")
+        print(
+            f"  ({record['steps']} steps, {record['scores']} scores of {record['rehearsals']} rehearsals)", flush=True
+        )
     return records
 
 
 def memory(pair: Pair, length: int, setup: TTTConfig) -> list[dict[str, Any]]:
     """Peaks of both arms, beside the model of ours."""
-    model = predicted(pair, length, setup, grouped=pair.target.device.type == "cuda")
+    model = predicted(pair, length, setup, flex=pair.target.device.type == "cuda")
     records = []
     for arm in ARMS:
         for phase, peak in peak_of(pair, arm, length, setup)._asdict().items():

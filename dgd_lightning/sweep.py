@@ -27,9 +27,9 @@ from typing import Any, Literal, NamedTuple
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
-from rich.table import Table
 
 from dgd_lightning.errors import InputError
+from dgd_lightning.report.sweep_views import curve, leaders
 from dgd_lightning.seeds import mixed_seed
 
 JOURNAL, LOCK, TRIALS, BEST = "journal.log", "sweep.lock", "trials.csv", "best.yaml"
@@ -46,6 +46,11 @@ class Setting(NamedTuple):
     high: float = 0.0
     log: bool = False
     integer: bool = False
+
+    @property
+    def varies(self) -> bool:
+        """Whether trials can differ in it."""
+        return self.values is None or len(self.values) > 1
 
 
 def main(argv: Sequence[str]) -> int:
@@ -378,7 +383,7 @@ class Sweep:
 
     def _varied(self, chosen: dict[str, Any]) -> dict[str, Any]:
         """Without the settings that are the same in all trials."""
-        return {one.key: chosen[one.key] for one in self.settings if one.values is None or len(one.values) > 1}
+        return {one.key: chosen[one.key] for one in self.settings if one.varies}
 
     def _last_words(self, folder: str) -> str:
         """The end of what a trial said, which is where errors stand."""
@@ -419,14 +424,13 @@ class Sweep:
             _put(config, setting.key, best[setting.key])
         config["name"] = f"{self.options.name}-best"
         head = f"# The best of {len(rows)} trials: {self.options.objective} {best[self.options.objective]:+.4f}\n"
+        head += "# Chosen by the data named here: what is reported should be measured on others.\n"
         (self.root / BEST).write_text(head + yaml.safe_dump(config, sort_keys=False))
-        pictures = [curve(rows, setting, self.options.objective, self.root) for setting in self.settings]
-        table = Table(title=f"Sweep: the best of {len(rows)} trials", title_justify="left")
-        for column in rows[0]:
-            table.add_column(column)
-        for row in sorted(rows, key=lambda one: -one[self.options.objective])[:10]:
-            table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
-        self.console.print(table)
+        varied = [setting for setting in self.settings if setting.varies]
+        pictures = [
+            curve(rows, one.key, self.options.objective, self.root, listed=one.values, log=one.log) for one in varied
+        ]
+        self.console.print(leaders(rows, self.options.objective, [one.key for one in varied]))
         print(f"trials:   {self.root / TRIALS}")
         print(f"curves:   {', '.join(map(str, pictures))}")
         print(f"best:     dgd predict --config {self.root / BEST}")
@@ -441,40 +445,3 @@ def _put(config: dict[str, Any], key: str, value: Any) -> None:
         if "class_path" in place:
             place = place.setdefault("init_args", {})
     place[last] = value
-
-
-def curve(rows: list[dict[str, Any]], setting: Setting, objective: str, folder: Path) -> Path:
-    """Draw the objective over one setting, all trials as dots and the best at each value as a line.
-
-    Args:
-        rows: of the finished trials.
-        setting: along the x axis.
-        objective: the column along the y axis.
-        folder: where the picture goes.
-
-    Returns:
-        ``curve_<key, with underscores for dots>.png``.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # without pyplot: no global state, no display
-
-    figure = Figure(figsize=(5, 3.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    values = [row[setting.key] for row in rows]
-    scores = [row[objective] for row in rows]
-    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    labels = [str(value) for value in (setting.values or [])]
-    places = values if numeric else [labels.index(str(value)) for value in values]
-    axes.scatter(places, scores, color="tab:gray", s=18, label="trials")
-    tops = {place: max(s for p, s in zip(places, scores, strict=True) if p == place) for place in places}
-    axes.plot(sorted(tops), [tops[place] for place in sorted(tops)], color="tab:blue", label="best")
-    if numeric and (setting.log or (min(values) > 0 and max(values) >= 20 * min(values))):
-        axes.set_xscale("log")
-    if not numeric:
-        axes.set_xticks(range(len(labels)), labels, rotation=20)
-    axes.set(xlabel=setting.key, ylabel=objective)
-    axes.legend()
-    path = folder / f"curve_{setting.key.replace('.', '_')}.png"  # whole: other settings may end alike
-    figure.savefig(path, dpi=120)
-    return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import signal
 import subprocess
@@ -14,10 +15,12 @@ from typing import Any
 import pytest
 import yaml
 from cli_tools import Config, Dgd, chat_row, check_told, write_jsonl
+from rich.console import Console
 
 from dgd_lightning.cli import main
 from dgd_lightning.errors import InputError
-from dgd_lightning.sweep import LOCK, Setting, Sweep, alone, curve, parse_options, read_setting
+from dgd_lightning.report.sweep_views import curve, leaders
+from dgd_lightning.sweep import LOCK, Sweep, alone, parse_options, read_setting
 
 ARMS = [
     {"name": "plain", "method": "speculative"},
@@ -190,10 +193,53 @@ def test_two_sweeps_of_one_name_do_not_run_at_once(base: Path, dgd: Dgd, tmp_pat
 
 def test_curves_of_keys_that_end_alike_stay_apart(tmp_path: Path) -> None:
     rows = [{"data.seed": 0, "model.ttt.seed": 1, "tau": 2.0}, {"data.seed": 1, "model.ttt.seed": 1, "tau": 2.5}]
-    settings = [Setting("data.seed", [0, 1]), Setting("model.ttt.seed", [1])]
-    paths = [curve(rows, setting, "tau", tmp_path) for setting in settings]
+    paths = [curve(rows, key, "tau", tmp_path, listed=[0, 1]) for key in ("data.seed", "model.ttt.seed")]
     assert [path.name for path in paths] == ["curve_data_seed.png", "curve_model_ttt_seed.png"]
     assert all(path.is_file() for path in paths)
+
+
+def test_curves_of_lists_and_ranges(tmp_path: Path) -> None:
+    rows = [
+        {"modules": ["fc"], "lr": 0.01, "tau": 2.0},
+        {"modules": ["q_proj"], "lr": 0.5, "tau": 1.5},
+    ]
+    listed = [["q_proj"], ["fc"], [f"layer_{i}" for i in range(20)]]
+    for path in (
+        curve(rows, "modules", "tau", tmp_path, listed=listed),
+        curve(rows, "lr", "tau", tmp_path, log=True),
+    ):
+        assert path.stat().st_size > 5_000
+
+
+def test_the_best_trials_fit_a_terminal() -> None:
+    modules = ["fc", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    settings = {"model.ttt.lr": 1e-3, "model.ttt.modules": modules, "model.ttt.labels": "context"}
+    scores = [0.1, -0.25, 0.3]
+    rows = [{"trial": f"trial_{i:03d}", "tau_gain_median": score, **settings} for i, score in enumerate(scores)]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(leaders(rows, "tau_gain_median", list(settings)))
+    lines = console.export_text().splitlines()
+    found = [line.split()[:2] for line in lines if line.strip().startswith("trial_")]
+    assert found == [["trial_002", "+0.3000"], ["trial_000", "+0.1000"], ["trial_001", "-0.2500"]]
+    words = set(" ".join(lines).replace(",", " ").split())
+    assert {*modules, "lr", "labels", "0.001", "context"} <= words
+    twice = [{**row, "data.seed": 1, "model.ttt.seed": 2} for row in rows]
+    columns = leaders(twice, "tau_gain_median", ["data.seed", "model.ttt.seed", "model.ttt.lr"]).columns
+    assert [column.header for column in columns][2:] == ["data.seed", "model.ttt.seed", "lr"]
+
+
+def test_failures_say_why_and_fixed_settings_are_not_told(
+    base: Path, tmp_path: Path, no_runs: dict[str, int], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def fail(self: Sweep, folder: str, chosen: dict[str, Any], device: int | None) -> int:
+        (self.root / f"{folder}.log").write_text("Traceback\ndgd: error: it is too hot\n")
+        return 2
+
+    monkeypatch.setattr(Sweep, "_predict", fail)
+    search = {"model.ttt.steps": [0, 2], "data.seed": [1]}
+    with pytest.raises(InputError, match="no trial that ended well"):
+        open_sweep(sweep_yaml(tmp_path, base, search=search, trials=1)).run()
+    assert capsys.readouterr().out == "trial_000: failed (dgd: error: it is too hot)  {'model.ttt.steps': 0}\n"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,118 @@
+"""What a sweep shows: a table of its best trials, and a picture of the objective over each searched setting."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+Row = dict[str, Any]  # a trial: its folder, the objective, settings by dotted key
+LABEL_WIDTH = 28  # letters of a value's label before it is broken
+
+
+def leaders(rows: list[Row], objective: str, keys: Sequence[str], count: int = 10) -> Table:
+    """The best trials, best first.
+
+    Args:
+        rows: of the finished trials.
+        objective: the column to sort by.
+        keys: dotted keys of the settings to show.
+        count: trials.
+    """
+    table = Table(title=f"Sweep: the best of {len(rows)} trials", title_justify="left", box=SIMPLE_HEAD)
+    names = [key.rpartition(".")[2] for key in keys]
+    names = [key if names.count(name) > 1 else name for key, name in zip(keys, names, strict=True)]
+    table.add_column("trial", no_wrap=True)
+    table.add_column(objective.replace("_", " "), justify="right")
+    for key, name in zip(keys, names, strict=True):
+        table.add_column(name, no_wrap=not isinstance(rows[0][key], list))
+    for row in sorted(rows, key=lambda one: -one[objective])[:count]:
+        table.add_row(row["trial"], f"{row[objective]:+.4f}", *(in_words(row[key]) for key in keys))
+    return table
+
+
+def in_words(value: Any) -> str:
+    """A setting's value for people."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(in_words, value)) or "none"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def curve(
+    rows: list[Row], key: str, objective: str, folder: Path, *, listed: list[Any] | None = None, log: bool = False
+) -> Path:
+    """Draw the objective over one setting: all trials as dots, and the best of them (at each value, where listed).
+
+    Numbers stand along the x axis. Other values stand below one another, since their names may be long.
+
+    Args:
+        rows: of the finished trials.
+        key: dotted key of the setting.
+        objective: the column that counts.
+        folder: where the picture goes.
+        listed: the values it was searched among; None: a range.
+        log: of the range.
+
+    Returns:
+        ``curve_<key, with underscores for dots>.png``.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # without pyplot: no global state, no display
+
+    values, scores = [row[key] for row in rows], [row[objective] for row in rows]
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in listed or values)
+    labels = [textwrap.fill(in_words(value), LABEL_WIDTH) for value in listed or []]
+    lines = sum(label.count("\n") + 1 for label in labels)
+    figure = Figure(figsize=(6, 3.5 if numeric else max(2.5, 1 + 0.3 * lines)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    places = values if numeric else [(listed or []).index(value) for value in values]
+    best = _best(places, scores) if listed else [max(zip(places, scores, strict=True), key=lambda point: point[1])]
+    dots: dict[str, Any] = {"color": "tab:gray", "s": 18, "label": "trials"}
+    marks: dict[str, Any] = {"color": "tab:blue", "marker": "o", "markerfacecolor": "none", "markersize": 9}
+    if numeric:
+        axes.scatter(places, scores, **dots)
+        label = "best at each value" if listed else "best"
+        line = "-" if listed else ""
+        axes.plot([at for at, _ in best], [score for _, score in best], linestyle=line, label=label, **marks)
+        _number_axis(axes, values, listed, log)
+        axes.set(xlabel=key, ylabel=objective)
+    else:
+        axes.scatter(scores, places, **dots)
+        axes.plot(
+            [score for _, score in best], [at for at, _ in best], linestyle="", label="best at each value", **marks
+        )
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set_ylim(len(labels) - 0.5, -0.5)  # the first value on top
+        axes.set(xlabel=objective, ylabel=key)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper right", ncols=2, frameon=False)
+    path = folder / f"curve_{key.replace('.', '_')}.png"  # whole: other settings may end alike
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _best(places: Sequence[float], scores: Sequence[float]) -> list[tuple[float, float]]:
+    """(place, the highest score there), in order."""
+    tops: dict[float, float] = {}
+    for place, score in zip(places, scores, strict=True):
+        tops[place] = max(score, tops.get(place, score))
+    return sorted(tops.items())
+
+
+def _number_axis(axes: Any, values: Sequence[float], listed: list[Any] | None, log: bool) -> None:
+    """A logarithmic axis where values span much, with plain numbers at its ticks."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    shown = listed or values
+    if log or (min(shown) > 0 and max(shown) >= 10 * min(shown)):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+    if listed:
+        axes.set_xticks(sorted(listed), [in_words(value) for value in sorted(listed)])
