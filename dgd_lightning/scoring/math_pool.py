@@ -1,4 +1,4 @@
-"""`MathPool`: worker processes that compare results, killed where one takes too long, and started anew."""
+"""`MathPool`: worker processes that compare results; one that takes too long ends, and another takes its place."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 WORKER = Path(__file__).with_name("math_worker.py")
+PATIENCE = 20
 START_SECONDS = 120.0  # to import sympy on a busy machine
 
 
@@ -26,7 +28,8 @@ class MathPool:
 
     Args:
         size: workers, started when they are first needed.
-        seconds: for one comparison; then its worker is killed.
+        seconds: of processor time for one comparison, so that a busy machine changes no score; a worker that hangs
+            without using any is killed after ``PATIENCE`` times as long.
         memory_mb: address space of a worker.
     """
 
@@ -47,14 +50,14 @@ class MathPool:
                 assert worker.stdin is not None
                 worker.stdin.write(json.dumps({"gold": gold, "answer": answer}).encode() + b"\n")
                 worker.stdin.flush()
-                reply = _line(worker, self.seconds)
+                reply = _line(worker, PATIENCE * self.seconds)
             except BaseException:
                 _kill(worker)
                 raise
             if reply is None:
-                ended = worker.poll() is not None
-                _kill(worker)
-                return {"equal": False, "error": "the worker ended" if ended else f"no result in {self.seconds:g} s"}
+                _kill(worker)  # it may be dead already; then its first reason stands
+                late = worker.returncode in (-signal.SIGPROF, -signal.SIGKILL)
+                return {"equal": False, "error": f"no result in {self.seconds:g} s" if late else "the worker ended"}
             self._idle.append(worker)
             return reply
 
@@ -65,7 +68,13 @@ class MathPool:
 
     def _start(self) -> subprocess.Popen[bytes]:
         worker = subprocess.Popen(
-            [sys.executable, "-P", str(WORKER), str(self.memory_mb)],  # -P: `code.py` beside it is no standard library
+            [
+                sys.executable,
+                "-P",
+                str(WORKER),
+                str(self.memory_mb),
+                str(self.seconds),
+            ],  # -P: hides `code.py` beside it
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

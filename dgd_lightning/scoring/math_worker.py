@@ -1,7 +1,8 @@
 """Stand-alone program: compares two results with math-verify, one JSON line in, one out, until stdin ends.
 
-It may hang or eat memory on hostile input: whoever started it kills it (`math_pool.py`). Only LaTeX is parsed, by a
-grammar; math-verify's plain expressions go through ``eval`` and are never used.
+It may hang or eat memory on hostile input. Processor time of a comparison is limited by a timer whose signal nobody
+handles, so the kernel ends this process, whatever it is busy with; `math_pool.py` starts another. Only LaTeX is parsed,
+by a grammar; math-verify's plain expressions go through ``eval`` and are never used.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import io
 import json
 import logging
 import resource
+import signal
 import sys
 
 from math_verify import parse, verify
@@ -27,19 +29,21 @@ def compare(gold: str, answer: str) -> dict[str, bool | str]:
 
 
 def main() -> None:
-    """Serve; the first line says that this is ready."""
+    """Serve, with a limit of MiB and one of seconds as arguments; the first line says that this is ready."""
     logging.disable(logging.CRITICAL)
-    limit = int(sys.argv[1]) << 20
+    limit, seconds = int(sys.argv[1]) << 20, float(sys.argv[2])
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     out, sys.stdout = sys.stdout, io.StringIO()  # what the libraries print is no answer
     print("{}", file=out, flush=True)
     for line in sys.stdin:
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             reply = compare(**json.loads(line))
         except Exception as error:
             reply = {"equal": False, "error": f"{type(error).__name__}: {error}"[:200]}
+        signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(reply), file=out, flush=True)
 
 

@@ -20,7 +20,7 @@ class MathGrader(Grader):
     ``source`` that begins with "math").
 
     Args:
-        seconds: for one comparison; an answer that can't be compared in this time is not the gold one.
+        seconds: of processor time for one comparison; an answer that takes longer is not the gold one.
         memory_mb: address space of a comparing process.
         workers: rows graded at once, and comparing processes.
     """

@@ -180,7 +180,7 @@ def test_rows() -> None:
 
 def workers() -> list[psutil.Process]:
     """Those of `pool`, told from others by their memory."""
-    return [child for child in psutil.Process().children() if child.cmdline()[-2:] == [str(WORKER), "1025"]]
+    return [child for child in psutil.Process().children() if child.cmdline()[-3:-1] == [str(WORKER), "1025"]]
 
 
 @pytest.fixture
@@ -193,14 +193,12 @@ def pool() -> Iterator[MathPool]:
 
 
 def test_a_hanging_worker_is_killed_and_replaced(pool: MathPool) -> None:
-    begin = time.monotonic()
     assert pool.compare("2", "2")["equal"] is True
     (first,) = workers()
     reply = pool.compare("7x", "9^{9^{9^9}}")
     assert reply == {"equal": False, "error": "no result in 2 s"}
     assert not first.is_running()
     assert pool.compare("7x", "x \\cdot 7")["equal"] is True  # by a new one
-    assert time.monotonic() - begin < 60
 
 
 def test_nothing_is_evaluated(pool: MathPool, tmp_path: Path) -> None:
