@@ -123,7 +123,7 @@ def test_harm_without_namespaces(attack: str) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="descendants are found in /proc")
 @pytest.mark.parametrize("namespaces", ["None", "False"])
-def test_nothing_outlives_a_killed_grader(namespaces: str) -> None:
+def test_nothing_outlives_a_killed_grader(namespaces: str, tmp_path: Path) -> None:
     program = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(50)\ndef add(a, b): time.sleep(50)"
     script = (
         "import json, pathlib, sys\nfrom dgd_lightning.scoring import sandbox\n"
@@ -133,11 +133,12 @@ def test_nothing_outlives_a_killed_grader(namespaces: str) -> None:
         "grader.grade(*json.loads(sys.argv[1]))"
     )
     argv = [sys.executable, "-c", script, json.dumps([ROW, f"```\n{program}\n```"])]
-    grading = subprocess.Popen(argv)
+    grading = subprocess.Popen(argv, env={**os.environ, "TMPDIR": str(tmp_path)})
     wait_until(lambda: len(survivors()) >= 5)  # two wardens, the tests, the program and its child
     grading.kill()
     grading.wait()
     wait_until(lambda: not survivors())
+    wait_until(lambda: not [*tmp_path.iterdir()])
 
 
 def wait_until(holds: Callable[[], bool], seconds: float = 30.0) -> None:

@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import sys
 import time
@@ -215,6 +216,8 @@ def main() -> None:
     say({"error": wrong} if wrong else {"started": True})
     end = "error" if wrong else watch(order, child)
     sweep(child)
+    if order.folder:
+        shutil.rmtree(order.folder, ignore_errors=True)  # whoever made it may be dead
     say({"end": end})
 
 
