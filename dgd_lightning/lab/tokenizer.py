@@ -7,6 +7,7 @@ A Unigram model over GPT-2's byte alphabet: the Viterbi path prefers few long pi
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -35,7 +36,8 @@ def _alphabet() -> dict[str, str]:
     return pieces
 
 
-def lab_words() -> list[str]:
+@cache  # seconds; the same at every call
+def lab_words() -> tuple[str, ...]:
     """All words and marks that the lab's contexts use, with their leading space, names left out; sorted."""
     words: set[str] = set()
     for family in ALL_FAMILIES:
@@ -52,7 +54,7 @@ def lab_words() -> list[str]:
                 words.update(re.findall(r" ?[^\W\d_]+| ?[^\w\s]+", text))
     syllables = "|".join(SYLLABLES)
     coined = re.compile(rf" ?(?:{syllables}){{2,3}}", re.IGNORECASE)
-    return sorted(word for word in words if not (coined.fullmatch(word) and word.strip()[0].isupper()))
+    return tuple(sorted(word for word in words if not (coined.fullmatch(word) and word.strip()[0].isupper())))
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -158,7 +158,7 @@ def test_predict_on_two_ranks_gives_the_rows_of_one(config: Config, contexts: Pa
     assert found[0] == found[1]
 
 
-REHEARSED = {"steps": 20, "lr": 1e-2, "rank": 16, "eval_every": 10}
+REHEARSED = {"steps": 8, "lr": 1e-2, "rank": 16, "eval_every": 8, "anchors_per_step": 32}
 REHEARSED |= {"rehearsals": 3, "train_rehearsals": 1, "rehearsal_tokens": 40}
 
 
@@ -232,7 +232,7 @@ def test_a_context_that_is_too_short_is_told_and_the_run_goes_on(
 def test_clbench_is_never_adapted_to_without_permission(
     config: Config, dgd: Dgd, tiny_pair: TinyPair, contexts: Path, tmp_path: Path
 ) -> None:
-    path = config({"arms": ARMS, "ttt": FIT}, {"path": str(contexts)})
+    path = config({"arms": ARMS, "ttt": FIT, "max_new_tokens": 2}, {"path": str(contexts)})
     check_told(dgd("predict", "--config", path), "model.ttt", "licence", "clbench: false", "accept_clbench_license")
     assert dgd("predict", "--config", path, "--model.accept_clbench_license", "true").code == 0
     fit = fit_yaml(tmp_path, tiny_pair, {"path": str(contexts)})
@@ -246,7 +246,7 @@ def test_clbench_is_never_adapted_to_without_permission(
     data.__dict__["tasks"] = parse_rows([Row("row", 1, chat_row(0, 0))])
     assert data.is_clbench
     upper.rename(contexts)
-    no_adapter = config({"arms": ARMS[:2]}, {"path": str(contexts)})
+    no_adapter = config({"arms": ARMS[:2], "max_new_tokens": 2}, {"path": str(contexts)})
     assert dgd("predict", "--config", no_adapter).code == 0  # decoding is fine
 
     training = write_training(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_tools import Config, Dgd, TinyPair, check_told
+from cli_tools import Config, Dgd, TinyPair, chat_row, check_told, write_jsonl
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_ttt_runs import FIT, fit_yaml, text_file
 from torch import Tensor
@@ -19,9 +19,10 @@ LINES = {"callbacks": [{"class_path": "DecodeProgress", "init_args": {"line_ever
 
 
 @pytest.mark.parametrize("rehearsals", [0, 2])
-def test_progress_tells_of_adaptation(rehearsals: int, config: Config, dgd: Dgd, contexts: Path) -> None:
+def test_progress_tells_of_adaptation(rehearsals: int, config: Config, dgd: Dgd, tmp_path: Path) -> None:
     model = {"arms": ARMS, "ttt": {**FIT, "rehearsals": rehearsals}}
-    run = dgd("predict", "--config", config(model, {"path": str(contexts), "clbench": False}, LINES))
+    path = write_jsonl(tmp_path / "two.jsonl", [chat_row(2, 0), chat_row(3, 0), chat_row(3, 1)])
+    run = dgd("predict", "--config", config(model, {"path": str(path), "clbench": False}, LINES))
     assert run.code == 0, run.err
     told = [line.split("; ", 1)[1] for line in run.out.splitlines() if "adapting to c3" in line]
     phases = ["the target reads it", *["the target rehearses"] * bool(rehearsals), "the draft learns"]

@@ -250,7 +250,7 @@ def test_what_ruins_answers_is_rolled_back(lab: Pair) -> None:
 
 def test_gains_below_the_least_are_not_worth_it(lab: Pair) -> None:
     context = lab_context(lab, "ledger")
-    knobs = {"steps": 12, "lr": 1e-2, "rank": 16, "eval_every": 12, "anchors_per_step": 32, "rehearsals": 3}
+    knobs = {"steps": 8, "lr": 1e-2, "rank": 16, "eval_every": 8, "anchors_per_step": 32, "rehearsals": 3}
     result = ttt_adapt(lab, context, TTTConfig(**knobs, min_gain=0.02))
     assert result.kept
     gain = max(score.tau for score in result.trace.scores) / result.trace.scores[0].tau - 1
