@@ -20,6 +20,7 @@ PREDICTIONS, DIAGNOSTIC = "predictions.jsonl", "diagnostic.jsonl"
 ROWS = {"predict": PREDICTIONS, "test": DIAGNOSTIC}  # by stage
 PROVENANCE, DONE = "provenance.json", "DONE"
 TIMINGS = (
+    "prefix_seconds",
     "prefill_seconds",
     "decode_seconds",
     "rank_seconds",

@@ -16,6 +16,7 @@ from dgd_lightning.errors import InputError
 from dgd_lightning.types import Task
 
 Names = list[str] | str | None
+MOST_UNEVEN = 1.1  # longest share of a rank where contexts stay together, over that where they need not
 
 
 def context_of(task: Task) -> str:
@@ -73,9 +74,9 @@ def group_shards(groups: Sequence[Sequence[Task]], ranks: int, *, together: bool
 class ContextShards(DistributedSampler[int]):
     """This rank's groups; a `DistributedSampler`, so that Lightning leaves the sharding to it."""
 
-    def __init__(self, groups: Sequence[Sequence[Task]], ranks: int, rank: int, *, together: bool) -> None:
-        super().__init__(groups, num_replicas=ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]
-        self.mine = group_shards(groups, ranks, together=together)[rank]
+    def __init__(self, groups: Sequence[Sequence[Task]], shards: Sequence[list[int]], rank: int) -> None:
+        super().__init__(groups, num_replicas=len(shards), rank=rank, shuffle=False)  # type: ignore[arg-type]
+        self.mine = shards[rank]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.mine)
@@ -132,6 +133,17 @@ class TaskData(LightningDataModule):
             digest.update(json.dumps(task, sort_keys=True, default=str).encode())
         return digest.hexdigest()
 
+    def shards(self, ranks: int, module: Any) -> list[list[int]]:
+        """Which groups each rank decodes with a module.
+
+        Where contexts are adapted to, each goes to one rank. So it does where their beginnings are read once, unless
+        some rank would then have a tenth more to do than with groups in turn.
+        """
+        turns, whole = (group_shards(self.groups, ranks, together=together) for together in (False, True))
+        even = max(map(len, whole)) <= MOST_UNEVEN * max(map(len, turns))
+        together = getattr(module, "ttt", None) is not None or (getattr(module, "reuse_prefix", False) and even)
+        return whole if together else turns
+
     def check_ranks(self, ranks: int, *, together: bool = False) -> None:
         """Raises:
         InputError: there is too little for all ranks: some would have nothing to do.
@@ -153,10 +165,10 @@ class TaskData(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """Yields one of this rank's groups (a list of `Task`) at a time."""
         ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        together = getattr(self.trainer and self.trainer.lightning_module, "ttt", None) is not None
-        self.check_ranks(ranks, together=together)
-        shards = ContextShards(self.groups, ranks, rank, together=together)
-        return DataLoader(self.groups, batch_size=None, sampler=shards)  # type: ignore[arg-type]
+        module = self.trainer and self.trainer.lightning_module
+        self.check_ranks(ranks, together=getattr(module, "ttt", None) is not None)
+        mine = ContextShards(self.groups, self.shards(ranks, module), rank)
+        return DataLoader(self.groups, batch_size=None, sampler=mine)  # type: ignore[arg-type]
 
     test_dataloader = predict_dataloader
 

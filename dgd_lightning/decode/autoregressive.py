@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dgd_lightning.decode.engine import Batch, OnProgress, Prefix, check_prefix, check_request, choose
 from dgd_lightning.decode.noise import Noise
+from dgd_lightning.decode.prefix import SharedPrefix
 from dgd_lightning.decode.verify import Verdict
 from dgd_lightning.types import DecodeOutput
 
@@ -31,6 +32,7 @@ def autoregressive_generate(
     num_return_sequences: int = 1,
     on_progress: OnProgress | None = None,
     prefix: Prefix | None = None,
+    prefixes: Sequence[SharedPrefix | None] | None = None,
     noise: Noise | None = None,
 ) -> list[DecodeOutput]:
     """Decode a batch of prompts token by token.
@@ -46,7 +48,8 @@ def autoregressive_generate(
         seed: one integer (row seeds are derived from it), one per row, or None for fresh entropy (kept in the trace).
         num_return_sequences: rows per prompt, which share its prefill and draw from seeds of their own.
         on_progress: called after the prefill and after every cycle.
-        prefix: what of a single prompt is read already.
+        prefix: what of a single prompt is read already, in caches that are written on.
+        prefixes: what of each prompt is read already, to be copied, or None in its place.
         noise: in place of the seeded noise, for tests that enumerate every outcome.
 
     Returns:
@@ -65,6 +68,7 @@ def autoregressive_generate(
         stop_token_ids=stop_token_ids,
         seed=seed,
         num_return_sequences=num_return_sequences,
+        prefixes=prefixes,
     )
     if prefix is not None:
         check_prefix(prefix, request, 1)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.decode.noise import TARGET, Noise, TableNoise, noise_table, row_seeds
+from dgd_lightning.decode.prefix import SharedPrefix, check_prefixes, go_on_from
 from dgd_lightning.decode.sampling import SamplingParams, probabilities, sampling_params
 from dgd_lightning.decode.verify import Verdict
 from dgd_lightning.errors import InputError
@@ -35,6 +36,7 @@ class Request(NamedTuple):
     stop_token_ids: tuple[int, ...]
     seeds: list[int] | None  # one per row; None for greedy decoding
     rows: list[int]  # R numbers of prompts, prompt by prompt: rows of one prompt share its prefill
+    prefixes: list[SharedPrefix | None]  # B, what of each prompt is read already
 
 
 class Progress(NamedTuple):
@@ -71,6 +73,7 @@ def check_request(
     stop_token_ids: Sequence[int] | None = None,
     seed: int | Sequence[int] | None = None,
     num_return_sequences: int = 1,
+    prefixes: Sequence[SharedPrefix | None] | None = None,
 ) -> Request:
     """Check a decoder's arguments and pad the prompts.
 
@@ -79,6 +82,7 @@ def check_request(
         stop_token_ids: tokens that end a row; None for those the target names, else the tokenizer's end of sequence.
         seed: as in ``row_seeds``; unused for greedy decoding.
         num_return_sequences: rows per prompt.
+        prefixes: what of each prompt is read already, or None in its place.
 
     Raises:
         InputError: an argument is unusable, or a prompt with its new tokens exceeds the target's positions.
@@ -111,6 +115,7 @@ def check_request(
         stop_token_ids=_stop_tokens(pair, stop_token_ids),
         seeds=None if sampling.greedy else row_seeds(seed, len(rows) * num_return_sequences),
         rows=[i for i in range(len(rows)) for _ in range(num_return_sequences)],
+        prefixes=check_prefixes(prefixes, rows),
     )
 
 
@@ -165,11 +170,17 @@ def to_host(values: Tensor) -> list[Any]:
 
 def check_prefix(prefix: Prefix, request: Request, width: int) -> None:
     """Raises:
-    InputError: the batch is not one prompt that begins with the prefix and goes on, or the caches are too small.
+    InputError: the batch is not one prompt that begins with the prefix and goes on, it has shared prefixes too, or the
+        caches are too small.
     """
     ids, need = prefix.ids, capacity(request, width)
     own = request.ids[0, : request.lengths[0]]
-    if len(request.rows) != 1 or len(own) <= len(ids) or not torch.equal(own[: len(ids)], ids):
+    if (
+        len(request.rows) != 1
+        or request.prefixes != [None]
+        or len(own) <= len(ids)
+        or not torch.equal(own[: len(ids)], ids)
+    ):
         raise InputError(
             "prefix",
             expected=f"one row whose prompt begins with the prefix's {len(ids)} tokens and has more",
@@ -268,14 +279,20 @@ class Batch:
         self.noise: Noise = noise or TableNoise(_table(request, width).to(device), self.starts)
         self.cache = target.new_cache(prompts, capacity(request, width)) if prefix is None else prefix.cache
         self.caches = [self.cache, *companions]
-        known = 0 if prefix is None else len(prefix.ids)
-        held = int(hold_last)
-        ids = request.ids[:, known : request.ids.shape[1] - held].to(device)  # [B, S]
+        known = [0 if one is None else len(one.ids) for one in (request.prefixes if prefix is None else [prefix])]
+        go_on_from(request.prefixes, self.cache, layer_ids, on_features)
+        ends = [length - int(hold_last) for length in request.lengths]
+        rows = [request.ids[row, start:end] for row, (start, end) in enumerate(zip(known, ends, strict=True))]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)  # [B, S], what is still to be read
         logits = None
         if ids.shape[1]:
-            lengths = (torch.tensor(request.lengths, device=device) - known - held).clamp(min=1)  # [B]
             logits = target.prefill(
-                ids, lengths, self.cache, start=known, layer_ids=layer_ids, on_features=on_features
+                ids,
+                [max(len(row), 1) for row in rows],
+                self.cache,
+                start=known[0] if len(set(known)) == 1 else known,
+                layer_ids=layer_ids,
+                on_features=on_features,
             ).logits  # [B, V]
         if on_prompts is not None:
             on_prompts()
@@ -294,10 +311,10 @@ class Batch:
         self.verified: list[list[int]] = [[] for _ in range(batch)]
         self.accepted: list[list[int]] = [[] for _ in range(batch)]
         self.began = began
-        rows = list(range(batch))
+        numbers = list(range(batch))
         self.text_of, self.count = list(range(prompts)), prompts  # each row's text, and how many texts the caches hold
-        texts = (list(range(prompts)), request.rows) if share_texts else (request.rows, rows)
-        self._change(Change(rows, *texts))
+        texts = (list(range(prompts)), request.rows) if share_texts else (request.rows, numbers)
+        self._change(Change(numbers, *texts))
         if hold_last:
             self.last = request.ids.to(device)[prompt].gather(1, self.anchors[:, None])[:, 0]
         else:

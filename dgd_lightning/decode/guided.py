@@ -18,6 +18,7 @@ from dgd_lightning.decode.blending import Blend, Schedule, Space, as_schedule
 from dgd_lightning.decode.engine import Batch, Change, Forward, OnProgress, Request, check_request, choose
 from dgd_lightning.decode.lanes import Lane
 from dgd_lightning.decode.noise import Noise
+from dgd_lightning.decode.prefix import SharedPrefix
 from dgd_lightning.decode.readouts import DraftReadout, Readout, Stretch, split_taps, wide
 from dgd_lightning.decode.sampling import probabilities
 from dgd_lightning.decode.speculative import Drafter, Proposal, check_block_size, check_draft, propose
@@ -50,6 +51,7 @@ def guided_generate(
     plausibility: float | None = None,
     schedule: Schedule | None = None,
     on_progress: OnProgress | None = None,
+    prefixes: Sequence[SharedPrefix | None] | None = None,
     noise: Noise | None = None,
 ) -> list[DecodeOutput]:
     """Decode a batch of prompts with guidance; exact for the guided distribution.
@@ -57,7 +59,7 @@ def guided_generate(
     Args:
         pair: target and draft; a draft may be missing where neither readout nor ``speculative`` needs one.
         prompts, max_new_tokens, temperature, top_k, top_p, stop_token_ids, seed, num_return_sequences, on_progress,
-            noise: as in ``autoregressive_generate``; temperature and filters apply to the blend.
+            prefixes, noise: as in ``autoregressive_generate``; temperature and filters apply to the blend.
         beta: of all rows, or one per row.
         readout: ``draft``, or any :class:`~dgd_lightning.decode.readouts.Readout`.
         speculative: several tokens per target forward; False decodes token by token, with the same law.
@@ -81,6 +83,7 @@ def guided_generate(
         stop_token_ids=stop_token_ids,
         seed=seed,
         num_return_sequences=num_return_sequences,
+        prefixes=prefixes,
     )
     width = check_block_size(check_draft(pair).config.block_size, block_size) if speculative else 1
     rows = list(range(len(request.rows)))
@@ -112,6 +115,7 @@ def guided_sweep(
     seed: int | Sequence[int] | None = None,
     block_size: int | None = None,
     on_progress: OnProgress | None = None,
+    prefixes: Sequence[SharedPrefix | None] | None = None,
 ) -> list[list[DecodeOutput]]:
     """Decode every prompt in several ways at once.
 
@@ -119,8 +123,8 @@ def guided_sweep(
     from there on: the weights are read once for all.
 
     Args:
-        pair, prompts, max_new_tokens, speculative, temperature, top_k, top_p, stop_token_ids, block_size, on_progress:
-            as in :func:`guided_generate`.
+        pair, prompts, max_new_tokens, speculative, temperature, top_k, top_p, stop_token_ids, block_size, on_progress,
+            prefixes: as in :func:`guided_generate`.
         ways: several β, readouts, constraints; each is a row per prompt. Equal readouts share their forwards too.
         seed: as in ``autoregressive_generate``, per prompt: all ways of a prompt draw with the same noise.
 
@@ -146,6 +150,7 @@ def guided_sweep(
         top_p=top_p,
         stop_token_ids=stop_token_ids,
         seed=seed,
+        prefixes=prefixes,
     )
     count = len(ways)
     request = request._replace(

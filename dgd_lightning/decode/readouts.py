@@ -48,7 +48,8 @@ class Reading(ABC):
     def extend(self, taps: dict[int, Tensor], positions: Tensor) -> None:  # noqa: B027
         """Take up states [b, S, H] at positions [b, S]: of prompts, chunk by chunk; of every stretch before its logits.
 
-        Rejected positions come too: they lie beyond the row's end, and come again.
+        Rejected positions come too: they lie beyond the row's end, and come again. Of prompts every position comes
+        once; what comes at or beyond a prompt's last token is padding.
         """
 
     def ready(self) -> None:  # noqa: B027
@@ -180,13 +181,16 @@ class DraftReading(Reading):
         prompt, self.prompt = self.prompt, None
         if not prompt:
             return
-        states, positions = (torch.cat(parts, dim=1) for parts in zip(*prompt, strict=True))
+        states, at = (torch.cat(parts, dim=1) for parts in zip(*prompt, strict=True))  # [b, S, F, H], [b, S]
+        count = max(self.lengths) - 1
+        whole = states.new_zeros(len(states), count + 1, *states.shape[2:])  # by position; the last one is padding's
+        whole.scatter_(1, at.clamp(max=count)[:, :, None, None].expand_as(states), states)
+        positions = torch.arange(count, device=at.device).repeat(len(states), 1)  # [b, count]
         order = positions.clone()
         for row, length in enumerate(self.lengths):  # what stands behind a row's prompt is padding
-            known = min(length - 1, order.shape[1])
-            generator = torch.Generator().manual_seed(mixed_seed(self.readout.seed, known))
-            order[row, :known] = torch.randperm(known, generator=generator).to(order.device)
-        shuffled = states.gather(1, order[:, :, None, None].expand_as(states))
+            generator = torch.Generator().manual_seed(mixed_seed(self.readout.seed, length - 1))
+            order[row, : length - 1] = torch.randperm(length - 1, generator=generator).to(order.device)
+        shuffled = whole.gather(1, order[:, :, None, None].expand(-1, -1, *states.shape[2:]))
         self.draft.extend(self.cache, shuffled.flatten(2), positions)
 
     def logits(self, stretch: Stretch) -> Tensor:

@@ -18,6 +18,7 @@ from dgd_lightning.decode.blending import Blend
 from dgd_lightning.decode.engine import OnProgress
 from dgd_lightning.decode.guided import Guidance, as_readout, guided_sweep
 from dgd_lightning.decode.nested import of_prompt
+from dgd_lightning.decode.prefix import SharedPrefix
 from dgd_lightning.decode.readouts import Readout, wide
 from dgd_lightning.decode.replay import replays
 from dgd_lightning.decode.speculative import speculative_generate
@@ -49,12 +50,13 @@ def rerank_generate(
     seed: int | Sequence[int] | None = None,
     block_size: int | None = None,
     on_progress: OnProgress | None = None,
+    prefixes: Sequence[SharedPrefix | None] | None = None,
 ) -> list[DecodeOutput]:
     """Decode several candidates of every prompt, and return the best one of each.
 
     Args:
-        pair, prompts, max_new_tokens, top_k, top_p, stop_token_ids, block_size, on_progress:
-            as in ``speculative_generate``.
+        pair, prompts, max_new_tokens, top_k, top_p, stop_token_ids, block_size, on_progress, prefixes:
+            as in ``speculative_generate``. To rank, prompts are read whole.
         rank_by: ``target``: the log-probability that the target gives the whole answer; ``likelihood``: the same per
             token, which does not favour short answers; ``blend``: per token, under the guided law of ``blend``.
         num_candidates: drawn from the target per prompt, at ``temperature``; not used with ``betas``.
@@ -80,6 +82,7 @@ def rerank_generate(
         "stop_token_ids": stop_token_ids,
         "seed": seed,
         "on_progress": on_progress,
+        "prefixes": prefixes,
     }
     made, ranking = as_readout(readout), blend if rank_by == "blend" else None
     if betas is not None:

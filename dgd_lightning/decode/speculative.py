@@ -19,6 +19,7 @@ from dgd_lightning.decode.engine import (
     choose,
 )
 from dgd_lightning.decode.noise import DRAFT, Noise
+from dgd_lightning.decode.prefix import SharedPrefix
 from dgd_lightning.decode.sampling import probabilities
 from dgd_lightning.decode.verify import verify_match, verify_rejection
 from dgd_lightning.errors import InputError
@@ -59,6 +60,7 @@ def speculative_generate(
     on_progress: OnProgress | None = None,
     online: OnlineTTT | None = None,
     prefix: Prefix | None = None,
+    prefixes: Sequence[SharedPrefix | None] | None = None,
     noise: Noise | None = None,
 ) -> list[DecodeOutput]:
     """Decode a batch of prompts with drafted blocks; the law of the output is that of ``autoregressive_generate``.
@@ -71,7 +73,7 @@ def speculative_generate(
     Args:
         pair: target and draft.
         prompts, max_new_tokens, temperature, top_k, top_p, stop_token_ids, seed, num_return_sequences, on_progress,
-            prefix, noise: as in ``autoregressive_generate``.
+            prefix, prefixes, noise: as in ``autoregressive_generate``.
         block_size: K, tokens per verification with the anchor, from 2 to the size the draft was trained with (default).
         scheme: how blocks are verified when the temperature is above 0.
         online: go on adapting the draft to what was verified, and forget it all at the end; for one prompt a call. The
@@ -99,6 +101,7 @@ def speculative_generate(
         stop_token_ids=stop_token_ids,
         seed=seed,
         num_return_sequences=num_return_sequences,
+        prefixes=prefixes,
     )
     if prefix is not None and (online is not None or prefix.draft_cache is None):
         raise InputError(

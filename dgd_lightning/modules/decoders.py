@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dgd_lightning.decode.autoregressive import autoregressive_generate
 from dgd_lightning.decode.guided import Guidance, guided_generate, guided_sweep
+from dgd_lightning.decode.prefix import SharedPrefix
 from dgd_lightning.decode.rerank import rerank_generate
 from dgd_lightning.decode.speculative import speculative_generate
 from dgd_lightning.modules.arms import Arm
@@ -20,15 +21,23 @@ Decoder = Callable[..., list[DecodeOutput]]
 
 
 def _speculative(
-    pair: Pair, prompts: Sequence[Tensor], arm: Arm, *, seed: Sequence[int], online: OnlineTTT | None, **common: Any
+    pair: Pair,
+    prompts: Sequence[Tensor],
+    arm: Arm,
+    *,
+    seed: Sequence[int],
+    online: OnlineTTT | None,
+    prefixes: Sequence[SharedPrefix | None] | None,
+    **common: Any,
 ) -> list[DecodeOutput]:
     knobs = {"block_size": arm.block_size, "scheme": arm.scheme, **common}
     if online is None:
-        return speculative_generate(pair, prompts, seed=seed, **knobs)
+        return speculative_generate(pair, prompts, seed=seed, prefixes=prefixes, **knobs)
+    begins = prefixes or [None] * len(prompts)
     return [
         output
-        for prompt, own in zip(prompts, seed, strict=True)
-        for output in speculative_generate(pair, [prompt], seed=[own], online=online, **knobs)
+        for prompt, own, known in zip(prompts, seed, begins, strict=True)
+        for output in speculative_generate(pair, [prompt], seed=[own], prefixes=[known], online=online, **knobs)
     ]
 
 

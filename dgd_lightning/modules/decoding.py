@@ -12,9 +12,10 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from rich.text import Text
 from torch import Tensor
 
-from dgd_lightning.data.tasks import context_of, tasks_by_context
+from dgd_lightning.data.tasks import TaskData, context_of, tasks_by_context
 from dgd_lightning.decode.engine import Progress
 from dgd_lightning.decode.readouts import Readout
 from dgd_lightning.errors import InputError
@@ -24,6 +25,7 @@ from dgd_lightning.modules.arms import Arm, row_seed
 from dgd_lightning.modules.decoders import decode, joined
 from dgd_lightning.modules.divergence import Divergence, divergence_record
 from dgd_lightning.modules.pairing import control_of
+from dgd_lightning.modules.prefixes import Begun, Prefixes, Reads, layers_of
 from dgd_lightning.modules.prompts import Prompts
 from dgd_lightning.modules.readouts import (
     Source,
@@ -77,6 +79,10 @@ class Decoding(PairSources, LightningModule):
         join_arms: guided arms that differ in nothing but β, readout, space, constraints and schedule are one batch:
             prompts are read once for all, and so are the weights. Answers are the same up to rounding; seconds are
             those of the whole batch, so these arms have no tokens/s of their own.
+        reuse_prefix: what the prompts of a context's tasks begin with alike is read once for all its tasks and arms,
+            and copied; answers are the same up to rounding. It is kept on the device beside the batch: keys, values and
+            tapped states of the contexts that are being decoded. Second models, prompts without context, ranking,
+            adaptation and ``divergence`` read whole prompts as before.
         divergence: record at every token how target and readout differ and what guidance changed, ``dgd.divergence`` of
             the rows; None records nothing.
     """
@@ -103,6 +109,7 @@ class Decoding(PairSources, LightningModule):
         accept_clbench_license: bool = False,
         join_arms: bool = False,
         divergence: Divergence | None = None,
+        reuse_prefix: bool = True,
     ) -> None:
         super().__init__()
         if cpu_threads is not None and cpu_threads < 1:
@@ -125,6 +132,7 @@ class Decoding(PairSources, LightningModule):
         self.attn_implementation, self.device_map = attn_implementation, device_map
         self.enable_thinking, self.too_long, self.stop_token_ids = enable_thinking, too_long, stop_token_ids
         self.seed, self.warmup, self.join_arms, self.divergence = seed, warmup, join_arms, divergence
+        self.reuse_prefix = reuse_prefix
         self.second_models: dict[Source, str | None] | None = None  # of readouts, with their commits
         self.readouts: dict[str, Readout] = {}  # of arms that blend, with their second models
         self.pair: Pair | None = None  # a plain attribute: Lightning neither moves nor saves it
@@ -156,6 +164,7 @@ class Decoding(PairSources, LightningModule):
             ],
             "ttt": self.ttt and asdict(self.ttt),
             # Without them: the hash of old runs.
+            **({"reuse_prefix": True} if self.reuse_prefix else {}),
             **({"join_arms": True} if self.join_arms else {}),
             **({"divergence": asdict(self.divergence)} if self.divergence else {}),
         }
@@ -189,6 +198,8 @@ class Decoding(PairSources, LightningModule):
             )
         elif any(leaves_out(arm.readout) for arm in self.arms):
             self.contexts = tasks_by_context(getattr(self.trainer, "datamodule", None), "a readout without context")
+        elif self.reuse_prefix and isinstance(data := getattr(self.trainer, "datamodule", None), TaskData):
+            self.contexts = tasks_by_context(data, "model.reuse_prefix")
         if self.cpu_threads is not None:
             torch.set_num_threads(self.cpu_threads)
         if self.pair is None:
@@ -214,6 +225,8 @@ class Decoding(PairSources, LightningModule):
         self.prompts = Prompts(
             self.pair, self.contexts, max_new_tokens=self.max_new_tokens, enable_thinking=self.enable_thinking
         )
+        layers = layers_of(self._loaded(), self.arms, self.readouts)
+        self.prefixes = Prefixes(self._loaded(), self.prompts, self.contexts if self.reuse_prefix else {}, layers)
         if self.ttt is not None:
             log_dir = self.trainer.log_dir
             folder = Path(log_dir, ADAPTERS) if self.save_adapters and log_dir is not None else None
@@ -233,19 +246,33 @@ class Decoding(PairSources, LightningModule):
         return "balanced" if self.device_map == "auto" else self.device_map  # load_target's auto is one device
 
     def on_predict_start(self) -> None:
-        """Finds prompts that are too long before hours are spent on the others, and warms up."""
+        """Finds prompts that are too long before hours are spent on the others, says what is read, and warms up."""
         groups = getattr(self.trainer.datamodule, "groups", [])  # type: ignore[attr-defined]
         for task in (task for group in groups for task in group):
             if self.too_long == "error":
                 self.prompts.check_fit(task)
             if any(leaves_out(arm.readout) for arm in self.arms):
                 self.prompts.without_context(task)
+        if self.prefixes.contexts:
+            shards = self.trainer.datamodule.shards(self.trainer.world_size, self)  # type: ignore[attr-defined]
+            readings = len(joined(self.arms, self.join_arms))
+            reads = self.prefixes.ahead(groups, shards, readings, cut=self.too_long == "truncate_left")
+            if self.trainer.is_global_zero and reads.read < reads.prompts:
+                print(f"ahead: {reads.words()}", flush=True)
         if self.warmup and not all(map(self._is_done, groups)):
             prompt = self.prompts.of(groups[0][0])[-min(WARMUP_PROMPT, self.prompts.limit) :]
             report, self.on_progress = self.on_progress, None  # no task's tokens, so nothing to show
             for arms in joined(self.arms, self.join_arms):
                 self._decode([prompt], self._ready(arms, groups[0][:1]), min(WARMUP_TOKENS, self.max_new_tokens), [0])
             self.on_progress = report
+
+    def on_predict_epoch_end(self) -> None:
+        """Says what was read on all ranks, in this session."""
+        if self.prefixes.contexts:  # on every rank: the sum is a collective
+            counts = torch.tensor(self.prefixes.reads, device=self.trainer.strategy.root_device)
+            reads = Reads(*self.trainer.strategy.reduce(counts, reduce_op="sum").tolist())
+            if self.trainer.is_global_zero and reads.read < reads.prompts:
+                self.summary_tables.append(Text(f"prefill: {reads.words()}"))
 
     def _is_done(self, group: list[Task]) -> bool:
         return all((task.idx, arm.name) in self.done for task in group for arm in self.arms)
@@ -273,20 +300,25 @@ class Decoding(PairSources, LightningModule):
         adapted = None
         if self.adapt and wanted:
             adapted = self.adapt(context, lambda: self.prompts.of_context(context), self.on_adapt)
+        kept = [prompts[i][-limit:] for i in fits]
+        begun = self._begun([tasks[i] for i in fits], kept, [len(prompts[i]) <= limit for i in fits])
         rows = []
         for arms in together:
-            first, kept = arms[0], [prompts[i][-limit:] for i in fits]  # what is asked of the first holds for all
+            first = arms[0]  # what is asked of it holds for all
             outputs: list[list[DecodeOutput]] = [[] for _ in arms]
             if fits:
                 seeds = [row_seed(self.seed, tasks[i].idx, first) for i in fits]
                 ready = self._ready(arms, [tasks[i] for i in fits])
                 with self._adapter(first, adapted):
-                    outputs = self._decode(kept, ready, self.max_new_tokens, seeds, self._online(first, adapted))
+                    outputs = self._decode(kept, ready, self.max_new_tokens, seeds, self._online(first, adapted), begun)
+                self.prefixes.count(kept, begun)
             for arm, own in zip(arms, outputs, strict=True):
-                by_index = dict(zip(fits, own, strict=True))
+                by_index = dict(zip(fits, zip(own, begun.known, strict=True), strict=True))
+                seconds = begun.seconds if arms is together[0] else 0.0  # told once, by the arms that waited for it
                 others = [other.name for other in arms if other is not arm]
                 made = [
-                    self._row(task, arm, prompts[i], by_index.get(i), adapted, others) for i, task in enumerate(tasks)
+                    self._row(task, arm, prompts[i], *by_index.get(i, (None, 0)), seconds, adapted, others)
+                    for i, task in enumerate(tasks)
                 ]
                 if self.divergence is not None and (arm.method == "guided" or not self.divergence.guided_only):
                     self._compare(tasks, made, arm, adapted, self.divergence)
@@ -299,6 +331,8 @@ class Decoding(PairSources, LightningModule):
         arm: Arm,
         prompt: Tensor,
         output: DecodeOutput | None,
+        prefix_tokens: int,
+        prefix_seconds: float,
         adapted: Adapted | None,
         others: list[str],
     ) -> dict[str, Any]:
@@ -311,6 +345,8 @@ class Decoding(PairSources, LightningModule):
             pair=self._loaded(),
             limit=self.prompts.limit,
             adapted=adapted if arm.ttt else None,
+            prefix_tokens=prefix_tokens,
+            prefix_seconds=prefix_seconds,
             joined_with=others,
             without_context=bare,
             control_of=self.control_of.get(arm.name),
@@ -350,6 +386,18 @@ class Decoding(PairSources, LightningModule):
             return None
         return OnlineTTT(arm.online_every, replace(self.ttt, steps=ONLINE_STEPS), _kept(arm, adapted))
 
+    def _begun(self, tasks: list[Task], prompts: list[Tensor], whole: list[bool]) -> Begun:
+        """Where these prompts go on from."""
+        try:
+            return self.prefixes.of(tasks, prompts, whole)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                "model.reuse_prefix",
+                expected="beginnings of contexts that fit the device's memory beside the batch",
+                received=f"prompts of up to {max(map(len, prompts))} tokens",
+                mend="set it to false, or use a smaller data.batch_size or a larger device",
+            ) from error
+
     def _decode(
         self,
         prompts: list[Tensor],
@@ -357,6 +405,7 @@ class Decoding(PairSources, LightningModule):
         max_new_tokens: int,
         seeds: list[int],
         online: OnlineTTT | None = None,
+        begun: Begun | None = None,
     ) -> list[list[DecodeOutput]]:
         """Outputs of each of the arms, which are decoded in one batch."""
         report = self.on_progress
@@ -372,6 +421,7 @@ class Decoding(PairSources, LightningModule):
                 stop_token_ids=self.stop_token_ids,
                 seed=seeds,
                 online=online,
+                prefixes=begun and begun.prefixes,
                 on_progress=partial(report, name) if report else None,
             )
         except torch.OutOfMemoryError as error:
@@ -380,7 +430,8 @@ class Decoding(PairSources, LightningModule):
                 expected="groups that fit the device's memory",
                 received=f"{len(prompts)} prompts of up to {max(map(len, prompts))} tokens in {len(arms)} arms",
                 mend="use a smaller batch_size, or a larger device"
-                + (", or model.join_arms: false" if len(arms) > 1 else ""),
+                + (", or model.join_arms: false" if len(arms) > 1 else "")
+                + (", or model.reuse_prefix: false" if begun and any(begun.known) else ""),
             ) from error
 
     def _loaded(self) -> Pair:

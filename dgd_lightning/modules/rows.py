@@ -24,6 +24,8 @@ def prediction_row(
     pair: Pair,
     limit: int,
     adapted: Adapted | None,
+    prefix_tokens: int,
+    prefix_seconds: float,
     joined_with: Sequence[str],
     without_context: Tensor | None,
     control_of: str | None,
@@ -38,6 +40,8 @@ def prediction_row(
         pair: has a tokenizer.
         limit: longest prompt; a longer one was cut on the left.
         adapted: the context's adaptation, where the arm uses it.
+        prefix_tokens: of the prompt, which were read with the context and copied.
+        prefix_seconds: spent on reading them, where this batch had to wait for it.
         joined_with: names of the other arms in the batch.
         without_context: [S'] what the arm's readout read instead.
         control_of: the arm whose null control this one is.
@@ -58,6 +62,7 @@ def prediction_row(
     trace, lengths = output.trace, output.acceptance_lengths
     own_time = not joined_with and trace.candidates is None
     result = {
+        "prefix_tokens": prefix_tokens,
         "truncated_tokens": max(0, len(prompt) - limit),
         "tokens": len(output.tokens),
         "stop_reason": output.stop_reason,
@@ -72,9 +77,10 @@ def prediction_row(
         # Wall times are those of the whole batch, whose rows share forwards: of a group of tasks, and where arms are
         # joined of all their rows, where answers are reranked of all candidates. Only else is its speed the arm's own.
         "batch_tokens": trace.batch_tokens,
-        "prefill_seconds": trace.prefill_seconds,
+        "prefix_seconds": prefix_seconds,
+        "prefill_seconds": trace.prefill_seconds,  # of what stands behind the prefix
         "decode_seconds": trace.decode_seconds,
-        "seconds": trace.prefill_seconds + trace.decode_seconds + trace.rank_seconds,
+        "seconds": prefix_seconds + trace.prefill_seconds + trace.decode_seconds + trace.rank_seconds,
         "tokens_per_second": trace.batch_tokens / trace.decode_seconds
         if own_time and trace.decode_seconds > 0
         else None,

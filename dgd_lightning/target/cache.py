@@ -71,6 +71,13 @@ class PositionLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return self.capacity
 
+    def fill(self, rows: list[int], source: PositionLayer, length: int) -> None:
+        """Copy positions 0…length−1 of the only row of another layer, [1, heads, capacity', D], into these rows."""
+        if not self.is_initialized:
+            self.lazy_initialization(source.keys, source.values)
+        self.keys[rows, :, :length] = source.keys[:, :, :length]
+        self.values[rows, :, :length] = source.values[:, :, :length]
+
     def select(self, rows: Tensor) -> None:
         self.batch = rows.shape[0]
         if self.is_initialized:
@@ -130,6 +137,11 @@ class PositionCache(Cache):
                 )
             self._cursor.max_length = max_length
         self._cursor.positions = positions
+
+    def fill(self, rows: Sequence[int], source: PositionCache, length: int) -> None:
+        """Copy positions 0…length−1 of a cache of one row, for the same network, into these rows."""
+        for slot, other in zip(self.slots, source.slots, strict=True):
+            slot.fill(list(rows), other, length)
 
     def select(self, rows: Tensor | Sequence[int]) -> None:
         """Keep these rows only, in this order (finished rows are dropped so)."""

@@ -132,7 +132,7 @@ class Target(nn.Module):
         lengths: Tensor | Sequence[int],
         cache: PositionCache,
         *,
-        start: int = 0,
+        start: int | Sequence[int] = 0,
         layer_ids: Sequence[int] = (),
         chunk_size: int = 1024,
         on_features: Callable[[Tensor, Tensor], None] | None = None,
@@ -146,22 +146,29 @@ class Target(nn.Module):
             ids: [B, S], rows padded on the right (with any valid id).
             lengths: [B], 1…S.
             cache: at least ``start`` + S positions.
-            start: position of the first token; what stands before it is in the cache.
+            start: position of the first token, of all rows or of each; what stands before it is in the cache. Where
+                rows differ, padding that reaches past the cache is written at its last position.
             layer_ids: tapped layers, 0-based.
             chunk_size: tokens per forward.
             on_features: called per chunk with features [B, C, F·H] and positions [B, C]; padding is included.
             keep_features: also return all features [B, S, F·H].
         """
         batch, length = ids.shape
-        ends = start + torch.as_tensor(lengths, dtype=torch.long).to(ids.device)  # [B]
+        lengths = torch.as_tensor(lengths, dtype=torch.long).to(ids.device)  # [B]
+        alike = isinstance(start, int)
+        starts = torch.as_tensor(start, device=ids.device).expand(batch)  # [B]
+        furthest = start if isinstance(start, int) else max(start)
         last = ids.new_zeros((batch, 1, self.hidden_size), dtype=self.dtype)
         kept: Tensor | None = None
         for low in range(0, length, chunk_size):
             high = min(low + chunk_size, length)
-            positions = torch.arange(start + low, start + high, device=ids.device).expand(batch, -1)  # [B, C]
-            masks = self._masks(positions[:1], start + high)  # every row stands at the same positions: one mask for all
-            hidden, features = self._forward(ids[:, low:high], positions, masks, cache, start + high, layer_ids)
-            at = ends - 1 - start - low  # [B]
+            positions = starts[:, None] + torch.arange(low, high, device=ids.device)  # [B, C]
+            max_length = furthest + high
+            if not alike:
+                positions, max_length = positions.clamp(max=cache.capacity - 1), min(max_length, cache.capacity)
+            masks = self._masks(positions[:1] if alike else positions, max_length)  # one for all that stand alike
+            hidden, features = self._forward(ids[:, low:high], positions, masks, cache, max_length, layer_ids)
+            at = lengths - 1 - low  # [B]
             here = _pick(hidden, at.clamp(0, high - low - 1)).to(last.device)
             last = torch.where(((at >= 0) & (at < high - low))[:, None, None], here, last)
             if features is not None and on_features is not None:
@@ -170,7 +177,7 @@ class Target(nn.Module):
                 if kept is None:
                     kept = features.new_empty((batch, length, features.shape[-1]))
                 kept[:, low:high] = features
-        return Prefill(self.lm_head(last)[:, 0], kept, ends)
+        return Prefill(self.lm_head(last)[:, 0], kept, starts + lengths)
 
     def _forward(
         self,

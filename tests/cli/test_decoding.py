@@ -98,9 +98,9 @@ def test_warm_up_wherever_a_group_is_left(
     calls: list[tuple[int, bool]] = []
     decode = Decoding._decode
 
-    def spy(self: Decoding, prompts: Any, arm: Arm, tokens: int, seeds: Any, online: Any = None) -> Any:
+    def spy(self: Decoding, prompts: Any, arm: Arm, tokens: int, seeds: Any, *rest: Any) -> Any:
         calls.append((tokens, self.on_progress is None))
-        return decode(self, prompts, arm, tokens, seeds, online)
+        return decode(self, prompts, arm, tokens, seeds, *rest)
 
     start = Decoding.on_predict_start
 

@@ -1,0 +1,114 @@
+"""Beginnings of prompts that are read once: kept apart, and copied into the rows of every batch that needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dgd_lightning.errors import InputError
+
+if TYPE_CHECKING:
+    from dgd_lightning.target.cache import PositionCache
+    from dgd_lightning.target.model import Target
+
+CHUNK = 1024  # positions whose features are handed on together, as in a prefill
+
+
+class SharedPrefix(NamedTuple):
+    """What several prompts begin with, read by the target. Nothing writes into it.
+
+    It holds features instead of a draft's keys and values: these depend on the adapter that the draft has, and other
+    readouts read the same features. Making them again costs a draft's share of a prefill.
+    """
+
+    ids: Tensor  # [S] on CPU, positions 0 … S − 1
+    cache: PositionCache  # of the target, one row
+    layer_ids: tuple[int, ...]
+    features: Tensor | None  # [1, S, F·H] of these layers; None where there are none
+
+    def taps(self, layer_ids: Sequence[int], low: int, high: int) -> Tensor:
+        """Features of some of its layers at positions low … high − 1 that it has, [1, C, F·H]."""
+        assert self.features is not None
+        parts = dict(zip(self.layer_ids, self.features[:, low:high].chunk(len(self.layer_ids), dim=-1), strict=True))
+        return torch.cat([parts[layer] for layer in layer_ids], dim=-1)
+
+
+def read_prefix(target: Target, ids: Tensor, layer_ids: Sequence[int] = ()) -> SharedPrefix:
+    """Read a beginning [S], for batches that need at most these layers."""
+    cache = target.new_cache(1, len(ids))
+    read = target.prefill(
+        ids[None].to(target.device), [len(ids)], cache, layer_ids=layer_ids, keep_features=bool(layer_ids)
+    )
+    return SharedPrefix(ids, cache, tuple(layer_ids), read.features)
+
+
+def check_prefixes(
+    prefixes: Sequence[SharedPrefix | None] | None, prompts: Sequence[Tensor]
+) -> list[SharedPrefix | None]:
+    """One per prompt [S] or None.
+
+    Raises:
+        InputError: their numbers differ, or a prompt does not begin with its prefix and go on.
+    """
+    if prefixes is None:
+        return [None] * len(prompts)
+    if len(prefixes) != len(prompts):
+        raise InputError(
+            "prefixes",
+            expected=f"one per prompt, {len(prompts)}, or None in its place",
+            received=len(prefixes),
+            mend="give [None] for a prompt that shares nothing",
+        )
+    for number, (prefix, prompt) in enumerate(zip(prefixes, prompts, strict=True)):
+        if prefix is None:
+            continue
+        known = len(prefix.ids)
+        if len(prompt) <= known or not torch.equal(prompt[:known], prefix.ids):
+            raise InputError(
+                f"prefixes[{number}]",
+                expected=f"a prompt that begins with these {known} tokens and has more",
+                received=f"another one, of {len(prompt)} tokens",
+                mend="give None for it",
+            )
+    return list(prefixes)
+
+
+def go_on_from(
+    prefixes: Sequence[SharedPrefix | None],
+    cache: PositionCache,
+    layer_ids: Sequence[int],
+    on_features: Callable[[Tensor, Tensor], None] | None,
+) -> None:
+    """Copy prefixes into the rows of a batch, and hand on their features as a prefill would.
+
+    Rows whose prefix is shorter are padded at the cache's last position, which lies behind every row's prompt.
+
+    Args:
+        prefixes: of every row.
+        cache: of the target, a row for each.
+        layer_ids: F layers that the batch taps.
+        on_features: called with features [B, C, F·H] and positions [B, C].
+    """
+    rows: dict[int, list[int]] = {}
+    for row, prefix in enumerate(prefixes):
+        if prefix is not None:
+            rows.setdefault(id(prefix), []).append(row)
+    kinds = [(prefix, members) for members in rows.values() if (prefix := prefixes[members[0]]) is not None]
+    for prefix, members in kinds:
+        cache.fill(members, prefix.cache, len(prefix.ids))
+    if on_features is None or not layer_ids:
+        return
+    longest = max((len(prefix.ids) for prefix, _ in kinds), default=0)
+    for low in range(0, longest, CHUNK):
+        taps = [prefix.taps(layer_ids, low, min(low + CHUNK, longest)) for prefix, _ in kinds]
+        count = min(CHUNK, longest - low)
+        features = taps[0].new_zeros(len(prefixes), count, taps[0].shape[-1])  # [B, C, F·H]
+        positions = torch.full(features.shape[:2], cache.capacity - 1, device=features.device)  # [B, C]
+        for part, (_, members) in zip(taps, kinds, strict=True):
+            length = part.shape[1]
+            features[members, :length] = part
+            positions[members, :length] = torch.arange(low, low + length, device=features.device)
+        on_features(features, positions)

@@ -1,0 +1,155 @@
+"""Prefix reuse in a run: what the prompts of a context's tasks begin with is read once, for all its tasks and arms."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dgd_lightning.data.one_context import common_prefix
+from dgd_lightning.data.tasks import context_of
+from dgd_lightning.decode.prefix import SharedPrefix, read_prefix
+from dgd_lightning.decode.readouts import Readout
+from dgd_lightning.modules.arms import Arm
+from dgd_lightning.modules.prompts import Prompts
+from dgd_lightning.pair import Pair
+from dgd_lightning.types import Task
+
+SHORTEST = 16  # tokens: what chat templates begin with is not worth a forward of its own
+
+
+class Reads(NamedTuple):
+    """Prompt tokens of a run, counted without padding."""
+
+    prompts: int  # of all prompts, once per decoding of them
+    read: int  # by the target: beginnings, and what prompts have behind them
+
+    def plus(self, prompts: int, read: int) -> Reads:
+        return Reads(self.prompts + prompts, self.read + read)
+
+    def words(self) -> str:
+        """In a sentence, without its subject."""
+        saved = 1 - self.read / self.prompts if self.prompts else 0.0
+        return f"{self.read:,} prompt tokens prefilled, {self.prompts:,} without model.reuse_prefix ({saved:.0%} saved)"
+
+
+class Begun(NamedTuple):
+    """Where the prompts of a group go on from."""
+
+    prefixes: list[SharedPrefix | None]  # of each prompt
+    seconds: float  # spent on reading those that were not there yet
+
+    @property
+    def known(self) -> list[int]:
+        """Tokens of each prompt that are read already."""
+        return [0 if prefix is None else len(prefix.ids) for prefix in self.prefixes]
+
+
+class Prefixes:
+    """The beginnings of the contexts whose tasks are decoded now; those of other contexts are let go.
+
+    A beginning is what the prompts of all tasks that the run has of a context have in common, so it does not depend
+    on ranks, or on where a run was killed. What one task alone has is read with it, as without this class.
+
+    Args:
+        pair: whose target reads.
+        prompts: of the run.
+        contexts: all tasks by context; none where nothing is reused.
+        layer_ids: layers that one of the arms needs the states of.
+    """
+
+    def __init__(
+        self, pair: Pair, prompts: Prompts, contexts: Mapping[str, list[Task]], layer_ids: Sequence[int]
+    ) -> None:
+        self.pair, self.prompts, self.layer_ids = pair, prompts, tuple(layer_ids)
+        self.contexts = {name: tasks for name, tasks in contexts.items() if len(tasks) > 1}
+        self.lengths: dict[str, int] = {}  # of the beginnings of contexts, once they were asked for
+        self.sizes: dict[str, int] = {}  # tokens of the tasks' prompts, likewise
+        self.kept: dict[str, SharedPrefix] = {}
+        self.reads = Reads(0, 0)  # of this rank
+
+    def length(self, context: str) -> int:
+        """Tokens that the prompts of a context's tasks begin with alike; 0 where it is not worth a forward."""
+        if context not in self.lengths:
+            tasks = self.contexts.get(context, [])
+            prompts = [self.prompts.of(task) for task in tasks]
+            self.sizes.update({task.idx: len(prompt) for task, prompt in zip(tasks, prompts, strict=True)})
+            prompts = [prompt for prompt in prompts if len(prompt) <= self.prompts.limit]  # others are cut on the left
+            same = 0
+            if len(prompts) > 1:  # the shortest goes on behind it
+                same = min(len(common_prefix(prompts)), min(map(len, prompts)) - 1)
+            self.lengths[context] = same if same >= SHORTEST else 0
+        return self.lengths[context]
+
+    def of(self, tasks: Sequence[Task], prompts: Sequence[Tensor], whole: Sequence[bool]) -> Begun:
+        """Where these prompts go on from.
+
+        Args:
+            tasks: of a group.
+            prompts: theirs.
+            whole: False for a prompt that was cut on the left.
+        """
+        wanted = [
+            context if uncut and self.length(context) else None
+            for context, uncut in zip(map(context_of, tasks), whole, strict=True)
+        ]
+        self.kept = {context: prefix for context, prefix in self.kept.items() if context in wanted}
+        began, seconds = time.perf_counter(), 0.0
+        for context, prompt in zip(wanted, prompts, strict=True):
+            if context is not None and context not in self.kept:
+                ids = prompt[: self.length(context)]
+                self.kept[context] = read_prefix(self.pair.target, ids, self.layer_ids)
+                self.reads = self.reads.plus(0, len(ids))
+                if self.pair.target.device.type == "cuda":
+                    torch.cuda.synchronize(self.pair.target.device)
+                seconds = time.perf_counter() - began
+        return Begun([None if context is None else self.kept[context] for context in wanted], seconds)
+
+    def count(self, prompts: Sequence[Tensor], begun: Begun) -> None:
+        """Count the prompts of a group that one batch of arms has read."""
+        for prompt, known in zip(prompts, begun.known, strict=True):
+            self.reads = self.reads.plus(len(prompt), len(prompt) - known)
+
+    def ahead(
+        self, groups: Sequence[Sequence[Task]], shards: Sequence[Sequence[int]], readings: int, *, cut: bool
+    ) -> Reads:
+        """What a run over these groups will read on all ranks.
+
+        Args:
+            groups: of tasks, as they are decoded.
+            shards: numbers of groups of each rank.
+            readings: batches of arms, each of which reads every prompt.
+            cut: prompts that are too long are cut on the left; else they are skipped.
+        """
+        reads = Reads(0, 0)
+        for shard in shards:
+            before: set[str] = set()
+            for group in (groups[number] for number in shard):
+                now: set[str] = set()
+                for task in group:
+                    known = self.length(context_of(task))
+                    length = self.sizes.get(task.idx) or len(self.prompts.of(task))
+                    if length > self.prompts.limit:
+                        length, known = self.prompts.limit if cut else 0, 0
+                    if known:
+                        now.add(context_of(task))
+                    reads = reads.plus(length * readings, (length - known) * readings)
+                reads = reads.plus(0, sum(map(self.length, now - before)))
+                before = now
+        return reads
+
+
+def layers_of(pair: Pair, arms: Sequence[Arm], readouts: Mapping[str, Readout]) -> tuple[int, ...]:
+    """Layers of the target that one of the arms needs the states of."""
+    layers: list[int] = []
+    for arm in arms:
+        if arm.drafts and pair.draft is not None:
+            layers += pair.draft.config.target_layer_ids
+        if arm.online_every is not None:
+            layers.append(pair.target.num_layers - 1)  # whose states are the labels
+        if arm.blends:
+            layers += readouts[arm.name].layers(pair)
+    return tuple(dict.fromkeys(layers))
