@@ -1,12 +1,15 @@
-"""CL-bench-format JSONL: rows of chat messages, rubrics and metadata, graded or not."""
+"""CL-bench-format rows, of a JSONL file or a `datasets` id: chat messages, rubrics and metadata, graded or not."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from dgd_lightning.data.hub_rows import load_rows
 from dgd_lightning.data.licence import holds_clbench
 from dgd_lightning.data.rows import Row, check_json, check_unique, field, read_jsonl
+from dgd_lightning.data.subset import Subset
 from dgd_lightning.data.tasks import Names, TaskData
 from dgd_lightning.errors import InputError
 from dgd_lightning.types import Task
@@ -59,15 +62,21 @@ def parse_rows(rows: Iterable[Row]) -> list[Task]:
     return tasks
 
 
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
 class ContextsData(TaskData):
-    """Tasks of a CL-bench-format JSONL file.
+    """Tasks in CL-bench's format.
 
     Args:
-        path: the file (``.jsonl`` or ``.jsonl.gz``).
+        path: a file (``.jsonl`` or ``.jsonl.gz``), or a `datasets` id such as ``tencent/CL-bench``.
+        split: of a `datasets` id.
+        revision: of a `datasets` id: a commit, tag or branch.
         batch_size: tasks decoded together; those of one context stand side by side.
-        limit: only the first so many tasks that pass the filter.
+        limit: only the first so many tasks that pass the filter and are in the subset.
         category: keep tasks of these ``metadata.context_category`` values only.
         sub_category: keep tasks of these ``metadata.sub_category`` values only.
+        subset: a share of every category's contexts, for development, see `Subset`.
         clbench: whether the rows are CL-bench's, which may be decoded but never adapted to. None: they are, unless all
             of them come from the lab. Set it to false for contexts of your own.
     """
@@ -75,14 +84,22 @@ class ContextsData(TaskData):
     def __init__(
         self,
         path: str,
+        split: str = "train",
+        revision: str | None = None,
         batch_size: int = 1,
         limit: int | None = None,
         category: Names = None,
         sub_category: Names = None,
+        subset: Subset | None = None,
         clbench: bool | None = None,
     ) -> None:
-        super().__init__(batch_size=batch_size, limit=limit, category=category, sub_category=sub_category)
+        super().__init__(
+            batch_size=batch_size, limit=limit, category=category, sub_category=sub_category, subset=subset
+        )
         self.path, self.clbench = Path(path), clbench
+        file = self.path.exists() or self.path.suffix in (".jsonl", ".json", ".gz")
+        self.hub = None if file or not _HUB_ID.fullmatch(path) else path
+        self.split, self.revision = split, revision
 
     @property
     def is_clbench(self) -> bool:
@@ -91,4 +108,7 @@ class ContextsData(TaskData):
 
     def read(self) -> list[Task]:
         """See `TaskData.read`."""
-        return parse_rows(read_jsonl(self.path, "data.path"))
+        if self.hub is None:
+            return parse_rows(read_jsonl(self.path, "data.path"))
+        options = {"name": None, "split": self.split, "revision": self.revision}
+        return parse_rows(load_rows(self.hub, **options, streaming=False, limit=None))

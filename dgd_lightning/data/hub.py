@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
 from typing import Literal
 
 from dgd_lightning.data.contexts import parse_rows
+from dgd_lightning.data.hub_rows import load_rows
 from dgd_lightning.data.licence import holds_clbench
 from dgd_lightning.data.prompts import PromptFormat
-from dgd_lightning.data.rows import Row
+from dgd_lightning.data.subset import Subset
 from dgd_lightning.data.tasks import Names, TaskData
-from dgd_lightning.errors import InputError
 from dgd_lightning.types import Task
-
-
-def load_rows(
-    path: str, *, name: str | None, split: str, revision: str | None, streaming: bool, limit: int | None
-) -> Iterator[Row]:
-    """Rows of ``datasets.load_dataset(path, name, split=…)``; code of a data set is never run.
-
-    Raises:
-        InputError: the library can't load it; its own reason is told.
-    """
-    import datasets
-
-    try:
-        data = datasets.load_dataset(path, name, split=split, revision=revision, streaming=streaming)
-        for number, row in enumerate(islice(data, limit), 1):
-            yield Row(f"data.path row {number}", number, dict(row))
-    except (
-        Exception
-    ) as error:  # the library raises dozens of kinds, from its own to those of the file system and the net
-        raise InputError(
-            "data.path",
-            expected="a `datasets` id or folder with this name, split and revision",
-            received=f"{path!r}, name {name!r}, split {split!r}: {type(error).__name__}: {str(error)[:200]}",
-            mend="check the id and the split, log in for gated data, or download it and give a file or a folder",
-        ) from error
 
 
 class HubData(TaskData):
@@ -50,15 +23,17 @@ class HubData(TaskData):
         revision: a commit, tag or branch.
         streaming: read row by row instead of downloading everything.
         format: ``prompts``: one field holds the prompt; ``contexts``: CL-bench rows.
-        field: the field that holds the prompt.
+        field: the field that holds the prompt; of a list of turns the first one is taken.
         id_field: the field that holds the id; None numbers the rows.
-        template: the user's message; ``{prompt}`` stands for the prompt.
+        template: the user's message; ``{prompt}`` stands for the prompt, ``{NAME}`` for another text of the row, or for
+            a list of texts, one a line.
         system: a system message.
         chat: render with the tokenizer's chat template; false gives the raw text to the model.
         batch_size: tasks decoded together.
-        limit: only the first so many tasks that pass the filter.
+        limit: only the first so many tasks that pass the filter and are in the subset.
         category: keep tasks of these ``metadata.context_category`` values only.
         sub_category: keep tasks of these ``metadata.sub_category`` values only.
+        subset: a share of every category's contexts, for development, see `Subset`.
         clbench: whether the rows are CL-bench's, which may be decoded but never adapted to. None: they are, if any has
             CL-bench's format and is not the lab's.
     """
@@ -80,9 +55,12 @@ class HubData(TaskData):
         limit: int | None = None,
         category: Names = None,
         sub_category: Names = None,
+        subset: Subset | None = None,
         clbench: bool | None = None,
     ) -> None:
-        super().__init__(batch_size=batch_size, limit=limit, category=category, sub_category=sub_category)
+        super().__init__(
+            batch_size=batch_size, limit=limit, category=category, sub_category=sub_category, subset=subset
+        )
         self.clbench = clbench
         self.source = {"name": name, "split": split, "revision": revision, "streaming": streaming}
         self.path, self.kind = path, format
@@ -98,7 +76,7 @@ class HubData(TaskData):
 
     def read(self) -> list[Task]:
         """See `TaskData.read`."""
-        filtered = any(names is not None for names in self.filters.values())
+        filtered = self.subset is not None or any(names is not None for names in self.filters.values())
         rows = load_rows(self.path, **self.source, limit=None if filtered else self.limit)  # type: ignore[arg-type]
         if self.kind == "contexts":
             return parse_rows(rows)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from dgd_lightning.data.rows import Row, check_json, check_unique, field, read_json_array, read_jsonl, read_lines
+from dgd_lightning.data.subset import Subset
 from dgd_lightning.data.tasks import TaskData
 from dgd_lightning.errors import InputError
 from dgd_lightning.types import Task
@@ -15,10 +18,11 @@ class PromptFormat:
     """How a row becomes a task.
 
     Args:
-        field: the field that holds the prompt.
+        field: the field that holds the prompt, or turns of which the first is taken.
         id_field: the field that holds the id; None numbers the rows: ``PREFIX-1``, ``PREFIX-2`` …
         prefix: of numbered ids.
-        template: the user's message; ``{prompt}`` stands for the prompt.
+        template: the user's message; ``{prompt}`` stands for the prompt, ``{NAME}`` for another text of the row, or
+            for a list of texts, one a line. Other braces stay as they are.
         system: a system message.
         chat: render with the tokenizer's chat template; otherwise the filled template is the raw prompt.
     """
@@ -51,7 +55,9 @@ class PromptFormat:
         """
         tasks, places = [], []
         for row in rows:
-            text = field(row, self.field, str, "a text")
+            text = field(row, self.field, (str, list), "a text, or a list of turns")
+            if isinstance(text, list):
+                text = text[0] if text and isinstance(text[0], str) else ""
             if not text.strip():
                 raise InputError(
                     row.place, expected=f"a prompt in {self.field!r}", received="an empty text", mend="remove it"
@@ -59,7 +65,7 @@ class PromptFormat:
             idx = f"{self.prefix}-{row.number}"
             if self.id_field is not None:
                 idx = str(field(row, self.id_field, (str, int), "a string or an integer"))
-            prompt = self.template.replace("{prompt}", text)
+            prompt = _filled(self.template, {**row.value, "prompt": text})
             messages = None
             if self.chat:
                 system = [] if self.system is None else [{"role": "system", "content": self.system}]
@@ -69,6 +75,18 @@ class PromptFormat:
             places.append((row.place, idx))
         check_unique(places, f"id in {self.id_field!r}")
         return tasks
+
+
+def _filled(template: str, values: Mapping[str, Any]) -> str:
+    """A template with the row's texts in it; what they hold is not filled in turn."""
+
+    def fill(place: re.Match[str]) -> str:
+        value = values.get(place[1])
+        if isinstance(value, list) and all(isinstance(line, str) for line in value):
+            value = "\n".join(value)
+        return value if isinstance(value, str) else place[0]
+
+    return re.sub(r"\{(\w+)\}", fill, template)
 
 
 def read_prompt_rows(path: Path, argument: str) -> Iterable[Row]:
@@ -87,13 +105,16 @@ class PromptsData(TaskData):
 
     Args:
         path: the file.
-        field: the field that holds the prompt; text files have the one field ``prompt``.
+        field: the field that holds the prompt; of a list of turns the first one is taken. Text files have the one
+            field ``prompt``.
         id_field: the field that holds the id; None numbers the rows by line or item.
-        template: the user's message; ``{prompt}`` stands for the prompt.
+        template: the user's message; ``{prompt}`` stands for the prompt, ``{NAME}`` for another text of the row, or for
+            a list of texts, one a line.
         system: a system message.
         chat: render with the tokenizer's chat template; false gives the raw text to the model.
         batch_size: tasks decoded together.
         limit: only the first so many tasks.
+        subset: a share of the tasks, the same whatever their order, see `Subset`.
     """
 
     def __init__(
@@ -106,8 +127,9 @@ class PromptsData(TaskData):
         chat: bool = True,
         batch_size: int = 8,
         limit: int | None = None,
+        subset: Subset | None = None,
     ) -> None:
-        super().__init__(batch_size=batch_size, limit=limit)
+        super().__init__(batch_size=batch_size, limit=limit, subset=subset)
         self.path = Path(path)
         prefix = self.path.name.split(".")[0]
         self.format = PromptFormat(

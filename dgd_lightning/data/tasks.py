@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, DistributedSampler
 
+from dgd_lightning.data.subset import Subset
 from dgd_lightning.errors import InputError
 from dgd_lightning.types import Task
 
@@ -93,16 +94,23 @@ class TaskData(LightningDataModule):
         limit: only the first so many tasks that pass the filter.
         category: keep tasks of these ``metadata.context_category`` values only.
         sub_category: keep tasks of these ``metadata.sub_category`` values only.
+        subset: a share of the contexts that pass the filter.
     """
 
     def __init__(
-        self, *, batch_size: int = 8, limit: int | None = None, category: Names = None, sub_category: Names = None
+        self,
+        *,
+        batch_size: int = 8,
+        limit: int | None = None,
+        category: Names = None,
+        sub_category: Names = None,
+        subset: Subset | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("limit", limit)):
             if value is not None and value < 1:
                 raise InputError(f"data.{name}", expected="a positive integer", received=value, mend="use 1 or more")
-        self.batch_size, self.limit = batch_size, limit
+        self.batch_size, self.limit, self.subset = batch_size, limit, subset
         self.filters = {"context_category": category, "sub_category": sub_category}
 
     def read(self) -> list[Task]:
@@ -119,6 +127,8 @@ class TaskData(LightningDataModule):
         tasks = self.read()
         for key, names in self.filters.items():
             tasks = _keep(tasks, key, names)
+        if self.subset is not None:
+            tasks = self.subset.of(tasks, [context_of(task) for task in tasks])
         return tasks[: self.limit]
 
     @cached_property

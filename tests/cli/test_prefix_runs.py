@@ -1,4 +1,4 @@
-"""Prefix reuse through `dgd predict`: the same answers from fewer prompt tokens, and what a run tells of it."""
+"""Prefix reuse through `dgd predict`: the same answers from fewer prompt tokens, and what rows and the run tell."""
 
 from __future__ import annotations
 
