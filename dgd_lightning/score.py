@@ -13,15 +13,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dgd_lightning.errors import InputError
 from dgd_lightning.report.print_tables import print_tables
-from dgd_lightning.report.solve_rates import comparison_table, group_table, rate_table
+from dgd_lightning.report.solve_rates import comparison_table, group_table, outcome_table, rate_table, transition_table
 from dgd_lightning.scoring.as_graded import AsGraded
 from dgd_lightning.scoring.code import CodeGrader
+from dgd_lightning.scoring.error_judge import Classified
 from dgd_lightning.scoring.grade_run import grade_run
 from dgd_lightning.scoring.grader import Grader
 from dgd_lightning.scoring.judge import RubricJudge
@@ -30,6 +31,7 @@ from dgd_lightning.scoring.lab import LabGrader
 from dgd_lightning.scoring.mathematics import MathGrader
 from dgd_lightning.scoring.score_run import Counts, Source, rows_of, source
 from dgd_lightning.scoring.summary import GROUPS
+from dgd_lightning.scoring.transitions import classified
 
 LINE_EVERY = 15.0  # seconds between lines of progress where stderr is no terminal
 TITLES = {"by_sub_category": "Solve rate by sub-category", "by_length": "Solve rate by prompt length"}
@@ -70,6 +72,7 @@ def parse_options(argv: list[str]) -> Namespace:
     parser.add_argument("--config", action="config", help="YAML file with the keys below")
     parser.add_argument("runs", type=str, nargs="+", help="run folders, or JSONL files with model_output")
     parser.add_argument("--judge", type=JudgeConfig | None, default=None, help="for rows with rubrics")
+    parser.add_argument("--taxonomy", type=bool, default=False, help="ask the judge why failed answers failed")
     parser.add_argument(
         "--allow_code_execution",
         type=bool,
@@ -80,30 +83,37 @@ def parse_options(argv: list[str]) -> Namespace:
     parser.add_argument("--math_workers", type=int, default=2, help="answers compared at once")
     parser.add_argument("--regrade", type=bool, default=False, help="grade rows anew that came with a score")
     parser.add_argument("--exclude", type=str | None, default=None, help="file of task ids, one a line: told both ways")
-    from jsonargparse import ArgumentError
-
-    from dgd_lightning.cli_errors import from_parser_message
-
     try:
         options = parser.instantiate_classes(parser.parse_args(argv))
     except ArgumentError as error:
+        from dgd_lightning.cli_errors import from_parser_message  # torch, which a right command need not wait for
+
         raise from_parser_message(str(error)) from error
     for key in ("code_workers", "math_workers"):
         if options[key] < 1:
             raise InputError(key, expected="at least 1", received=options[key], mend="use 1 or more")
+    if options.taxonomy and options.judge is None:
+        raise InputError(
+            "taxonomy",
+            expected="a judge to ask why answers failed",
+            received="none (lab answers get their class without one)",
+            mend="name one with --judge.model, or leave taxonomy out",
+        )
     return options
 
 
 def make_graders(options: Namespace) -> list[Grader]:
     """All graders, programs before the judge."""
-    graders: list[Grader] = [] if options.regrade else [AsGraded()]
-    graders += [
+    judge = NoJudge() if options.judge is None else RubricJudge(options.judge)
+    asked: list[Grader] = [judge] if options.regrade else [AsGraded(), judge]
+    if options.taxonomy and isinstance(judge, RubricJudge):
+        asked = [Classified(grader, judge.error_judge()) for grader in asked]
+    programs: list[Grader] = [
         LabGrader(),
         MathGrader(workers=options.math_workers),
         CodeGrader(allow_code_execution=options.allow_code_execution or None, workers=options.code_workers),
-        NoJudge() if options.judge is None else RubricJudge(options.judge),
     ]
-    return graders
+    return [*asked[:-1], *programs, asked[-1]]
 
 
 class NoJudge(Grader):
@@ -159,6 +169,10 @@ def score_one(where: Source, graders: Sequence[Grader], excluded: frozenset[str]
             tables.append(table)
     if run.compared:
         tables.append(comparison_table(run.compared))
+    if classified(run.scores):
+        tables.append(outcome_table(run.scores))
+        moves = (transition_table(run.scores, one.versus) for one in run.compared)
+        tables += [table for table in moves if table is not None]
     print_tables(Console(width=None if sys.stdout.isatty() else 120), tables)
     if lost := sum(one.score is None for one in run.scores):
         print(

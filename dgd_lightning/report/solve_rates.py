@@ -8,8 +8,9 @@ from textwrap import wrap
 from rich.table import Table
 
 from dgd_lightning.metrics.paired import Difference
-from dgd_lightning.scoring.graded import Graded, by_arm
+from dgd_lightning.scoring.graded import Graded, Versus, by_arm
 from dgd_lightning.scoring.summary import Compared, rates
+from dgd_lightning.scoring.transitions import OUTCOMES, outcomes, transitions
 
 ALL = "all tasks"
 REVERTED = "reverted to the prior"
@@ -86,10 +87,9 @@ def comparison_table(found: Sequence[Compared]) -> Table:
         table.add_column(column, justify="left" if column in ("arm", "against") else "right")
     for one in found:
         result = one.result
-        against = f"{one.versus.base} (null control)" if one.versus.control else one.versus.base
         table.add_row(
             one.versus.arm,
-            against,
+            base_name(one.versus),
             f"{result.tasks}",
             points(result.difference),
             f"{result.fixed}",
@@ -98,6 +98,45 @@ def comparison_table(found: Sequence[Compared]) -> Table:
             f"{one.holm:.3f}",
             "–" if result.detectable != result.detectable else f"±{100 * result.detectable:.1f}",
         )
+    return table
+
+
+def base_name(versus: Versus) -> str:
+    """What an arm is compared with, as tables name it."""
+    return f"{versus.base} (null control)" if versus.control else versus.base
+
+
+def outcome_table(scores: Sequence[Graded]) -> Table:
+    """Why tasks failed: a line per arm and a column per error class that occurs."""
+    counts = {arm: outcomes(tasks.values()) for arm, tasks in by_arm(scores).items()}
+    used = [name for name in OUTCOMES if any(name in found for found in counts.values())]
+    table = Table(title="What came of the tasks, by error class", title_justify="left")
+    table.add_column("arm")
+    for name in used:
+        table.add_column(name.replace("_", "\n"), justify="right")
+    for arm, found in counts.items():
+        table.add_row(arm, *(f"{found.get(name, 0)}" for name in used))
+    return table
+
+
+def transition_table(scores: Sequence[Graded], versus: Versus) -> Table | None:
+    """What an arm fixed and broke: a line per outcome under the base, a column per outcome under the arm.
+
+    None where every task came to the same under both.
+    """
+    moves = transitions(scores, versus)
+    if all(before == after for before, after in moves):
+        return None
+    title = f"{versus.arm} against {base_name(versus)}: what became of the tasks"
+    table = Table(title=title, title_justify="left", min_width=len(title))
+    table.add_column("before \\ after")
+    columns = [name for name in OUTCOMES if any(name == after for _, after in moves)]
+    for name in columns:
+        table.add_column(name.replace("_", "\n"), justify="right")
+    for before in OUTCOMES:
+        if any(before == name for name, _ in moves):
+            cells = [moves.get((before, after), 0) for after in columns]
+            table.add_row(before, *(f"{count}" if count else "·" for count in cells))
     return table
 
 

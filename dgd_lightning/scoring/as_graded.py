@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from dgd_lightning.lab.checks import has_checks
+from dgd_lightning.scoring.graded import read_score
 from dgd_lightning.scoring.grader import Grader
+from dgd_lightning.scoring.lab import with_class
 from dgd_lightning.types import Score
 
 
@@ -15,13 +18,12 @@ class AsGraded(Grader):
 
     def takes(self, row: dict[str, Any]) -> bool:
         """See `Grader.takes`: a row without a score, or with one that failed, is for another grader."""
-        score = row.get("score")
-        return isinstance(score, int | float) and not isinstance(score, bool) and "grading_rationale" in row
+        return "grading_rationale" in row and read_score(row).value is not None
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
         """See `Grader.grade`."""
-        status = [str(one).strip().lower() for one in row.get("requirement_status") or []]
-        return Score(float(row["score"]), status, str(row["grading_rationale"]))
+        score = read_score(row)
+        return with_class(row, answer, score) if has_checks(row) else score
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Grader.fingerprint`."""

@@ -10,7 +10,6 @@ from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
 from dgd_lightning.scoring.graded import Graded, comparisons, read_graded
 from dgd_lightning.scoring.grader import Grader
-from dgd_lightning.scoring.judge import RubricJudge
 from dgd_lightning.scoring.score_run import Counts, Source, rows_of, score_rows, write_graded
 from dgd_lightning.scoring.summary import Compared, compared, summary
 
@@ -67,7 +66,7 @@ def grade_run(
         report["without_excluded"] = {"excluded": sorted(excluded), **summary(kept, compared(kept, wanted))}
     used = {row["dgd"]["grader"] for row in rows_of(where.graded)}
     report["graders"] = {grader.name: grader.fingerprint() for grader in graders if grader.name in used}
-    report["judge"] = next((grader.totals() for grader in graders if isinstance(grader, RubricJudge)), None)
+    report["judge"] = next((spent for grader in graders if (spent := grader.totals()) is not None), None)
     name = where.summary.name
     with whole_files(where.summary.parent, name) as scratch:
         (scratch / name).write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

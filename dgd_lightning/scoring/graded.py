@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from dgd_lightning.lab.checks import grade, has_checks, reverted_to_prior
+from dgd_lightning.scoring.judge_reply import status_of
+from dgd_lightning.scoring.taxonomy import CLASSES
 from dgd_lightning.types import Score
 
 LOSSLESS = ("autoregressive", "speculative")  # methods whose answers have the target's own law
@@ -23,6 +26,7 @@ class Graded(NamedTuple):
     satisfied: tuple[int, int]  # rubrics that hold, of how many
     reverted: bool | None  # to the prior; None where no prior is contradicted
     prompt_tokens: int | None = None
+    error_class: str | None = None  # why it failed, one of `taxonomy.CLASSES`; None where that is not known
 
 
 class ArmFacts(NamedTuple):
@@ -50,19 +54,24 @@ def graded_by_program(row: dict[str, Any]) -> Graded | None:
 
 def graded(row: dict[str, Any], score: Score) -> Graded:
     """A row with its score; whether a lab answer reverted to the prior is read from the row."""
-    metadata, text = row.get("metadata"), row["model_output"]
+    metadata, text, record = row.get("metadata"), row["model_output"], row.get("dgd", {})
     about = metadata if isinstance(metadata, dict) else {}
     contradicted = text is not None and has_checks(row) and about["lab"].get("prior") == "contradict"
+    named = {name: about.get(name) for name in ("context_id", "context_category", "sub_category")}
+    context, category, sub_category = ("" if value is None else str(value) for value in named.values())
+    length, details = record.get("prompt_tokens"), score.details or {}
+    error = details.get("error_class")
     return Graded(
-        row["idx"],
-        row.get("dgd", {}).get("arm", ""),
-        str(about.get("context_id", row["idx"])),
-        str(about.get("context_category", "")),
-        str(about.get("sub_category", "")),
+        str(row["idx"]),
+        str(record.get("arm", "")),
+        context or str(row["idx"]),
+        category,
+        sub_category,
         score.value,
         (sum(status == "yes" for status in score.status), len(score.status)),
         reverted_to_prior(row, text) if contradicted else None,
-        row.get("dgd", {}).get("prompt_tokens"),
+        length if isinstance(length, int) and length >= 0 else None,
+        error if error in CLASSES and score.value is not None and score.value < 1.0 else None,
     )
 
 
@@ -71,12 +80,27 @@ def read_graded(rows: Iterable[dict[str, Any]]) -> tuple[list[Graded], list[ArmF
     scores: list[Graded] = []
     arms: dict[str, ArmFacts] = {}
     for row in rows:
-        value = row.get("score")
-        status = [str(one).strip().lower() for one in row.get("requirement_status") or []]
-        score = Score(None if value is None else float(value), status, str(row.get("grading_rationale", "")))
-        scores.append(graded(row, score))
+        scores.append(graded(row, read_score(row)))
         arms.setdefault(scores[-1].arm, arm_facts(row))
     return scores, list(arms.values())
+
+
+def read_score(row: dict[str, Any]) -> Score:
+    """The score that stands in a row, in whatever way a program wrote it; None where it is none from 0 to 1.
+
+    Statuses that say neither yes nor no stay as they are and do not count as rubrics that hold.
+    """
+    value, status, details = row.get("score"), row.get("requirement_status"), row.get("dgd", {}).get("grading")
+    try:
+        number = float(value) if isinstance(value, bool | int | float | str) else math.nan
+    except ValueError:
+        number = math.nan
+    return Score(
+        number if 0.0 <= number <= 1.0 else None,
+        [status_of(one) or str(one) for one in status] if isinstance(status, list) else [],
+        str(row.get("grading_rationale", "")),
+        details if isinstance(details, dict) else None,
+    )
 
 
 def arm_facts(row: dict[str, Any]) -> ArmFacts:

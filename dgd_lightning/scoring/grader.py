@@ -36,6 +36,10 @@ class Grader(ABC):
     def fingerprint(self) -> dict[str, Any]:
         """Everything that can change a score (model, prompt hash, time limit …), JSON-able; never a key."""
 
+    def totals(self) -> dict[str, Any] | None:
+        """What this process asked of others and what that cost, for scores.json; None where nobody is asked."""
+        return None
+
     def close(self) -> None:  # noqa: B027  (most graders hold nothing)
         """Let go of processes and connections; the grader is not used afterwards."""
 

@@ -23,7 +23,7 @@ def read_template(path: str | None) -> str:
         InputError: no readable file, or one whose places are not exactly ``{rubrics_text}`` and ``{model_output}``.
     """
     if path is None:
-        return files("dgd_lightning").joinpath("scoring", "prompts", "rubric_judge.txt").read_text(encoding="utf-8")
+        return packaged("rubric_judge.txt")
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -46,16 +46,22 @@ def read_template(path: str | None) -> str:
     return text
 
 
-def fill(template: str, rubrics: list[str], answer: str) -> str:
+def packaged(name: str) -> str:
+    """A prompt of the package."""
+    return files("dgd_lightning").joinpath("scoring", "prompts", name).read_text(encoding="utf-8")
+
+
+def fill(template: str, rubrics: list[str], answer: str, **others: str) -> str:
     """The prompt for one answer; braces inside rubrics and answers mean nothing.
 
     Args:
-        template: what `read_template` gave.
+        template: what `read_template` or `packaged` gave.
         rubrics: texts, numbered from 1 in the prompt.
         answer: what is graded.
+        others: what stands in further places.
     """
     numbered = "\n".join(f"{number}. {rubric}" for number, rubric in enumerate(rubrics, 1))
-    values = dict(zip(PLACES, (numbered, answer), strict=True))
+    values = {**dict(zip(PLACES, (numbered, answer), strict=True)), **others}
     text = _PLACE.sub(lambda place: values[place[1]], template)
     # JSON can escape half a surrogate pair, no request can carry one
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -1,4 +1,4 @@
-"""A judge's reply, read strictly: what cannot be read as a verdict is asked for again, never guessed."""
+"""A judge's reply, read strictly: what cannot be read is asked for again, never guessed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import json
 import re
 from typing import Any, NamedTuple
 
+from dgd_lightning.scoring.taxonomy import CLASSES
+
+CLASS, REASON = "Error Class", "Reason"
 RATIONALE, STATUS, SCORE = "Grading Rationale", "List of Requirement Satisfaction Status", "Overall Score"
 # After case folding and stripping. Anything else ("partially", "n/a", "yes, mostly") is no status.
 _STATUS = {
@@ -24,6 +27,13 @@ class Verdict(NamedTuple):
     rationale: str
 
 
+class ErrorVerdict(NamedTuple):
+    """Why an answer failed, as a judge sees it."""
+
+    error_class: str  # one of `taxonomy.CLASSES`
+    rationale: str
+
+
 class UnreadableReply(Exception):
     """A reply that is no verdict; the text says why."""
 
@@ -39,16 +49,45 @@ def read_verdict(text: str, rubrics: int) -> Verdict:
         UnreadableReply: no such object or several that differ, an unknown status, a wrong number of them, or a score
             that contradicts them.
     """
+    return _checked(_only_object(text, (SCORE, STATUS)), rubrics)
+
+
+def read_error_class(text: str) -> ErrorVerdict:
+    """The error class in a reply, read as strictly as a verdict.
+
+    Args:
+        text: the reply.
+
+    Raises:
+        UnreadableReply: no such object or several that differ, no reason, or a class that is none of the five.
+    """
+    found = _only_object(text, (CLASS,))
+    name, reason = found[CLASS], found.get(REASON)
+    if not isinstance(reason, str):
+        raise UnreadableReply(f"no text under {REASON!r}")
+    if not isinstance(name, str) or name.strip().casefold() not in CLASSES:
+        raise UnreadableReply(f"an error class of {str(name)[:40]!r}")
+    return ErrorVerdict(name.strip().casefold(), reason)
+
+
+def status_of(value: object) -> str | None:
+    """ "yes" or "no" of a rubric's status as judges write it; None where it says neither."""
+    text = str(value).lower() if isinstance(value, bool) else value
+    return _STATUS.get(text.strip().casefold()) if isinstance(text, str) else None
+
+
+def _only_object(text: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    """The one JSON object in a reply with any of the keys."""
     found, rest = _objects(_THOUGHTS.sub("", text, count=1))
     # a verdict quoted inside a broken one must not pass for the judge's own
-    if any(json.dumps(key) in rest for key in (SCORE, STATUS)):
+    if any(json.dumps(key) in rest for key in keys):
         raise UnreadableReply("broken JSON")
-    verdicts = [one for one in found if SCORE in one or STATUS in one]
+    verdicts = [one for one in found if any(key in one for key in keys)]
     if not verdicts:
         raise UnreadableReply("no JSON object with the keys asked for" if text.strip() else "an empty reply")
     if any(one != verdicts[0] for one in verdicts):
         raise UnreadableReply("several verdicts that differ")
-    return _checked(verdicts[0], rubrics)
+    return verdicts[0]
 
 
 def _checked(found: dict[str, Any], rubrics: int) -> Verdict:
@@ -69,8 +108,7 @@ def _checked(found: dict[str, Any], rubrics: int) -> Verdict:
 
 
 def _status(value: object) -> str:
-    text = str(value).lower() if isinstance(value, bool) else value
-    if not isinstance(text, str) or (status := _STATUS.get(text.strip().casefold())) is None:
+    if (status := status_of(value)) is None:
         raise UnreadableReply(f"a status of {str(value)[:40]!r}")
     return status
 

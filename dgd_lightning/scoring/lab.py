@@ -6,6 +6,7 @@ from typing import Any
 
 from dgd_lightning.lab.checks import grade, has_checks
 from dgd_lightning.scoring.grader import Grader
+from dgd_lightning.scoring.taxonomy import VERSION, lab_error
 from dgd_lightning.types import Score
 
 
@@ -19,9 +20,16 @@ class LabGrader(Grader):
         return has_checks(row)
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
-        """See `Grader.grade`; ``status`` has an entry per rubric."""
-        return grade(row, answer)
+        """See `Grader.grade`; ``status`` has an entry per rubric, ``details`` the error class of a failed answer."""
+        return with_class(row, answer, grade(row, answer))
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Grader.fingerprint`."""
-        return {"grader": self.name}
+        return {"grader": self.name, "taxonomy": VERSION}
+
+
+def with_class(row: dict[str, Any], answer: str, score: Score) -> Score:
+    """The score of a lab answer, with its error class in ``details`` where it failed."""
+    if score.value is None or score.value == 1.0:
+        return score
+    return score._replace(details={**(score.details or {}), "error_class": lab_error(row, answer)})

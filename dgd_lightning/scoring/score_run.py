@@ -105,10 +105,12 @@ def rows_of(path: Path) -> Iterator[Row]:
                     received=line[:60].decode(errors="replace"),
                     mend="delete the line, or name the file of predictions",
                 )
-            metadata = row.get("metadata")
-            named = metadata.get("task_id") if isinstance(metadata, dict) else None
-            row.setdefault("idx", str(named if named is not None else number))
-            row.setdefault("dgd", {}).setdefault("arm", path.stem)
+            if not isinstance(row.get("idx"), str | int):  # what can't name a task
+                metadata = row.get("metadata")
+                named = metadata.get("task_id") if isinstance(metadata, dict) else None
+                row["idx"] = str(named if named is not None else number)
+            record = row.get("dgd")
+            row["dgd"] = {"arm": path.stem, **(record if isinstance(record, dict) else {})}
             if run_folder.key(row) in seen:
                 raise InputError(
                     f"{path} line {number}",
@@ -141,8 +143,8 @@ def score_rows(
 ) -> dict[Key, Record]:
     """Score every row that has an answer and no score yet.
 
-    A row that was given up (score None) is tried again by the next call; one whose row or grader has changed is graded
-    anew.
+    A row that was given up (score or error class None) is tried again by the next call; one whose row or grader has
+    changed is graded anew.
 
     Args:
         where: see :func:`source`.
@@ -198,7 +200,7 @@ def score_rows(
             grader = grader_for(row, graders)
             place, key = run_folder.key(row), content_key(row, grader.name, prints[grader.name])
             before = known.get(place)
-            if before is not None and before.key == key and before.score is not None:
+            if before is not None and before.key == key and finished(before):
                 found[place] = before
                 counts = counts._replace(reused=counts.reused + 1)
                 continue
@@ -219,10 +221,17 @@ def score_rows(
     return found
 
 
+def finished(record: Record) -> bool:
+    """Whether nothing about a row is left to be asked."""
+    return record.score is not None and (record.details or {}).get("error_class", "") is not None
+
+
 def content_key(row: Row, grader: str, fingerprint: dict[str, Any]) -> str:
-    """Hash of everything that a score depends on: the row but for what decoding tells of itself, and the grader."""
+    """Hash of everything that a score depends on: the row, of decoding only why it stopped, and the grader."""
     subject = {name: value for name, value in row.items() if name != "dgd"}
-    text = json.dumps([subject, grader, fingerprint], sort_keys=True, ensure_ascii=True, default=str)
+    text = json.dumps(
+        [subject, row["dgd"].get("stop_reason"), grader, fingerprint], sort_keys=True, ensure_ascii=True, default=str
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from dgd_lightning.metrics.paired import Difference
 from dgd_lightning.scoring.graded import Graded, Versus, by_arm
 from dgd_lightning.scoring.statistics import Comparison, Pair, compare, holm, rate
+from dgd_lightning.scoring.transitions import Moves, classified, outcomes, transitions
 
 LENGTHS = (0, 4_096, 8_192, 16_384, 32_768, 65_536)  # prompt tokens: lower ends of groups
 
@@ -42,12 +43,14 @@ def rates(scores: Sequence[Graded], *, seed: int = 0) -> Rates:
     solved = float(sum(one.score or 0.0 for one in scored))
     yes, asked = (sum(one.satisfied[part] for one in scored) for part in (0, 1))
     nothing = float("nan")
+    official = rate([(one.context, one.score or 0.0) for one in scored], seed=seed)
+    whole = len(scored) == len(scores)  # then the two ways to count are one
     return Rates(
         len(scores),
         len(scored),
         solved,
-        rate([(one.context, one.score or 0.0) for one in scored], seed=seed),
-        rate([(one.context, one.score or 0.0) for one in scores], seed=seed),
+        official,
+        official if whole else rate([(one.context, one.score or 0.0) for one in scores], seed=seed),
         (solved + len(scores) - len(scored)) / len(scores) if scores else nothing,
         yes / asked if asked else nothing,
     )
@@ -89,6 +92,7 @@ GROUPS: dict[str, Callable[[Graded], str]] = {
 def summary(scores: Sequence[Graded], found: Sequence[Compared]) -> dict[str, Any]:
     """All of it, JSON-able; numbers that do not exist are null."""
     arms: dict[str, Any] = {}
+    told = classified(scores)
     for arm, tasks in by_arm(scores).items():
         graded = list(tasks.values())
         arms[arm] = _plain(rates(graded))
@@ -100,6 +104,8 @@ def summary(scores: Sequence[Graded], found: Sequence[Compared]) -> dict[str, An
         reverted = [one.reverted for one in graded if one.reverted is not None]
         if reverted:
             arms[arm]["reverted_to_prior"] = {"tasks": len(reverted), "reverted": sum(reverted)}
+        if told:
+            arms[arm]["outcomes"] = outcomes(graded)
     return {
         "arms": arms,
         "comparisons": [
@@ -109,10 +115,19 @@ def summary(scores: Sequence[Graded], found: Sequence[Compared]) -> dict[str, An
                 "null_control": one.versus.control,
                 **_plain(one.result),
                 "p_holm": one.holm,
+                **({"transitions": _nested(transitions(scores, one.versus))} if told else {}),
             }
             for one in found
         ],
     }
+
+
+def _nested(moves: Moves) -> dict[str, dict[str, int]]:
+    """By the outcome under the base, then under the arm."""
+    found: dict[str, dict[str, int]] = {}
+    for (before, after), tasks in moves.items():
+        found.setdefault(before, {})[after] = tasks
+    return found
 
 
 def _plain(record: Any) -> Any:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dgd_lightning.errors import InputError
+from dgd_lightning.scoring.taxonomy import CLASSES
 
 
 def content_key(*parts: Any) -> str:
@@ -55,7 +56,7 @@ class VerdictFile:
 
         Args:
             key: of `content_key`.
-            record: JSON-able, with ``score``, ``status`` and ``rationale``.
+            record: JSON-able, with ``rationale``, and with ``score`` and ``status`` or with ``error_class``.
 
         Raises:
             InputError: it can't be written.
@@ -117,9 +118,7 @@ class VerdictFile:
 
 
 def _is_verdict(record: Any) -> bool:
-    return (
-        isinstance(record, dict)
-        and all(isinstance(record.get(name), str) for name in ("key", "rationale"))
-        and isinstance(record.get("status"), list)
-        and record.get("score") in (0, 1)
-    )
+    if not (isinstance(record, dict) and all(isinstance(record.get(name), str) for name in ("key", "rationale"))):
+        return False
+    graded = isinstance(record.get("status"), list) and record.get("score") in (0, 1)
+    return graded or record.get("error_class") in CLASSES

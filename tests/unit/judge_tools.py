@@ -88,6 +88,8 @@ def make_judge(url: str, cache: Path, **settings: Any) -> RubricJudge:
 
 
 def good_reply(prompt: str) -> dict[str, Any]:
+    if '"Error Class"' in prompt:
+        return {"Reason": "naïve ☃", "Error Class": "format_error" if "word" in prompt else "context_ignored"}
     rubrics, _, response = prompt.partition("<response>")
     words = re.findall("«(.*?)»", rubrics)
     status = ["yes" if word in response else "no" for word in words]

@@ -1,0 +1,167 @@
+"""`OneJudge`: asks one judge one question at a time, keeps what it says, and counts what that took."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from dgd_lightning.scoring.judge_client import Effort, Endpoint, NoAnswer, OpenAIEndpoint
+from dgd_lightning.scoring.judge_config import JudgeModel
+from dgd_lightning.scoring.judge_reply import UnreadableReply
+from dgd_lightning.scoring.verdicts import VerdictFile, content_key
+
+BEGINNING = 200  # characters of a reply that is no verdict, for people
+
+
+class Question(NamedTuple):
+    """What a judge is asked."""
+
+    prompt: str
+    content: str  # hash of the prompt file and of all that is put into it
+    read: Callable[[str], Any]  # what a reply says, a NamedTuple with ``rationale``; raises UnreadableReply
+
+
+class Answer(NamedTuple):
+    """What came of a question."""
+
+    record: dict[str, Any] | None  # fields of what was read; None: the judge failed
+    failure: str  # "judge_error: …", where it did
+    details: dict[str, Any]  # requests, tokens, cost; whether it was stored before
+
+
+def endpoint_of(settings: JudgeModel, argument: str) -> Endpoint:
+    """Where a judge is asked.
+
+    Args:
+        settings: checked.
+        argument: ``judge`` or ``judge.second``, for errors.
+
+    Raises:
+        InputError: a local judge that is not there.
+    """
+    if settings.local:
+        from dgd_lightning.scoring.local_judge import LocalEndpoint
+
+        return LocalEndpoint(settings, argument)
+    return OpenAIEndpoint(settings, argument)
+
+
+class OneJudge:
+    """One judge, its stored verdicts and what it took.
+
+    Args:
+        settings: checked.
+        endpoint: where it is asked, see `endpoint_of`.
+        asks: replies asked for until one can be read.
+        verdicts: where verdicts are kept.
+    """
+
+    def __init__(self, settings: JudgeModel, endpoint: Endpoint, asks: int, verdicts: VerdictFile) -> None:
+        self._settings, self._endpoint, self._verdicts = settings, endpoint, verdicts
+        self._asks = 1 if settings.local else asks  # greedy: another reply would be the same
+        self.identity = endpoint.identity()
+        self._lock = threading.Lock()
+        self._turns: dict[str, threading.Lock] = {}  # by question: equal answers, as of lossless arms, are judged once
+        self._counts: Counter[str] = Counter()
+        self._spent = Effort()
+
+    def apart(self) -> OneJudge:
+        """The same judge, limits and stored verdicts, for questions whose cost is counted apart."""
+        return OneJudge(self._settings, self._endpoint, self._asks, self._verdicts)
+
+    def answer(self, question: Question) -> Answer:
+        """The stored verdict, or a new one.
+
+        Raises:
+            InputError: a user's mistake, which ends all grading.
+        """
+        key = content_key(question.content, self.identity)
+        with self._lock:
+            turn = self._turns.setdefault(key, threading.Lock())
+        with turn:
+            record = self._verdicts.get(key)
+            if record is not None:
+                self._count("cached")
+                return Answer(record, "", self._details(record, cached=True))
+            effort, begun = Effort(), time.monotonic()
+            try:
+                verdict = self._ask(question, effort)
+            except NoAnswer as error:
+                self._count("failed")
+                details = self._details(self._record(effort, begun), cached=False)
+                return Answer(None, f"judge_error: {error}", details)
+            finally:
+                self._spend(effort)
+            record = self._verdicts.put(key, {**verdict._asdict(), **self._record(effort, begun)})
+            self._count("judged")
+            return Answer(record, "", self._details(record, cached=False))
+
+    def totals(self) -> dict[str, Any]:
+        """What this process asked so far."""
+        with self._lock:
+            spent = self._spent
+            return {
+                "model": self._settings.model,
+                **{name: self._counts[name] for name in ("judged", "cached", "failed")},
+                "requests": spent.requests,
+                "faults": dict(sorted(spent.faults.items())),
+                "tokens_in": spent.tokens_in,
+                "tokens_out": spent.tokens_out,
+                **self._cost(spent.tokens_in, spent.tokens_out),
+            }
+
+    def close(self) -> None:
+        """End all waiting."""
+        self._endpoint.close()
+
+    def _ask(self, question: Question, effort: Effort) -> Any:
+        flaw = beginning = ""
+        for _ in range(self._asks):
+            reply = self._endpoint.ask(question.prompt, effort)
+            flaw = reply.flaw or ""
+            if not flaw:
+                try:
+                    return question.read(reply.text)
+                except UnreadableReply as error:
+                    flaw = str(error)
+            effort.faults[flaw] += 1
+            beginning = " ".join(reply.text.split())[:BEGINNING]
+        shown = f" ({beginning!r} …)" if beginning else ""
+        raise NoAnswer(f"{self._asks} replies without a verdict, the last: {flaw}{shown}")
+
+    def _record(self, effort: Effort, begun: float) -> dict[str, Any]:
+        return {
+            "model": self._settings.model,
+            "requests": effort.requests,
+            "faults": dict(effort.faults),
+            "tokens_in": effort.tokens_in,
+            "tokens_out": effort.tokens_out,
+            "seconds": round(time.monotonic() - begun, 3),
+        }
+
+    def _details(self, record: dict[str, Any], *, cached: bool) -> dict[str, Any]:
+        """Of a row: what its verdict took when it was asked for."""
+        names = ("model", "requests", "faults", "tokens_in", "tokens_out", "seconds")
+        tokens = record.get("tokens_in"), record.get("tokens_out")
+        return {**{name: record.get(name) for name in names}, **self._cost(*tokens), "cached": cached}
+
+    def _cost(self, tokens_in: int | None, tokens_out: int | None) -> dict[str, float | None]:
+        prices = self._settings.price_in, self._settings.price_out
+        if prices[0] is None or prices[1] is None:
+            return {}
+        if tokens_in is None or tokens_out is None:
+            return {"cost": None}  # unknown is not free
+        return {"cost": (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6}
+
+    def _count(self, what: str) -> None:
+        with self._lock:
+            self._counts[what] += 1
+
+    def _spend(self, effort: Effort) -> None:
+        with self._lock:
+            self._spent.requests += effort.requests
+            self._spent.faults.update(effort.faults)
+            self._spent.count_tokens(effort.tokens_in, effort.tokens_out)
