@@ -16,7 +16,7 @@ from dgd_lightning.types import Score
 class ErrorJudge:
     """Names the error class of failed answers; safe to call from several threads.
 
-    It sees rubrics, their verdicts, the rationale and the answer, not the context, which may be far longer than they are.
+    It sees rubrics, their verdicts, the rationale and the answer, not the context, which may be far longer.
 
     Args:
         judge: who is asked.
