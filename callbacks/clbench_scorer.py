@@ -9,8 +9,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.text import Text
 
+from dgd_lightning.errors import InputError
 from dgd_lightning.report.solve_rates import ALL, comparison_table, rate_table
 from dgd_lightning.scoring.code import CodeGrader
 from dgd_lightning.scoring.grade_run import grade_run
@@ -18,6 +20,7 @@ from dgd_lightning.scoring.graded import Graded, by_arm
 from dgd_lightning.scoring.grader import Grader
 from dgd_lightning.scoring.judge import RubricJudge
 from dgd_lightning.scoring.judge_config import JudgeConfig
+from dgd_lightning.scoring.judge_prompt import read_template
 from dgd_lightning.scoring.lab import LabGrader
 from dgd_lightning.scoring.mathematics import MathGrader
 from dgd_lightning.scoring.score_run import source
@@ -39,6 +42,9 @@ class CLBenchScorer(Callback):
     """
 
     def __init__(self, judge: JudgeConfig | None = None, allow_code_execution: bool = False, workers: int = 2) -> None:
+        if judge is not None:  # what can be known before hours of decoding
+            judge.check("judge")
+            read_template(judge.prompt)
         self.judge, self.workers = judge, workers
         self.code = CodeGrader(allow_code_execution=allow_code_execution or None, workers=workers)
 
@@ -51,6 +57,9 @@ class CLBenchScorer(Callback):
         graders += [RubricJudge(self.judge)] if self.judge is not None else []
         try:
             run = grade_run(source(Path(log_dir)), graders, leave=True)
+        except InputError as error:  # the answers are there: hours of decoding must not end in a traceback
+            rank_zero_warn(f"not all answers are graded: {error}; `dgd score {log_dir}` goes on")
+            return
         finally:
             for grader in graders:
                 grader.close()

@@ -89,7 +89,7 @@ class DecodeMetrics(Callback):
         """Prints what this and other callbacks put into ``pl_module.summary_tables``, once all of them have."""
         if stage != "predict" or not trainer.is_global_zero:
             return
-        console = Console(width=None if sys.stdout.isatty() else 120)
+        console = Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
         print_tables(console, pl_module.summary_tables)  # type: ignore[arg-type]
         print(f"run folder: {self.folder}")
         print(f"curves:     tensorboard --logdir {self.folder.parent}")

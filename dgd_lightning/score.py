@@ -173,7 +173,7 @@ def score_one(where: Source, graders: Sequence[Grader], excluded: frozenset[str]
         tables.append(outcome_table(run.scores))
         moves = (transition_table(run.scores, one.versus) for one in run.compared)
         tables += [table for table in moves if table is not None]
-    print_tables(Console(width=None if sys.stdout.isatty() else 120), tables)
+    print_tables(Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False), tables)
     if lost := sum(one.score is None for one in run.scores):
         print(
             f"{lost} of {len(run.scores)} answers have no score: grading_rationale in {where.graded} says why. "

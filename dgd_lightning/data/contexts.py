@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dgd_lightning.data.hub_rows import load_rows
 from dgd_lightning.data.licence import holds_clbench
-from dgd_lightning.data.rows import Row, check_json, check_unique, field, read_jsonl
+from dgd_lightning.data.rows import STALE, Row, check_json, check_unique, field, read_jsonl
 from dgd_lightning.data.subset import Subset
 from dgd_lightning.data.tasks import Names, TaskData
 from dgd_lightning.errors import InputError
@@ -17,7 +17,6 @@ from dgd_lightning.types import Task
 ROLES = ("system", "user", "assistant")
 METADATA = ("task_id", "context_id", "context_category", "sub_category")
 # What an earlier model's answer and its grading left in a row; a new answer must not carry them on.
-STALE = ("model_output", "score", "requirement_status", "grading_rationale", "dgd")
 
 
 def parse_row(row: Row) -> Task:

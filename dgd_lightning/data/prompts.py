@@ -7,11 +7,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dgd_lightning.data.rows import Row, check_json, check_unique, field, read_json_array, read_jsonl, read_lines
+from dgd_lightning.data.rows import STALE, Row, check_json, check_unique, field, read_json_array, read_jsonl, read_lines
 from dgd_lightning.data.subset import Subset
 from dgd_lightning.data.tasks import TaskData
 from dgd_lightning.errors import InputError
 from dgd_lightning.types import Task
+
+PLACE = re.compile(r"(?<!\w)\{(\w+)\}")  # not the argument of a LaTeX command: \boxed{answer} stays as it is
+GOLD = ("answer", "solution", "code", "canonical_solution", "test")  # fields that hold what is to be found
 
 
 class PromptFormat:
@@ -36,6 +39,13 @@ class PromptFormat:
                 expected="a text with {prompt} in it",
                 received=repr(template[:80]),
                 mend="put {prompt} where the prompt belongs",
+            )
+        if told := [name for name in PLACE.findall(template) if name in GOLD]:
+            raise InputError(
+                "data.template",
+                expected="a text without the answer",
+                received=f"{{{told[0]}}}, which data sets use for the gold answer",
+                mend="remove it; rename the field if it is none",
             )
         if system is not None and not chat:
             raise InputError(
@@ -70,7 +80,14 @@ class PromptFormat:
             if self.chat:
                 system = [] if self.system is None else [{"role": "system", "content": self.system}]
                 messages = [*system, {"role": "user", "content": prompt}]
-            tasks.append(Task(idx, messages, None if self.chat else prompt, dict(row.value)))
+            tasks.append(
+                Task(
+                    idx,
+                    messages,
+                    None if self.chat else prompt,
+                    {key: one for key, one in row.value.items() if key not in STALE},
+                )
+            )
             check_json(row)
             places.append((row.place, idx))
         check_unique(places, f"id in {self.id_field!r}")
@@ -86,7 +103,7 @@ def _filled(template: str, values: Mapping[str, Any]) -> str:
             value = "\n".join(value)
         return value if isinstance(value, str) else place[0]
 
-    return re.sub(r"\{(\w+)\}", fill, template)
+    return PLACE.sub(fill, template)
 
 
 def read_prompt_rows(path: Path, argument: str) -> Iterable[Row]:

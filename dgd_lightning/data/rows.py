@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 from dgd_lightning.errors import InputError
 
+# What an earlier run or its scores wrote into a row: a new answer must not carry it on.
+STALE = ("model_output", "score", "requirement_status", "grading_rationale", "dgd")
+
 
 class Row(NamedTuple):
     """A row and where it stands, for messages: ``data.path line 3``."""

@@ -150,7 +150,7 @@ class TaskData(LightningDataModule):
         some rank would then have a tenth more to do than with groups in turn.
         """
         turns, whole = (group_shards(self.groups, ranks, together=together) for together in (False, True))
-        even = max(map(len, whole)) <= MOST_UNEVEN * max(map(len, turns))
+        even = all(whole) and max(map(len, whole)) <= MOST_UNEVEN * max(map(len, turns))
         together = getattr(module, "ttt", None) is not None or (getattr(module, "reuse_prefix", False) and even)
         return whole if together else turns
 

@@ -62,7 +62,9 @@ class LocalEndpoint(Endpoint):
         chat = getattr(tokenizer, "chat_template", None) is not None
         if chat:
             turn = [{"role": "user", "content": prompt}]
-            text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(
+                turn, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
         ids = tokenizer(text, add_special_tokens=not chat, return_tensors="pt", verbose=False)["input_ids"]
         room = target.max_positions - ids.shape[1]
         if room < 1:

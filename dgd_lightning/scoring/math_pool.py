@@ -42,7 +42,7 @@ class MathPool:
         """The worker's reply: ``equal``, and how it read both; ``error`` where it could not be told in time.
 
         Raises:
-            WorkerError: no worker starts.
+            WorkerError: no worker starts, or one died while it was idle.
         """
         with self._room:
             worker = self._idle.pop() if self._idle else self._start()
@@ -51,6 +51,9 @@ class MathPool:
                 worker.stdin.write(json.dumps({"gold": gold, "answer": answer}).encode() + b"\n")
                 worker.stdin.flush()
                 reply = _line(worker, PATIENCE * self.seconds)
+            except OSError as error:  # it died while it was idle
+                _kill(worker)
+                raise WorkerError(f"a worker with math-verify died: {error}") from error
             except BaseException:
                 _kill(worker)
                 raise

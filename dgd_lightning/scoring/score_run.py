@@ -6,6 +6,7 @@ rows with CL-bench's own fields (``score``, ``requirement_status``, ``grading_ra
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -98,10 +99,10 @@ def rows_of(path: Path) -> Iterator[Row]:
                 row = json.loads(line)
             except ValueError:
                 row = None
-            if not isinstance(row, dict) or "model_output" not in row:
+            if not isinstance(row, dict) or not isinstance(row.get("model_output", 0), str | None):
                 raise InputError(
                     f"{path} line {number}",
-                    expected="a JSON object with model_output",
+                    expected="a JSON object with model_output, a text or null",
                     received=line[:60].decode(errors="replace"),
                     mend="delete the line, or name the file of predictions",
                 )
@@ -123,12 +124,12 @@ def rows_of(path: Path) -> Iterator[Row]:
 
 
 def read_scores(path: Path) -> dict[Key, Record]:
-    """The last score of every row; a torn last line is left out."""
+    """The last score of every row; a torn or damaged line is left out, so that its row is graded again."""
     found: dict[Key, Record] = {}
     if path.exists():
         with path.open("rb") as file:
             for line in file:
-                if line.endswith(b"\n"):
+                with contextlib.suppress(ValueError, TypeError):
                     record = Record(**json.loads(line))
                     found[record.idx, record.arm] = record
     return found
@@ -158,6 +159,7 @@ def score_rows(
     Raises:
         InputError: no grader takes a row, or a grader can't work; what was scored until then is kept.
     """
+    out = Out(where.scores)  # waits for another process that scores this run; what it wrote is known then
     known = read_scores(where.scores)
     found: dict[Key, Record] = {}
     pools = {grader.name: ThreadPoolExecutor(grader.workers) for grader in graders}
@@ -165,7 +167,6 @@ def score_rows(
     prints = {grader.name: grader.fingerprint() for grader in graders}
     pending: dict[Future[Score], tuple[Key, str, str]] = {}
     counts = Counts(0, 0, 0, 0, 0)
-    out = Out(where.scores)
 
     def drain(*, until: int) -> None:
         nonlocal counts
@@ -223,7 +224,9 @@ def score_rows(
 
 def finished(record: Record) -> bool:
     """Whether nothing about a row is left to be asked."""
-    return record.score is not None and (record.details or {}).get("error_class", "") is not None
+    details = record.details or {}
+    second = details.get("second") or {"score": 0}  # a second judge that failed is asked again
+    return None not in (record.score, details.get("error_class", ""), second["score"])
 
 
 def content_key(row: Row, grader: str, fingerprint: dict[str, Any]) -> str:
@@ -247,7 +250,8 @@ def write_graded(where: Source, scores: dict[Key, Record]) -> None:
 def with_score(row: Row, record: Record | None) -> Row:
     """The row with CL-bench's fields of a graded one, and ours under ``dgd``."""
     if record is None:
-        record = Record(row["idx"], row["dgd"]["arm"], "", None, [], "no answer", "", None)
+        why = "no answer" if row["model_output"] is None else "not graded yet: see `dgd score`"
+        record = Record(row["idx"], row["dgd"]["arm"], "", None, [], why, "", None)
     whole = record.score in (0.0, 1.0)
     return {
         **row,

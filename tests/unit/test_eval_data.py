@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,13 +17,14 @@ from dgd_lightning.data import contexts as contexts_module
 from dgd_lightning.data import hub as hub_module
 from dgd_lightning.data.contexts import ContextsData
 from dgd_lightning.data.hub import HubData
-from dgd_lightning.data.prompts import PromptsData
+from dgd_lightning.data.prompts import PromptFormat, PromptsData
 from dgd_lightning.data.rows import Row
 from dgd_lightning.data.subset import Subset
-from dgd_lightning.data.tasks import context_of
+from dgd_lightning.data.tasks import TaskData, context_of
 from dgd_lightning.errors import InputError
 from dgd_lightning.scoring.code import CodeGrader
 from dgd_lightning.scoring.mathematics import MathGrader
+from dgd_lightning.types import Task
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZES = {"A": 30, "B": 20, "C": 3}  # contexts of each category
@@ -162,3 +164,53 @@ def test_of_turns_the_first_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     path.write_text(json.dumps({"turns": []}) + "\n")
     with pytest.raises(InputError, match="expected a prompt in 'turns', received an empty text"):
         _ = PromptsData(str(path), field="turns").tasks
+
+
+def test_a_template_tells_no_gold_answer() -> None:
+    with pytest.raises(InputError, match=r"data\.template"):
+        PromptFormat(field="q", id_field=None, prefix="p", template="{prompt} {answer}", system=None, chat=True)
+    kept = PromptFormat(
+        field="q", id_field=None, prefix="p", template=r"{prompt} End with \boxed{answer}.", system=None, chat=True
+    )
+    (task,) = kept.tasks([Row("row 1", 1, {"q": "2 + 2?", "answer": "4"})])
+    assert task.messages is not None
+    assert task.messages[-1]["content"] == r"2 + 2? End with \boxed{answer}."
+
+
+def test_prompts_from_graded_rows_carry_no_old_score() -> None:
+    old = {
+        "q": "2 + 2?",
+        "answer": "4",
+        "model_output": "5",
+        "score": 0,
+        "grading_rationale": "no",
+        "dgd": {"arm": "a"},
+    }
+    fresh = PromptFormat(field="q", id_field=None, prefix="p", template="{prompt}", system=None, chat=True)
+    (task,) = fresh.tasks([Row("row 1", 1, old)])
+    assert task.row == {"q": "2 + 2?", "answer": "4"}
+
+
+class Counted(TaskData):
+    """Contexts of several tasks."""
+
+    def __init__(self, contexts: int, tasks: int) -> None:
+        super().__init__(batch_size=2)
+        self.contexts, self.per_context = contexts, tasks
+
+    def read(self) -> list[Task]:
+        return [
+            Task(f"{c}-{t}", None, "text", {"metadata": {"context_id": str(c)}})
+            for c in range(self.contexts)
+            for t in range(self.per_context)
+        ]
+
+
+@pytest.mark.parametrize(("contexts", "ranks"), [(3, 4), (2, 3), (5, 2), (8, 4)])
+def test_no_rank_is_without_work_where_beginnings_are_shared(contexts: int, ranks: int) -> None:
+    """A rank without a batch would never meet the others at the end of the run."""
+    data = Counted(contexts, 4)
+    data.check_ranks(ranks)
+    shards = data.shards(ranks, SimpleNamespace(ttt=None, reuse_prefix=True))
+    assert all(shards)
+    assert sorted(group for shard in shards for group in shard) == list(range(len(data.groups)))
