@@ -49,7 +49,8 @@ class StubTarget:
         logits = self.table[positions.clamp(max=len(self.table) - 1), before, ids]
         return TargetStep(logits, torch.zeros(*ids.shape, 1))
 
-    def prefill(self, ids: Tensor, lengths: Tensor, cache: StubCache, *, on_features: Any = None, **_: Any) -> Prefill:
+    def prefill(self, ids: Tensor, lengths: Any, cache: StubCache, *, on_features: Any = None, **_: Any) -> Prefill:
+        lengths = torch.as_tensor(lengths)
         positions = torch.arange(ids.shape[1]).expand_as(ids)
         step = self.step(ids, positions, cache, max_length=ids.shape[1])
         if on_features is not None:

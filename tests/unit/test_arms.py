@@ -93,7 +93,7 @@ def test_settings_of_other_methods_stay_as_they_were() -> None:
 def test_the_hash_knows_of_joined_arms_only_where_they_are_joined() -> None:
     arms = [Arm("target", "autoregressive"), Arm("a", "guided", beta=0.1), Arm("b", "guided", beta=0.2)]
     apart, together = (Decoding("lab", "lab", arms, join_arms=join).fingerprint() for join in (False, True))
-    assert set(apart) == {"target", "draft", "second_models", "arms", "settings", "ttt"}
+    assert set(apart) == {"target", "draft", "second_models", "arms", "settings", "ttt", "reuse_prefix"}
     assert together == {**apart, "join_arms": True}
 
 

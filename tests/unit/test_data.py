@@ -117,7 +117,11 @@ def test_prompt_files(tmp_path: Path) -> None:
     ("content", "options", "message"),
     [
         ('{"a": 1}\n', {}, r"data.path line 1: expected the field 'prompt', received fields a"),
-        ('{"prompt": 1}\n', {}, r"data.path line 1: expected 'prompt' to be a text, received int '1'"),
+        (
+            '{"prompt": 1}\n',
+            {},
+            r"data.path line 1: expected 'prompt' to be a text, or a list of turns, received int '1'",
+        ),
         ('{"prompt": " "}\n', {}, r"data.path line 1: .* an empty text"),
         ('{"prompt": "x"}\n\n{"prompt"\n', {}, r"data.path line 3: expected valid JSON"),
         (
