@@ -268,11 +268,10 @@ class Decoding(PairSources, LightningModule):
 
     def on_predict_epoch_end(self) -> None:
         """Says what was read on all ranks, in this session."""
-        if self.prefixes.contexts:  # on every rank: the sum is a collective
-            counts = torch.tensor(self.prefixes.reads, device=self.trainer.strategy.root_device)
-            reads = Reads(*self.trainer.strategy.reduce(counts, reduce_op="sum").tolist())
-            if self.trainer.is_global_zero and reads.read < reads.prompts:
-                self.summary_tables.append(Text(f"prefill: {reads.words()}"))
+        own = torch.tensor(self.prefixes.reads, dtype=torch.float64, device=self.trainer.strategy.root_device)
+        prompts, read, seconds = self.trainer.strategy.reduce(own, reduce_op="sum").tolist()
+        if self.trainer.is_global_zero and read:
+            self.summary_tables.append(Text(f"prefill: {Reads(int(prompts), int(read), seconds).words()}"))
 
     def _is_done(self, group: list[Task]) -> bool:
         return all((task.idx, arm.name) in self.done for task in group for arm in self.arms)
@@ -311,13 +310,13 @@ class Decoding(PairSources, LightningModule):
                 ready = self._ready(arms, [tasks[i] for i in fits])
                 with self._adapter(first, adapted):
                     outputs = self._decode(kept, ready, self.max_new_tokens, seeds, self._online(first, adapted), begun)
-                self.prefixes.count(kept, begun)
+                self.prefixes.count(kept, begun, outputs[0][0].trace.prefill_seconds)
             for arm, own in zip(arms, outputs, strict=True):
-                by_index = dict(zip(fits, zip(own, begun.known, strict=True), strict=True))
+                by_index, known = dict(zip(fits, own, strict=True)), dict(zip(fits, begun.known, strict=True))
                 seconds = begun.seconds if arms is together[0] else 0.0  # told once, by the arms that waited for it
                 others = [other.name for other in arms if other is not arm]
                 made = [
-                    self._row(task, arm, prompts[i], *by_index.get(i, (None, 0)), seconds, adapted, others)
+                    self._row(task, arm, prompts[i], by_index.get(i), known.get(i, 0), seconds, adapted, others)
                     for i, task in enumerate(tasks)
                 ]
                 if self.divergence is not None and (arm.method == "guided" or not self.divergence.guided_only):

@@ -26,14 +26,19 @@ class Reads(NamedTuple):
 
     prompts: int  # of all prompts, once per decoding of them
     read: int  # by the target: beginnings, and what prompts have behind them
+    seconds: float = 0.0  # of all ranks together
 
-    def plus(self, prompts: int, read: int) -> Reads:
-        return Reads(self.prompts + prompts, self.read + read)
+    def plus(self, prompts: int, read: int, seconds: float = 0.0) -> Reads:
+        return Reads(self.prompts + prompts, self.read + read, self.seconds + seconds)
 
     def words(self) -> str:
-        """In a sentence, without its subject."""
-        saved = 1 - self.read / self.prompts if self.prompts else 0.0
-        return f"{self.read:,} prompt tokens prefilled, {self.prompts:,} without model.reuse_prefix ({saved:.0%} saved)"
+        """What a person wants to know of it."""
+        text = f"{self.read:,} prompt tokens"
+        if self.seconds:
+            text += f" in {self.seconds:,.1f} s ({self.read / self.seconds:,.0f} tokens/s per device)"
+        if self.read == self.prompts:
+            return text
+        return f"{text}; {self.prompts:,} without model.reuse_prefix ({1 - self.read / self.prompts:.0%} saved)"
 
 
 class Begun(NamedTuple):
@@ -106,10 +111,12 @@ class Prefixes:
                 if self.pair.target.device.type == "cuda":
                     torch.cuda.synchronize(self.pair.target.device)
                 seconds = time.perf_counter() - began
+        self.reads = self.reads.plus(0, 0, seconds)
         return Begun([None if context is None else self.kept[context] for context in wanted], seconds)
 
-    def count(self, prompts: Sequence[Tensor], begun: Begun) -> None:
-        """Count the prompts of a group that one batch of arms has read."""
+    def count(self, prompts: Sequence[Tensor], begun: Begun, seconds: float) -> None:
+        """Count the prompts of a group that one batch of arms has read, and the seconds of its prefill."""
+        self.reads = self.reads.plus(0, 0, seconds)
         for prompt, known in zip(prompts, begun.known, strict=True):
             self.reads = self.reads.plus(len(prompt), len(prompt) - known)
 

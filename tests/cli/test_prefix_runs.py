@@ -28,7 +28,7 @@ ARMS: list[dict[str, Any]] = [
     {"name": "bare", "method": "guided", "beta": -0.3, "readout": {"class_path": "WithoutContext"}},
 ]
 FIT = {"steps": 3, "lr": 0.02, "rank": 2, "anchors_per_step": 4, "eval_every": 3, "rehearsals": 0}
-READ = re.compile(r"(ahead|prefill): ([\d,]+) prompt tokens prefilled, ([\d,]+) without model.reuse_prefix")
+READ = re.compile(r"(ahead|prefill): ([\d,]+) prompt tokens[^;:]*; ([\d,]+) without model.reuse_prefix")
 
 
 @pytest.fixture(scope="module", autouse=True)
