@@ -23,6 +23,7 @@ subcommands:
              or run the test loop of a training module
   sweep      search settings of a predict run with Optuna, one process a trial
   score      grade the answers of finished runs: by program, by math-verify, in a sandbox, or by a judge
+  report     one page about graded runs: solve rates, what arms changed, a verdict
 
 Every value of a YAML file can be overridden: dgd predict --config configs/quickstart.yaml --data.limit 8
 Start with:                                  dgd predict --config configs/quickstart.yaml
@@ -147,6 +148,12 @@ def _score(argv: Sequence[str]) -> int:
     return score(argv)
 
 
+def _report(argv: Sequence[str]) -> int:
+    from dgd_lightning.report_command import main as report
+
+    return report(argv)
+
+
 # Subcommand -> what runs it with the whole argument list; commands without a model register their own function.
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "fit": _lightning,
@@ -155,6 +162,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "predict": _lightning,
     "sweep": _sweep,
     "score": _score,
+    "report": _report,
 }
 
 

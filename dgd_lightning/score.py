@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dgd_lightning.errors import InputError
-from dgd_lightning.report.print_tables import print_tables
-from dgd_lightning.report.solve_rates import comparison_table, group_table, outcome_table, rate_table, transition_table
+from dgd_lightning.report.print_tables import plain_console, print_tables
+from dgd_lightning.report.solve_rates import rate_table, score_tables
 from dgd_lightning.scoring.as_graded import AsGraded
 from dgd_lightning.scoring.code import CodeGrader
 from dgd_lightning.scoring.error_judge import Classified
@@ -30,11 +30,8 @@ from dgd_lightning.scoring.judge_config import JudgeConfig
 from dgd_lightning.scoring.lab import LabGrader
 from dgd_lightning.scoring.mathematics import MathGrader
 from dgd_lightning.scoring.score_run import Counts, Source, rows_of, source
-from dgd_lightning.scoring.summary import GROUPS
-from dgd_lightning.scoring.transitions import classified
 
 LINE_EVERY = 15.0  # seconds between lines of progress where stderr is no terminal
-TITLES = {"by_sub_category": "Solve rate by sub-category", "by_length": "Solve rate by prompt length"}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -158,22 +155,11 @@ def score_one(where: Source, graders: Sequence[Grader], excluded: frozenset[str]
     total = sum(1 for _ in rows_of(where.rows))
     with closing(Bar(where.rows, total)) as bar:
         run = grade_run(where, graders, excluded=excluded, on_progress=bar)
-    tables = [rate_table(run.scores)]
+    tables = score_tables(run.scores, run.compared)
     if excluded:
-        tables.append(rate_table(run.kept))
-        tables[-1].title = f"Without the {len(excluded)} excluded tasks"
-    arms = list(dict.fromkeys(one.arm for one in run.scores))
-    shown = [arm for arm in arms if any(arm in (c.versus.arm, c.versus.base) for c in run.compared)] or arms
-    for name, title in TITLES.items():
-        if (table := group_table(run.scores, title, GROUPS[name], shown)) is not None:
-            tables.append(table)
-    if run.compared:
-        tables.append(comparison_table(run.compared))
-    if classified(run.scores):
-        tables.append(outcome_table(run.scores))
-        moves = (transition_table(run.scores, one.versus) for one in run.compared)
-        tables += [table for table in moves if table is not None]
-    print_tables(Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False), tables)
+        tables.insert(1, rate_table(run.kept))
+        tables[1].title = f"Without the {len(excluded)} excluded tasks"
+    print_tables(plain_console(), tables)
     if lost := sum(one.score is None for one in run.scores):
         print(
             f"{lost} of {len(run.scores)} answers have no score: grading_rationale in {where.graded} says why. "

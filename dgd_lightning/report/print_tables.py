@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -9,6 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 ENDLESS = 100_000  # columns: what a table is measured by
+WIDTH = 120  # columns where stdout is no terminal
+
+
+def plain_console() -> Console:
+    """Stdout, for tables with names out of files: no text is taken for markup, and any can be written."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return Console(width=None if sys.stdout.isatty() else WIDTH, markup=False, emoji=False)
 
 
 def print_tables(console: Console, parts: Sequence[Table | Text]) -> None:

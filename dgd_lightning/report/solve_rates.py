@@ -8,14 +8,35 @@ from textwrap import wrap
 from rich.table import Table
 
 from dgd_lightning.metrics.paired import Difference
+from dgd_lightning.scoring.agreement import Agreement
 from dgd_lightning.scoring.graded import Graded, Versus, by_arm
-from dgd_lightning.scoring.summary import Compared, rates
-from dgd_lightning.scoring.transitions import OUTCOMES, outcomes, transitions
+from dgd_lightning.scoring.summary import GROUPS, Compared, rates
+from dgd_lightning.scoring.transitions import OUTCOMES, classified, outcomes, transitions
 
 ALL = "all tasks"
 REVERTED = "reverted to the prior"
 RUBRICS = "rubrics that hold"
 HEADER = 14  # characters of a header's line
+TITLES = {"by_sub_category": "Solve rate by sub-category", "by_length": "Solve rate by prompt length"}
+
+
+def score_tables(scores: Sequence[Graded], found: Sequence[Compared]) -> list[Table]:
+    """All tables of one set of scores: rates, by group, comparisons, error classes, what became of tasks."""
+    tables: list[Table | None] = [rate_table(scores)]
+    shown = shown_arms(scores, found)
+    tables += [group_table(scores, title, GROUPS[name], shown) for name, title in TITLES.items()]
+    if found:
+        tables.append(comparison_table(found))
+    if classified(scores):
+        tables.append(outcome_table(scores))
+        tables += [transition_table(scores, one.versus) for one in found]
+    return [table for table in tables if table is not None]
+
+
+def shown_arms(scores: Sequence[Graded], found: Sequence[Compared]) -> list[str]:
+    """Arms that are told apart by group: those that are compared, or all."""
+    arms = list(by_arm(scores))
+    return [arm for arm in arms if any(arm in (c.versus.arm, c.versus.base) for c in found)] or arms
 
 
 def rate_table(scores: Sequence[Graded]) -> Table:
@@ -137,6 +158,22 @@ def transition_table(scores: Sequence[Graded], versus: Versus) -> Table | None:
         if any(before == name for name, _ in moves):
             cells = [moves.get((before, after), 0) for after in columns]
             table.add_row(before, *(f"{count}" if count else "·" for count in cells))
+    return table
+
+
+def agreement_table(found: Agreement) -> Table:
+    """How far two judges agree."""
+    table = Table(
+        title="Agreement of the two judges",
+        title_justify="left",
+        caption="κ: Cohen's, agreement beyond chance: 0 none, 1 all. –: both said one and the same throughout.",
+        caption_justify="left",
+    )
+    for column in ("verdicts per", "judged by both", "equal", "κ"):
+        table.add_column(column, justify="left" if column == "verdicts per" else "right")
+    for name, total, share, kappa in (("task", *found[:3]), ("rubric", *found[3:])):
+        equal = f"{100 * share:.1f}%" if total else "–"
+        table.add_row(name, f"{total}", equal, f"{kappa:.3f}" if kappa == kappa else "–")
     return table
 
 

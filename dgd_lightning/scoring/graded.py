@@ -93,7 +93,7 @@ def read_score(row: dict[str, Any]) -> Score:
     value, status, details = row.get("score"), row.get("requirement_status"), row.get("dgd", {}).get("grading")
     try:
         number = float(value) if isinstance(value, bool | int | float | str) else math.nan
-    except ValueError:
+    except (ValueError, OverflowError):
         number = math.nan
     return Score(
         number if 0.0 <= number <= 1.0 else None,
@@ -107,7 +107,9 @@ def arm_facts(row: dict[str, Any]) -> ArmFacts:
     """Of the arm that a row belongs to."""
     record = row.get("dgd", {})
     sampling = tuple(record.get(name) for name in ("temperature", "top_k", "top_p"))
-    return ArmFacts(record.get("arm", ""), record.get("method", ""), sampling, record.get("control_of"))
+    control = record.get("control_of")
+    method = str(record.get("method", ""))
+    return ArmFacts(str(record.get("arm", "")), method, sampling, control if isinstance(control, str) else None)
 
 
 def comparisons(arms: Sequence[ArmFacts]) -> list[Versus]:

@@ -84,8 +84,12 @@ def source(path: str | Path) -> Source:
     return Source(path, Path(f"{stem}.scores.jsonl"), Path(f"{stem}_graded.jsonl"), Path(f"{stem}.scores.json"), None)
 
 
-def rows_of(path: Path) -> Iterator[Row]:
-    """Rows of a file, each with ``idx`` and ``dgd.arm``, also where another program wrote it.
+def rows_of(path: Path, *, graded: bool = False) -> Iterator[Row]:
+    """Rows of a file, each with ``idx``, ``model_output`` and ``dgd.arm``, also where another program wrote it.
+
+    Args:
+        path: of the file.
+        graded: rows with a score need no answer; they get None.
 
     Raises:
         InputError: a line is no object, or has no answer field.
@@ -99,6 +103,8 @@ def rows_of(path: Path) -> Iterator[Row]:
                 row = json.loads(line)
             except ValueError:
                 row = None
+            if graded and isinstance(row, dict) and "score" in row and not isinstance(row.get("model_output"), str):
+                row["model_output"] = None
             if not isinstance(row, dict) or not isinstance(row.get("model_output", 0), str | None):
                 raise InputError(
                     f"{path} line {number}",
@@ -110,8 +116,8 @@ def rows_of(path: Path) -> Iterator[Row]:
                 metadata = row.get("metadata")
                 named = metadata.get("task_id") if isinstance(metadata, dict) else None
                 row["idx"] = str(named if named is not None else number)
-            record = row.get("dgd")
-            row["dgd"] = {"arm": path.stem, **(record if isinstance(record, dict) else {})}
+            record = row["dgd"] if isinstance(row.get("dgd"), dict) else {}
+            row["dgd"] = {**record, "arm": str(record.get("arm", path.stem))}
             if run_folder.key(row) in seen:
                 raise InputError(
                     f"{path} line {number}",

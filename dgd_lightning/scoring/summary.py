@@ -95,11 +95,11 @@ def summary(scores: Sequence[Graded], found: Sequence[Compared]) -> dict[str, An
     told = classified(scores)
     for arm, tasks in by_arm(scores).items():
         graded = list(tasks.values())
-        arms[arm] = _plain(rates(graded))
+        arms[arm] = plain(rates(graded))
         for name, group_of in GROUPS.items():
             groups = sorted({group_of(one) for one in graded} - {""})
             arms[arm][name] = {
-                group: _plain(rates([one for one in graded if group_of(one) == group])) for group in groups
+                group: plain(rates([one for one in graded if group_of(one) == group])) for group in groups
             }
         reverted = [one.reverted for one in graded if one.reverted is not None]
         if reverted:
@@ -113,7 +113,7 @@ def summary(scores: Sequence[Graded], found: Sequence[Compared]) -> dict[str, An
                 "arm": one.versus.arm,
                 "against": one.versus.base,
                 "null_control": one.versus.control,
-                **_plain(one.result),
+                **plain(one.result),
                 "p_holm": one.holm,
                 **({"transitions": _nested(transitions(scores, one.versus))} if told else {}),
             }
@@ -130,8 +130,8 @@ def _nested(moves: Moves) -> dict[str, dict[str, int]]:
     return found
 
 
-def _plain(record: Any) -> Any:
+def plain(record: Any) -> Any:
     """NamedTuples as objects, NaN as null."""
     if hasattr(record, "_asdict"):
-        return {name: _plain(value) for name, value in record._asdict().items()}
+        return {name: plain(value) for name, value in record._asdict().items()}
     return None if isinstance(record, float) and record != record else record

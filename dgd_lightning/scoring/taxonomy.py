@@ -49,10 +49,10 @@ def _cut_off(row: dict[str, Any], checks: list[dict[str, Any]], text: str) -> bo
 
 
 def _uses_context(row: dict[str, Any], checks: list[dict[str, Any]], text: str) -> bool:
-    for check in checks:
-        values = {"contains": [check.get("value")], "contains_all": check.get("value")}.get(check["type"], [])
-        if any(holds({"type": "contains", "value": value}, text) for value in values):
-            return True
+    asked = [check["value"] for check in checks if check["type"] == "contains"]
+    asked += [value for check in checks if check["type"] == "contains_all" for value in check["value"]]
+    if any(holds({"type": "contains", "value": value}, text) for value in asked):
+        return True
     messages = row.get("messages") or [{"content": ""}]
     context, _, question = str(messages[-1].get("content", "")).rpartition("\n\n")
     right = row["metadata"]["lab"].get("answer", "")

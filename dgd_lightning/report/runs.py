@@ -1,0 +1,187 @@
+"""Graded runs for a report: read, named, brought to the same tasks, pooled over seeds where that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dgd_lightning.errors import InputError
+from dgd_lightning.scoring.graded import ArmFacts, Graded, Versus, comparisons, read_graded
+from dgd_lightning.scoring.judge_prompt import rubric_texts
+from dgd_lightning.scoring.score_run import rows_of
+
+GRADED, SUFFIX = "graded.jsonl", "_graded"  # in run folders; of files beside their rows
+Row = dict[str, Any]
+
+
+class Run(NamedTuple):
+    """One file of graded rows."""
+
+    label: str
+    file: Path
+    scores: list[Graded]
+    arms: list[ArmFacts]
+    twice: list[Row]  # of rows that two judges graded: what `agreement` reads
+    without_status: int  # answers with rubrics and score 0, but no rubric's status: perhaps their judge failed
+
+    @property
+    def tasks(self) -> set[str]:
+        """Ids of its tasks."""
+        return {one.idx for one in self.scores}
+
+
+class Study(NamedTuple):
+    """What a report is about."""
+
+    runs: list[Run]
+    scores: list[Graded]  # with arms and tasks named apart
+    wanted: list[Versus]
+    note: str  # to every title: what was left out or put together; may be empty
+
+
+def read_runs(paths: Sequence[str]) -> list[Run]:
+    """Graded rows of run folders and files, each under a label of its own.
+
+    Raises:
+        InputError: a run is not there or not graded, or is named twice.
+    """
+    places = [Path(path).resolve() for path in paths]
+    if doubled := {path for path in places if places.count(path) > 1}:
+        raise InputError("runs", expected="each run once", received=f"{min(doubled)} twice", mend="name it once")
+    return [_read(place, label) for place, label in zip(places, _labels(places), strict=True)]
+
+
+def study(runs: Sequence[Run], *, pool: bool, common: bool, against: str | None) -> Study:
+    """What is compared with what.
+
+    Args:
+        runs: of :func:`read_runs`.
+        pool: count every run's answer to a task, within the task's context; arms must be the same in all runs.
+            Otherwise arms of several runs are named ``run/arm``.
+        common: keep the tasks that all runs have; otherwise all runs must have the same ones.
+        against: an arm, as named, that all others are compared with instead of their baselines.
+
+    Raises:
+        InputError: runs that can't be put together so, or an unknown arm.
+    """
+    shared, note = _shared_tasks(runs, common)
+    if pool and len(runs) > 1:
+        _check_same_arms(runs)
+        note = f"{len(runs)} runs pooled, a task counts once for each{'; ' + note if note else ''}"
+    scores: list[Graded] = []
+    arms: dict[str, ArmFacts] = {}
+    for run in runs:
+        prefix = "" if pool or len(runs) == 1 else f"{run.label}/"
+        names = {arm.name: _named(run, arm.name, prefix) for arm in run.arms}
+        for arm in run.arms:
+            control = None if arm.control_of is None else names.get(arm.control_of)
+            arms[names[arm.name]] = arm._replace(name=names[arm.name], control_of=control)
+        before = f"{run.label}: " if pool else ""
+        for one in run.scores:
+            if one.idx in shared:
+                scores.append(one._replace(arm=names[one.arm], idx=before + one.idx))
+    return Study(list(runs), scores, _wanted(list(arms.values()), runs, against), f" ({note})" if note else "")
+
+
+def _wanted(arms: list[ArmFacts], runs: Sequence[Run], against: str | None) -> list[Versus]:
+    if against is not None:
+        if against not in (names := [arm.name for arm in arms]):
+            raise InputError(
+                "against", expected=f"one of the arms {', '.join(names)}", received=against, mend="name one of them"
+            )
+        controls = [Versus(arm.control_of, arm.name, True) for arm in arms if arm.control_of is not None]
+        return [Versus(name, against, False) for name in names if name != against] + controls
+    sizes = [len(run.arms) for run in runs]
+    if len(arms) < sum(sizes):  # pooled
+        return comparisons(arms)
+    within, start = [], 0
+    for size in sizes:  # baselines are those of the same run
+        within += comparisons(arms[start : start + size])
+        start += size
+    return within
+
+
+def _shared_tasks(runs: Sequence[Run], common: bool) -> tuple[set[str], str]:
+    tasks = [run.tasks for run in runs]
+    shared = set.intersection(*tasks)
+    if all(own == shared for own in tasks):
+        return shared, ""
+    told = "; ".join(
+        f"{run.label} has {len(own)} tasks, {len(own - shared)} of them "
+        f"{'alone' if len(runs) == 2 else 'not in all runs'}"
+        for run, own in zip(runs, tasks, strict=True)
+    )
+    if not common or not shared:
+        mend = f"--common true compares over the {len(shared)} that all have" if shared else "name other runs"
+        raise InputError("runs", expected="runs on the same tasks", received=told, mend=mend)
+    return shared, f"only the {len(shared)} common tasks: {told}"
+
+
+def _check_same_arms(runs: Sequence[Run]) -> None:
+    first = set(runs[0].arms)
+    for run in runs[1:]:
+        if odd := sorted({arm.name for arm in first ^ set(run.arms)}):
+            raise InputError(
+                "pool",
+                expected=f"the same arms with the same settings in {runs[0].label} and {run.label}",
+                received=f"{', '.join(odd)}, which differ",
+                mend="pool runs that differ in their seed alone",
+            )
+
+
+def _named(run: Run, arm: str, prefix: str) -> str:
+    """An arm's name in the report; rows of another program name none, and go by their file."""
+    return run.label if arm == run.file.stem else prefix + arm
+
+
+def _labels(places: Sequence[Path]) -> list[str]:
+    """The shortest names that tell the runs apart."""
+    forms = (
+        [place.parent.name if place.name.startswith("version_") else _stem(place) for place in places],
+        [f"{place.parent.name}/{_stem(place)}" for place in places],
+        [str(place) for place in places],
+    )
+    return next(form for form in forms if len(set(form)) == len(form))
+
+
+def _stem(place: Path) -> str:
+    return place.name if place.is_dir() else place.stem.removesuffix(SUFFIX)
+
+
+def _read(place: Path, label: str) -> Run:
+    file = place / GRADED if place.is_dir() else place
+    if not file.is_file():
+        raise InputError(
+            "runs",
+            expected=f"a folder with {GRADED}, or a file of graded rows",
+            received=place,
+            mend=f"dgd score {place}" if place.is_dir() else "check the path",
+        )
+    seen = Seen()
+    scores, arms = read_graded(seen.watch(rows_of(file, graded=True)))
+    if not seen.graded:
+        raise InputError("runs", expected="rows with a score", received=file, mend=f"dgd score {place}")
+    return Run(label, file, scores, arms, seen.twice, seen.without_status)
+
+
+class Seen:
+    """What a report wants of rows that pass by, beyond their scores."""
+
+    def __init__(self) -> None:
+        self.graded, self.without_status = False, 0
+        self.twice: list[Row] = []
+
+    def watch(self, rows: Iterator[Row]) -> Iterator[Row]:
+        """The rows, unchanged."""
+        for row in rows:
+            self.graded = self.graded or "score" in row
+            score = read_graded([row])[0][0]
+            answered = isinstance(row["model_output"], str) and row["model_output"].strip()
+            if score.score == 0.0 and answered and not score.satisfied[1] and rubric_texts(row.get("rubrics")):
+                self.without_status += 1
+            grading = row["dgd"].get("grading")
+            if isinstance(grading, dict) and isinstance(grading.get("second"), dict):
+                kept = {name: row.get(name) for name in ("score", "requirement_status")}
+                self.twice.append({**kept, "dgd": {"grading": {"second": grading["second"]}}})
+            yield row

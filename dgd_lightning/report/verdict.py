@@ -1,0 +1,72 @@
+"""What comparisons come to, in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dgd_lightning.report.solve_rates import points
+from dgd_lightning.scoring.graded import Graded, by_arm
+from dgd_lightning.scoring.statistics import ALPHA
+from dgd_lightning.scoring.summary import Compared, rates
+
+
+def verdict(found: Sequence[Compared], scores: Sequence[Graded]) -> list[str]:
+    """A sentence per compared arm that is no null control itself; a last one where answers have no score.
+
+    "Better" and "worse" ask for p ≤ 0.05 after Holm's adjustment over all comparisons.
+
+    Args:
+        found: all comparisons made together.
+        scores: that they were made of.
+    """
+    controls = {one.versus.base for one in found if one.versus.control}
+    main = [one for one in found if not one.versus.control and one.versus.arm not in controls]
+    told = [_sentence(one, [c for c in found if c.versus.control and c.versus.arm == one.versus.arm]) for one in main]
+    if not told:
+        told = [_alone(by_arm(scores))]
+    if lost := sum(one.score is None for one in scores):
+        told.append(f"{lost:,} of {len(scores):,} answers have no score and are in no comparison.")
+    return told
+
+
+def _alone(arms: dict[str, dict[str, Graded]]) -> str:
+    if len(arms) != 1:
+        return "Nothing was compared: name a baseline with --against."
+    ((arm, tasks),) = arms.items()
+    found = rates(list(tasks.values()))
+    if not found.scored:
+        return f"One arm, nothing to compare: {arm} has no scores."
+    rate = ", ".join(f"{100 * end:.1f}" for end in (found.official.low, found.official.high) if end == end)
+    solved = f"{100 * found.official.value:.1f}%{f' [{rate}]' if rate else ''}"
+    return f"One arm, nothing to compare: {arm} solves {solved} of {found.scored:,} scored tasks."
+
+
+def _sentence(one: Compared, controls: Sequence[Compared]) -> str:
+    result = one.result
+    head = f"{one.versus.arm} against {one.versus.base}:"
+    amount = _amount(one)
+    if one.holm > ALPHA:
+        if result.difference.low != result.difference.low and not result.difference.value:
+            return f"{head} no task differs."
+        missed = ""
+        if result.detectable == result.detectable:
+            missed = f"; differences below {100 * result.detectable:.1f} points would be missed"
+        return f"{head} no difference found ({amount}){missed}."
+    if result.difference.value < 0:
+        return f"{head} worse ({amount})."
+    return f"{head} better ({amount}){''.join(map(_beaten, controls))}."
+
+
+def _beaten(control: Compared) -> str:
+    amount = _amount(control)
+    if control.holm <= ALPHA and control.result.difference.value > 0:
+        return f", and better than its null control {control.versus.base} ({amount})"
+    return (
+        f", but not shown to be better than its null control {control.versus.base} ({amount}), "
+        "so what helps need not be what the readout knows"
+    )
+
+
+def _amount(one: Compared) -> str:
+    value, _, interval = points(one.result.difference).partition(" ")
+    return f"{'0.0' if value == 'none' else value} points {interval}".rstrip()
