@@ -109,5 +109,5 @@ class ContextsData(TaskData):
         """See `TaskData.read`."""
         if self.hub is None:
             return parse_rows(read_jsonl(self.path, "data.path"))
-        options = {"name": None, "split": self.split, "revision": self.revision}
-        return parse_rows(load_rows(self.hub, **options, streaming=False, limit=None))
+        rows = load_rows(self.hub, name=None, split=self.split, revision=self.revision, streaming=False, limit=None)
+        return parse_rows(rows)
