@@ -16,7 +16,6 @@ from dgd_lightning.types import Task
 
 ROLES = ("system", "user", "assistant")
 METADATA = ("task_id", "context_id", "context_category", "sub_category")
-# What an earlier model's answer and its grading left in a row; a new answer must not carry them on.
 
 
 def parse_row(row: Row) -> Task:

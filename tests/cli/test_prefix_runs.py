@@ -132,10 +132,14 @@ def test_nothing_to_share_changes_nothing(config: Config, dgd: Dgd, tmp_path: Pa
     assert [row["dgd"]["prefix_tokens"] for row in rows] == [0] * 6
 
 
-def test_prompts_cut_on_the_left_are_read_whole(config: Config, dgd: Dgd, lengthened: Path, tmp_path: Path) -> None:
-    for version, reuse in enumerate((True, False)):
-        model = {"arms": ARMS[:1], "too_long": "truncate_left", "max_new_tokens": 400, "stop_token_ids": [1],
-                 "reuse_prefix": reuse}  # fmt: skip
-        assert dgd("predict", "--config", config(model=model, data={"path": str(lengthened), "limit": 3})).code == 0
-        rows = predictions(tmp_path / "logs" / "run" / f"version_{version}")
-        assert all(row["dgd"]["truncated_tokens"] > 0 and row["dgd"]["prefix_tokens"] == 0 for row in rows)
+def test_prompts_cut_on_the_left_are_read_whole(config: Config, dgd: Dgd, tmp_path: Path) -> None:
+    rows = [chat_row(0, task) for task in range(2)]
+    for row in rows:
+        row["messages"][0]["content"] = "one, two, three. " * 36  # a token a byte: more than the target's 512 positions
+    data = {"path": str(write_jsonl(tmp_path / "long.jsonl", rows))}
+    model = {"arms": ARMS[:1], "too_long": "truncate_left", "max_new_tokens": 3, "warmup": False}
+    run = dgd("predict", "--config", config(model=model, data=data))
+    assert (run.code, run.err, told(run.out)) == (0, "", {})
+    for row in predictions(tmp_path / "logs" / "run" / "version_0"):
+        assert row["dgd"]["truncated_tokens"] > 0
+        assert row["dgd"]["prefix_tokens"] == 0
