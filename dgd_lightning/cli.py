@@ -31,6 +31,7 @@ All keys of one subcommand:                  dgd predict --help
 All keys of one class:                       dgd predict --model.help Decoding   (or --data.help ContextsData)
 """
 
+INTERRUPTED = "dgd: interrupted; the same command continues an unfinished predict, score or diagnostic run"
 LAUNCHED_RANK_WAITS = 5.0  # seconds
 
 # Lightning's remarks that tell a user nothing he could act on here.
@@ -195,13 +196,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _tell(error)
         return 2
     except KeyboardInterrupt:
-        print("dgd: interrupted; the same command continues an unfinished predict or diagnostic run", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return 130
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into exit code 1
-            print(
-                "dgd: interrupted; the same command continues an unfinished predict or diagnostic run", file=sys.stderr
-            )
+            print(INTERRUPTED, file=sys.stderr)
             return 130
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as error:

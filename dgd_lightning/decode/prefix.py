@@ -30,8 +30,18 @@ class SharedPrefix(NamedTuple):
     features: Tensor | None  # [1, S, F·H] of these layers; None where there are none
 
     def taps(self, layer_ids: Sequence[int], low: int, high: int) -> Tensor:
-        """Features of some of its layers at positions low … high − 1 that it has, [1, C, F·H]."""
-        assert self.features is not None
+        """Features of some of its layers at positions low … high − 1 that it has, [1, C, F·H].
+
+        Raises:
+            InputError: it was read without one of them.
+        """
+        if self.features is None or not set(layer_ids) <= set(self.layer_ids):
+            raise InputError(
+                "prefixes",
+                expected=f"features of layers {', '.join(map(str, layer_ids))}, which draft or readout tap",
+                received=f"those of layers {', '.join(map(str, self.layer_ids))}" if self.layer_ids else "none",
+                mend=f"read_prefix(target, ids, {list(layer_ids)})",
+            )
         parts = dict(zip(self.layer_ids, self.features[:, low:high].chunk(len(self.layer_ids), dim=-1), strict=True))
         return torch.cat([parts[layer] for layer in layer_ids], dim=-1)
 

@@ -93,6 +93,10 @@ class Classified(Grader):
         """See `Grader.totals`."""
         return self._grader.totals()
 
+    def stop(self) -> None:
+        """See `Grader.stop`."""
+        self._grader.stop()
+
     def close(self) -> None:
         """See `Grader.close`."""
         self._grader.close()

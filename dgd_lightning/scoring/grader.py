@@ -40,6 +40,9 @@ class Grader(ABC):
         """What this process asked of others and what that cost, for scores.json; None where nobody is asked."""
         return None
 
+    def stop(self) -> None:  # noqa: B027  (most graders wait for nobody)
+        """End what `grade` waits for in other threads, soon; these calls may raise. Nothing is graded afterwards."""
+
     def close(self) -> None:  # noqa: B027  (most graders hold nothing)
         """Let go of processes and connections; the grader is not used afterwards."""
 

@@ -93,6 +93,11 @@ class RubricJudge(Grader):
         self._errors = self._errors or ErrorJudge(self._first.apart(), self.workers)
         return self._errors
 
+    def stop(self) -> None:
+        """See `Grader.stop`."""
+        for judge in filter(None, (self._first, self._second)):
+            judge.stop()
+
     def close(self) -> None:
         """See `Grader.close`."""
         for judge in filter(None, (self._first, self._second)):

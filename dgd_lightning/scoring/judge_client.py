@@ -6,12 +6,14 @@ import json
 import os
 import random
 import threading
-from abc import ABC, abstractmethod
-from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from functools import partial
+from typing import Any
 
 from dgd_lightning.errors import InputError
+from dgd_lightning.scoring.endpoint import Effort, Endpoint, NoAnswer, Reply
 from dgd_lightning.scoring.judge_config import JudgeModel
 from dgd_lightning.scoring.judge_failures import Failure, hide, read_failure, unreachable
 from dgd_lightning.scoring.rate_limit import RateLimit
@@ -19,57 +21,8 @@ from dgd_lightning.scoring.rate_limit import RateLimit
 FIRST_ATTEMPTS = 3  # to reach an endpoint that has never answered
 CONNECT_SECONDS = 10.0
 REPLY_TOKENS = 512  # a guess, for the rate limit, until the endpoint tells
-
-
-class Reply(NamedTuple):
-    """What a judge wrote."""
-
-    text: str
-    flaw: str | None  # why it is no verdict whatever it says: refused, cut off
-
-
-class NoAnswer(Exception):
-    """This question has no answer, whatever was tried; others may have one. The text says why."""
-
-
-@dataclass
-class Effort:
-    """What a question took, failures included."""
-
-    requests: int = 0
-    faults: Counter[str] = field(default_factory=Counter)  # failed attempts and unreadable replies, by reason
-    tokens_in: int | None = 0  # None: an endpoint did not tell
-    tokens_out: int | None = 0
-
-    def count_tokens(self, tokens_in: int | None, tokens_out: int | None) -> None:
-        """Add a reply's tokens."""
-        self.tokens_in = None if tokens_in is None or self.tokens_in is None else self.tokens_in + tokens_in
-        self.tokens_out = None if tokens_out is None or self.tokens_out is None else self.tokens_out + tokens_out
-
-
-class Endpoint(ABC):
-    """Where a judge is asked; safe to call from several threads."""
-
-    @abstractmethod
-    def identity(self) -> dict[str, Any]:
-        """What decides a reply beside the prompt; JSON-able, without a key."""
-
-    @abstractmethod
-    def ask(self, prompt: str, effort: Effort) -> Reply:
-        """One reply, always a fresh one.
-
-        Args:
-            prompt: the user's turn.
-            effort: what it takes is added here, whatever becomes of it.
-
-        Raises:
-            NoAnswer: none could be had for this prompt.
-            InputError: a user's mistake, which ends all questions.
-        """
-
-    @abstractmethod
-    def close(self) -> None:
-        """End all waiting; nothing is asked afterwards."""
+GRACE_SECONDS = 3.0  # for replies on their way when all is stopped: they are paid for
+LOOK_EVERY = 0.1  # seconds
 
 
 class OpenAIEndpoint(Endpoint):
@@ -88,6 +41,7 @@ class OpenAIEndpoint(Endpoint):
         self._client: Any = None
         self._key = ""
         self._ended = threading.Event()
+        self._given_up: float | None = None  # when `stop` was called
         self._mistake: InputError | None = None
         self._answered = False  # ever
         self._silent = 0  # questions without an answer since the last one with
@@ -105,7 +59,7 @@ class OpenAIEndpoint(Endpoint):
             guess = len(prompt) // 4 + REPLY_TOKENS
             self._limit.wait(guess, self._sleep)
             effort.requests += 1
-            outcome = self._request(client, prompt, effort, guess)
+            outcome = self._unless_given_up(partial(self._request, client, prompt, effort, guess))
             if isinstance(outcome, Reply):
                 return outcome
             reason = outcome.reason
@@ -117,6 +71,11 @@ class OpenAIEndpoint(Endpoint):
                 self._back_off(attempt, outcome.wait)
         self._count_silence(reason)
         raise NoAnswer(f"no answer after {attempts} attempts, the last: {reason}")
+
+    def stop(self) -> None:
+        """See `Endpoint.stop`."""
+        self._given_up = time.monotonic()
+        self._ended.set()
 
     def close(self) -> None:
         """See `Endpoint.close`."""
@@ -143,6 +102,22 @@ class OpenAIEndpoint(Endpoint):
                 timeout = openai.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS))
                 self._client = openai.OpenAI(api_key=self._key, base_url=self._url, timeout=timeout, max_retries=0)
             return self._client
+
+    def _unless_given_up(self, request: Callable[[], Reply | Failure]) -> Reply | Failure:
+        """What the request comes to. It runs apart, for a read of a socket can't be ended."""
+        coming: Future[Reply | Failure] = Future()
+
+        def run() -> None:
+            try:
+                coming.set_result(request())
+            except BaseException as error:
+                coming.set_exception(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        while not wait([coming], LOOK_EVERY).done:
+            if self._given_up is not None and time.monotonic() - self._given_up > GRACE_SECONDS:
+                self._go_on()
+        return coming.result()
 
     def _request(self, client: Any, prompt: str, effort: Effort, guess: int) -> Reply | Failure:
         import openai

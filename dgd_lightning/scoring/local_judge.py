@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 from dgd_lightning.errors import InputError
-from dgd_lightning.scoring.judge_client import Effort, Endpoint, NoAnswer, Reply
+from dgd_lightning.scoring.endpoint import Effort, Endpoint, NoAnswer, Reply
 from dgd_lightning.scoring.judge_config import JudgeModel
 
 

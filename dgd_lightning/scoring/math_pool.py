@@ -17,10 +17,12 @@ from typing import Any
 WORKER = Path(__file__).with_name("math_worker.py")
 PATIENCE = 20
 START_SECONDS = 120.0  # to import sympy on a busy machine
+LIVES = 3  # workers that are tried for one comparison while somebody kills them
+OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # no worker ends itself so
 
 
 class WorkerError(RuntimeError):
-    """A worker can't be started; no verdict on any answer."""
+    """A worker can't be started or kept alive; no verdict on any answer."""
 
 
 class MathPool:
@@ -42,27 +44,36 @@ class MathPool:
         """The worker's reply: ``equal``, and how it read both; ``error`` where it could not be told in time.
 
         Raises:
-            WorkerError: no worker starts, or one died while it was idle.
+            WorkerError: no worker starts, or they are killed from outside, as where memory lacks: no fault of a result.
         """
         with self._room:
-            worker = self._idle.pop() if self._idle else self._start()
-            try:
-                assert worker.stdin is not None
-                worker.stdin.write(json.dumps({"gold": gold, "answer": answer}).encode() + b"\n")
+            for _ in range(LIVES):
+                reply = self._ask(json.dumps({"gold": gold, "answer": answer}).encode() + b"\n")
+                if reply is not None:
+                    return reply
+        raise WorkerError(f"{LIVES} workers with math-verify were killed from outside, one after the other")
+
+    def _ask(self, question: bytes) -> dict[str, Any] | None:
+        """A worker's reply; None where it was killed from outside."""
+        worker = self._idle.pop() if self._idle else self._start()
+        reply, late = None, False
+        try:
+            assert worker.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # it died while it was idle
+                worker.stdin.write(question)
                 worker.stdin.flush()
                 reply = _line(worker, PATIENCE * self.seconds)
-            except OSError as error:  # it died while it was idle
-                _kill(worker)
-                raise WorkerError(f"a worker with math-verify died: {error}") from error
-            except BaseException:
-                _kill(worker)
-                raise
-            if reply is None:
-                _kill(worker)  # it may be dead already; then its first reason stands
-                late = worker.returncode in (-signal.SIGPROF, -signal.SIGKILL)
-                return {"equal": False, "error": f"no result in {self.seconds:g} s" if late else "the worker ended"}
+            late = reply is None and not _ended(worker)
+        except BaseException:
+            _kill(worker)
+            raise
+        if reply is not None:
             self._idle.append(worker)
             return reply
+        _kill(worker)  # it may be dead already; then its first reason stands
+        if late or worker.returncode == -signal.SIGPROF:
+            return {"equal": False, "error": f"no result in {self.seconds:g} s"}
+        return None if -worker.returncode in OUTSIDE else {"equal": False, "error": "the worker ended"}
 
     def close(self) -> None:
         """End the idle workers."""
@@ -102,6 +113,13 @@ def _line(worker: subprocess.Popen[bytes], seconds: float) -> dict[str, Any] | N
             return None
         line += piece
     return dict(json.loads(line))
+
+
+def _ended(worker: subprocess.Popen[bytes]) -> bool:
+    """Whether it ends by itself; the end of its pipe is seen a moment before its own."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        worker.wait(1.0)
+    return worker.returncode is not None
 
 
 def _kill(worker: subprocess.Popen[bytes]) -> None:

@@ -59,6 +59,8 @@ class MathGrader(Grader):
                 return Score(None, [], f"math_error: {error}", details)
             equal = bool(reply["equal"])
             details["compared"] = {key: value for key, value in reply.items() if key != "equal"}
+            if reply.get("gold") == "":
+                return Score(None, [], f"math_error: math-verify can't read the gold result {gold}", details)
             if "error" in reply:
                 return Score(0.0, [], f"not comparable with {gold}: {reply['error']}", details)
         return Score(float(equal), [], f"{found.text} is {'' if equal else 'not '}{gold}", details)

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from dgd_lightning.scoring.judge_client import Effort, Endpoint, NoAnswer, OpenAIEndpoint
+from dgd_lightning.scoring.endpoint import Effort, Endpoint, NoAnswer
+from dgd_lightning.scoring.judge_client import OpenAIEndpoint
 from dgd_lightning.scoring.judge_config import JudgeModel
 from dgd_lightning.scoring.judge_reply import UnreadableReply
 from dgd_lightning.scoring.verdicts import VerdictFile, content_key
@@ -112,6 +113,10 @@ class OneJudge:
                 "tokens_out": spent.tokens_out,
                 **self._cost(spent.tokens_in, spent.tokens_out),
             }
+
+    def stop(self) -> None:
+        """Give up what is waited for, but for replies that come at once."""
+        self._endpoint.stop()
 
     def close(self) -> None:
         """End all waiting."""

@@ -6,18 +6,18 @@ rows with CL-bench's own fields (``score``, ``requirement_status``, ``grading_ra
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from dgd_lightning import run_folder
 from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
 from dgd_lightning.scoring.grader import Grader, grader_for
+from dgd_lightning.scoring.score_file import Out, Record, finished, read_scores, record_of
 from dgd_lightning.types import Score
 
 Row = dict[str, Any]
@@ -34,19 +34,6 @@ class Source(NamedTuple):
     graded: Path  # the rows with their scores
     summary: Path
     folder: Path | None  # of a run; None for a file alone
-
-
-class Record(NamedTuple):
-    """One line of ``scores.jsonl``."""
-
-    idx: str
-    arm: str
-    key: str  # hash of the row and of all that can change its score
-    score: float | None
-    requirement_status: list[str]
-    grading_rationale: str
-    grader: str
-    details: dict[str, Any] | None
 
 
 class Counts(NamedTuple):
@@ -129,18 +116,6 @@ def rows_of(path: Path, *, graded: bool = False) -> Iterator[Row]:
             yield row
 
 
-def read_scores(path: Path) -> dict[Key, Record]:
-    """The last score of every row; a torn or damaged line is left out, so that its row is graded again."""
-    found: dict[Key, Record] = {}
-    if path.exists():
-        with path.open("rb") as file:
-            for line in file:
-                with contextlib.suppress(ValueError, TypeError):
-                    record = Record(**json.loads(line))
-                    found[record.idx, record.arm] = record
-    return found
-
-
 def score_rows(
     where: Source,
     graders: Sequence[Grader],
@@ -214,6 +189,10 @@ def score_rows(
             pending[pools[grader.name].submit(grader.grade, row, answer)] = (place, key, grader.name)
             drain(until=limit - 1)
         drain(until=0)
+    except KeyboardInterrupt:
+        for grader in graders:
+            grader.stop()
+        raise
     finally:
         for future in pending:
             future.cancel()
@@ -226,13 +205,6 @@ def score_rows(
     if on_progress is not None:
         on_progress(counts)
     return found
-
-
-def finished(record: Record) -> bool:
-    """Whether nothing about a row is left to be asked."""
-    details = record.details or {}
-    second = details.get("second") or {"score": 0}  # a second judge that failed is asked again
-    return None not in (record.score, details.get("error_class", ""), second["score"])
 
 
 def content_key(row: Row, grader: str, fingerprint: dict[str, Any]) -> str:
@@ -266,33 +238,3 @@ def with_score(row: Row, record: Record | None) -> Row:
         "grading_rationale": record.grading_rationale,
         "dgd": {**row["dgd"], "grader": record.grader or None, "grading": record.details},
     }
-
-
-def record_of(place: Key, key: str, grader: str, score: Score) -> Record:
-    """What is kept of a score."""
-    return Record(*place, key, score.value, score.status, score.rationale, grader, score.details)
-
-
-class Out:
-    """``scores.jsonl``, open for appending; a line that a killed process left torn is cut off."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.failed = path, False
-        self.file: IO[bytes] = run_folder.open_shard(path)
-
-    def append(self, record: Record) -> None:
-        """Returns when the record is on the disk.
-
-        Raises:
-            InputError: it can't be written; what was written before is whole.
-        """
-        try:
-            run_folder.append(self.file, [record._asdict()])
-        except OSError as error:
-            self.failed = True  # the line may be torn: nothing may follow it in this process
-            raise InputError(
-                str(self.path),
-                expected="a file that can be written",
-                received=error,
-                mend="make room; the same command continues",
-            ) from error

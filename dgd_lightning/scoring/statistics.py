@@ -32,7 +32,7 @@ class Comparison(NamedTuple):
 
     base: float  # mean score
     other: float
-    difference: Difference  # other − base, 95% interval over contexts; NaN bounds where no task differs
+    difference: Difference  # other − base, 95% interval over contexts; NaN bounds where all contexts differ alike
     p: float  # of no difference, `sign_flip_p`
     mcnemar: float  # the same for tasks that do not depend on each other, exact
     fixed: int  # tasks that rose
@@ -45,7 +45,8 @@ class Comparison(NamedTuple):
 def compare(pairs: Iterable[Pair], *, seed: int = 0) -> Comparison:
     """Compare two arms over the tasks that both answered.
 
-    Where no task differs, resampling says nothing about how far apart the arms may be, so no interval is given.
+    Where no task differs, or all contexts by the same, resampling says nothing about how far apart the arms may be, so
+    no interval is given.
 
     Args:
         pairs: one per task; several of one task (as with several seeds) stand in its context together.
@@ -59,9 +60,7 @@ def compare(pairs: Iterable[Pair], *, seed: int = 0) -> Comparison:
     counts = [len(values) for values in sums.values()]
     fixed, broken = sum(p.other > p.base for p in kept), sum(p.other < p.base for p in kept)
     nothing = float("nan")
-    difference = clustered_mean(differences, counts, seed=seed)
-    if not any(differences):
-        difference = Difference(difference.value, nothing, nothing)
+    difference = _resampled(differences, counts, seed)
     return Comparison(
         sum(p.base for p in kept) / len(kept) if kept else nothing,
         sum(p.other for p in kept) / len(kept) if kept else nothing,
@@ -80,7 +79,8 @@ def rate(scores: Iterable[tuple[str, float]], *, seed: int = 0) -> Difference:
     """Mean score with its 95% interval over contexts.
 
     Where all tasks are solved or none is, resampling gives no interval: then the bounds are those of the share of
-    contexts that are all one thing (Clopper & Pearson 1934, scipy), which no rate of tasks can be surer of.
+    contexts that are all one thing (Clopper & Pearson 1934, scipy), which no rate of tasks can be surer of. Contexts
+    that share another rate give no interval: NaN bounds.
 
     Args:
         scores: (context, score) of each task.
@@ -95,7 +95,13 @@ def rate(scores: Iterable[tuple[str, float]], *, seed: int = 0) -> Difference:
         same = only.pop()
         bounds = binomtest(round(same * len(values)), len(values)).proportion_ci(0.95, method="exact")
         return Difference(same, float(bounds.low), float(bounds.high))
-    return clustered_mean([sum(v) for v in values], [len(v) for v in values], seed=seed)
+    return _resampled([sum(v) for v in values], [len(v) for v in values], seed)
+
+
+def _resampled(sums: Sequence[float], counts: Sequence[int], seed: int) -> Difference:
+    """The pooled mean; with NaN bounds where all contexts have one mean, of which resampling makes a width of zero."""
+    found = clustered_mean(sums, counts, seed=seed)
+    return found if found.low < found.high else Difference(found.value, float("nan"), float("nan"))
 
 
 def sign_flip_p(differences: Sequence[float], *, draws: int = 99_999, seed: int = 0) -> float:

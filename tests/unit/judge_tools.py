@@ -53,6 +53,7 @@ class JudgeServer(ThreadingHTTPServer):
 
     def __init__(self, faults: Sequence[str] = (), *, delay: float = 0.0, usage: bool = True) -> None:
         self.faults, self.delay, self.usage = faults, delay, usage
+        self.delay_from: int | None = None  # from this request on a reply takes a minute
         self.lock = threading.Lock()
         self.prompts: list[str] = []  # of every request
         self.bodies: list[dict[str, Any]] = []
@@ -118,7 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
             server.keys.add(self.headers["Authorization"])
             turn = server.seen[prompt]
             server.seen[prompt] += 1
-        time.sleep(server.delay)
+            late = server.delay_from is not None and len(server.prompts) >= server.delay_from
+        time.sleep(60.0 if late else server.delay)
         fault = server.faults[turn] if turn < len(server.faults) else ""
         if self.path != "/v1/chat/completions":
             return self.send(404, {"detail": "Not Found"})

@@ -76,7 +76,10 @@ def test_faults_of_every_kind_from_eight_threads_change_no_byte(tmp_path: Path) 
     rows = [make_row(number, rubrics=1 + number % 5) for number in range(24)]
     faults = ["status:429,0.05", "reset", "contradiction", "half", "garbage", "fewer", "fenced"]
     with judge_server() as clean, judge_server(faults) as faulty:
-        first, second = make_judge(clean.url, tmp_path / "a.jsonl"), make_judge(faulty.url, tmp_path / "b.jsonl")
+        first = make_judge(
+            clean.url, tmp_path / "a.jsonl", timeout=20.0
+        )  # no fault here stalls: a busy machine adds none
+        second = make_judge(faulty.url, tmp_path / "b.jsonl", timeout=20.0)
         without, with_faults = grade_all(first, rows, 8), grade_all(second, rows, 8)
         totals = second.totals()
         first.close()

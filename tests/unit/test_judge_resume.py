@@ -80,3 +80,32 @@ def test_two_processes_at_once_share_their_verdicts(tmp_path: Path) -> None:
     assert third["totals"]["requests"] == 0
     assert len(server.prompts) == asked
     assert {json.loads(line)["score"] for line in cache.read_bytes().splitlines()} == {0, 1}
+
+
+def test_ctrl_c_does_not_wait_for_the_judge(tmp_path: Path) -> None:
+    rows = tmp_path / "answers.jsonl"
+    rows.write_text("".join(json.dumps(make_row(number)) + "\n" for number in range(ROWS)))
+    environment = {**os.environ, "OPENAI_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}
+    with judge_server() as server:
+        command = [sys.executable, "-m", "dgd_lightning.cli", "score", str(rows), "--judge.model=fair"]
+        command += [f"--judge.base_url={server.url}", f"--judge.cache={tmp_path / 'v.jsonl'}", "--judge.workers=4"]
+        server.delay_from = 10  # the first nine get an answer
+        child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        begun = time.monotonic()
+        while len(server.prompts) < 13:
+            assert child.poll() is None
+            assert time.monotonic() - begun < 100
+            time.sleep(0.01)
+        interrupted = time.monotonic()
+        child.send_signal(signal.SIGINT)
+        _, told = child.communicate(timeout=60)
+        assert time.monotonic() - interrupted < 20  # of a judge that takes a minute
+        assert child.returncode == 130
+        assert "Traceback" not in told
+        assert told.strip().splitlines()[-1].startswith("dgd: interrupted; the same command continues")
+        server.delay_from = None
+        again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=True)
+    assert "Traceback" not in again.stderr
+    scores = [json.loads(line)["score"] for line in (tmp_path / "answers_graded.jsonl").read_text().splitlines()]
+    assert scores == [expected(make_row(number))[0] for number in range(ROWS)]
+    assert verdicts(tmp_path / "v.jsonl") == ROWS

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -199,6 +201,51 @@ def test_a_hanging_worker_is_killed_and_replaced(pool: MathPool) -> None:
     assert reply == {"equal": False, "error": "no result in 2 s"}
     assert not first.is_running()
     assert pool.compare("7x", "x \\cdot 7")["equal"] is True  # by a new one
+
+
+def test_a_worker_killed_from_outside_is_no_fault_of_the_answer(pool: MathPool) -> None:
+    assert pool.compare("2", "2")["equal"] is True
+    (idle,) = workers()
+    idle.kill()
+    while idle.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    assert pool.compare("7x", r"x \cdot 7")["equal"] is True  # by a new one
+
+    killed: list[int] = []
+
+    def kill_once() -> None:
+        (busy,) = workers()
+        time.sleep(0.5)  # it has the question by now
+        killed.append(busy.pid)
+        busy.kill()
+
+    killer = threading.Thread(target=kill_once)
+    killer.start()
+    reply = pool.compare("7x", "9^{9^{9^9}}")  # would take the whole limit
+    killer.join()
+    assert killed
+    assert reply == {"equal": False, "error": "no result in 2 s"}  # the next worker's word
+
+
+def test_workers_killed_one_after_the_other_give_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("math_verify")
+    start = MathPool._start
+
+    def doomed(self: MathPool) -> subprocess.Popen[bytes]:
+        worker = start(self)
+        worker.terminate()
+        return worker
+
+    monkeypatch.setattr(MathPool, "_start", doomed)
+    grader = MathGrader(workers=1)
+    score = grader.grade({"problem": "?", "answer": "7x"}, r"\boxed{x7}")
+    grader.close()
+    assert score.value is None
+    assert score.rationale.startswith("math_error: 3 workers")
+
+
+def test_a_gold_result_that_nobody_reads_gives_no_score(grader: MathGrader) -> None:
+    assert value(grader, "\\", r"\boxed{x7}") is None
 
 
 def test_nothing_is_evaluated(pool: MathPool, tmp_path: Path) -> None:

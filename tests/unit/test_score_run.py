@@ -15,7 +15,8 @@ import pytest
 
 from dgd_lightning.errors import InputError
 from dgd_lightning.scoring.grader import Grader
-from dgd_lightning.scoring.score_run import Counts, read_scores, rows_of, score_rows, source, write_graded
+from dgd_lightning.scoring.score_file import read_scores
+from dgd_lightning.scoring.score_run import Counts, rows_of, score_rows, source, write_graded
 from dgd_lightning.types import Score
 
 

@@ -178,6 +178,13 @@ def test_prefixes_that_do_not_fit_are_told(pair: Pair) -> None:
     for prompt in (known.ids, ONE[0][:20], draw(40, 8)):
         with pytest.raises(InputError, match=r"prefixes\[0\]: expected a prompt that begins with these 30 tokens"):
             autoregressive_generate(pair, [prompt], max_new_tokens=2, prefixes=[known])
+    for layer_ids in ((), (0,)):
+        with pytest.raises(
+            InputError, match=r"prefixes: expected features of layers \d.*received (none|those of layers 0)"
+        ):
+            speculative_generate(
+                pair, ONE, max_new_tokens=2, prefixes=[read_prefix(pair.target, known.ids, layer_ids)] * 3
+            )
     written_on = Prefix(known.ids, pair.target.new_cache(1, 60), None)
     with pytest.raises(InputError, match="prefix: expected one row"):
         autoregressive_generate(pair, ONE[:1], max_new_tokens=2, prefixes=[known], prefix=written_on)

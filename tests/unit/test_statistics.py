@@ -124,6 +124,16 @@ def test_rate_of_equal_tasks_still_has_an_interval() -> None:
     assert every.low == pytest.approx(0.025 ** (1 / 10))
 
 
+def test_contexts_alike_give_no_interval() -> None:
+    """Half of the two tasks of every context: resampled contexts would be sure of it to the last digit."""
+    half = rate([(str(number), score) for number in range(10) for score in (0.0, 1.0)])
+    assert half.value == 0.5
+    assert np.isnan([half.low, half.high]).all()
+    risen = compare([Pair(str(number), 0.0, score) for number in range(10) for score in (0.0, 1.0)]).difference
+    assert risen.value == 0.5
+    assert np.isnan([risen.low, risen.high]).all()
+
+
 def differences(rng: np.random.Generator, effect: float, **size: int) -> list[list[float]]:
     """By context, of its tasks."""
     contexts: dict[str, list[float]] = {}
