@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import IO, Any
@@ -90,7 +91,10 @@ class PredictionWriter(Callback):
         rows = [row for row in outputs if run_folder.key(row) not in self.have]
         for row in rows:
             row["dgd"]["config_hash"] = self.hash
-        run_folder.append(self.file, rows)
+        try:
+            run_folder.append(self.file, rows)
+        except OSError as error:
+            raise run_folder.unwritable(self.file.name, error) from error
         self.have.update(map(run_folder.key, rows))
         if trainer.global_rank > 0 and os.getppid() != self.parent:
             raise SystemExit("the process that launched this rank is gone")  # else it would hold its shard for hours
@@ -115,5 +119,6 @@ class PredictionWriter(Callback):
 
     def _close(self) -> None:
         if self.file is not None:
-            self.file.close()
+            with contextlib.suppress(OSError):  # a full disk, which `append` has told of
+                self.file.close()
             self.file = None

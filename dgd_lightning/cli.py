@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -31,6 +32,7 @@ All keys of one subcommand:                  dgd predict --help
 All keys of one class:                       dgd predict --model.help Decoding   (or --data.help ContextsData)
 """
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 INTERRUPTED = "dgd: interrupted; the same command continues an unfinished predict, score or diagnostic run"
 LAUNCHED_RANK_WAITS = 5.0  # seconds
 
@@ -131,7 +133,7 @@ def _lightning(argv: Sequence[str]) -> int:
             mend="change the named argument",
         ) from error
     except Exception as error:
-        if (mistake := _cause(error)) is None:
+        if (mistake := _cause(error) or _full_disk(error)) is None:
             raise
         raise as_written(mistake) from error
     return 0
@@ -220,6 +222,15 @@ def _cause(error: BaseException | None) -> InputError | None:
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__
     return error
+
+
+def _full_disk(error: BaseException | None) -> InputError | None:
+    """What to tell where a disk is full, wherever it was met: what was written before is whole."""
+    while error is not None and not (isinstance(error, OSError) and error.errno in FULL):
+        error = error.__cause__ or error.__context__
+    if error is None:
+        return None
+    return InputError("disk", expected="room to write", received=error, mend="make room; the same command continues")
 
 
 def _tell(error: InputError) -> None:

@@ -154,6 +154,13 @@ def append(file: IO[bytes], rows: Sequence[dict[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
+def unwritable(path: str | Path, error: OSError) -> InputError:
+    """What a user is told where rows or scores can't be written; those written before are whole."""
+    return InputError(
+        str(path), expected="a file that can be written", received=error, mend="make room; the same command continues"
+    )
+
+
 def read_rows(path: Path) -> Iterator[tuple[Line, dict[str, Any]]]:
     """Rows of a merged file or a shard; a torn last line is left out.
 

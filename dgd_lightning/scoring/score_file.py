@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from dgd_lightning import run_folder
-from dgd_lightning.errors import InputError
 from dgd_lightning.types import Score
 
 Key = run_folder.Key
@@ -68,9 +67,4 @@ class Out:
             run_folder.append(self.file, [record._asdict()])
         except OSError as error:
             self.failed = True  # the line may be torn: nothing may follow it in this process
-            raise InputError(
-                str(self.path),
-                expected="a file that can be written",
-                received=error,
-                mend="make room; the same command continues",
-            ) from error
+            raise run_folder.unwritable(self.path, error) from error

@@ -30,7 +30,7 @@ ROWS, THREADS = 40, 4
 
 def start(server: JudgeServer, cache: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "OPENAI_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}
-    command = [sys.executable, "-c", CHILD, server.url, str(cache), str(ROWS), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", CHILD, server.url, str(cache), str(ROWS), str(Path(__file__).parents[1])]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
