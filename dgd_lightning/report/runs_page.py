@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from dgd_lightning.report.pictures import Line, intervals
-from dgd_lightning.report.solve_rates import points
+from dgd_lightning.report.solve_rates import p_value, points
 from dgd_lightning.report.style import CSS
 from dgd_lightning.report.text import escaped
 from dgd_lightning.scoring.summary import Compared
@@ -123,7 +123,7 @@ def _difference(one: Compared, colour: int) -> Line:
         100 * found.value,
         100 * found.low if known else None,
         100 * found.high if known else None,
-        text=f"{points(found)}, Holm {one.holm:.3f}",
+        text=f"{points(found)}, Holm {p_value(one.holm)}",
         colour=colour,
         hollow=one.versus.control,
     )

@@ -115,8 +115,8 @@ def comparison_table(found: Sequence[Compared]) -> Table:
             points(result.difference),
             f"{result.fixed}",
             f"{result.broken}",
-            f"{result.p:.3f}",
-            f"{one.holm:.3f}",
+            p_value(result.p),
+            p_value(one.holm),
             "–" if result.detectable != result.detectable else f"±{100 * result.detectable:.1f}",
         )
     return table
@@ -183,6 +183,11 @@ def points(difference: Difference) -> str:
     if difference.low != difference.low:  # NaN: too few contexts, or none differs
         return value if difference.value else "none"
     return f"{value} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+
+
+def p_value(p: float) -> str:
+    """Three digits; what they can't show is not called nothing."""
+    return f"{p:.3f}" if p >= 0.0005 else "<0.001"
 
 
 def _rate(found: Difference, solved: float, tasks: int) -> str:

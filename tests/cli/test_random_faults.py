@@ -34,7 +34,7 @@ def graded(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-@pytest.mark.parametrize("least", [12, pytest.param(250, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("least", [8, pytest.param(250, marks=pytest.mark.slow)])
 def test_predict(config: Config, tmp_path: Path, least: int) -> None:
     rows = [chat_row(c, t) for c in range(4) for t in range(2)]
     data = {"path": str(write_jsonl(tmp_path / "many.jsonl", rows)), "batch_size": 2}
@@ -69,7 +69,7 @@ def test_predict(config: Config, tmp_path: Path, least: int) -> None:
     assert weather.unclear == []
 
 
-@pytest.mark.parametrize("least", [8, pytest.param(250, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("least", [5, pytest.param(250, marks=pytest.mark.slow)])
 def test_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: int) -> None:
     """Rows for a judge that takes its time, mixed with rows that a program grades."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
