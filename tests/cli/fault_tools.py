@@ -101,7 +101,7 @@ class Weather:
 def start(command: Command, room: int | None = None) -> BaseProcess:
     """The command in a process of its own group."""
     command.said.unlink(missing_ok=True)
-    process = _server().Process(target=_child, args=(command.argv, str(command.said), room))
+    process = _server().Process(target=_child, args=(command.argv, str(command.said), room, dict(os.environ)))
     process.start()
     while not command.said.exists() and process.is_alive():
         time.sleep(0.002)
@@ -117,8 +117,9 @@ def timed(command: Command) -> float:
     return time.monotonic() - begun
 
 
-def _child(argv: list[str], said: str, room: int | None) -> None:
+def _child(argv: list[str], said: str, room: int | None, environment: dict[str, str]) -> None:
     os.setsid()
+    os.environ.update(environment)  # the server has that of the first test
     out = os.open(said, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
     os.dup2(out, 1)
     os.dup2(out, 2)
