@@ -206,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 130
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as error:
-        if (mistake := _cause(error)) is None:
+        if (mistake := _cause(error) or _full_disk(error)) is None:
             raise
         _tell(mistake)
         return 2

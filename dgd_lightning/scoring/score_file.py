@@ -68,3 +68,8 @@ class Out:
         except OSError as error:
             self.failed = True  # the line may be torn: nothing may follow it in this process
             raise run_folder.unwritable(self.path, error) from error
+
+    def close(self) -> None:
+        """Let go of the file and of its lock."""
+        with contextlib.suppress(OSError):  # what a full disk did not take: `append` has told of it
+            self.file.close()

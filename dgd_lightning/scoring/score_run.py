@@ -201,7 +201,7 @@ def score_rows(
         for future, (place, key, name) in pending.items():  # what others finished meanwhile is kept
             if not future.cancelled() and future.exception() is None and not out.failed:
                 out.append(record_of(place, key, name, future.result()))
-        out.file.close()
+        out.close()
     if on_progress is not None:
         on_progress(counts)
     return found
