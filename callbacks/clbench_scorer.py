@@ -20,7 +20,6 @@ from dgd_lightning.scoring.graded import Graded, by_arm
 from dgd_lightning.scoring.grader import Grader
 from dgd_lightning.scoring.judge import RubricJudge
 from dgd_lightning.scoring.judge_config import JudgeConfig
-from dgd_lightning.scoring.judge_prompt import read_template
 from dgd_lightning.scoring.lab import LabGrader
 from dgd_lightning.scoring.mathematics import MathGrader
 from dgd_lightning.scoring.score_run import source
@@ -43,8 +42,7 @@ class CLBenchScorer(Callback):
 
     def __init__(self, judge: JudgeConfig | None = None, allow_code_execution: bool = False, workers: int = 2) -> None:
         if judge is not None:  # what can be known before hours of decoding
-            judge.check("judge")
-            read_template(judge.prompt)
+            RubricJudge(judge).close()
         self.judge, self.workers = judge, workers
         self.code = CodeGrader(allow_code_execution=allow_code_execution or None, workers=workers)
 
@@ -54,8 +52,8 @@ class CLBenchScorer(Callback):
             return
         graders: list[Grader] = [LabGrader(), MathGrader(workers=self.workers)]
         graders += [self.code] if self.code.allowed else []
-        graders += [RubricJudge(self.judge)] if self.judge is not None else []
         try:
+            graders += [RubricJudge(self.judge)] if self.judge is not None else []
             run = grade_run(source(Path(log_dir)), graders, leave=True)
         except InputError as error:  # the answers are there: hours of decoding must not end in a traceback
             rank_zero_warn(f"not all answers are graded: {error}; `dgd score {log_dir}` goes on")

@@ -33,6 +33,7 @@ All keys of one class:                       dgd predict --model.help Decoding  
 """
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+REFUSED = FULL | {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR}
 INTERRUPTED = "dgd: interrupted; the same command continues an unfinished predict, score or diagnostic run"
 LAUNCHED_RANK_WAITS = 5.0  # seconds
 
@@ -133,7 +134,7 @@ def _lightning(argv: Sequence[str]) -> int:
             mend="change the named argument",
         ) from error
     except Exception as error:
-        if (mistake := _cause(error) or _full_disk(error)) is None:
+        if (mistake := _cause(error) or _file_mistake(error)) is None:
             raise
         raise as_written(mistake) from error
     return 0
@@ -206,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 130
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as error:
-        if (mistake := _cause(error) or _full_disk(error)) is None:
+        if (mistake := _cause(error) or _file_mistake(error)) is None:
             raise
         _tell(mistake)
         return 2
@@ -224,13 +225,19 @@ def _cause(error: BaseException | None) -> InputError | None:
     return error
 
 
-def _full_disk(error: BaseException | None) -> InputError | None:
-    """What to tell where a disk is full, wherever it was met: what was written before is whole."""
-    while error is not None and not (isinstance(error, OSError) and error.errno in FULL):
+def _file_mistake(error: BaseException | None) -> InputError | None:
+    """What to tell where the system refuses a file, wherever it was met: what was written before is whole."""
+    while error is not None and not (isinstance(error, OSError) and error.errno in REFUSED):
         error = error.__cause__ or error.__context__
-    if error is None:
+    if not isinstance(error, OSError):
         return None
-    return InputError("disk", expected="room to write", received=error, mend="make room; the same command continues")
+    full = error.errno in FULL
+    return InputError(
+        str(error.filename or "disk"),
+        expected="room to write" if full else "a file that may be read, and a folder that may be written",
+        received=error.strerror,
+        mend=f"{'make room' if full else 'see to its permissions'}, then give the same command again",
+    )
 
 
 def _tell(error: InputError) -> None:

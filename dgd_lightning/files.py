@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -24,3 +29,19 @@ def whole_files(folder: Path, *names: str) -> Iterator[Path]:
         yield Path(scratch)
         for name in names:
             os.replace(Path(scratch, name), folder / name)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """safetensors' ``save_file``, readable for all as other files are.
+
+    Raises:
+        OSError: it can't be written; safetensors raises an error of its own.
+    """
+    from safetensors import SafetensorError  # with torch, which those who only score need not wait for
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from error
+    path.chmod(0o644)  # safetensors writes for the owner alone

@@ -23,7 +23,7 @@ from dgd_lightning.report.solve_rates import rate_table, score_tables
 from dgd_lightning.scoring.as_graded import AsGraded
 from dgd_lightning.scoring.code import CodeGrader
 from dgd_lightning.scoring.error_judge import Classified
-from dgd_lightning.scoring.grade_run import grade_run
+from dgd_lightning.scoring.grade_run import check_excluded, grade_run
 from dgd_lightning.scoring.grader import Grader
 from dgd_lightning.scoring.judge import RubricJudge
 from dgd_lightning.scoring.judge_config import JudgeConfig
@@ -46,6 +46,8 @@ def main(argv: Sequence[str]) -> int:
     options = parse_options(list(argv)[1:])
     sources = [source(run) for run in options.runs]
     excluded = read_excluded(options.exclude)
+    for where in sources:
+        check_excluded(where, excluded)
     graders = make_graders(options)
     try:
         for where in sources:
@@ -153,6 +155,10 @@ def read_excluded(path: str | None) -> frozenset[str]:
 def score_one(where: Source, graders: Sequence[Grader], excluded: frozenset[str]) -> None:
     """Score one run, write its files and print its tables."""
     total = sum(1 for _ in rows_of(where.rows))
+    if not total:
+        raise InputError(
+            "runs", expected="rows to grade", received=f"{where.rows}, which is empty", mend="check the path"
+        )
     with closing(Bar(where.rows, total)) as bar:
         run = grade_run(where, graders, excluded=excluded, on_progress=bar)
     tables = score_tables(run.scores, run.compared)

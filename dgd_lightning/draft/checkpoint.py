@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dgd_lightning.draft.config import DraftConfig
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.errors import InputError
-from dgd_lightning.files import whole_files
+from dgd_lightning.files import save_tensors, whole_files
 from dgd_lightning.target.load import as_dtype, fetch_folder, find_weights, read_json, shorten
 
 _FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json")
@@ -85,8 +85,7 @@ def save_draft(draft: DFlashDraft, folder: str | os.PathLike[str], *, dtype: tor
     config = draft.config.to_dict() | {"dtype": str(kind).removeprefix("torch.")}
     try:
         with whole_files(path, "model.safetensors", "config.json") as scratch:
-            save_file(state, scratch / "model.safetensors", metadata={"format": "pt"})
-            (scratch / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
+            save_tensors(state, scratch / "model.safetensors", {"format": "pt"})
             text = json.dumps(config, indent=2, sort_keys=True) + "\n"
             (scratch / "config.json").write_text(text, encoding="utf-8")
     except OSError as error:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from dgd_lightning.report.pictures import Line, intervals
-from dgd_lightning.report.solve_rates import p_value, points
+from dgd_lightning.report.solve_rates import change, p_value
 from dgd_lightning.report.style import CSS
 from dgd_lightning.report.text import escaped
 from dgd_lightning.scoring.summary import Compared
@@ -86,7 +86,8 @@ def _pictures(report: dict[str, Any], found: Sequence[Compared], shown: Sequence
     if found:
         lines = [_difference(one, colours[one.versus.arm]) for one in found]
         yield from _figure(f"Differences, percentage points{note}", lines, unit="", around_zero=True)
-        yield '<p class="faint">Hollow: against a null control. Without an interval: no task differs.</p>'
+        legend = "Hollow: against a null control. Without an interval: too few contexts, or all of them changed alike."
+        yield f'<p class="faint">{legend}</p>'
     for name, title in PICTURES.items():
         groups = sorted({group for arm in shown for group in arms[arm][name]}, key=_first_number)
         lines = []
@@ -123,7 +124,7 @@ def _difference(one: Compared, colour: int) -> Line:
         100 * found.value,
         100 * found.low if known else None,
         100 * found.high if known else None,
-        text=f"{points(found)}, Holm {p_value(one.holm)}",
+        text=f"{change(one.result)}, Holm {p_value(one.holm)}",
         colour=colour,
         hollow=one.versus.control,
     )

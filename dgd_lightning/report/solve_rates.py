@@ -10,6 +10,7 @@ from rich.table import Table
 from dgd_lightning.metrics.paired import Difference
 from dgd_lightning.scoring.agreement import Agreement
 from dgd_lightning.scoring.graded import Graded, Versus, by_arm
+from dgd_lightning.scoring.statistics import Comparison
 from dgd_lightning.scoring.summary import GROUPS, Compared, rates
 from dgd_lightning.scoring.transitions import OUTCOMES, classified, outcomes, transitions
 
@@ -112,7 +113,7 @@ def comparison_table(found: Sequence[Compared]) -> Table:
             one.versus.arm,
             base_name(one.versus),
             f"{result.tasks}",
-            points(result.difference),
+            change(result),
             f"{result.fixed}",
             f"{result.broken}",
             p_value(result.p),
@@ -177,11 +178,14 @@ def agreement_table(found: Agreement) -> Table:
     return table
 
 
-def points(difference: Difference) -> str:
-    """A difference of rates in percentage points, with its interval where there is one."""
+def change(result: Comparison) -> str:
+    """A difference of rates in percentage points, with its interval where there is one; "none": no task differs."""
+    if not result.fixed and not result.broken:
+        return "none"
+    difference = result.difference
     value = f"{100 * difference.value:+.1f}"
-    if difference.low != difference.low:  # NaN: too few contexts, or none differs
-        return value if difference.value else "none"
+    if difference.low != difference.low:  # NaN: too few contexts, or all alike
+        return value
     return f"{value} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
 
 

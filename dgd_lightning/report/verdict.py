@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dgd_lightning.report.solve_rates import points
+from dgd_lightning.report.solve_rates import change
 from dgd_lightning.scoring.graded import Graded, by_arm
 from dgd_lightning.scoring.statistics import ALPHA
 from dgd_lightning.scoring.summary import Compared, rates
@@ -46,7 +46,7 @@ def _sentence(one: Compared, controls: Sequence[Compared]) -> str:
     head = f"{one.versus.arm} against {one.versus.base}:"
     amount = _amount(one)
     if one.holm > ALPHA:
-        if result.difference.low != result.difference.low and not result.difference.value:
+        if not result.fixed and not result.broken:
             return f"{head} no task differs."
         missed = ""
         if result.detectable == result.detectable:
@@ -68,5 +68,5 @@ def _beaten(control: Compared) -> str:
 
 
 def _amount(one: Compared) -> str:
-    value, _, interval = points(one.result.difference).partition(" ")
+    value, _, interval = change(one.result).partition(" ")
     return f"{'0.0' if value == 'none' else value} points {interval}".rstrip()

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from dgd_lightning.scoring.graded import read_score
+
 
 class Agreement(NamedTuple):
     """Of two judges of the same answers."""
@@ -41,21 +43,26 @@ def cohens_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float
 
 
 def agreement(rows: Iterable[dict[str, Any]]) -> Agreement:
-    """Agreement of the two judges of graded rows (``dgd.grading.second``); rows without both verdicts do not count.
+    """Agreement of the two judges of graded rows (``dgd.grading.second``).
+
+    Rows without two verdicts on the same rubrics do not count.
 
     Args:
         rows: with ``score``, ``requirement_status`` and ``dgd.grading`` as `RubricJudge` fills them.
     """
-    scores: tuple[list[int], list[int]] = ([], [])
+    scores: tuple[list[bool], list[bool]] = ([], [])
     statuses: tuple[list[str], list[str]] = ([], [])
     for row in rows:
-        second = (row.get("dgd", {}).get("grading") or {}).get("second")
-        if not second or second["score"] is None or row["score"] is None:
+        first = read_score(row)
+        second = (first.details or {}).get("second")
+        if not isinstance(second, dict):
             continue
-        for kept, one in zip(scores, (row, second), strict=True):
-            kept.append(int(one["score"]))
-        for listed, one in zip(statuses, (row, second), strict=True):
-            listed += one["requirement_status"]
+        other = read_score(second)
+        if first.value is None or other.value is None or len(first.status) != len(other.status):
+            continue
+        for kept, listed, one in zip(scores, statuses, (first, other), strict=True):
+            kept.append(one.value == 1.0)
+            listed += one.status
     by_task, by_rubric = ((len(pair[0]), _share(*pair), cohens_kappa(*pair)) for pair in (scores, statuses))
     return Agreement(*by_task, *by_rubric)
 

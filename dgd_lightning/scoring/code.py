@@ -21,6 +21,7 @@ of HumanEval or MBPP looks at them afterwards), and an object of the program's o
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import socket
 import sys
@@ -64,6 +65,8 @@ class CodeGrader(Grader):
         self.allowed = os.environ.get(OPT_IN) == "1" if allow_code_execution is None else allow_code_execution
         self.limits, self.challenge, self.workers = limits or Limits(), challenge, workers
         self.sandbox = Sandbox(self.limits, namespaces=namespaces)
+        self._stopped = False
+        self._waiting: set[socket.socket] = set()  # for verdicts
 
     def takes(self, row: dict[str, Any]) -> bool:
         """See `Grader.takes`."""
@@ -113,12 +116,20 @@ class CodeGrader(Grader):
             "isolation": self.sandbox.isolation if self.allowed else None,
         }
 
+    def stop(self) -> None:
+        """See `Grader.stop`: programs that run are killed, and have no score."""
+        self._stopped = True
+        for control in tuple(self._waiting):
+            with contextlib.suppress(OSError):
+                control.shutdown(socket.SHUT_RDWR)
+
     def _examine(self, task: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[str, str]]:
         """The examiner's verdict (None: none came in time), and how both cells ended."""
         control, examiner_control = socket.socketpair()
         examiner_side, candidate_side = socket.socketpair()
         cells: dict[str, Cell] = {}
         verdict = None
+        self._waiting.add(control)
         try:
             with examiner_control, examiner_side, candidate_side:
                 cells["tests"] = self.sandbox.start("examiner.py", [examiner_control, examiner_side])
@@ -138,8 +149,11 @@ class CodeGrader(Grader):
             except (OSError, EOFError):  # killed at a limit, which the program made it reach
                 verdict = None
         finally:
+            self._waiting.discard(control)
             ends = {name: cell.end() for name, cell in cells.items()}
             control.close()
+        if self._stopped:
+            raise RuntimeError("stopped while a program ran")
         return verdict, ends
 
 

@@ -54,7 +54,8 @@ class Endpoint(ABC):
             InputError: a user's mistake, which ends all questions.
         """
 
-    def stop(self) -> None:  # noqa: B027  (a local judge is not waited for)
+    @abstractmethod
+    def stop(self) -> None:
         """Give up what is waited for, but for replies that come at once; nothing is asked afterwards."""
 
     @abstractmethod

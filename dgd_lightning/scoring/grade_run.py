@@ -40,7 +40,9 @@ def grade_run(
     Raises:
         InputError: see :func:`score_rows`; or an excluded task is not there.
     """
+    check_excluded(where, excluded)
     counts = Counts(0, 0, 0, 0, 0)
+    asked = [grader.totals() for grader in graders]  # so far, of other runs
 
     def keep(now: Counts) -> None:
         nonlocal counts
@@ -51,13 +53,6 @@ def grade_run(
     write_graded(where, score_rows(where, graders, leave=leave, on_progress=keep))
     rows = rows_of(where.graded)
     scores, arms = read_graded(row for row in rows if not leave or row["dgd"]["grader"] or row["model_output"] is None)
-    if unknown := excluded - {one.idx for one in scores}:
-        raise InputError(
-            "exclude",
-            expected="ids of tasks that are there",
-            received=f"{len(unknown)} that are not in {where.rows}, such as {min(unknown)}",
-            mend="correct the list",
-        )
     wanted = comparisons(arms)
     found = compared(scores, wanted)
     kept = [one for one in scores if one.idx not in excluded]
@@ -66,8 +61,33 @@ def grade_run(
         report["without_excluded"] = {"excluded": sorted(excluded), **summary(kept, compared(kept, wanted))}
     used = {row["dgd"]["grader"] for row in rows_of(where.graded)}
     report["graders"] = {grader.name: grader.fingerprint() for grader in graders if grader.name in used}
-    report["judge"] = next((spent for grader in graders if (spent := grader.totals()) is not None), None)
+    spent = [_since(before, grader.totals()) for before, grader in zip(asked, graders, strict=True)]
+    report["judge"] = next((one for one in spent if one is not None), None)
     name = where.summary.name
     with whole_files(where.summary.parent, name) as scratch:
         (scratch / name).write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return GradedRun(scores, kept, found, counts)
+
+
+def check_excluded(where: Source, excluded: frozenset[str]) -> None:
+    """Before anything is graded and paid for.
+
+    Raises:
+        InputError: an excluded task is not there.
+    """
+    if excluded and (unknown := excluded - {row["idx"] for row in rows_of(where.rows)}):
+        raise InputError(
+            "exclude",
+            expected="ids of tasks that are there",
+            received=f"{len(unknown)} that are not in {where.rows}, such as {min(unknown)}",
+            mend="correct the list",
+        )
+
+
+def _since(before: Any, now: Any) -> Any:
+    """Counts that rose since; what is no count stays as it is."""
+    if isinstance(now, dict):
+        earlier = before if isinstance(before, dict) else {}
+        return {name: _since(earlier.get(name), value) for name, value in now.items()}
+    counts = isinstance(now, int | float) and isinstance(before, int | float)
+    return now - before if counts else now

@@ -1,4 +1,4 @@
-"""`Endpoint`: asks a judge behind an OpenAI-compatible URL: limited in rate, retried, and stopped as a whole."""
+"""`OpenAIEndpoint`: asks a judge behind an OpenAI-compatible URL: limited in rate, retried, and stopped as a whole."""
 
 from __future__ import annotations
 
@@ -100,7 +100,15 @@ class OpenAIEndpoint(Endpoint):
                     ) from error
                 seconds = self._settings.timeout
                 timeout = openai.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS))
-                self._client = openai.OpenAI(api_key=self._key, base_url=self._url, timeout=timeout, max_retries=0)
+                try:
+                    self._client = openai.OpenAI(api_key=self._key, base_url=self._url, timeout=timeout, max_retries=0)
+                except (ImportError, ValueError, OSError) as error:  # httpx reads the environment
+                    raise InputError(
+                        self._argument,
+                        expected="an HTTP client that this environment allows",
+                        received=hide(str(error), self._key),
+                        mend="see to HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE",
+                    ) from error
             return self._client
 
     def _unless_given_up(self, request: Callable[[], Reply | Failure]) -> Reply | Failure:
@@ -190,7 +198,7 @@ class OpenAIEndpoint(Endpoint):
     def _stop(self, mistake: InputError) -> InputError:
         with self._lock:
             self._mistake = self._mistake or mistake
-        self._ended.set()
+        self.stop()
         return self._mistake.named(self._mistake.argument)
 
     def _go_on(self) -> None:

@@ -21,7 +21,10 @@ class LabGrader(Grader):
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
         """See `Grader.grade`; ``status`` has an entry per rubric, ``details`` the error class of a failed answer."""
-        return with_class(row, answer, grade(row, answer))
+        try:
+            return with_class(row, answer, grade(row, answer))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # checks that nobody here wrote
+            return Score(None, [], f"lab_error: {type(error).__name__}: {error}")
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Grader.fingerprint`."""

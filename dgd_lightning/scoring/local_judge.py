@@ -27,6 +27,7 @@ class LocalEndpoint(Endpoint):
 
         self._settings, self._argument = settings, argument
         self._lock = threading.Lock()
+        self._ended = threading.Event()
         self._loaded: tuple[Any, Any] | None = None
         try:
             self._commit = resolve_commit("target", settings.model, settings.revision)
@@ -47,8 +48,13 @@ class LocalEndpoint(Endpoint):
     def ask(self, prompt: str, effort: Effort) -> Reply:
         """See `Endpoint.ask`. Greedy, so another request would give the same reply."""
         with self._lock:
+            self._go_on()
             target, tokenizer = self._load()
             return self._generate(target, tokenizer, prompt, effort)
+
+    def stop(self) -> None:
+        """See `Endpoint.stop`."""
+        self._ended.set()
 
     def close(self) -> None:
         """See `Endpoint.close`."""
@@ -81,11 +87,19 @@ class LocalEndpoint(Endpoint):
                 max_new_tokens=min(self._settings.max_new_tokens, room),
                 eos_token_id=list(target.stop_token_ids) or None,
                 pad_token_id=0,
+                stopping_criteria=[
+                    lambda ids, _, **__: torch.full(ids.shape[:1], self._ended.is_set(), device=ids.device)
+                ],
             )
+        self._go_on()  # what was broken off is no reply
         new = out[0, ids.shape[1] :].tolist()  # [T]
         effort.count_tokens(ids.shape[1], len(new))
         ended = bool(new) and new[-1] in target.stop_token_ids
         return Reply(tokenizer.decode(new, skip_special_tokens=True), None if ended else "a reply that was cut off")
+
+    def _go_on(self) -> None:
+        if self._ended.is_set():
+            raise RuntimeError("the judge was stopped while a row waited for its verdict")
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:

@@ -18,7 +18,7 @@ WORKER = Path(__file__).with_name("math_worker.py")
 PATIENCE = 20
 START_SECONDS = 120.0  # to import sympy on a busy machine
 LIVES = 3  # workers that are tried for one comparison while somebody kills them
-OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # no worker ends itself so
+CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}  # what an input may do to it
 
 
 class WorkerError(RuntimeError):
@@ -59,11 +59,13 @@ class MathPool:
         reply, late = None, False
         try:
             assert worker.stdin is not None
-            with contextlib.suppress(BrokenPipeError):  # it died while it was idle
-                worker.stdin.write(question)
-                worker.stdin.flush()
-                reply = _line(worker, PATIENCE * self.seconds)
+            worker.stdin.write(question)
+            worker.stdin.flush()
+            reply = _line(worker, PATIENCE * self.seconds)
             late = reply is None and not _ended(worker)
+        except BrokenPipeError:  # it died while it was idle
+            _kill(worker)
+            return None
         except BaseException:
             _kill(worker)
             raise
@@ -73,7 +75,8 @@ class MathPool:
         _kill(worker)  # it may be dead already; then its first reason stands
         if late or worker.returncode == -signal.SIGPROF:
             return {"equal": False, "error": f"no result in {self.seconds:g} s"}
-        return None if -worker.returncode in OUTSIDE else {"equal": False, "error": "the worker ended"}
+        own = worker.returncode > 0 or -worker.returncode in CRASHES
+        return {"equal": False, "error": "the worker ended"} if own else None
 
     def close(self) -> None:
         """End the idle workers."""

@@ -12,6 +12,8 @@ from dgd_lightning.scoring.grader import Grader
 from dgd_lightning.scoring.math_pool import MathPool, WorkerError
 from dgd_lightning.types import Score
 
+RULES = 2  # of what is no score and what is 0: other rules, another number, and answers are graded anew
+
 
 class MathGrader(Grader):
     """Numbers are compared exactly, words as words, everything else by math-verify in a process of its own.
@@ -67,7 +69,7 @@ class MathGrader(Grader):
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Grader.fingerprint`."""
-        return {"grader": self.name, "math_verify": _version(), "seconds": self.pool.seconds}
+        return {"grader": self.name, "rules": RULES, "math_verify": _version(), "seconds": self.pool.seconds}
 
     def close(self) -> None:
         """See `Grader.close`."""

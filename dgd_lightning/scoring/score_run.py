@@ -88,7 +88,7 @@ def rows_of(path: Path, *, graded: bool = False) -> Iterator[Row]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
             if graded and isinstance(row, dict) and "score" in row and not isinstance(row.get("model_output"), str):
                 row["model_output"] = None
@@ -189,7 +189,7 @@ def score_rows(
             pending[pools[grader.name].submit(grader.grade, row, answer)] = (place, key, grader.name)
             drain(until=limit - 1)
         drain(until=0)
-    except KeyboardInterrupt:
+    except BaseException:  # a mistake is told at once, and Ctrl-C ends at once: nobody waits for a silent judge
         for grader in graders:
             grader.stop()
         raise

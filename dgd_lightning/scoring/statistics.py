@@ -37,7 +37,7 @@ class Comparison(NamedTuple):
     mcnemar: float  # the same for tasks that do not depend on each other, exact
     fixed: int  # tasks that rose
     broken: int  # tasks that fell
-    detectable: float  # smallest difference found with 80% power, given how contexts vary here
+    detectable: float  # smallest difference found with 80% power, given how contexts vary here; NaN without an interval
     tasks: int
     contexts: int
 
@@ -69,7 +69,7 @@ def compare(pairs: Iterable[Pair], *, seed: int = 0) -> Comparison:
         mcnemar_p(fixed, broken),
         fixed,
         broken,
-        detectable(differences, counts),
+        detectable(differences, counts) if difference.low == difference.low else nothing,
         len(kept),
         len(counts),
     )

@@ -16,12 +16,11 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear as LoraLinear
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.errors import InputError
-from dgd_lightning.files import whole_files
+from dgd_lightning.files import save_tensors, whole_files
 from dgd_lightning.ttt.config import ATTENTION, MLP, MODULES
 
 NAME = "ttt"  # PEFT's name of the adapter inside the draft
@@ -253,8 +252,7 @@ def save_adapter(adapter: Adapter, folder: str | os.PathLike[str]) -> Path:
     metadata = {"format": "pt"} | ({"base": adapter.base} if adapter.base else {})
     try:
         with whole_files(path, WEIGHTS, CONFIG) as scratch:
-            save_file(weights, scratch / WEIGHTS, metadata=metadata)
-            (scratch / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
+            save_tensors(weights, scratch / WEIGHTS, metadata)
             config.save_pretrained(str(scratch))
     except OSError as error:
         raise InputError(

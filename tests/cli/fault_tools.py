@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing import forkserver
@@ -65,7 +66,8 @@ class Weather:
                 process.join(self.rng.uniform(0.02, 1.1) * seconds)
                 if process.is_alive():
                     assert process.pid is not None
-                    os.killpg(process.pid, signal.SIGKILL)
+                    with suppress(ProcessLookupError):  # it ended meanwhile
+                        os.killpg(process.pid, signal.SIGKILL)
             process.join(120)
             code = process.exitcode
             assert code is not None, "the command hangs"
@@ -141,5 +143,7 @@ def _server() -> Any:
         context.set_forkserver_preload(["fault_tools"])
         forkserver.ensure_running()
     finally:
-        os.environ["PYTHONPATH"] = before or ""
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
     return context

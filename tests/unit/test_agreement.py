@@ -68,6 +68,9 @@ def test_rows_per_rubric_and_per_task() -> None:
         _row(["yes"], None),
         {"score": 1, "requirement_status": ["yes"], "dgd": {"grading": {"cached": True}}},  # one judge
         {"score": 0, "requirement_status": []},  # no answer
+        {**_row(["yes"], ["yes"]), "score": "perhaps"},  # as others write them
+        _row(["yes", "no"], ["no"]),  # of other rubrics
+        {**_row(["yes"], ["yes"]), "dgd": {"grading": {"second": "good"}}},
     ]
     found = agreement(rows)
     assert (found.tasks, found.rubrics) == (3, 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 import threading
@@ -14,8 +15,10 @@ import pytest
 from judge_tools import KEY, expected, judge_server, make_judge, make_row
 
 from dgd_lightning.errors import InputError
+from dgd_lightning.score import main as score
 from dgd_lightning.scoring.judge_config import JudgeModel
 from dgd_lightning.scoring.judge_failures import retry_after
+from dgd_lightning.scoring.score_run import score_rows, source
 
 
 @pytest.fixture(autouse=True)
@@ -292,3 +295,51 @@ def test_retry_after_holds_for_all_threads(after: str, tmp_path: Path) -> None:
     wait = 0.38 if after == "0.4" else 0.0  # a date has whole seconds
     assert len(server.times) == 3
     assert all(at - refused >= wait for at in server.times[1:])
+
+
+def test_a_mistake_is_told_while_another_request_is_silent(tmp_path: Path) -> None:
+    """A row for nobody beside rows for a judge that takes a minute."""
+    rows = [make_row(1), {"idx": "odd", "model_output": "an answer"}]
+    path = tmp_path / "answers.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with judge_server() as server:
+        server.delay_from = 1
+        judge = make_judge(server.url, tmp_path / "v.jsonl", timeout=60.0)
+        begun = time.monotonic()
+        with pytest.raises(InputError, match="row: expected what one of the graders needs"):
+            score_rows(source(path), [judge])
+        judge.close()
+        assert time.monotonic() - begun < 20
+
+
+def test_a_wrong_list_is_told_before_anybody_is_asked(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps(make_row(1)) + "\n")
+    (tmp_path / "excluded.txt").write_text("nobody\n")
+    with judge_server() as server:
+        command = ["score", str(path), "--judge.model=fair", f"--judge.base_url={server.url}"]
+        command += [f"--judge.cache={tmp_path / 'v.jsonl'}", f"--exclude={tmp_path / 'excluded.txt'}"]
+        with pytest.raises(InputError, match="exclude: expected ids of tasks that are there"):
+            score(command)
+        assert server.prompts == []
+
+
+def test_each_run_is_charged_what_it_took(tmp_path: Path) -> None:
+    paths = []
+    for number in (1, 2):
+        paths.append(tmp_path / f"run{number}.jsonl")
+        paths[-1].write_text("".join(json.dumps(make_row(10 * number + n)) + "\n" for n in range(number)))
+    with judge_server() as server:
+        settings = ["--judge.model=fair", f"--judge.base_url={server.url}", f"--judge.cache={tmp_path / 'v.jsonl'}"]
+        assert score(["score", *map(str, paths), *settings]) == 0
+    spent = [json.loads(path.with_suffix(".scores.json").read_text())["judge"] for path in paths]
+    assert [(one["requests"], one["tokens_in"], one["judged"]) for one in spent] == [(1, 1000, 1), (2, 2000, 2)]
+
+
+@pytest.mark.parametrize("name", ["ALL_PROXY", "HTTPS_PROXY"])
+def test_a_proxy_that_no_client_takes_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "foo://127.0.0.1:9")
+    with judge_server() as server:
+        judge = make_judge(server.url, tmp_path / "v.jsonl")
+        assert mistake(judge).startswith("judge: expected an HTTP client")
+        judge.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,3 +85,27 @@ def test_an_unknown_dtype() -> None:
     endpoint = LocalEndpoint(JudgeModel("lab", local=True, dtype="int3", device="cpu"), "judge")
     with pytest.raises(InputError, match=r"judge\.dtype: "):
         endpoint.ask("a", Effort())
+
+
+def test_a_stopped_judge_breaks_off_and_keeps_nothing(tmp_path: Path) -> None:
+    config = JudgeConfig("lab", local=True, device="cpu", max_new_tokens=400, cache=str(tmp_path / "v.jsonl"))
+    judge = RubricJudge(config)
+    told: list[str] = []
+
+    def ask(number: int) -> None:
+        try:
+            judge.grade(make_row(number), f"answer {number}")
+        except RuntimeError as error:
+            told.append(str(error))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    begun = time.monotonic()
+    for thread in threads:
+        thread.start()
+    judge.stop()
+    for thread in threads:
+        thread.join()
+    judge.close()
+    assert told == ["the judge was stopped while a row waited for its verdict"] * 4
+    assert time.monotonic() - begun < 60
+    assert not (tmp_path / "v.jsonl").read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import threading
 import time
@@ -209,6 +210,9 @@ def test_a_worker_killed_from_outside_is_no_fault_of_the_answer(pool: MathPool) 
     idle.kill()
     while idle.status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
+    assert pool.compare("7x", r"x \cdot 7")["equal"] is True  # by a new one
+    (idle,) = workers()
+    idle.send_signal(signal.SIGUSR1)  # as a batch system does before a job's end
     assert pool.compare("7x", r"x \cdot 7")["equal"] is True  # by a new one
 
     killed: list[int] = []

@@ -21,7 +21,7 @@ from dgd_lightning.report.text import visible
 from dgd_lightning.report.verdict import verdict
 from dgd_lightning.report_command import main
 from dgd_lightning.scoring.graded import Graded, Versus
-from dgd_lightning.scoring.statistics import Comparison
+from dgd_lightning.scoring.statistics import Comparison, Pair, compare
 from dgd_lightning.scoring.summary import Compared
 
 CATEGORIES = ["Domain Knowledge Reasoning", "Rule System Application", "Empirical Discovery & Simulation"]
@@ -248,7 +248,8 @@ def compared(value: float, *, holm: float, arm: str = "guided", base: str = "pla
     nothing = float("nan")
     interval = Difference(value, value - 0.02, value + 0.02) if value else Difference(0.0, nothing, nothing)
     power = 0.084 if value else nothing
-    result = Comparison(0.5, 0.5 + value, interval, holm, holm, 1, 1, power, 100, 50)
+    changed = (1, 1) if value else (0, 0)
+    result = Comparison(0.5, 0.5 + value, interval, holm, holm, *changed, power, 100, 50)
     return Compared(Versus(arm, base, control), result, holm)
 
 
@@ -259,6 +260,9 @@ def test_verdicts_in_words() -> None:
         "differences below 8.4 points would be missed."
     ]
     assert verdict([compared(0.0, holm=1.0)], []) == ["guided against plain: no task differs."]
+    pairs = [Pair(str(context), *scores) for context in range(10) for scores in ((0.0, 1.0), (1.0, 0.0))]
+    level = Compared(Versus("guided", "plain", False), compare(pairs), 1.0)  # one risen, one fallen in every context
+    assert verdict([level], []) == ["guided against plain: no difference found (+0.0 points)."]
     assert verdict([compared(-0.05, holm=0.04)], []) == ["guided against plain: worse (-5.0 points [-7.0, -3.0])."]
     assert verdict([compared(0.05, holm=0.05)], []) == ["guided against plain: better (+5.0 points [+3.0, +7.0])."]
     (beaten,) = verdict([compared(0.05, holm=0.01), compared(0.04, holm=0.02, **noise)], [])

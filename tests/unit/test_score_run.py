@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from dgd_lightning.cli import main
 from dgd_lightning.errors import InputError
 from dgd_lightning.scoring.grader import Grader
 from dgd_lightning.scoring.score_file import read_scores
@@ -223,3 +224,18 @@ def test_a_full_disk_is_told_and_nothing_is_torn(tmp_path: Path, monkeypatch: py
     scores = score_rows(where, [again])
     assert len(scores) == 36
     assert len(again.asked) == 29
+
+
+def test_refused_files_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_rows(tmp_path / "answers.jsonl")
+    (tmp_path / "answers.scores.jsonl").mkdir()
+    assert main(["score", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert told.startswith(f"dgd: error: {tmp_path / 'answers.scores.jsonl'}: expected a file that may be read")
+    path.write_text('{"a": ' + "[" * 100_000 + "\n")
+    assert main(["score", str(path)]) == 2
+    assert "line 1: expected a JSON object" in capsys.readouterr().err
+    path.write_text("")
+    assert main(["score", str(path)]) == 2
+    assert "expected rows to grade" in capsys.readouterr().err

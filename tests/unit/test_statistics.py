@@ -132,6 +132,7 @@ def test_contexts_alike_give_no_interval() -> None:
     risen = compare([Pair(str(number), 0.0, score) for number in range(10) for score in (0.0, 1.0)]).difference
     assert risen.value == 0.5
     assert np.isnan([risen.low, risen.high]).all()
+    assert np.isnan(compare([Pair(str(n), 0.0, score) for n in range(10) for score in (0.0, 1.0)]).detectable)
 
 
 def differences(rng: np.random.Generator, effect: float, **size: int) -> list[list[float]]:
