@@ -6,6 +6,8 @@ import gzip
 import json
 import math
 import textwrap
+import threading
+import time
 from collections import Counter, OrderedDict, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -287,3 +289,12 @@ def test_canonical_solutions(bench_data: Path, grader: CodeGrader) -> None:
     assert len(rows) == 164
     failed = [row["task_id"] for row in rows if grader.grade(row, row["canonical_solution"]).value != 1.0]
     assert failed == []
+
+
+def test_a_stopped_grader_kills_what_runs_and_scores_nothing() -> None:
+    grader = CodeGrader(allow_code_execution=True)
+    threading.Timer(4.0, grader.stop).start()
+    begun = time.monotonic()
+    with pytest.raises(RuntimeError, match="stopped while a program ran"):
+        grader.grade(HUMAN_EVAL, fenced(PROMPT + "    import time\n    time.sleep(80)\n"))
+    assert time.monotonic() - begun < 40  # of the 80 that the program sleeps
