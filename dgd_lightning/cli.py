@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 from dgd_lightning.errors import InputError
 
@@ -35,6 +38,7 @@ All keys of one class:                       dgd predict --model.help Decoding  
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 REFUSED = FULL | {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR}
 INTERRUPTED = "dgd: interrupted; the same command continues an unfinished predict, score or diagnostic run"
+TERMINATED = 128 + signal.SIGTERM
 LAUNCHED_RANK_WAITS = 5.0  # seconds
 
 # Lightning's remarks that tell a user nothing he could act on here.
@@ -102,6 +106,23 @@ def _hush() -> None:
         disable_progress_bar()
 
 
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does. (Lightning notes it, and looks at the note in fits alone.)"""
+
+    def end(*_: object) -> None:
+        raise SystemExit(TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _lightning(argv: Sequence[str]) -> int:
     """fit, validate, test, predict. Importing Lightning takes seconds, so it happens here, not at the top."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -116,7 +137,8 @@ def _lightning(argv: Sequence[str]) -> int:
     _hush()
     try:
         import_plugins()
-        ProjectCLI(args=list(argv))
+        with _ended_by_sigterm() if argv[0] in ("predict", "test") else nullcontext():
+            ProjectCLI(args=list(argv))
     except ArgumentError as error:
         raise from_parser_message(str(error)) from error
     except MisconfigurationException as error:
@@ -205,17 +227,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into exit code 1
             print(INTERRUPTED, file=sys.stderr)
             return 130
+        if stop.code == TERMINATED or type(stop).__name__ == "SIGTERMException":
+            print(INTERRUPTED.replace("interrupted", "terminated"), file=sys.stderr)
+            return TERMINATED
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as error:
         if (mistake := _cause(error) or _file_mistake(error)) is None:
             raise
         _tell(mistake)
         return 2
-    except BaseException as error:
-        if type(error).__name__ == "SIGTERMException":
-            print("dgd: terminated", file=sys.stderr)
-            return 143
-        raise
 
 
 def _cause(error: BaseException | None) -> InputError | None:

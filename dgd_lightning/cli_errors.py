@@ -161,7 +161,13 @@ def _file(message: str, path: str) -> InputError | None:
             mend="check the path",
         )
     if match := re.search(r"Problems? parsing config[^:]*: (.+)", message, re.S):
-        return InputError("--config", expected="a YAML file", received=_short(match[1]), mend="correct the YAML")
+        received, mend = _short(match[1]), "correct the YAML"
+        # PyYAML names where the block begins, and last where it can't go on
+        if places := re.findall(r'([^"]+?)\s+in "[^"]+", line (\d+), column (\d+)', match[1]):
+            what, line, column = places[-1]
+            received = f"line {line}, column {column}: {' '.join(what.strip(' :').split())}"
+            mend = f"correct line {line}, or the one before it"
+        return InputError("--config", expected="a YAML file", received=received, mend=mend)
     return None
 
 

@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -55,7 +56,7 @@ def ttt_adapt(
         avoid: prompts whose answers are to be measured: none of them is rehearsed.
         enable_thinking: passed to the chat template for rehearsals.
         on_step: called after every step with its number (from 1), its loss and, every ``eval_every`` steps, the score.
-        on_phase: called with what begins: ``reading``, ``rehearsing`` (where there is any), ``fitting``.
+        on_phase: called with what begins: ``reading``, ``rehearsing`` (for every text), ``fitting``.
 
     Returns:
         The adapter, equal for equal arguments whatever was adapted before.
@@ -156,9 +157,8 @@ def gather(
     began = time.perf_counter()
     rehearsals = Rehearsals([], [])
     if planned is not None:
-        if on_phase is not None:
-            on_phase("rehearsing")
-        rehearsals = rehearse(pair, ids[:once], read.features, cache, config, planned, avoid, share)
+        told = partial(on_phase, "rehearsing") if on_phase is not None else None
+        rehearsals = rehearse(pair, ids[:once], read.features, cache, config, planned, avoid, share, told)
         synchronise(pair.target.device)
     return Material(read, split, rehearsals, time.perf_counter() - began)
 

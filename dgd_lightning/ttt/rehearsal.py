@@ -133,6 +133,7 @@ def rehearse(
     planned: Plan,
     avoid: Sequence[Tensor] = (),
     share: Share = lambda make: make(),
+    on_text: Callable[[], None] | None = None,
 ) -> Rehearsals:
     """Let the target write rehearsals behind a context that it has read, one after the other in the same cache.
 
@@ -144,6 +145,7 @@ def rehearse(
         planned: from :func:`plan`.
         avoid: prompts that no rehearsal may be: those of tasks whose answers are to be measured.
         share: gives every rank the texts of rank 0.
+        on_text: called before each text is written.
 
     Raises:
         InputError: the target has nothing to say.
@@ -157,11 +159,19 @@ def rehearse(
     prefix = Prefix(context[:known], cache, draft_cache)
 
     def choose() -> Chosen:
-        return _choose(_write(pair, context, prefix, config, planned), pair.tokenizer, config, avoid, len(context))
+        texts = _told(_write(pair, context, prefix, config, planned), on_text)
+        return _choose(texts, pair.tokenizer, config, avoid, len(context))
 
     written = share(choose)
     held_out, trained = ([_read(pair, text, known, cache) for text in texts] for texts in written)
     return Rehearsals(held_out, trained, sum(text.answers for text in written.held_out))
+
+
+def _told(texts: Iterator[Written], on_text: Callable[[], None] | None) -> Iterator[Written]:
+    while True:  # they have no end
+        if on_text is not None:
+            on_text()
+        yield next(texts)
 
 
 def _write(pair: Pair, context: Tensor, prefix: Prefix, config: TTTConfig, planned: Plan) -> Iterator[Written]:

@@ -189,6 +189,10 @@ def test_predict_needs_tasks(config: Config, dgd: Dgd) -> None:
 def test_broken_yaml(dgd: Dgd, tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("model: [\n")
     check(dgd("predict", "--config", tmp_path / "broken.yaml"), "--config", "YAML")
+    (tmp_path / "shifted.yaml").write_text(
+        "model:\n  class_path: Decoding\n  init_args:\n    target: lab\n   draft: lab\n"
+    )
+    check(dgd("predict", "--config", tmp_path / "shifted.yaml"), "--config", "line 5")
     check(dgd("predict"), "model", "nothing")
     check(dgd("decode"), "subcommand", "predict")
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli_tools import Config, chat_row, predictions, write_jsonl
-from fault_tools import Command, Weather, timed
+from fault_tools import Command, Weather, start, timed
 from judge_tools import KEY, judge_server, make_row
+
+from dgd_lightning import run_folder
 
 GSM8K = {"question": "How many?", "answer": "She has 9 * 8 = <<9*8=72>>72.\n#### 72"}
 ARMS = [
@@ -105,3 +108,23 @@ def test_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: int) -> N
             stories += 1
     print(f"score: {dict(weather.faults)} in {stories} stories")
     assert weather.unclear == []
+
+
+def test_sigterm_ends_a_run_amid_a_group(config: Config, tmp_path: Path) -> None:
+    rows = [chat_row(c, t) for c in range(6) for t in range(2)]
+    data = {"path": str(write_jsonl(tmp_path / "many.jsonl", rows)), "batch_size": 2}
+    path = config(data=data, model={"max_new_tokens": 200, "warmup": False, "arms": ARMS})  # a minute
+    logs = tmp_path / "logs"
+    command = Command(["predict", "--config", str(path), "--logs_dir", str(logs)], tmp_path / "said.txt", list, 0)
+    process = start(command)
+    shard = run_folder.shard(logs / "run/version_0", 0)
+    while not (shard.exists() and shard.stat().st_size):
+        assert process.is_alive(), command.said.read_text()
+        time.sleep(0.01)
+    process.terminate()
+    process.join(20)
+    assert process.exitcode == 143, command.said.read_text()
+    said = command.said.read_text()
+    assert "Traceback" not in said
+    assert "dgd: terminated; the same command continues an unfinished predict" in said
+    assert not (logs / "run/version_0/DONE").exists()
