@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from judge_tools import KEY, expected, judge_server, make_judge, make_row
 
+from dgd_lightning.report_command import main as report
 from dgd_lightning.scoring.judge import RubricJudge
 from dgd_lightning.types import Score
 
@@ -47,6 +48,19 @@ def plain(scores: list[Score]) -> bytes:
     return json.dumps([score[:3] for score in scores]).encode()
 
 
+def report_of(scores: list[Score], rows: list[dict[str, Any]], folder: Path) -> list[bytes]:
+    """What `dgd report` writes of graded rows."""
+    graded = folder / "answers_graded.jsonl"
+    with graded.open("w") as file:
+        for row, score in zip(rows, scores, strict=True):
+            assert score.value is not None
+            status = {"requirement_status": score.status, "grading_rationale": score.rationale}
+            line = {**row, "score": int(score.value), **status, "dgd": {"grading": score.details}}
+            file.write(json.dumps(line) + "\n")
+    assert report(["report", str(graded), "--out", str(folder)]) == 0
+    return [(folder / name).read_bytes() for name in ("report.html", "report.json")]
+
+
 def test_a_faultless_server_is_asked_once_per_row(tmp_path: Path) -> None:
     rows = [make_row(number) for number in range(6)]
     with judge_server() as server:
@@ -76,15 +90,15 @@ def test_faults_of_every_kind_from_eight_threads_change_no_byte(tmp_path: Path) 
     rows = [make_row(number, rubrics=1 + number % 5) for number in range(24)]
     faults = ["status:429,0.05", "reset", "contradiction", "half", "garbage", "fewer", "fenced"]
     with judge_server() as clean, judge_server(faults) as faulty:
-        first = make_judge(
-            clean.url, tmp_path / "a.jsonl", timeout=20.0
-        )  # no fault here stalls: a busy machine adds none
+        # No fault here stalls, so that a busy machine adds none.
+        first = make_judge(clean.url, tmp_path / "a.jsonl", timeout=20.0)
         second = make_judge(faulty.url, tmp_path / "b.jsonl", timeout=20.0)
         without, with_faults = grade_all(first, rows, 8), grade_all(second, rows, 8)
         totals = second.totals()
         first.close()
         second.close()
     assert plain(with_faults) == plain(without)
+    assert report_of(without, rows, tmp_path) == report_of(with_faults, rows, tmp_path)
     assert len(clean.prompts) == 24
     assert len(faulty.prompts) == totals["requests"] == 24 * 7
     assert sum(totals["faults"].values()) == 24 * 6
