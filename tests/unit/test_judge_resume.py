@@ -90,7 +90,9 @@ def test_ctrl_c_does_not_wait_for_the_judge(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "dgd_lightning.cli", "score", str(rows), "--judge.model=fair"]
         command += [f"--judge.base_url={server.url}", f"--judge.cache={tmp_path / 'v.jsonl'}", "--judge.workers=4"]
         server.delay_from = 10  # the first nine get an answer
-        child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        # Shells have programs in the background ignore SIGINT, and children inherit that.
+        child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
         begun = time.monotonic()
         while len(server.prompts) < 13:
             assert child.poll() is None
