@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.metrics import AcceptanceRates, Tau, acceptance_rates, length_histogram, tau_of_histogram
+from dgd_lightning.run_folder import batch_share
 
 
 class Cost(NamedTuple):
@@ -115,11 +116,8 @@ class ArmStats:
 
 def cost_of(record: dict[str, Any]) -> Cost:
     """Of a row with an answer."""
-    committed = decoded = sum(record["acceptance_lengths"])
-    if record["method"] == "rerank":
-        decoded = sum(one["tokens"] - 1 for one in record["candidates"])
-    share = decoded / record["batch_tokens"] if record["batch_tokens"] else 0.0
-    return Cost(committed, record["decode_seconds"] * share + record.get("rank_seconds", 0.0))
+    seconds = record["decode_seconds"] * batch_share(record) + record.get("rank_seconds", 0.0)
+    return Cost(sum(record["acceptance_lengths"]), seconds)
 
 
 class Common(NamedTuple):

@@ -248,7 +248,7 @@ def _cause(error: BaseException | None) -> InputError | None:
 def _file_mistake(error: BaseException | None) -> InputError | None:
     """What to tell where the system refuses a file, wherever it was met: what was written before is whole."""
     while error is not None and not (isinstance(error, OSError) and error.errno in REFUSED):
-        error = error.__cause__ or error.__context__
+        error = error.__cause__  # not its context: an error of ours amid the mending of another is no user's
     if not isinstance(error, OSError):
         return None
     full = error.errno in FULL

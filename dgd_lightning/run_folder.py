@@ -201,6 +201,18 @@ def key(row: dict[str, Any]) -> Key:
     return row["idx"], row["dgd"]["arm"]
 
 
+def batch_share(record: dict[str, Any]) -> float:
+    """A row's share of the tokens that its batch decoded, candidates included: of the batch's time what is its own.
+
+    Args:
+        record: ``dgd`` of a row with an answer.
+    """
+    decoded = sum(record["acceptance_lengths"])
+    if record["method"] == "rerank":
+        decoded = sum(one["tokens"] - 1 for one in record["candidates"])
+    return decoded / record["batch_tokens"] if record["batch_tokens"] else 0.0
+
+
 def index(folder: Path, name: str = PREDICTIONS) -> dict[Key, Line]:
     """Where each finished row stands; a row written twice counts once."""
     found: dict[Key, Line] = {}

@@ -21,7 +21,7 @@ from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.clustered import clustered_mean
 from dgd_lightning.metrics.paired import Difference
 from dgd_lightning.report.print_tables import plain_console, print_tables
-from dgd_lightning.run_folder import PREDICTIONS, rows_so_far
+from dgd_lightning.run_folder import PREDICTIONS, batch_share, rows_so_far
 
 ADAPTING = ("ttt_prefill_seconds", "ttt_rehearsal_seconds", "ttt_fit_seconds")
 
@@ -68,12 +68,8 @@ def needed(rows: Iterable[dict[str, Any]]) -> list[Needed]:
 
 def _seconds(record: dict[str, Any]) -> float:
     """A row's share of its batch; of a batch that decoded nothing after the prefill, nothing."""
-    decoded = sum(record["acceptance_lengths"])
-    if record["method"] == "rerank":
-        decoded = sum(one["tokens"] - 1 for one in record["candidates"])
-    share = decoded / record["batch_tokens"] if record["batch_tokens"] else 0.0
     shared = record["prefix_seconds"] + record["prefill_seconds"] + record["decode_seconds"]
-    return share * shared + record.get("rank_seconds", 0.0)
+    return batch_share(record) * shared + record.get("rank_seconds", 0.0)
 
 
 def table(found: Sequence[Needed], *, tasks: int, contexts: int, devices: int) -> Table:
