@@ -39,6 +39,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 REFUSED = FULL | {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR}
 INTERRUPTED = "dgd: interrupted; the same command continues an unfinished predict, score or diagnostic run"
 TERMINATED = 128 + signal.SIGTERM
+END_SECONDS = 5.0  # from SIGTERM to an end without ceremony
 LAUNCHED_RANK_WAITS = 5.0  # seconds
 
 # Lightning's remarks that tell a user nothing he could act on here.
@@ -108,9 +109,21 @@ def _hush() -> None:
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does. (Lightning notes it, and looks at the note in fits alone.)"""
+    """SIGTERM ends the block as Ctrl-C does. (Lightning notes it, and looks at the note in fits alone.)
+
+    Python drops what a handler raises amid a destructor or a callback of the collector, so a process that is still in
+    the block some seconds later is left as it is: rows are on the disk as soon as they are made.
+    """
+    timers: list[threading.Timer] = []
+
+    def leave() -> None:
+        print(INTERRUPTED.replace("interrupted", "terminated"), file=sys.stderr, flush=True)
+        os._exit(TERMINATED)
 
     def end(*_: object) -> None:
+        timers.append(threading.Timer(END_SECONDS, leave))
+        timers[-1].daemon = True
+        timers[-1].start()
         raise SystemExit(TERMINATED)
 
     if threading.current_thread() is not threading.main_thread():
@@ -121,6 +134,8 @@ def _ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        for timer in timers:
+            timer.cancel()
 
 
 def _lightning(argv: Sequence[str]) -> int:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -128,3 +130,20 @@ def test_sigterm_ends_a_run_amid_a_group(config: Config, tmp_path: Path) -> None
     assert "Traceback" not in said
     assert "dgd: terminated; the same command continues an unfinished predict" in said
     assert not (logs / "run/version_0/DONE").exists()
+
+
+def test_sigterm_ends_a_run_whose_exception_was_dropped() -> None:
+    """As Python drops it amid a destructor: now and then, so here by hand."""
+    program = """if True:
+    import os, signal, time
+    from dgd_lightning.cli import _ended_by_sigterm
+    with _ended_by_sigterm():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except SystemExit:
+            pass
+        time.sleep(60)
+    """
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False)
+    assert ended.returncode == 143
+    assert ended.stderr.startswith("dgd: terminated; the same command continues")
