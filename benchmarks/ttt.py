@@ -30,10 +30,10 @@ from peak import peak_bytes
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from dgd_lightning.draft.attention import GROUP_BLOCKS
 from dgd_lightning.draft.config import DraftConfig
 from dgd_lightning.draft.model import CONTEXT_PIECE, DFlashDraft
 from dgd_lightning.draft.objective import block_ids, default_gamma
+from dgd_lightning.draft.tiles import width_of
 from dgd_lightning.lab.families import FAMILIES
 from dgd_lightning.lab.rows import make_context
 from dgd_lightning.pair import Pair
@@ -209,8 +209,8 @@ def predicted(pair: Pair, length: int, setup: TTTConfig, *, flex: bool) -> Memor
     """What ``ttt_adapt`` holds at the worst moment of its prefill and of its steps.
 
     S positions, H width, N·K slots, b bytes of the dtype, w bytes of LoRA's and the norms' (4 at least). ``flex``: by
-    FlexAttention, which reads keys where they are and has no mask; else each group of blocks keeps a copy of the keys
-    before its last anchor.
+    FlexAttention, which reads the keys of context and blocks joined; else by tiles, which read them where they are and
+    keep a number for each query and each key that it sees.
     """
     assert pair.draft is not None
     c, b = pair.draft.config, torch.finfo(pair.target.dtype).bits // 8
@@ -235,10 +235,7 @@ def predicted(pair: Pair, length: int, setup: TTTConfig, *, flex: bool) -> Memor
     # Rows of a layer's keys: the norm's input; half precision adds it rounded, and k's and v's input widened for LoRA.
     key_rows = piece * (keys * (w + b * half) + 2 * width * w * half) if adapts_keys else 0
     kept = 2 * length * keys * b  # keys and values, joined to the block's
-    groups = math.ceil(setup.anchors_per_step / GROUP_BLOCKS)
-    share = (groups + 1) / (2 * groups)  # of the context that a group sees, in the mean: anchors are drawn evenly
-    seen = kept if flex else round(2 * (groups * share * length + slots) * keys * b)
-    mask = round(slots * queries / keys * (share * length + slots / groups) * b)
+    seen = kept if flex else kept + round(_share_seen(pair, length, setup, None) * length * slots * c.num_heads * w)
     block = slots * b * (8 * width + 4 * c.intermediate_size + 6 * queries)
     layers = 1 if setup.gradient_checkpointing else c.num_layers
     return Memory(
@@ -250,9 +247,9 @@ def predicted(pair: Pair, length: int, setup: TTTConfig, *, flex: bool) -> Memor
             "context": length * width * b * (2 if adapts_keys else 1),  # with its gradient
             "rows of fc": fc_rows,
             "layers' keys and values": layers * (key_rows + seen),
-            "gradients of one layer's": seen + kept if flex else 2 * kept,  # a group's, and the sum over groups
+            "gradients of one layer's": 2 * kept if flex else kept,  # flex: joined, and apart
             "layers' blocks": layers * block + c.num_layers * slots * width * b,
-            "mask": slots * (length + slots) if flex else mask,
+            "mask": slots * (length + slots) if flex else 0,
             "logits": 6 * min(setup.chunk, slots) * c.vocab_size * 4,
         },
     )
@@ -265,10 +262,23 @@ class Work(NamedTuple):
     step: float
 
 
-def arithmetic(pair: Pair, length: int, setup: TTTConfig, *, at_once: int = GROUP_BLOCKS) -> Work:
+def _share_seen(pair: Pair, length: int, setup: TTTConfig, at_once: int | None) -> float:
+    """Of the context, in the mean over blocks whose anchors are drawn evenly.
+
+    ``at_once`` neighbouring blocks read up to the last anchor among them; None: each to the end of its tile of keys.
+    """
+    assert pair.draft is not None
+    c = pair.draft.config
+    if at_once is not None:
+        groups = math.ceil(setup.anchors_per_step / at_once)
+        return (groups + 1) / (2 * groups)
+    return min(1.0, 0.5 + width_of(setup.anchors_per_step * c.block_size * c.num_heads) / (2 * length))
+
+
+def arithmetic(pair: Pair, length: int, setup: TTTConfig, *, at_once: int | None = None) -> Work:
     """What the matrix products of a prefill and of a step come to; frozen weights need no gradients of their own.
 
-    ``at_once`` blocks read the context up to the last anchor among them, and one another.
+    ``at_once`` blocks read the context up to the last anchor among them, and one another; None: by tiles.
     """
     assert pair.draft is not None
     c, target = pair.draft.config, pair.target.model.config
@@ -282,8 +292,9 @@ def arithmetic(pair: Pair, length: int, setup: TTTConfig, *, at_once: int = GROU
     adapts = set(setup.modules) & {"fc", "k_proj", "v_proj"}
     blocks = 2 * slots * _weights(width, queries, keys, c.intermediate_size) * (2 + again)
     context = 2 * length * 2 * width * keys * (2 + again) if adapts else 0
-    groups = math.ceil(setup.anchors_per_step / at_once)
-    attention = 4 * slots * (length * (groups + 1) / (2 * groups) + slots / groups) * queries * (3 + again)
+    beside = c.block_size * (at_once or 1)  # slots that it attends to
+    passes = 3 + again - (at_once is None and not adapts)  # tiles make no gradients that nobody wants
+    attention = 4 * slots * (length * _share_seen(pair, length, setup, at_once) + beside) * queries * passes
     inner = sum({"q_proj": width + queries, "k_proj": 0, "v_proj": 0}.get(name, 0) for name in setup.modules)
     outer = (width + keys) * len(set(setup.modules) & {"k_proj", "v_proj"})
     lora = 2 * setup.rank * (slots * inner + (length + slots) * outer) * (3 + again)

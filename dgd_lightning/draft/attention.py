@@ -1,4 +1,4 @@
-"""How blocks attend to the context and to themselves: under one dense mask, group by group, or by FlexAttention."""
+"""How blocks attend to the context and themselves: by groups, by tiles, by FlexAttention, or under one dense mask."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgd_lightning.draft.masks import multi_anchor_mask, multi_anchor_mask_mod
+from dgd_lightning.draft.tiles import attend_in_tiles, plan_of
 from dgd_lightning.errors import InputError
 
-Attention = Literal["sdpa", "flex", "dense"]
+Attention = Literal["sdpa", "tiles", "flex", "dense"]
 KeysValues = tuple[Tensor, Tensor]  # [B, kv heads, S, D] each
 Mix = Callable[[Tensor, KeysValues, KeysValues], Tensor]  # queries, the context's, the blocks' -> [B, heads, N·K, D]
 FOLD_QUERIES = 64  # up to here query groups are folded into the query axis, so that keys need not be repeated
@@ -36,27 +37,33 @@ def mix_of(
     block_size: int,
     keep: Tensor | None,
     *,
-    query_groups: int,
+    heads: int,
+    kv_heads: int,
     dtype: torch.dtype,
 ) -> Mix:
     """Attention of N blocks over ``[context ; own block]``, its masks made once for all layers.
 
     Args:
-        attention: ``sdpa``: blocks group by group, which read no keys behind the last anchor of their group; ``flex``:
-            FlexAttention, CUDA; ``dense``: all of them under one mask, the oracle of the other two.
+        attention: ``sdpa``: blocks group by group, which read no keys behind the last anchor of their group; ``tiles``:
+            keys tile by tile, the fastest on a CPU where the context is long; ``flex``: FlexAttention, CUDA; ``dense``:
+            all of them under one mask, the oracle of the others.
         anchors: [B, N], in the order in which blocks stand; ascending ones make ``sdpa`` fast.
         context_length: S.
         block_size: K.
         keep: [B, N] boolean, or None for all.
-        query_groups: query heads per key head.
+        heads, kv_heads: query heads and key heads.
         dtype: of the masks.
 
     Raises:
         InputError: unknown ``attention``, or ``flex`` off CUDA.
     """
     if attention == "sdpa":
-        groups = groups_of(anchors, context_length, block_size, keep, query_groups=query_groups, dtype=dtype)
+        groups = groups_of(anchors, context_length, block_size, keep, query_groups=heads // kv_heads, dtype=dtype)
         return partial(attend_in_groups, groups=groups)
+    if attention == "tiles":
+        limits = _limits(anchors, keep, context_length).tolist()
+        rows = heads // kv_heads * block_size
+        return partial(attend_in_tiles, plans=[plan_of(row, kv_heads, rows, anchors.device) for row in limits])
     if attention == "dense":
         mask = multi_anchor_mask(anchors, context_length, block_size, keep)
         return lambda queries, context, own: attend(queries, *_joined(context, own), mask)
@@ -65,7 +72,7 @@ def mix_of(
         return lambda queries, context, own: _flex(queries, *_joined(context, own), rule)
     raise InputError(
         "attention",
-        expected="'sdpa', or 'flex' on a CUDA device",
+        expected="'sdpa', 'tiles', or 'flex' on a CUDA device",
         received=f"{attention!r} on {anchors.device.type}",
         mend="use attention='sdpa'",
     )
@@ -103,8 +110,7 @@ def groups_of(
     dtype: torch.dtype,
 ) -> list[Group]:
     """Blocks, ``GROUP_BLOCKS`` at a time, with the part of the context that they see; see :func:`mix_of`."""
-    seen = anchors if keep is None else torch.where(keep, anchors, 0)  # [B, N]
-    limits = [int(part) for part in _largest(seen.clamp(0, context_length)).tolist()]
+    limits = [int(part) for part in _largest(_limits(anchors, keep, context_length)).tolist()]
     groups = []
     for number, limit in enumerate(limits):
         part = slice(number * GROUP_BLOCKS, min((number + 1) * GROUP_BLOCKS, anchors.shape[1]))
@@ -135,6 +141,12 @@ def attend_in_groups(queries: Tensor, context: KeysValues, own: KeysValues, grou
         mixed = F.scaled_dot_product_attention(folded, keys, values, attn_mask=bias.to(values.dtype))
         parts.append(mixed.reshape(some.shape))
     return torch.cat(parts, dim=2)
+
+
+def _limits(anchors: Tensor, keep: Tensor | None, context_length: int) -> Tensor:
+    """How many of the S positions each block sees, [B, N]."""
+    seen = anchors if keep is None else torch.where(keep, anchors, 0)
+    return seen.clamp(0, context_length)
 
 
 def _largest(seen: Tensor) -> Tensor:

@@ -271,8 +271,8 @@ class DFlashDraft(nn.Module):
             embeddings: [B, N·K, H].
             anchors: [B, N] absolute positions, each block reads context strictly before its own.
             keep: [B, N]; rows of a dropped block are finite and meaningless.
-            attention: ``sdpa``, ``flex`` (FlexAttention, CUDA) or ``dense`` (one mask, [B, 1, N·K, S + N·K], over all:
-                the oracle of both).
+            attention: ``sdpa``, ``tiles`` (long contexts on a CPU), ``flex`` (FlexAttention, CUDA) or ``dense`` (one
+                mask, [B, 1, N·K, S + N·K], over all: the oracle of the others).
 
         Returns:
             [B, N·K, H], after the final norm.
@@ -308,7 +308,8 @@ class DFlashDraft(nn.Module):
             length,
             size,
             keep,
-            query_groups=self.config.num_heads // self.config.num_kv_heads,
+            heads=self.config.num_heads,
+            kv_heads=self.config.num_kv_heads,
             dtype=embeddings.dtype,
         )
         hidden = embeddings

@@ -25,7 +25,7 @@ from dgd_lightning.ttt.context import (
     held_out_rehearsal,
     held_out_span,
 )
-from dgd_lightning.ttt.lora import NAME, DraftLora, factors
+from dgd_lightning.ttt.lora import NAME, DraftLora, factors, lifted
 from dgd_lightning.ttt.objective import (
     SlotScores,
     accepted_slots,
@@ -92,7 +92,7 @@ class Stretch:
         """PEFT's own order of operations, so that the numbers are those of the layer itself."""
         assert self.fc is not None
         low, high = factors(self.fc)
-        update = F.linear(F.linear(features.to(low.dtype), low), high) * self.fc.scaling[NAME]
+        update = lifted(F.linear(features.to(low.dtype), low), high) * self.fc.scaling[NAME]
         return self.draft.hidden_norm((base + update).to(base.dtype))
 
     def layers(self, first: int, end: int) -> list[KeysValues]:
@@ -141,7 +141,7 @@ class AdaptProblem:
         self.target, self.draft, self.split, self.config, self.trained = pair.target, pair.draft, split, config, trained
         self.block_size = pair.draft.config.block_size
         self.gamma = config.decay_gamma or default_gamma(self.block_size)
-        self.attention: Literal["sdpa", "flex"] = "flex" if read.features.is_cuda else "sdpa"
+        self.attention: Literal["tiles", "flex"] = "flex" if read.features.is_cuda else "tiles"
         self.device, self.rehearsed = read.ids.device, bool(held_out)
         fc = lora.layers.get("fc")
         keys_too = not set(config.modules) & {"fc", "k_proj", "v_proj"}

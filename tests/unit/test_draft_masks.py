@@ -8,7 +8,8 @@ from tiny import make_pair
 from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
 
 from dgd_lightning.draft import attention as network
-from dgd_lightning.draft.attention import attend, attend_in_groups, groups_of
+from dgd_lightning.draft import tiles
+from dgd_lightning.draft.attention import Attention, attend, attend_in_groups, groups_of
 from dgd_lightning.draft.masks import multi_anchor_mask, multi_anchor_mask_mod, single_block_mask
 from dgd_lightning.errors import InputError
 
@@ -66,10 +67,16 @@ def test_folded_query_groups_are_repeated_keys(heads: int, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("heads", [2, 4])
-@pytest.mark.parametrize("at_once", [1, 3, 16])
-def test_groups_of_blocks_are_the_dense_mask(heads: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("attention", "at_once"), [("sdpa", 1), ("sdpa", 3), ("sdpa", 16), ("tiles", 1), ("tiles", 7), ("tiles", 64)]
+)
+def test_groups_and_tiles_are_the_dense_mask(
+    heads: int, attention: Attention, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Values and all gradients; anchors in no order, with none before them, dropped, and behind the context's end."""
     monkeypatch.setattr(network, "GROUP_BLOCKS", at_once)
+    monkeypatch.setattr(tiles, "NARROW", at_once)
+    monkeypatch.setattr(tiles, "WIDE", at_once)
     draft = make_pair(num_heads=heads, num_kv_heads=2).draft
     assert draft is not None
     draw = torch.Generator().manual_seed(0)
@@ -81,10 +88,10 @@ def test_groups_of_blocks_are_the_dense_mask(heads: int, at_once: int, monkeypat
         "embeddings": torch.randn(2, 7 * size, hidden, generator=draw, dtype=torch.float64),
     }
     found = []
-    for attention in ("sdpa", "dense"):
+    for kind in (attention, "dense"):
         draft.zero_grad()
         given = {name: value.clone().requires_grad_() for name, value in inputs.items()}
-        states = draft.multi_anchor(**given, anchors=anchors, keep=keep, attention=attention)
+        states = draft.multi_anchor(**given, anchors=anchors, keep=keep, attention=kind)
         states.sin().sum().backward()
         slopes = {name: value.grad for name, value in (*given.items(), *draft.named_parameters())}
         found.append({"value": states.detach()} | slopes)
@@ -115,7 +122,7 @@ def test_flex_off_cuda_is_refused() -> None:
     assert pair.draft is not None
     features, embeddings = torch.zeros(1, 8, 64), torch.zeros(1, 4, 32)
     with pytest.raises(
-        InputError, match="attention: expected 'sdpa', or 'flex' on a CUDA device, received 'flex' on cpu"
+        InputError, match="attention: expected 'sdpa', 'tiles', or 'flex' on a CUDA device, received 'flex' on cpu"
     ):
         pair.draft.multi_anchor(features, embeddings, torch.tensor([[3]]), attention="flex")
 

@@ -20,7 +20,7 @@ from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.draft.objective import block_ids
 from dgd_lightning.ttt.adapt import gather
 from dgd_lightning.ttt.context import Rehearsal, draw_blocks, held_out_span, read_context, split_context
-from dgd_lightning.ttt.lora import DraftLora, base_digest
+from dgd_lightning.ttt.lora import DraftLora, SecondFactor, base_digest
 from dgd_lightning.ttt.objective import accepted_slots, decay_weights, dpace_weights, slot_scores
 from dgd_lightning.ttt.problem import AdaptProblem
 
@@ -139,6 +139,29 @@ def test_saved_adapters_give_equal_logits_here_and_in_peft(tmp_path: Path) -> No
     peft = PeftModel.from_pretrained(copy.deepcopy(pair.draft), str(tmp_path / "adapters" / "one"))
     inside = Pair(pair.target, peft.get_base_model().double(), None)
     assert torch.allclose(draft_logits(inside, ids), expected, atol=1e-6)  # PEFT casts saved weights to fp32
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_second_factor_is_a_plain_linear_layer(autocast: bool) -> None:
+    """Bit for bit forward; gradients are sums in another order, of bf16 products under autocast."""
+    dtype, near = (torch.float32, 1e-2) if autocast else (torch.float64, SUMS)
+    draw = torch.Generator().manual_seed(0)
+    low, weight = torch.randn(2, 30, 4, generator=draw, dtype=dtype), torch.randn(7, 4, generator=draw, dtype=dtype)
+    found = []
+    for layer in (SecondFactor(weight.clone()), torch.nn.Linear(4, 7, bias=False, dtype=dtype)):
+        layer.weight.data.copy_(weight)
+        given = low.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = layer(given)
+        out.sin().sum().backward()
+        assert given.grad is not None
+        assert layer.weight.grad is not None
+        assert layer.weight.grad.dtype == given.grad.dtype == dtype
+        found.append((out.detach(), given.grad, layer.weight.grad))
+    ours, plain = found
+    assert torch.equal(ours[0], plain[0])
+    for one, other in zip(ours[1:], plain[1:], strict=True):
+        torch.testing.assert_close(one, other, atol=near * float(other.abs().max()), rtol=0)
 
 
 def test_parameter_count_of_the_published_draft() -> None:
