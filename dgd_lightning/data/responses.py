@@ -20,7 +20,7 @@ from dgd_lightning.data.rows import Row, read_jsonl, require_file
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import load_tokenizer
 from dgd_lightning.seeds import mixed_seed
-from dgd_lightning.target.load import bundled, fetch_folder, read_json
+from dgd_lightning.target.load import bundled, fetch_folder, read_json, resolve_commit
 from dgd_lightning.types import Task
 
 ANY_VOCABULARY = 2**31  # of a target whose config.json does not say
@@ -128,6 +128,7 @@ class ResponsesData(LightningDataModule):
         seed: of the random order; an order depends on it, the epoch and the data alone.
         clbench: whether the rows are CL-bench's, which nothing may be trained on. None: they are, if any has CL-bench's
             format and is not the lab's. Set it to false for rows of your own.
+        revision: of ``target`` on the Hub: branch, tag or commit, looked up once. Give it ``model.revision`` too.
     """
 
     def __init__(
@@ -142,6 +143,7 @@ class ResponsesData(LightningDataModule):
         enable_thinking: bool = False,
         seed: int = 0,
         clbench: bool | None = None,
+        revision: str | None = None,
     ) -> None:
         super().__init__()
         self.clbench, self.is_clbench = clbench, bool(clbench)
@@ -156,7 +158,7 @@ class ResponsesData(LightningDataModule):
             if value < least:
                 expected = f"an integer of at least {least}"
                 raise InputError(f"data.{name}", expected=expected, received=value, mend="use a larger one")
-        self.path, self.target, self.batch_size = Path(path), target, batch_size
+        self.path, self.target, self.revision, self.batch_size = Path(path), target, revision, batch_size
         self.max_length, self.val_share, self.val_batch_size = max_length, val_share, val_batch_size
         self.num_workers, self.enable_thinking, self.seed = num_workers, enable_thinking, seed
         self.vocab_size = ANY_VOCABULARY
@@ -172,7 +174,8 @@ class ResponsesData(LightningDataModule):
         require_file(self.path, "data.path")
         with self.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
-        settings = (self.target, self.batch_size, self.max_length, self.val_share, self.enable_thinking, self.seed)
+        source = (self.target, self.revision)
+        settings = (*source, self.batch_size, self.max_length, self.val_share, self.enable_thinking, self.seed)
         digest.update(repr(settings).encode())
         return digest.hexdigest()
 
@@ -184,9 +187,10 @@ class ResponsesData(LightningDataModule):
         """
         if self.train_set is not None:
             return
-        folder = fetch_folder("data.target", bundled(self.target, "target"), None, ("config.json",))
+        commit = resolve_commit("data.target", bundled(self.target, "target"), self.revision, "data.revision")
+        folder = fetch_folder("data.target", bundled(self.target, "target"), commit, ("config.json",))
         self.vocab_size = read_json(folder / "config.json", "data.target").get("vocab_size") or ANY_VOCABULARY
-        tokenizer = load_tokenizer(self.target)
+        tokenizer = load_tokenizer(self.target, revision=commit)
         pairs: list[tuple[Tensor, Tensor]] = []
         seen: set[str] = set()
         too_long = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from dgd_lightning import pair as pair_module
+from dgd_lightning.data import responses
+from dgd_lightning.data.responses import ResponsesData
 from dgd_lightning.draft.checkpoint import load_draft, save_draft
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.arms import Arm
@@ -118,6 +121,29 @@ def test_modules_load_the_commits_that_they_name(cache: Path, weights: Weights, 
     assert module.pair is not None
     assert loaded_commits(module.pair, weights) == (NEW, NEW, OLD)
     assert module.fingerprint() == named
+
+
+@pytest.mark.parametrize(("revision", "template"), [(None, NEW), ("v1", OLD)])
+def test_responses_are_rendered_by_the_revision_that_they_name(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str | None, template: str
+) -> None:
+    templates = list[str]()
+
+    def prompt_ids(tokenizer: Any, *_: Any, **__: Any) -> torch.Tensor:
+        templates.append(tokenizer.chat_template)
+        return torch.tensor([1])
+
+    monkeypatch.setattr(responses, "prompt_ids", prompt_ids)
+    row = {"messages": [{"role": "user", "content": "b"}], "model_output": "a", "dgd": {"output_ids": [1, 0]}}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    ResponsesData(str(tmp_path / "rows.jsonl"), TARGET, val_share=0.0, revision=revision).setup("fit")
+    assert templates == [template]
+
+
+def test_responses_of_an_unknown_revision(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match=r"^data\.revision: expected a revision of .* received v9"):
+        ResponsesData(str(tmp_path / "rows.jsonl"), TARGET, revision="v9").setup("fit")
 
 
 def test_folders_have_no_commit(tmp_path: Path, cache: Path) -> None:
