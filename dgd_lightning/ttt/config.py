@@ -43,6 +43,8 @@ class TTTConfig:
             after, the weights with the highest are kept, and none where the texts vouch for no gain (``min_gain``).
             The context alone does not tell what becomes of answers. 0 holds out the context's end instead.
         rehearsal_tokens: limit of each question and of each answer.
+        rehearsal_batch: texts that are written together, in copies of the context's keys and values; null: as many as
+            fit in 2 GiB of copies. The texts are the same for every number of them.
         train_rehearsals: more such texts, other ones, on which every second step trains.
         min_gain: least relative gain in the rehearsals' micro τ; their mean gain must also exceed its standard error
             (`ttt.adapt.sure_gain`), and the loss on them must have fallen.
@@ -79,6 +81,7 @@ class TTTConfig:
     dpace_alpha: float = 0.5
     rehearsals: int = 4
     rehearsal_tokens: int = 64
+    rehearsal_batch: int | None = None
     train_rehearsals: int = 0
     min_gain: float = 0.1
     holdout: float = 0.125
@@ -101,6 +104,8 @@ class TTTConfig:
         for name in ("steps", "rehearsals", "train_rehearsals"):
             _require(name, getattr(self, name), _integer(getattr(self, name), 0), "an integer of at least 0")
         _require("rehearsal_tokens", self.rehearsal_tokens, _integer(self.rehearsal_tokens, 2), "an integer above 1")
+        batch = self.rehearsal_batch
+        _require("rehearsal_batch", batch, batch is None or _integer(batch, 1), "an integer of at least 1, or null")
         _require("min_gain", self.min_gain, _real(self.min_gain) and self.min_gain >= 0, "a number of at least 0")
         _require("lr", self.lr, _real(self.lr) and self.lr >= 0, "a finite number of at least 0")
         for name in ("alpha", "decay_gamma", "clip"):

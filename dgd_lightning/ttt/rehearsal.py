@@ -10,6 +10,8 @@ few tokens drawn at random, the rest greedy. No gold answer is read for it, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count as endless
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +19,8 @@ from torch import Tensor
 
 from dgd_lightning.decode.autoregressive import autoregressive_generate
 from dgd_lightning.decode.engine import Prefix
+from dgd_lightning.decode.noise import row_seeds
+from dgd_lightning.decode.prefix import SharedPrefix
 from dgd_lightning.decode.speculative import speculative_generate
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import Pair
@@ -28,6 +32,7 @@ from dgd_lightning.ttt.context import Rehearsal
 TRIES = 4  # draws per rehearsal wanted: a model that always asks the same gives fewer
 LEAD = 8  # tokens of a continuation that are drawn, so that no two are alike
 FEWEST_TOKENS = 3  # of an answer: a shorter one is one verification, whatever the draft
+COPIES = 2**31  # bytes of the context's keys and values that are copied, so that rehearsals are written together
 MARK = "dgd-mark"  # stands for a user's words where the template is asked what follows them
 
 
@@ -135,7 +140,10 @@ def rehearse(
     share: Share = lambda make: make(),
     on_text: Callable[[], None] | None = None,
 ) -> Rehearsals:
-    """Let the target write rehearsals behind a context that it has read, one after the other in the same cache.
+    """Let the target write rehearsals behind a context that it has read.
+
+    Several together where copies of the cache are small, else one after the other in the cache itself: the texts are
+    the same, since every one has a seed of its own (`ttt.rehearsal_batch`).
 
     Args:
         context: [S].
@@ -153,13 +161,19 @@ def rehearse(
     draft = pair.draft
     assert draft is not None
     known = len(context) - 1  # decoding reads a prompt's last token itself
-    draft_cache = draft.new_cache(1, planned.capacity)
-    positions = torch.arange(known, device=features.device)[None]
-    draft.extend(draft_cache, features[:, :known].to(draft.dtype), positions)
-    prefix = Prefix(context[:known], cache, draft_cache)
+    width = at_once(pair, cache, config, planned)
+    read: dict[str, Any]
+    if width == 1:
+        draft_cache = draft.new_cache(1, planned.capacity)
+        positions = torch.arange(known, device=features.device)[None]
+        draft.extend(draft_cache, features[:, :known].to(draft.dtype), positions)
+        read = {"prefix": Prefix(context[:known], cache, draft_cache)}
+    else:
+        shared = SharedPrefix(context[:known], cache, tuple(draft.config.target_layer_ids), features[:, :known])
+        read = {"prefixes": [shared] * width}
 
     def choose() -> Chosen:
-        texts = _told(_write(pair, context, prefix, config, planned), on_text)
+        texts = _told(_write(pair, context, read, config, planned, width), on_text)
         return _choose(texts, pair.tokenizer, config, avoid, len(context))
 
     written = share(choose)
@@ -174,36 +188,77 @@ def _told(texts: Iterator[Written], on_text: Callable[[], None] | None) -> Itera
         yield next(texts)
 
 
-def _write(pair: Pair, context: Tensor, prefix: Prefix, config: TTTConfig, planned: Plan) -> Iterator[Written]:
-    """Rehearsals without end, each from a seed of its own."""
+def at_once(pair: Pair, cache: PositionCache, config: TTTConfig, planned: Plan) -> int:
+    """Rehearsals that are written together, each in a copy of the context's keys and values.
+
+    Args:
+        cache: of the target, with the context in it.
+        config: says how many, or that :data:`COPIES` bytes may be copied.
+    """
+    assert pair.draft is not None
+    wanted = config.rehearsals + config.train_rehearsals
+    if config.rehearsal_batch is not None:
+        return min(config.rehearsal_batch, wanted)
+    draft, shape = pair.draft, pair.draft.config
+    own = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * torch.finfo(draft.dtype).bits // 8
+    theirs = sum(part[0, :, 0].nbytes for slot in cache.slots for part in (slot.keys, slot.values))  # of a position
+    return max(1, min(wanted, COPIES // (planned.capacity * (own + theirs))))
+
+
+class _Asked(NamedTuple):
+    """What stands before an answer."""
+
+    prompt: Tensor  # [L]
+    closed: bool  # a question that the target ended itself
+
+
+def _write(
+    pair: Pair, context: Tensor, read: dict[str, Any], config: TTTConfig, planned: Plan, width: int
+) -> Iterator[Written]:
+    """Rehearsals without end, ``width`` at a time, each from a seed of its own; ``read``: where decoding goes on."""
     (end, stops), limit = planned.chat, planned.tokens
     spoken = bool(end) and context[-len(end) :].tolist() == end  # the answer is to come: there is nothing to ask
     asks = bool(end) and not spoken
     same_dtype = pair.draft is not None and pair.draft.dtype == pair.target.dtype
     generate = speculative_generate if same_dtype else autoregressive_generate
-    number = 0
+    numbers = endless()
     while True:
-        seed, number = mixed_seed(config.seed, -1, number), number + 1
         drawn = autoregressive_generate(
             pair,
-            [context],
+            [context] * width,
             max_new_tokens=limit if asks else LEAD,
             temperature=1.0,
-            seed=seed,
+            seed=[row_seeds(mixed_seed(config.seed, -1, number), 1)[0] for number in islice(numbers, width)],
             stop_token_ids=(*end[:1], *stops) if asks else (),
-            prefix=prefix,
-        )[0].tokens
-        closed = asks and int(drawn[-1]) == end[0]
-        words = drawn[:-1] if closed or int(drawn[-1]) in stops else drawn
-        prompt = torch.cat([context, words, torch.tensor(end)] if closed else [context, words[:LEAD]])
-        if len(prompt) == len(context):  # it stopped at once
-            yield Written(context.tolist(), len(context), answers=False)
-            continue
-        # A continuation goes on past its stop tokens: a chat model writes the next turns too.
-        answer = generate(pair, [prompt], max_new_tokens=limit, stop_token_ids=None if closed else (), prefix=prefix)[
-            0
-        ].tokens
-        yield Written([*prompt.tolist(), *answer.tolist()], len(prompt), closed)
+            **read,
+        )
+        asked = [_asked(context, one.tokens, end if asks else [], stops) for one in drawn]
+        answers: dict[int, Tensor] = {}
+        for closed in (True, False):
+            rows = [i for i, one in enumerate(asked) if one.closed == closed and len(one.prompt) > len(context)]
+            if not rows:
+                continue
+            # A continuation goes on past its stop tokens: a chat model writes the next turns too.
+            outputs = generate(
+                pair,
+                [asked[i].prompt for i in rows],
+                max_new_tokens=limit,
+                stop_token_ids=None if closed else (),
+                **{name: given[: len(rows)] if name == "prefixes" else given for name, given in read.items()},
+            )
+            answers |= {i: output.tokens for i, output in zip(rows, outputs, strict=True)}
+        for i, one in enumerate(asked):
+            if i in answers:
+                yield Written([*one.prompt.tolist(), *answers[i].tolist()], len(one.prompt), one.closed)
+            else:  # it stopped at once
+                yield Written(context.tolist(), len(context), answers=False)
+
+
+def _asked(context: Tensor, drawn: Tensor, end: list[int], stops: Sequence[int]) -> _Asked:
+    """The context with what was drawn behind it: a question, where ``end`` closes it, or the lead of a continuation."""
+    closed = bool(end) and int(drawn[-1]) == end[0]
+    words = drawn[:-1] if closed or int(drawn[-1]) in stops else drawn
+    return _Asked(torch.cat([context, words, torch.tensor(end)] if closed else [context, words[:LEAD]]), closed)
 
 
 def _choose(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,11 +22,12 @@ from dgd_lightning import (
 )
 from dgd_lightning.decode.engine import Prefix
 from dgd_lightning.lab.rows import eval_rows
+from dgd_lightning.ttt import rehearsal
 from dgd_lightning.ttt.adapt import Fit, Material, gather, sure_gain
 from dgd_lightning.ttt.lora import DraftLora
 from dgd_lightning.ttt.objective import committed_per_block
 from dgd_lightning.ttt.problem import Stretch
-from dgd_lightning.ttt.rehearsal import chat_of, plan
+from dgd_lightning.ttt.rehearsal import at_once, chat_of, plan
 from dgd_lightning.types import HeldOutScore
 
 CLOSE = 1e-9  # fp64 hidden states, read in one piece and in two
@@ -148,6 +150,33 @@ def test_questions_and_greedy_answers_behind_the_context(lab: Pair) -> None:
         assert torch.equal(autoregressive_generate(lab, [prompt], max_new_tokens=64)[0].tokens, answer)
         prompts.append(tuple(prompt.tolist()))
     assert len(set(prompts)) == 5
+
+
+@pytest.mark.parametrize(("chat", "repeats"), [(True, 2), (False, 1)], ids=["answers", "continuations"])
+def test_texts_written_together_are_those_written_one_by_one(lab: Pair, chat: bool, repeats: int) -> None:
+    pair, context = Pair(lab.target, lab.draft, lab.tokenizer if chat else None), lab_context(lab)
+    knobs = {"rehearsals": 3, "train_rehearsals": 2, "repeats": repeats, "rehearsal_tokens": 24}
+    found = [gather(pair, context, TTTConfig(**knobs, rehearsal_batch=batch)).rehearsals for batch in (1, 2, None)]
+    for texts in found[1:]:
+        assert texts.answers == found[0].answers
+        for one, other in zip((*texts.held_out, *texts.trained), (*found[0].held_out, *found[0].trained), strict=True):
+            assert torch.equal(one.ids, other.ids)
+            assert one.first_anchor == other.first_anchor
+            assert torch.equal(one.features, other.features)
+
+
+def test_so_many_are_written_together_as_copies_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair, context = make_pair(), tiny_context()
+    config = TTTConfig(rehearsals=5, train_rehearsals=2)
+    planned = plan(pair, len(context), config)
+    prefix = prefix_of(pair, context, planned.capacity)
+    held = (slot for cache in (prefix.cache, prefix.draft_cache) for slot in cache.slots)
+    row = sum(part.nbytes for slot in held for part in (slot.keys, slot.values))  # both caches have one row
+    for bytes_, expected in ((10 * row, 7), (3 * row, 3), (3 * row - 1, 2), (0, 1)):
+        monkeypatch.setattr(rehearsal, "COPIES", bytes_)
+        assert at_once(pair, prefix.cache, config, planned) == expected
+    assert at_once(pair, prefix.cache, replace(config, rehearsal_batch=4), planned) == 4
+    assert at_once(pair, prefix.cache, replace(config, rehearsal_batch=90), planned) == 7
 
 
 def test_features_are_those_of_a_prefill_of_the_whole_text() -> None:
