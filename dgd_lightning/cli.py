@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import logging
 import os
 import signal
@@ -12,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 
 from dgd_lightning.errors import InputError
 
@@ -138,20 +141,65 @@ def _ended_by_sigterm() -> Iterator[None]:
             timer.cancel()
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keeps what the block imports out of garbage collection: now, after each of Lightning's loops, and at the end.
+
+    It makes most of a million objects, hardly any of them garbage, and looking through them takes seconds in all.
+    """
+    if "lightning" in sys.modules or not gc.isenabled():  # imported already: what is new here is another's
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+        atexit.register(_thaw)
+
+
+def _thaw() -> None:
+    """Extension modules complain of what is left at the end; there Python collects once whatever is set here."""
+    gc.disable()
+    gc.unfreeze()
+
+
+def _check_config_files(argv: Sequence[str]) -> None:
+    """Meets a config file that is missing or no YAML in the way that the whole parser would, seconds earlier."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from dgd_lightning.cli_errors import from_file_message
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    for before, argument in pairwise(argv):
+        given = argument if before in ("-c", "--config") else argument.partition("--config=")[2]
+        if not given or given == "-" or (os.path.exists(given) and not os.path.isfile(given)):  # a pipe is read once
+            continue
+        try:
+            parser.parse_args(["--config", given])
+        except ArgumentError as error:  # most files: this parser knows none of their keys
+            if (mistake := from_file_message(str(error))) is not None:
+                raise mistake from error
+
+
 def _lightning(argv: Sequence[str]) -> int:
     """fit, validate, test, predict. Importing Lightning takes seconds, so it happens here, not at the top."""
+    _check_config_files(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Threads that spin while they wait make small models many times slower when anything else wants the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from jsonargparse import ArgumentError
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    with _uncollected():
+        from jsonargparse import ArgumentError
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from dgd_lightning.cli_errors import as_written, from_parser_message
-    from dgd_lightning.cli_lightning import ProjectCLI, import_plugins
+        from dgd_lightning.cli_errors import as_written, from_parser_message
+        from dgd_lightning.cli_lightning import ProjectCLI, import_plugins
 
-    _hush()
-    try:
+        _hush()
         import_plugins()
+    try:
         with _ended_by_sigterm() if argv[0] in ("predict", "test") else nullcontext():
             ProjectCLI(args=list(argv))
     except ArgumentError as error:

@@ -37,6 +37,15 @@ def from_parser_message(message: str) -> InputError:
     return InputError(path, expected="a valid value", received=_short(message, 300), mend="see `dgd SUBCOMMAND --help`")
 
 
+def from_file_message(message: str) -> InputError | None:
+    """The same of a message about a config file that can't be read as one; None for any other.
+
+    Args:
+        message: the text of jsonargparse's ``ArgumentError``.
+    """
+    return _file(message, "config")
+
+
 def as_written(error: InputError) -> InputError:
     """A mistake of the module's settings under the names that YAML and command line have for them."""
 
@@ -87,15 +96,16 @@ def _unknown(message: str, path: str) -> InputError | None:
     if match := _UNRECOGNISED.search(message):
         if _CLASS.search(message):
             return _unknown_key(message[: match.start()], path, match["key"].split("."))
-        from lightning.pytorch import Trainer  # seconds of imports, and `dgd score` needs none of it
+        close: list[str] = []
+        if match["key"].startswith("trainer."):
+            from lightning.pytorch import Trainer  # seconds of imports, and `dgd score` needs none of it
 
-        close = difflib.get_close_matches(match["key"].rpartition(".")[2], _parameters(Trainer), n=1)
-        trainer = match["key"].startswith("trainer.") and close
+            close = difflib.get_close_matches(match["key"].rpartition(".")[2], _parameters(Trainer), n=1)
         return InputError(
             f"--{match['key']}",
             expected="a known argument",
             received=_short(match["all"]),
-            mend=f"did you mean 'trainer.{close[0]}'?" if trainer else "see `dgd SUBCOMMAND --help`",
+            mend=f"did you mean 'trainer.{close[0]}'?" if close else "see `dgd SUBCOMMAND --help`",
         )
     return None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from dgd_lightning.metrics.paired import BATCH, CONFIDENCE, RESAMPLES, Difference
 
@@ -33,6 +32,8 @@ def clustered_mean(sums: Sequence[float], counts: Sequence[int], *, seed: int = 
         return Difference(value, float("nan"), float("nan"))
     if np.ptp(table[:, 0] / table[:, 1]) == 0:  # all contexts alike: scipy would warn
         return Difference(value, value, value)
+    from scipy.stats import bootstrap  # late, as in paired.py
+
     found = bootstrap(
         tuple(table.T),
         mean,

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import bootstrap
 
 RESAMPLES = 9_999
 CONFIDENCE = 0.95
@@ -77,6 +76,8 @@ def tau_gain(pairs: Sequence[tuple[Verified, Verified]], *, seed: int = 0) -> Ta
     if not len(kept):
         nothing = Difference(float("nan"), float("nan"), float("nan"))
         return TauGain(float("nan"), float("nan"), nothing, nothing, nothing, float("nan"), 0)
+
+    from scipy.stats import bootstrap  # a second of imports, which a mistake in a command's options need not wait for
 
     def interval(statistic: object) -> Difference:
         value = float(statistic(*columns))  # type: ignore[operator]

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest, norm
 
 from dgd_lightning.metrics.clustered import clustered_mean
 from dgd_lightning.metrics.paired import Difference
@@ -92,6 +91,10 @@ def rate(scores: Iterable[tuple[str, float]], *, seed: int = 0) -> Difference:
     values = by_context.values()
     only = {score for one in values for score in one}
     if len(only) == 1 and only <= {0.0, 1.0}:
+        from scipy.stats import (
+            binomtest,
+        )  # a second of imports, which a mistake in a command's options need not wait for
+
         same = only.pop()
         bounds = binomtest(round(same * len(values)), len(values)).proportion_ci(0.95, method="exact")
         return Difference(same, float(bounds.low), float(bounds.high))
@@ -140,7 +143,11 @@ def sign_flip_p(differences: Sequence[float], *, draws: int = 99_999, seed: int 
 def mcnemar_p(fixed: int, broken: int) -> float:
     """McNemar's exact two-sided p (scipy's binomial test on the tasks that changed); 1 where none did."""
     changed = fixed + broken
-    return float(binomtest(fixed, changed, 0.5).pvalue) if changed else 1.0
+    if not changed:
+        return 1.0
+    from scipy.stats import binomtest  # late, as in `rate`
+
+    return float(binomtest(fixed, changed, 0.5).pvalue)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -161,6 +168,8 @@ def detectable(differences: Sequence[float], counts: Sequence[int]) -> float:
     total, clusters = sum(counts), len(counts)
     if clusters < 2 or not any(differences):
         return float("nan")
+    from scipy.stats import norm  # late, as in `rate`
+
     mean = sum(differences) / total
     residuals = np.array(differences) - mean * np.array(counts)
     error = float(np.sqrt(clusters / (clusters - 1) * (residuals**2).sum())) / total

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +240,41 @@ def test_whole_process_prints_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dgd_lightning.cli", "predict", "--config", str(tmp_path / "run.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     check(Run(done.returncode, done.stdout, done.stderr), "model.targt", "did you mean 'target'")
+
+
+def test_some_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    """Those that need no class to be looked at load neither torch, seconds of imports, nor scipy's statistics."""
+    (tmp_path / "broken.yaml").write_text("model: [\n")
+    program = f"""
+import sys
+from dgd_lightning.cli import main
+for command in (
+    "predict --config nowhere.yaml",
+    "fit --trainer.devices 1 --config=nowhere.yaml",
+    "test -c {tmp_path}/broken.yaml",
+    "score {tmp_path} --nonsense 1",
+    "report {tmp_path} --nonsense 1",
+):
+    assert main(command.split()) == 2, command
+    assert not {{"torch", "scipy.stats"}} & sys.modules.keys(), command
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, len(done.stderr.splitlines())) == (0, 5), done.stderr
+    for line, word in zip(
+        done.stderr.splitlines(), ("nowhere", "nowhere", "line 2", "nonsense", "nonsense"), strict=True
+    ):
+        assert line.startswith("dgd: error: --")
+        assert word in line
+
+
+def test_a_config_may_come_through_a_pipe(config: Config, dgd: Dgd, tmp_path: Path) -> None:
+    """As from a shell's ``<(…)``: it can be read once."""
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=[config().read_bytes()], daemon=True)
+    writer.start()
+    run = dgd("predict", "--config", tmp_path / "pipe", "--print_config")
+    assert run.code == 0, run.err
+    assert yaml.safe_load(run.out)["model"]["init_args"]["max_new_tokens"] == 12
 
 
 @pytest.mark.parametrize(
