@@ -20,14 +20,21 @@ if TYPE_CHECKING:  # the process that only hands out tests need not wait for tor
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+# Collections amid the imports of packages find nothing in a million objects, and neither do those that Lightning makes
+# after every loop.
+gc.disable()
+
+
 def pytest_collection_finish() -> None:
     import torch
 
     torch.set_num_threads(1)  # tiny models: a second thread only waits, and spins while it does
-    gc.freeze()  # Lightning collects garbage after every loop: not in the half million objects of imported packages
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:
+    gc.disable()
     gc.unfreeze()  # extension modules complain of what is still there at the end
 
 
