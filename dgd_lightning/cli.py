@@ -143,7 +143,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Keeps what the block imports out of garbage collection: now, after each of Lightning's loops, and at the end.
+    """Keeps what the block imports out of garbage collection: now, in every later one, and at the end.
 
     It makes most of a million objects, hardly any of them garbage, and looking through them takes seconds in all.
     """

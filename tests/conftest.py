@@ -20,8 +20,7 @@ if TYPE_CHECKING:  # the process that only hands out tests need not wait for tor
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-# Collections amid the imports of packages find nothing in a million objects, and neither do those that Lightning makes
-# after every loop.
+# Collections amid the imports of packages find nothing in a million objects, and neither do later ones.
 gc.disable()
 
 

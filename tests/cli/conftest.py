@@ -18,12 +18,13 @@ from dgd_lightning.target.model import Target
 
 @pytest.fixture(scope="session")
 def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
-    """A random fp64 pair in two folders: in fp64 no answer hangs on the order of sums."""
+    """A random fp64 pair in two folders: in fp64 no answer hangs on the order of sums. Four layers: forwards are what
+    most of a run's time goes to."""
     folder = tmp_path_factory.mktemp("pair")
-    model = hf_model(vocab_size=VOCAB, max_position_embeddings=512, dtype=torch.float64)
+    model = hf_model(vocab_size=VOCAB, max_position_embeddings=512, num_hidden_layers=4, dtype=torch.float64)
     model.save_pretrained(folder / "target")
     byte_tokenizer().save_pretrained(folder / "target")
-    draft = make_draft(Target(model), block_size=4)
+    draft = make_draft(Target(model), block_size=4, layer_ids=(1, 3))
     save_draft(draft, folder / "draft")
     return TinyPair(folder / "target", folder / "draft")
 
@@ -59,6 +60,7 @@ def config(tmp_path: Path, tiny_pair: TinyPair, contexts: Path) -> Config:
                     "draft": str(tiny_pair.draft),
                     "arms": arms,
                     "max_new_tokens": 12,
+                    "warmup": False,  # a fifth of so short a run; some tests of each room leave it on
                     **(model or {}),
                 },
             },

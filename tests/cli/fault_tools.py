@@ -5,6 +5,7 @@ A fork server has imported everything, so that a run takes a second or two and n
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import random
@@ -29,6 +30,7 @@ import dgd_lightning.scoring.judge_client  # noqa: F401
 from dgd_lightning.cli import main
 
 torch.set_num_threads(1)
+gc.freeze()  # a child's collections would look through all that the server has imported, and so copy it
 LEAST_ROOM = 6_000  # bytes of a file that a full disk still takes: what is printed must fit
 
 Files = Callable[[], list[Path]]  # that a killed machine may leave torn

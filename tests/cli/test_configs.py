@@ -35,11 +35,11 @@ def test_config_parses(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         options = parse_sweep(["--config", str(path)])
         assert (CONFIGS.parent / options.base).is_file()
         import_plugins()
-        for key, value in options.search.items():
-            setting = read_setting(key, value)
-            for one in setting.values or (setting.low, setting.high):
-                with pytest.raises(Parsed):
-                    ParseOnly(trial_command(options.base, {key: one}))
+        settings = [read_setting(key, value) for key, value in options.search.items()]
+        values = {one.key: one.values or (one.low, one.high) for one in settings}
+        for number in range(max(map(len, values.values()))):  # as many trials as it takes to have named every value
+            with pytest.raises(Parsed):
+                ParseOnly(trial_command(options.base, {key: some[number % len(some)] for key, some in values.items()}))
         return
     subcommand = {"Decoding": "predict", "Diagnostic": "test"}.get(model_of(path), "fit")
     import_plugins()

@@ -113,7 +113,7 @@ def test_warm_up_wherever_a_group_is_left(
 
     monkeypatch.setattr(Decoding, "_decode", spy)
     monkeypatch.setattr(Decoding, "on_predict_start", begin)
-    assert dgd("predict", "--config", config()).code == 0
+    assert dgd("predict", "--config", config({"warmup": True})).code == 0
     # Three arms are warmed up unseen, then decode the groups left in sight of the progress bar.
     left = {"nothing": 3, "first group": 2, "all": 0}[done]
     assert calls == [(8, True)] * (3 if left else 0) + [(12, False)] * (3 * left)

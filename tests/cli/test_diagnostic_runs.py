@@ -69,7 +69,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 def test_rows_say_what_transformers_says(dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path) -> None:
     readouts = {"no 1": {"class_path": "AblatedDraft", "init_args": {"ablate": [1], "by": "zero"}}}
-    run = dgd("test", "--config", written(tmp_path, tiny_pair, model={"layers": [0, 5], "readouts": readouts}))
+    run = dgd("test", "--config", written(tmp_path, tiny_pair, model={"layers": [0, 3], "readouts": readouts}))
     assert (run.code, run.err) == (0, "")
     rows = rows_of(folder_of(tmp_path))
     assert [row["idx"] for row in rows] == [f"sums-{n}" for n in range(1, 7)]
@@ -79,7 +79,7 @@ def test_rows_say_what_transformers_says(dgd: Dgd, tiny_pair: TinyPair, tmp_path
         record = row["dgd"]
         assert pair.tokenizer.decode(record["answer_ids"]) == question(number)["answer"]
         readers = record["readers"]
-        assert list(readers) == ["target", "draft", "shuffled features", "random features", "layer 0", "layer 5",
+        assert list(readers) == ["target", "draft", "shuffled features", "random features", "layer 0", "layer 3",
                                  "no 1", "slot 2", "slot 3"]  # fmt: skip
         prompt = pair.tokenizer(f"<s>user:{question(number)['question']}<e><s>assistant:")["input_ids"]
         assert record["prompt_tokens"] == len(prompt)
@@ -87,7 +87,7 @@ def test_rows_say_what_transformers_says(dgd: Dgd, tiny_pair: TinyPair, tmp_path
         with torch.no_grad():
             output = model(torch.tensor([[*prompt, *answer]]), output_hidden_states=True)
         early = model.get_output_embeddings()(model.get_decoder().norm(output.hidden_states[1]))
-        for name, logits in (("target", output.logits), ("layer 0", early), ("layer 5", output.logits)):
+        for name, logits in (("target", output.logits), ("layer 0", early), ("layer 3", output.logits)):
             law = logits[0, len(prompt) - 1 : -1].softmax(-1)
             own = law.gather(1, torch.tensor(answer)[:, None])
             assert readers[name]["rank"] == (1 + (law > own).sum(1)).tolist()
@@ -198,14 +198,14 @@ def test_interrupted_diagnostic_continues(
 
 
 def test_a_draft_of_other_layers_is_trained_and_diagnosed(dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path) -> None:
-    made: dict[str, Any] = {"target_layer_ids": [4], "export_dir": str(tmp_path / "deep")}
+    made: dict[str, Any] = {"target_layer_ids": [2], "export_dir": str(tmp_path / "deep")}
     run = dgd("fit", "--config", write_training(tmp_path, tiny_pair, model=made))
     assert run.code == 0, run.err
     draft = load_pair(tiny_pair.target, tmp_path / "deep", device="cpu").draft
     assert draft is not None
-    assert draft.config.target_layer_ids == (4,)
+    assert draft.config.target_layer_ids == (2,)
     assert draft.fc.weight.shape == (32, 32)
-    readouts = {"none": {"class_path": "AblatedDraft", "init_args": {"ablate": [4]}}}
+    readouts = {"none": {"class_path": "AblatedDraft", "init_args": {"ablate": [2]}}}
     run = dgd(
         "test", "--config", written(tmp_path, tiny_pair, model={"draft": str(tmp_path / "deep"), "readouts": readouts})
     )
@@ -213,7 +213,7 @@ def test_a_draft_of_other_layers_is_trained_and_diagnosed(dgd: Dgd, tiny_pair: T
     assert "Further readers against the draft as it is" in run.out
     for layers in ([], [3, 6], [-1]):
         run = dgd("fit", "--config", write_training(tmp_path, tiny_pair, model={**made, "target_layer_ids": layers}))
-        check_told(run, "model.target_layer_ids", "0…5", f"received {layers}")
+        check_told(run, "model.target_layer_ids", "0…3", f"received {layers}")
 
 
 @pytest.mark.slow
@@ -249,8 +249,8 @@ ABLATED = {"class_path": "AblatedDraft", "init_args": {"ablate": [2]}}
     ("model", "argument", "words"),
     [
         ({"draft": None}, "model.draft", ("a draft",)),
-        ({"layers": [0, 6]}, "model.layers", ("0…5", "received 6")),
-        ({"layers": [-1]}, "model.layers", ("0…5",)),
+        ({"layers": [0, 6]}, "model.layers", ("0…3", "received 6")),
+        ({"layers": [-1]}, "model.layers", ("0…3",)),
         ({"layers": ["deep"]}, "model.layers", ("deep",)),
         ({"layers": "all"}, "model.layers", ("all",)),
         ({"confidence_edges": [0.9, 0.5]}, "model.confidence_edges", ("ascending",)),
@@ -259,7 +259,7 @@ ABLATED = {"class_path": "AblatedDraft", "init_args": {"ablate": [2]}}
         ({"answer_field": "response"}, "task sums-1", ("'response'", "fields question, answer")),
         ({"readouts": {"no 2": ABLATED}}, "readout.ablate", ("(1, 3)", "[2]")),
         ({"readouts": {"layer 1": ABLATED}}, "model.readouts", ("rename",)),
-        ({"readouts": {"x": {"class_path": "LogitLens", "init_args": {"layer": 77}}}}, "readout.layer", ("0…5",)),
+        ({"readouts": {"x": {"class_path": "LogitLens", "init_args": {"layer": 77}}}}, "readout.layer", ("0…3",)),
         ({"ttt": {"steps": -1}}, "model.ttt.steps", ("0",)),
     ],
 )

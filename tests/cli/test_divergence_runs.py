@@ -91,7 +91,7 @@ def test_rows_curves_and_tables(config: Config, dgd: Dgd, tiny_pair: TinyPair, t
 def test_a_continued_run_counts_every_row_once(
     config: Config, dgd: Dgd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = config({"arms": ARMS[1:3], "divergence": {}})
+    path = config({"arms": ARMS[1:3], "divergence": {}, "warmup": True})
     assert dgd("predict", "--config", path).code == 0
     folder = run_of(tmp_path)
     before = list(run_folder.read_predictions(folder))

@@ -218,7 +218,7 @@ def test_wrong_architecture(config: Config, dgd: Dgd, tiny_pair: TinyPair, tmp_p
 
 @pytest.mark.parametrize("has", ["no template", "no tokenizer"])
 def test_chat_needs_a_template(config: Config, dgd: Dgd, tmp_path: Path, has: str) -> None:
-    hf_model(vocab_size=288).save_pretrained(tmp_path / "target")
+    hf_model(vocab_size=288, num_hidden_layers=4).save_pretrained(tmp_path / "target")
     if has == "no template":
         byte_tokenizer(None).save_pretrained(tmp_path / "target")
     run = dgd("predict", "--config", config(model={"target": str(tmp_path / "target")}))

@@ -16,7 +16,7 @@ from dgd_lightning.draft.checkpoint import load_draft
 
 @pytest.mark.filterwarnings("ignore")
 def test_predictions_carry_the_prompt_that_was_fed(config: Config, dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path):
-    path = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": text} for text in ("Hm?", "x" * 600)])
+    path = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": text} for text in ("Hm?", "y" * 600)])
     data = {"path": str(path), "template": "Say: {prompt}!", "system": "Be brief.", "batch_size": 2}
     arms = [{"name": "ar", "method": "autoregressive"}]
     written = config({"arms": arms, "draft": None, "too_long": "truncate_left"}, data, data_class="PromptsData")

@@ -85,9 +85,9 @@ def test_rows_of_joined_arms_are_those_of_arms_alone(
 ) -> None:
     sweeps = Sweeps(monkeypatch)
     data = {"path": str(contexts), "batch_size": 2, "limit": TASKS}
-    assert dgd("predict", "--config", config({"arms": ARMS}, data)).code == 0
+    assert dgd("predict", "--config", config({"arms": ARMS, "warmup": True}, data)).code == 0
     assert sweeps.ways == []
-    run = dgd("predict", "--config", config({"arms": ARMS, "join_arms": True}, data))
+    run = dgd("predict", "--config", config({"arms": ARMS, "join_arms": True, "warmup": True}, data))
     assert run.code == 0, run.err
     assert sorted(sweeps.ways) == sorted((1 + GROUPS) * [7, 2, 2])  # the warm-up, then group by group
     assert max(sweeps.readouts) == 5  # nothing and draft share one, and so do cad and more cad

@@ -35,7 +35,7 @@ def run_of(tmp_path: Path, version: int = 0, logs: str = "logs") -> Path:
 
 
 def test_context_rows(config: Config, dgd: Dgd, contexts: Path, tmp_path: Path) -> None:
-    run = dgd("predict", "--config", config())
+    run = dgd("predict", "--config", config({"warmup": True}))
     assert (run.code, run.err) == (0, "")
     folder = run_of(tmp_path)
     assert f"run folder: {folder}" in run.out
@@ -127,7 +127,7 @@ def test_killed_run_continues(
     config: Config, dgd: Dgd, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int, resumed: int
 ) -> None:
     data = {"path": str(many), "batch_size": 2}
-    path = config(data=data, model={"max_new_tokens": 24, "warmup": False})
+    path = config(data=data, model={"max_new_tokens": 24})
     folder = run_of(tmp_path)
     kill_after_first_rows(launch("predict", "--config", path, *ranks_of(ranks)), folder)
     shards = [run_folder.shard(folder, rank) for rank in range(ranks)]
@@ -159,7 +159,7 @@ def test_killed_run_continues(
 
 
 def test_two_ranks_equal_one(config: Config, dgd: Dgd, tmp_path: Path) -> None:
-    path = config()
+    path = config({"warmup": True})
     two = launch("predict", "--config", path, "--trainer.strategy", "ddp", "--trainer.devices", "2",
                  "--logs_dir", tmp_path / "two")  # fmt: skip
     assert dgd("predict", "--config", path).code == 0
@@ -219,7 +219,7 @@ def test_warm_up_fits_a_short_target(config: Config, dgd: Dgd, tmp_path: Path) -
     long["messages"][1]["content"] = "x" * 100
     data = {"path": str(write_jsonl(tmp_path / "mixed.jsonl", [long, chat_row(1, 0, messages=[SHORT])]))}
     arms = [{"name": "ar", "method": "autoregressive"}]
-    short = {"target": str(tmp_path / "short"), "draft": None, "arms": arms, "too_long": "skip"}
+    short = {"target": str(tmp_path / "short"), "draft": None, "arms": arms, "too_long": "skip", "warmup": True}
     run = dgd("predict", "--config", config(model=short, data=data))
     assert (run.code, run.err) == (0, "")
     assert "(1 skipped)" in run.out

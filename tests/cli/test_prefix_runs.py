@@ -22,7 +22,7 @@ ARMS: list[dict[str, Any]] = [
         "name": "lens",
         "method": "guided",
         "beta": 0.2,
-        "readout": {"class_path": "LogitLens", "init_args": {"layer": 3}},
+        "readout": {"class_path": "LogitLens", "init_args": {"layer": 2}},
     },
     {"name": "noise", "method": "guided", "beta": 0.3, "readout": {"class_path": "Noise"}},
     {"name": "bare", "method": "guided", "beta": -0.3, "readout": {"class_path": "WithoutContext"}},
@@ -90,7 +90,7 @@ def test_the_same_answers_from_fewer_tokens(
     made, read, outs = [], [], []
     for version, reuse in enumerate((True, False)):
         tokens.clear()
-        settings = {**model, "reuse_prefix": reuse, "max_new_tokens": 5, "warmup": False}
+        settings = {**model, "reuse_prefix": reuse, "max_new_tokens": 5}
         run = dgd(
             "predict", "--config", config(model=settings, data={"path": str(lengthened), "batch_size": batch_size})
         )
@@ -137,7 +137,7 @@ def test_prompts_cut_on_the_left_are_read_whole(config: Config, dgd: Dgd, tmp_pa
     for row in rows:
         row["messages"][0]["content"] = "one, two, three. " * 36  # a token a byte: more than the target's 512 positions
     data = {"path": str(write_jsonl(tmp_path / "long.jsonl", rows))}
-    model = {"arms": ARMS[:1], "too_long": "truncate_left", "max_new_tokens": 3, "warmup": False}
+    model = {"arms": ARMS[:1], "too_long": "truncate_left", "max_new_tokens": 3}
     run = dgd("predict", "--config", config(model=model, data=data))
     assert (run.code, run.err, told(run.out)) == (0, "", {})
     for row in predictions(tmp_path / "logs" / "run" / "version_0"):

@@ -43,7 +43,7 @@ def graded(path: Path) -> list[dict[str, Any]]:
 def test_predict(config: Config, tmp_path: Path, least: int) -> None:
     rows = [chat_row(c, t) for c in range(4) for t in range(2)]
     data = {"path": str(write_jsonl(tmp_path / "many.jsonl", rows)), "batch_size": 2}
-    path = config(data=data, model={"max_new_tokens": 8, "warmup": False, "arms": ARMS})
+    path = config(data=data, model={"max_new_tokens": 8, "arms": ARMS})
     said = tmp_path / "said.txt"
 
     def command(logs: Path) -> Command:
@@ -115,7 +115,7 @@ def test_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: int) -> N
 def test_sigterm_ends_a_run_amid_a_group(config: Config, tmp_path: Path) -> None:
     rows = [chat_row(c, t) for c in range(6) for t in range(2)]
     data = {"path": str(write_jsonl(tmp_path / "many.jsonl", rows)), "batch_size": 2}
-    path = config(data=data, model={"max_new_tokens": 200, "warmup": False, "arms": ARMS})  # a minute
+    path = config(data=data, model={"max_new_tokens": 200, "arms": ARMS})  # a minute
     logs = tmp_path / "logs"
     command = Command(["predict", "--config", str(path), "--logs_dir", str(logs)], tmp_path / "said.txt", list, 0)
     process = start(command)

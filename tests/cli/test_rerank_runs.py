@@ -51,7 +51,7 @@ def test_rerank_arms_give_what_the_function_gives(
     config: Config, dgd: Dgd, tiny_pair: TinyPair, contexts: Path, tmp_path: Path
 ) -> None:
     data = {"path": str(contexts), "batch_size": 2, "limit": TASKS}
-    path = config({"arms": ARMS}, data, trainer={"callbacks": [{"class_path": "CaseStudies"}]})
+    path = config({"arms": ARMS, "warmup": True}, data, trainer={"callbacks": [{"class_path": "CaseStudies"}]})
     run = dgd("predict", "--config", path)
     assert run.code == 0, run.err
     rows = by_arm(folder_of(tmp_path))

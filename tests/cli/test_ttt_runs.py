@@ -107,7 +107,7 @@ def test_predict_adapts_each_context_and_changes_no_token(
     config: Config, dgd: Dgd, tiny_pair: TinyPair, contexts: Path, tmp_path: Path
 ) -> None:
     data = {"path": str(contexts), "batch_size": 3, "clbench": False}
-    path = config({"arms": ARMS, "ttt": FIT}, data)
+    path = config({"arms": ARMS, "ttt": FIT, "warmup": True}, data)
     run = dgd("predict", "--config", path)
     assert run.code == 0, run.err
     assert "paired by context" in run.out

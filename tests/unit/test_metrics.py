@@ -88,4 +88,5 @@ def _worker(rank: int, rendezvous: str) -> None:
 
 
 def test_metrics_reduce_over_two_ranks(tmp_path: Path) -> None:
-    mp.spawn(_worker, args=(str(tmp_path / "rendezvous"),), nprocs=2)
+    # Forked: a spawned process would import everything anew, for a second's work without a gradient.
+    mp.start_processes(_worker, args=(str(tmp_path / "rendezvous"),), nprocs=2, start_method="fork")
