@@ -88,7 +88,7 @@ def test_arms_give_what_the_function_gives(
          "readout": {"class_path": "Noise", "init_args": {"like": CAD}}},
         {"name": "two", "method": "guided", "beta": -0.5, "readout": other_model(model=str(second))},
     ]  # fmt: skip
-    run = dgd("predict", "--config", config({"arms": arms}, {"path": str(contexts), "batch_size": 2}))
+    run = dgd("predict", "--config", config({"arms": arms}, {"path": str(contexts), "batch_size": 2, "limit": 4}))
     assert run.code == 0, run.err
     folder = tmp_path / "logs" / "run" / "version_0"
     rows = by_arm(folder)

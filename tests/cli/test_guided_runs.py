@@ -32,7 +32,8 @@ LENS = {"class_path": "dgd_lightning.decode.readouts.LogitLens", "init_args": {"
 def test_guided_arms_give_what_the_function_gives(
     config: Config, dgd: Dgd, tiny_pair: TinyPair, contexts: Path, tmp_path: Path
 ) -> None:
-    run = dgd("predict", "--config", config({"arms": ARMS, "warmup": True}, {"path": str(contexts), "batch_size": 2}))
+    data = {"path": str(contexts), "batch_size": 2, "limit": 4}
+    run = dgd("predict", "--config", config({"arms": ARMS, "warmup": True}, data))
     assert run.code == 0, run.err
     rows = predictions(tmp_path / "logs" / "run" / "version_0")
     by_arm = {arm["name"]: {row["idx"]: row["dgd"] for row in rows if row["dgd"]["arm"] == arm["name"]} for arm in ARMS}

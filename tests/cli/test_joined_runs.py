@@ -85,9 +85,10 @@ def test_rows_of_joined_arms_are_those_of_arms_alone(
 ) -> None:
     sweeps = Sweeps(monkeypatch)
     data = {"path": str(contexts), "batch_size": 2, "limit": TASKS}
-    assert dgd("predict", "--config", config({"arms": ARMS, "warmup": True}, data)).code == 0
+    model = {"arms": ARMS, "warmup": True, "max_new_tokens": 8}
+    assert dgd("predict", "--config", config(model, data)).code == 0
     assert sweeps.ways == []
-    run = dgd("predict", "--config", config({"arms": ARMS, "join_arms": True, "warmup": True}, data))
+    run = dgd("predict", "--config", config({**model, "join_arms": True}, data))
     assert run.code == 0, run.err
     assert sorted(sweeps.ways) == sorted((1 + GROUPS) * [7, 2, 2])  # the warm-up, then group by group
     assert max(sweeps.readouts) == 5  # nothing and draft share one, and so do cad and more cad
@@ -148,7 +149,7 @@ def test_the_labs_sweep(dgd: Dgd, tmp_path: Path) -> None:
     settings = yaml.safe_load(SWEEP.read_text())
     init = settings["model"]["init_args"]
     drawn = [guided("warm", 0.3, temperature=0.8), guided("warm noise", 0.3, temperature=0.8, readout=made("Noise"))]
-    init |= {"arms": [*init["arms"][::4], *drawn], "max_new_tokens": 32}
+    init |= {"arms": [*init["arms"][::4], *drawn], "max_new_tokens": 20}
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(settings))
     for name in ("true", "false"):
         limits = ["--data.limit", "2", "--trainer.accelerator", "cpu", "--logs_dir", tmp_path / name]

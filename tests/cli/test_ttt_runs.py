@@ -184,7 +184,7 @@ def test_rehearsed_fit_and_predict_make_one_adapter(dgd: Dgd, config: Config, tm
         "arms": ARMS[1:],
         "ttt": REHEARSED,
         "cpu_threads": 1,
-        "max_new_tokens": 24,
+        "max_new_tokens": 8,
     }
     path = config(model, {"families": ["ledger"], "contexts_per_family": 1})
     settings = yaml.safe_load(path.read_text())

@@ -20,7 +20,7 @@ LINES = {"callbacks": [{"class_path": "DecodeProgress", "init_args": {"line_ever
 
 @pytest.mark.parametrize("rehearsals", [0, 2])
 def test_progress_tells_of_adaptation(rehearsals: int, config: Config, dgd: Dgd, tmp_path: Path) -> None:
-    model = {"arms": ARMS, "ttt": {**FIT, "rehearsals": rehearsals}}
+    model = {"arms": ARMS, "ttt": {**FIT, "rehearsals": rehearsals, "rehearsal_tokens": 16}}
     path = write_jsonl(tmp_path / "two.jsonl", [chat_row(2, 0), chat_row(3, 0), chat_row(3, 1)])
     run = dgd("predict", "--config", config(model, {"path": str(path), "clbench": False}, LINES))
     assert run.code == 0, run.err
@@ -62,7 +62,9 @@ def end_of_fit(dgd: Dgd, path: Path, tmp_path: Path) -> tuple[list[str], float]:
             "stopped early, after step 2 of 6: 1 scores in a row were no better",
             "kept nothing, the draft stays as it was: no step lowered the loss on the context’s end",
         ]),
-        ({"rehearsals": 2, "min_gain": 9.0}, 0, ["kept nothing, the draft stays as it was: on the rehearsals", "900%"]),
+        ({"rehearsals": 2, "rehearsal_tokens": 16, "min_gain": 9.0}, 0, [
+            "kept nothing, the draft stays as it was: on the rehearsals", "900%",
+        ]),
         ({"seed": 7}, 0, ["kept nothing, the draft stays as it was: the loss of step 4 was nan: lower ttt.lr"]),
     ],
 )  # fmt: skip
@@ -122,7 +124,7 @@ def test_mistakes_go_by_the_names_that_were_written(
 
 def test_short_contexts_are_refused_or_warned_of(dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path) -> None:
     """The draft's block has 4 slots, every byte is a token."""
-    text, ttt = tmp_path / "short.txt", {**FIT, "rehearsals": 2}
+    text, ttt = tmp_path / "short.txt", {**FIT, "rehearsals": 2, "rehearsal_tokens": 16}
     text.write_text("eels")
     path = fit_yaml(tmp_path, tiny_pair, {"path": str(text)}, ttt=ttt)
     check_told(dgd("fit", "--config", path), "data", "a context of at least 5 tokens: one, a block of 4", "received 4")
