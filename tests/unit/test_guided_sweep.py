@@ -35,7 +35,7 @@ def test_a_sweep_gives_what_each_way_gives_alone(speculative: bool) -> None:
     """Rows of one batch, which stop at different times, share prompts, forwards and proposals."""
     pair, prompts = make_pair(block_size=6), ragged(3, seed=6)
     stops = [3, 9, 14, 20, 31, 44, 52]
-    knobs: dict[str, Any] = {"max_new_tokens": 16, "stop_token_ids": stops, "speculative": speculative}
+    knobs: dict[str, Any] = {"max_new_tokens": 10, "stop_token_ids": stops, "speculative": speculative}
     ways = sweep_of(READOUTS, pair, prompts)
     together = guided_sweep(pair, prompts, ways, **knobs)
     assert len(together) == len(ways)
