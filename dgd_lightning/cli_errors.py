@@ -21,7 +21,7 @@ _UNKNOWN = re.compile(
 _UNRECOGNISED = re.compile(r"unrecognized arguments: (?P<all>--(?P<key>[^\s=]+).*)")
 _LITERAL = re.compile(r"Literal\[([^\]]*)\]")
 _TYPE = re.compile(r"Expected an? (.+?)\. Got value: (.*)")
-_UNION = re.compile(r"Subtypes: \[(.+)\].*?Given value: ([^\n]*)", re.S)
+_UNION = re.compile(r"Subtypes: \[([^\n]+)\]\n(?:(?!Subtypes: ).)*?Given value: ([^\n]*)", re.S)  # the innermost
 
 
 def from_parser_message(message: str) -> InputError:
@@ -30,7 +30,7 @@ def from_parser_message(message: str) -> InputError:
     Args:
         message: the text of jsonargparse's ``ArgumentError``.
     """
-    path = ".".join(dict.fromkeys(_KEY.findall(message))) or "command line"
+    path = _with_arm(message, ".".join(dict.fromkeys(_KEY.findall(message))) or "command line")
     for recognise in (_unknown, _required, _bad_class, _file, _choice, _type):
         if (error := recognise(message, path)) is not None:
             return error
@@ -54,6 +54,19 @@ def as_written(error: InputError) -> InputError:
 
     argument = "data" if error.argument == "context_ids" else rename(error.argument)
     return InputError(argument, expected=rename(error.expected), received=error.received, mend=rename(error.mend))
+
+
+def _with_arm(message: str, path: str) -> str:
+    """``model.arms[NAME].FIELD`` for ``model.arms.FIELD``: the first arm that has the refused value there."""
+    field, refused = path.removeprefix("model.arms."), _TYPE.search(message) or _UNION.search(message)
+    _, _, arms = message.rpartition("'arms': [")  # the whole value, as jsonargparse shows it
+    if field == path or refused is None:
+        return path
+    wrong = re.compile(rf"'{re.escape(field)}': (['\"]?){re.escape(refused[2])}\1[,}}]")
+    for arm in re.findall(r"\{[^{}]*\}", arms):
+        if wrong.search(arm) and (name := re.search(r"'name': '([^']*)'", arm)):
+            return f"model.arms[{name[1]}].{field}"
+    return path
 
 
 def _short(text: object, limit: int = 120) -> str:

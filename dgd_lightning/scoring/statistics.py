@@ -91,9 +91,7 @@ def rate(scores: Iterable[tuple[str, float]], *, seed: int = 0) -> Difference:
     values = by_context.values()
     only = {score for one in values for score in one}
     if len(only) == 1 and only <= {0.0, 1.0}:
-        from scipy.stats import (
-            binomtest,
-        )  # a second of imports, which a mistake in a command's options need not wait for
+        from scipy.stats import binomtest  # a second of imports: no mistake in a command's options waits for it
 
         same = only.pop()
         bounds = binomtest(round(same * len(values)), len(values)).proportion_ci(0.95, method="exact")
