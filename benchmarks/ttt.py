@@ -224,6 +224,7 @@ def predicted(pair: Pair, length: int, setup: TTTConfig, *, flex: bool) -> Memor
         "features": features,
         "target states": states,
         "target cache": 2 * target.num_hidden_layers * target.num_key_value_heads * target.head_dim * length * b,
+        "a layer's keys, repeated": 2 * target.num_attention_heads * target.head_dim * length * b,  # for its groups
         "a chunk's mask": 2 * chunk * length * b,
         "a chunk's activations": chunk * b * (2 * c.num_features + 3 * target.intermediate_size),
     }

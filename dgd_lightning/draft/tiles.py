@@ -2,8 +2,8 @@
 
 For CPUs, where no fused kernel reads ragged prefixes. A tile of keys is looked at by the blocks whose anchors lie
 behind it and by no other, so each key is read once for all of them. The forward pass has the running softmax of Milakov
-and Gimelshein (arXiv 1805.02867) and keeps its terms; the backward pass (FlashAttention, arXiv 2205.14135, algorithm 4)
-reads them instead of making them again, which spares one matrix product of seven and the exponential.
+and Gimelshein (arXiv 1805.02867) and keeps its terms while there is room; the backward pass (FlashAttention, arXiv
+2205.14135, algorithm 4) reads them instead of making them again: one matrix product of seven less, and no exponential.
 Letters: B rows, N blocks, K block size, g query heads per key head, M = N·g·K queries of one, S context, D width.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 TILE = 2**19  # scores that exist at a time, while they are worked on: what a core's cache holds
+KEPT = 2**28  # bytes of a layer's terms that wait for the backward pass; it makes the others again
 NARROW, WIDE = 64, 1024  # keys of a tile: fewer are many small products, and more are read in vain
 
 
@@ -109,6 +111,16 @@ def _row(queries: Tensor, keys: Tensor, values: Tensor, own_keys: Tensor, own_va
     return mixed.unflatten(2, (heads // kv_heads, -1)).transpose(1, 2).reshape(heads, slots, width)
 
 
+def _scores(queries: Tensor, keys: Tensor, tile: Tile, rows: int) -> Tensor:
+    """Of the m queries that see some of a tile, [h, m, width]; −∞ at keys that are hidden from them."""
+    seeing = queries[:, tile.first * rows :]
+    scores = torch.bmm(seeing, keys[:, tile.keys].to(queries.dtype).transpose(1, 2))
+    if tile.hidden is not None:
+        partly = scores[:, : tile.hidden.shape[0] * rows].unflatten(1, (-1, rows))
+        partly.masked_fill_(tile.hidden, -math.inf)
+    return scores
+
+
 class _OverContext(torch.autograd.Function):
     """What M queries find in the keys that their blocks see, and the log of the sum of their exponentials.
 
@@ -123,22 +135,20 @@ class _OverContext(torch.autograd.Function):
         mixed, wide = torch.zeros_like(queries), queries.dtype
         largest = queries.new_full((*queries.shape[:2], 1), -math.inf)  # of the tiles so far
         total = torch.zeros_like(largest)
-        kept = []
+        wanted, room, kept = any(ctx.needs_input_grad), KEPT, list[Tensor]()
         for tile in tiles:
             seeing = slice(tile.first * rows, None)
-            chances = torch.bmm(queries[:, seeing], keys[:, tile.keys].to(wide).transpose(1, 2))  # [h, m, width]
-            if tile.hidden is not None:
-                partly = chances[:, : tile.hidden.shape[0] * rows].unflatten(1, (-1, rows))
-                partly.masked_fill_(tile.hidden, -math.inf)
-            before, top = largest[:, seeing], chances.amax(-1, keepdim=True)
-            top = torch.maximum(before, top)  # finite: each of these blocks sees a key of the tile
-            chances.sub_(top).exp_()
+            terms = _scores(queries, keys, tile, rows)
+            before = largest[:, seeing]
+            top = torch.maximum(before, terms.amax(-1, keepdim=True))  # finite: each of these blocks sees a key here
+            terms.sub_(top).exp_()
             less = (before - top).exp()
-            total[:, seeing].mul_(less).add_(chances.sum(-1, keepdim=True))
-            mixed[:, seeing].mul_(less).add_(torch.bmm(chances, values[:, tile.keys].to(wide)))
+            total[:, seeing].mul_(less).add_(terms.sum(-1, keepdim=True))
+            mixed[:, seeing].mul_(less).add_(torch.bmm(terms, values[:, tile.keys].to(wide)))
             largest[:, seeing] = top
-            if any(ctx.needs_input_grad):
-                kept += [chances, top]
+            room -= terms.nbytes
+            if wanted and room >= 0:
+                kept += [terms, top]
         mixed /= total.clamp_min(1)  # the largest counts 1; a sum of 0 saw nothing
         log_sum = largest + total.log()
         ctx.tiles, ctx.rows = tiles, rows
@@ -149,20 +159,23 @@ class _OverContext(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, slopes: Tensor, log_slopes: Tensor) -> Any:
         queries, keys, values, mixed, log_sum, *kept = ctx.saved_tensors
-        wants_queries, wants_keys, wants_values = ctx.needs_input_grad[:3]
-        of_queries = torch.zeros_like(queries)
-        of_keys, of_values = torch.zeros_like(keys), torch.zeros_like(values)
+        inputs = zip((queries, keys, values), ctx.needs_input_grad, strict=False)
+        of_queries, of_keys, of_values = (torch.zeros_like(x) if wanted else None for x, wanted in inputs)
         wide, common = queries.dtype, (slopes * mixed).sum(-1, keepdim=True) - log_slopes  # [h, M, 1]
-        for tile, chances, top in zip(ctx.tiles, kept[::2], kept[1::2], strict=True):
+        for tile, terms, top in zip_longest(ctx.tiles, kept[::2], kept[1::2]):
             seeing = slice(tile.first * ctx.rows, None)
-            share = (top - log_sum[:, seeing]).exp()  # kept chances times it are probabilities
-            given = slopes[:, seeing] * share  # [h, m, D]
-            if wants_values:
-                of_values[:, tile.keys] = torch.bmm(chances.transpose(1, 2), given)
+            if terms is None:  # there was no room: probabilities, made again
+                terms = _scores(queries, keys, tile, ctx.rows).sub_(log_sum[:, seeing]).exp_()
+                given, less = slopes[:, seeing], common[:, seeing]
+            else:
+                share = (top - log_sum[:, seeing]).exp()  # terms times it are probabilities
+                given, less = slopes[:, seeing] * share, common[:, seeing] * share
+            if of_values is not None:
+                of_values[:, tile.keys] = torch.bmm(terms.transpose(1, 2), given)
             of_scores = torch.bmm(given, values[:, tile.keys].to(wide).transpose(1, 2))  # [h, m, width]
-            of_scores.sub_(common[:, seeing] * share).mul_(chances)
-            if wants_queries:
+            of_scores.sub_(less).mul_(terms)
+            if of_queries is not None:
                 of_queries[:, seeing].add_(torch.bmm(of_scores, keys[:, tile.keys].to(wide)))
-            if wants_keys:
+            if of_keys is not None:
                 of_keys[:, tile.keys] = torch.bmm(of_scores.transpose(1, 2), queries[:, seeing])
         return of_queries, of_keys, of_values, None, None

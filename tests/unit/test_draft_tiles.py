@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -114,24 +113,44 @@ def test_half_precision_is_summed_in_full() -> None:
     assert torch.equal(mixed, given.tiles(*(tensor.float() for tensor in given.tensors)).bfloat16())
 
 
-def test_autocast_rounds_nothing() -> None:
+def test_autocast_rounds_no_score() -> None:
     given = Given([40, 0, 25, 8], dtype=torch.float32)
     outside = given.tiles()
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(given.tiles(), outside)
 
 
-def test_nothing_is_kept_where_no_gradient_is_wanted() -> None:
-    """What autograd saves: the chances of all pairs that see each other with gradients, nothing without."""
+def test_terms_are_kept_for_the_backward_pass_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the tiles that find room: as many numbers as there are pairs of a query and a key of its tiles."""
     given = Given([40, 0, 25, 8])
 
-    def kept(run: Callable[[], Tensor]) -> int:
-        sizes = list[int]()
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
-            run()
-        return sum(sizes)
+    def kept() -> int:
+        """Numbers of the saved [h, m, width]."""
+        shapes = list[torch.Size]()
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: shapes.append(x.shape) or x, lambda x: x):
+            given.tiles()
+        return sum(shape.numel() for shape in shapes if len(shape) == 3 and shape[-1] == 8 and shape[1] % 6 == 0) - rest
 
-    pairs = sum(given.limits) * given.heads * given.size
-    assert kept(given.tiles) == 0
+    rest = 0
+    assert kept() == 0
     given.tensors[0].requires_grad_()
-    assert kept(given.tiles) > pairs
+    monkeypatch.setattr(tiles, "KEPT", 0)
+    rest = kept()  # queries and what they found are as wide as a tile here
+    assert kept() == 0
+    rows = given.heads * given.size
+    monkeypatch.setattr(tiles, "KEPT", 8 * rows * (8 * 3 + 8 * 2))  # bytes of fp64; three blocks, then two see a tile
+    assert kept() == rows * 40
+    monkeypatch.setattr(tiles, "KEPT", 2**28)
+    assert kept() == rows * (8 * 3 + 8 * 2 + 8 * 2 + 8 * 2 + 8)  # a tile reaches from 24 to 32, and 25 sees one of it
+
+
+@pytest.mark.parametrize("room", [0, 4_000])
+def test_terms_without_room_are_made_again(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "KEPT", room)
+    found = []
+    for attend in (Given.tiles, Given.dense):
+        given = Given([0, 17, 40, 33])
+        attend(given, *(tensor.requires_grad_() for tensor in given.tensors)).sin().sum().backward()
+        found.append([tensor.grad for tensor in given.tensors])
+    for fast, slow in zip(*found, strict=True):
+        torch.testing.assert_close(fast, slow, atol=SUMS, rtol=0)
