@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dgd_lightning.draft.config import DraftConfig
 from dgd_lightning.draft.model import CONTEXT_PIECE, DFlashDraft
 from dgd_lightning.draft.objective import block_ids, default_gamma
-from dgd_lightning.draft.tiles import width_of
+from dgd_lightning.draft.tiles import KEPT, width_of
 from dgd_lightning.lab.families import FAMILIES
 from dgd_lightning.lab.rows import make_context
 from dgd_lightning.pair import Pair
@@ -210,7 +210,7 @@ def predicted(pair: Pair, length: int, setup: TTTConfig, *, flex: bool) -> Memor
 
     S positions, H width, N·K slots, b bytes of the dtype, w bytes of LoRA's and the norms' (4 at least). ``flex``: by
     FlexAttention, which reads the keys of context and blocks joined; else by tiles, which read them where they are and
-    keep a number for each query and each key that it sees.
+    keep a number for each query and each key that it sees, while there is room.
     """
     assert pair.draft is not None
     c, b = pair.draft.config, torch.finfo(pair.target.dtype).bits // 8
@@ -235,8 +235,9 @@ def predicted(pair: Pair, length: int, setup: TTTConfig, *, flex: bool) -> Memor
     fc_rows = piece * (width * (2 * w + (b + w) * half) + c.num_features * w * half) if adapts_fc else 0
     # Rows of a layer's keys: the norm's input; half precision adds it rounded, and k's and v's input widened for LoRA.
     key_rows = piece * (keys * (w + b * half) + 2 * width * w * half) if adapts_keys else 0
-    kept = 2 * length * keys * b  # keys and values, joined to the block's
-    seen = kept if flex else kept + round(_share_seen(pair, length, setup, None) * length * slots * c.num_heads * w)
+    kept = 2 * length * keys * b  # a layer's keys and values
+    terms = min(KEPT, round(_share_seen(pair, length, setup, None) * length * slots * c.num_heads * w))
+    seen = kept if flex else terms + kept * adapts_keys  # flex: joined to the block's
     block = slots * b * (8 * width + 4 * c.intermediate_size + 6 * queries)
     layers = 1 if setup.gradient_checkpointing else c.num_layers
     return Memory(
@@ -247,8 +248,9 @@ def predicted(pair: Pair, length: int, setup: TTTConfig, *, flex: bool) -> Memor
             "fc's own product": length * width * b if adapts_fc else 0,
             "context": length * width * b * (2 if adapts_keys else 1),  # with its gradient
             "rows of fc": fc_rows,
+            "keys and values for all steps": 0 if adapts_keys else c.num_layers * kept,
             "layers' keys and values": layers * (key_rows + seen),
-            "gradients of one layer's": 2 * kept if flex else kept,  # flex: joined, and apart
+            "gradients of one layer's": 2 * kept if flex else kept * adapts_keys,  # flex: joined, and apart
             "layers' blocks": layers * block + c.num_layers * slots * width * b,
             "mask": slots * (length + slots) if flex else 0,
             "logits": 6 * min(setup.chunk, slots) * c.vocab_size * 4,

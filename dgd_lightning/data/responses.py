@@ -128,7 +128,7 @@ class ResponsesData(LightningDataModule):
         seed: of the random order; an order depends on it, the epoch and the data alone.
         clbench: whether the rows are CL-bench's, which nothing may be trained on. None: they are, if any has CL-bench's
             format and is not the lab's. Set it to false for rows of your own.
-        revision: of ``target`` on the Hub: branch, tag or commit, looked up once. Give it ``model.revision`` too.
+        revision: of ``target`` on the Hub: branch, tag or commit; the same as ``model.revision``.
     """
 
     def __init__(
@@ -169,15 +169,20 @@ class ResponsesData(LightningDataModule):
         """SHA-256 of the file and of what decides how it is read, cut, split and ordered.
 
         Raises:
-            InputError: there is no such file.
+            InputError: there is no such file, or no such revision of ``target``.
         """
         require_file(self.path, "data.path")
         with self.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
-        source = (self.target, self.revision)
-        settings = (*source, self.batch_size, self.max_length, self.val_share, self.enable_thinking, self.seed)
+        settings = (self.target, self.batch_size, self.max_length, self.val_share, self.enable_thinking, self.seed)
         digest.update(repr(settings).encode())
+        if (commit := self._pin()) is not None:
+            digest.update(commit.encode())
         return digest.hexdigest()
+
+    def _pin(self) -> str | None:
+        """The commit of ``target`` that ``revision`` stands for; None for a folder. A branch counts by its commit."""
+        return resolve_commit("data.target", bundled(self.target, "target"), self.revision, "data.revision")
 
     def setup(self, stage: str) -> None:
         """Reads and encodes the file.
@@ -187,7 +192,7 @@ class ResponsesData(LightningDataModule):
         """
         if self.train_set is not None:
             return
-        commit = resolve_commit("data.target", bundled(self.target, "target"), self.revision, "data.revision")
+        commit = self._pin()
         folder = fetch_folder("data.target", bundled(self.target, "target"), commit, ("config.json",))
         self.vocab_size = read_json(folder / "config.json", "data.target").get("vocab_size") or ANY_VOCABULARY
         tokenizer = load_tokenizer(self.target, revision=commit)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-TILE = 2**19  # scores that exist at a time, while they are worked on: what a core's cache holds
+TILE = 2**20  # scores that exist at a time, while they are worked on: what a core's cache holds
 KEPT = 2**28  # bytes of a layer's terms that wait for the backward pass; it makes the others again
 NARROW, WIDE = 64, 1024  # keys of a tile: fewer are many small products, and more are read in vain
 

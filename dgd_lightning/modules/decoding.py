@@ -162,7 +162,7 @@ class Decoding(PairSources, LightningModule):
                 self.stop_token_ids,
                 self.seed,
             ],
-            "ttt": self.ttt and asdict(self.ttt),
+            "ttt": self.ttt and self.ttt.fingerprint(),
             # Without them: the hash of old runs.
             **({"reuse_prefix": True} if self.reuse_prefix else {}),
             **({"join_arms": True} if self.join_arms else {}),

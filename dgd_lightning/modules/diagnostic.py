@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -123,7 +122,7 @@ class Diagnostic(PairSources, LightningModule):
             self.too_long,
             self.seed,
         ]
-        return {**super().fingerprint(), "settings": settings, "ttt": self.ttt and asdict(self.ttt)}
+        return {**super().fingerprint(), "settings": settings, "ttt": self.ttt and self.ttt.fingerprint()}
 
     def setup(self, stage: str) -> None:
         """Loads the pair onto this rank's device and lists the readers.

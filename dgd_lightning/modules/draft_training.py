@@ -54,7 +54,7 @@ class DraftTraining(PairSources, L.LightningModule):
         mask_token_id: the mask token of a new draft, a row of the target's embedding; None takes the last row.
         num_anchors: N, anchors per sequence and step.
         gamma: decay of the slot weights; None takes the paper's for the block size.
-        attention: ``flex`` on CUDA, ``sdpa`` anywhere; ``auto`` chooses.
+        attention: ``flex`` (CUDA), ``tiles`` (made for CPUs) or ``sdpa``; ``auto`` is the first or the second.
         gradient_checkpointing: recompute the draft's layers in the backward pass.
         lr: peak learning rate of AdamW.
         weight_decay: AdamW's.
@@ -82,7 +82,7 @@ class DraftTraining(PairSources, L.LightningModule):
         mask_token_id: int | None = None,
         num_anchors: int = 512,
         gamma: float | None = None,
-        attention: Literal["auto", "sdpa", "flex"] = "auto",
+        attention: Literal["auto", "sdpa", "tiles", "flex"] = "auto",
         gradient_checkpointing: bool = False,
         lr: float = 6e-4,
         weight_decay: float = 0.01,
@@ -127,7 +127,8 @@ class DraftTraining(PairSources, L.LightningModule):
         Raises:
             InputError: the data was encoded for another target or is CL-bench's, or ``export_dir`` can't be written.
         """
-        encoded_for = getattr(getattr(self._trainer, "datamodule", None), "target", None)
+        data = getattr(self._trainer, "datamodule", None)
+        encoded_for = getattr(data, "target", None)
         if isinstance(encoded_for, str) and _place(encoded_for) != _place(self.target_source):
             raise InputError(
                 "data.target",
@@ -135,8 +136,15 @@ class DraftTraining(PairSources, L.LightningModule):
                 received=encoded_for,
                 mend="give data.target and model.target the same name",
             )
+        if (revision := getattr(data, "revision", self.revision)) != self.revision:
+            raise InputError(
+                "data.revision",
+                expected=f"the model's revision, {self.revision}: another may have another template",
+                received=revision,
+                mend="give data.revision and model.revision the same value",
+            )
         if stage == "fit":
-            check_clbench(getattr(self._trainer, "datamodule", None), self.accept_clbench_license, "data.path")
+            check_clbench(data, self.accept_clbench_license, "data.path")
         if stage == "fit" and self.export_dir is not None and self.trainer.is_global_zero:
             require_writable(Path(self.export_dir), "model.export_dir")
 
@@ -198,7 +206,7 @@ class DraftTraining(PairSources, L.LightningModule):
             embeddings = target.embed(block_ids(input_ids, anchors, config.block_size, config.mask_token_id))
         attention = self.attention
         if attention == "auto":
-            attention = "flex" if features.is_cuda else "sdpa"
+            attention = "flex" if features.is_cuda else "tiles"
         hidden = self.draft.multi_anchor(
             features.to(self.draft.dtype), embeddings.to(self.draft.dtype), anchors, keep, attention=attention
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from dgd_lightning.errors import InputError
@@ -44,7 +44,7 @@ class TTTConfig:
             The context alone does not tell what becomes of answers. 0 holds out the context's end instead.
         rehearsal_tokens: limit of each question and of each answer.
         rehearsal_batch: texts that are written together, in copies of the context's keys and values; null: as many as
-            fit in 2 GiB of copies. The texts are the same for every number of them.
+            fit in 1 GiB of copies. For every number the texts are the same, but for near-ties in half precision.
         train_rehearsals: more such texts, other ones, on which every second step trains.
         min_gain: least relative gain in the rehearsals' micro τ; their mean gain must also exceed its standard error
             (`ttt.adapt.sure_gain`), and the loss on them must have fallen.
@@ -124,6 +124,13 @@ class TTTConfig:
         _require("modules", self.modules, known, f"a list of some of {', '.join(MODULES)}")
         if self.query_only:
             self.modules = ["q_proj"]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """All settings, for the hash of a run; ``rehearsal_batch`` only where it is set, as in runs before it."""
+        settings = asdict(self)
+        if self.rehearsal_batch is None:
+            del settings["rehearsal_batch"]
+        return settings
 
     @property
     def scaling(self) -> float:

@@ -9,9 +9,7 @@ few tokens drawn at random, the rest greedy. No gold answer is read for it, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import count as endless
-from itertools import islice
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +30,7 @@ from dgd_lightning.ttt.context import Rehearsal
 TRIES = 4  # draws per rehearsal wanted: a model that always asks the same gives fewer
 LEAD = 8  # tokens of a continuation that are drawn, so that no two are alike
 FEWEST_TOKENS = 3  # of an answer: a shorter one is one verification, whatever the draft
-COPIES = 2**31  # bytes of the context's keys and values that are copied, so that rehearsals are written together
+COPIES = 2**30  # bytes of the context's keys and values that are copied, so that rehearsals are written together
 MARK = "dgd-mark"  # stands for a user's words where the template is asked what follows them
 
 
@@ -60,6 +58,17 @@ class Rehearsals(NamedTuple):
     held_out: list[Rehearsal]
     trained: list[Rehearsal]
     answers: int = 0  # of the held-out ones, those that are a question and its answer
+
+
+class Behind(NamedTuple):
+    """Where decoding goes on: in the caches of the context themselves, or in copies of them. One of the two."""
+
+    prefix: Prefix | None
+    shared: SharedPrefix | None
+
+    def rows(self, count: int) -> list[SharedPrefix | None] | None:
+        """For so many prompts."""
+        return None if self.shared is None else [self.shared] * count
 
 
 class Chat(NamedTuple):
@@ -142,8 +151,9 @@ def rehearse(
 ) -> Rehearsals:
     """Let the target write rehearsals behind a context that it has read.
 
-    Several together where copies of the cache are small, else one after the other in the cache itself: the texts are
-    the same, since every one has a seed of its own (`ttt.rehearsal_batch`).
+    Several together where copies of the cache are small, else one after the other in the cache itself
+    (`ttt.rehearsal_batch`). Every text has a seed of its own, so they are the same, but for near-ties: a batch of
+    another shape may round half precision in another way.
 
     Args:
         context: [S].
@@ -153,7 +163,7 @@ def rehearse(
         planned: from :func:`plan`.
         avoid: prompts that no rehearsal may be: those of tasks whose answers are to be measured.
         share: gives every rank the texts of rank 0.
-        on_text: called before each text is written.
+        on_text: called before questions are drawn, and before they are answered.
 
     Raises:
         InputError: the target has nothing to say.
@@ -162,30 +172,24 @@ def rehearse(
     assert draft is not None
     known = len(context) - 1  # decoding reads a prompt's last token itself
     width = at_once(pair, cache, config, planned)
-    read: dict[str, Any]
     if width == 1:
         draft_cache = draft.new_cache(1, planned.capacity)
         positions = torch.arange(known, device=features.device)[None]
         draft.extend(draft_cache, features[:, :known].to(draft.dtype), positions)
-        read = {"prefix": Prefix(context[:known], cache, draft_cache)}
+        behind = Behind(Prefix(context[:known], cache, draft_cache), None)
     else:
-        shared = SharedPrefix(context[:known], cache, tuple(draft.config.target_layer_ids), features[:, :known])
-        read = {"prefixes": [shared] * width}
+        layer_ids = tuple(draft.config.target_layer_ids)
+        behind = Behind(None, SharedPrefix(context[:known], cache, layer_ids, features[:, :known]))
+
+    def write(seeds: list[int]) -> list[Written]:
+        return _write(pair, context, behind, planned, seeds, on_text or (lambda: None))
 
     def choose() -> Chosen:
-        texts = _told(_write(pair, context, read, config, planned, width), on_text)
-        return _choose(texts, pair.tokenizer, config, avoid, len(context))
+        return _choose(write, width, pair.tokenizer, config, avoid, len(context))
 
     written = share(choose)
     held_out, trained = ([_read(pair, text, known, cache) for text in texts] for texts in written)
     return Rehearsals(held_out, trained, sum(text.answers for text in written.held_out))
-
-
-def _told(texts: Iterator[Written], on_text: Callable[[], None] | None) -> Iterator[Written]:
-    while True:  # they have no end
-        if on_text is not None:
-            on_text()
-        yield next(texts)
 
 
 def at_once(pair: Pair, cache: PositionCache, config: TTTConfig, planned: Plan) -> int:
@@ -213,45 +217,45 @@ class _Asked(NamedTuple):
 
 
 def _write(
-    pair: Pair, context: Tensor, read: dict[str, Any], config: TTTConfig, planned: Plan, width: int
-) -> Iterator[Written]:
-    """Rehearsals without end, ``width`` at a time, each from a seed of its own; ``read``: where decoding goes on."""
+    pair: Pair, context: Tensor, behind: Behind, planned: Plan, seeds: list[int], on_text: Callable[[], None]
+) -> list[Written]:
+    """A rehearsal for each seed, all of them at a time."""
     (end, stops), limit = planned.chat, planned.tokens
     spoken = bool(end) and context[-len(end) :].tolist() == end  # the answer is to come: there is nothing to ask
     asks = bool(end) and not spoken
     same_dtype = pair.draft is not None and pair.draft.dtype == pair.target.dtype
     generate = speculative_generate if same_dtype else autoregressive_generate
-    numbers = endless()
-    while True:
-        drawn = autoregressive_generate(
+    on_text()
+    drawn = autoregressive_generate(
+        pair,
+        [context] * len(seeds),
+        max_new_tokens=limit if asks else LEAD,
+        temperature=1.0,
+        seed=seeds,
+        stop_token_ids=(*end[:1], *stops) if asks else (),
+        prefix=behind.prefix,
+        prefixes=behind.rows(len(seeds)),
+    )
+    asked = [_asked(context, one.tokens, end if asks else [], stops) for one in drawn]
+    written = [Written(context.tolist(), len(context), answers=False)] * len(seeds)  # those that stopped at once
+    for closed in (True, False):
+        rows = [i for i, one in enumerate(asked) if one.closed == closed and len(one.prompt) > len(context)]
+        if not rows:
+            continue
+        on_text()
+        # A continuation goes on past its stop tokens: a chat model writes the next turns too.
+        answers = generate(
             pair,
-            [context] * width,
-            max_new_tokens=limit if asks else LEAD,
-            temperature=1.0,
-            seed=[row_seeds(mixed_seed(config.seed, -1, number), 1)[0] for number in islice(numbers, width)],
-            stop_token_ids=(*end[:1], *stops) if asks else (),
-            **read,
+            [asked[i].prompt for i in rows],
+            max_new_tokens=limit,
+            stop_token_ids=None if closed else (),
+            prefix=behind.prefix,
+            prefixes=behind.rows(len(rows)),
         )
-        asked = [_asked(context, one.tokens, end if asks else [], stops) for one in drawn]
-        answers: dict[int, Tensor] = {}
-        for closed in (True, False):
-            rows = [i for i, one in enumerate(asked) if one.closed == closed and len(one.prompt) > len(context)]
-            if not rows:
-                continue
-            # A continuation goes on past its stop tokens: a chat model writes the next turns too.
-            outputs = generate(
-                pair,
-                [asked[i].prompt for i in rows],
-                max_new_tokens=limit,
-                stop_token_ids=None if closed else (),
-                **{name: given[: len(rows)] if name == "prefixes" else given for name, given in read.items()},
-            )
-            answers |= {i: output.tokens for i, output in zip(rows, outputs, strict=True)}
-        for i, one in enumerate(asked):
-            if i in answers:
-                yield Written([*one.prompt.tolist(), *answers[i].tolist()], len(one.prompt), one.closed)
-            else:  # it stopped at once
-                yield Written(context.tolist(), len(context), answers=False)
+        for i, answer in zip(rows, answers, strict=True):
+            prompt = asked[i].prompt
+            written[i] = Written([*prompt.tolist(), *answer.tokens.tolist()], len(prompt), closed)
+    return written
 
 
 def _asked(context: Tensor, drawn: Tensor, end: list[int], stops: Sequence[int]) -> _Asked:
@@ -262,9 +266,19 @@ def _asked(context: Tensor, drawn: Tensor, end: list[int], stops: Sequence[int])
 
 
 def _choose(
-    texts: Iterator[Written], tokenizer: Any | None, config: TTTConfig, avoid: Sequence[Tensor], length: int
+    write: Callable[[list[int]], list[Written]],
+    width: int,
+    tokenizer: Any | None,
+    config: TTTConfig,
+    avoid: Sequence[Tensor],
+    length: int,
 ) -> Chosen:
-    """The held-out texts, then those trained on: other questions and other answers; none of ``avoid``."""
+    """The held-out texts, then those trained on: other questions and other answers; none of ``avoid``.
+
+    Args:
+        write: texts for seeds; it is asked for at most ``width`` of them, and for no more than are missing.
+        length: of the context.
+    """
 
     def words(ids: Sequence[int]) -> str:  # the same words can be other tokens
         return repr(ids) if tokenizer is None else str(tokenizer.decode(ids)).strip()
@@ -272,18 +286,22 @@ def _choose(
     seen = {words(prompt.tolist()[length:]) for prompt in avoid}
     answers: set[str] = set()
     chosen = Chosen([], [])
-    for number, (kept, count) in enumerate(zip(chosen, (config.rehearsals, config.train_rehearsals), strict=True)):
-        for _, text in zip(range(TRIES * count), texts, strict=False):
-            ids, first, _ = text
-            question, answer = words(ids[length:first]), words(ids[first:])
-            if question in seen or len(ids) < first + FEWEST_TOKENS or (number == 1 and answer in answers):
-                continue
-            seen.add(question)
-            if number == 0:
-                answers.add(answer)
-            kept.append(text)
-            if len(kept) == count:
-                break
+    number = 0
+    for kept, count in zip(chosen, (config.rehearsals, config.train_rehearsals), strict=True):
+        last = number + TRIES * count
+        while len(kept) < count and number < last:
+            together = range(number, min(number + width, number + count - len(kept), last))
+            number = together.stop
+            for text in write([row_seeds(mixed_seed(config.seed, -1, one), 1)[0] for one in together]):
+                ids, first, _ = text
+                question, answer = words(ids[length:first]), words(ids[first:])
+                trained = kept is chosen.trained
+                if question in seen or len(ids) < first + FEWEST_TOKENS or (trained and answer in answers):
+                    continue
+                seen.add(question)
+                if not trained:
+                    answers.add(answer)
+                kept.append(text)
     if config.rehearsals and not chosen.held_out:
         raise InputError(
             "ttt.rehearsals",

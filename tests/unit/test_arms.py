@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from dgd_lightning.modules.arms import Arm
 from dgd_lightning.modules.decoders import joined
 from dgd_lightning.modules.decoding import Decoding
 from dgd_lightning.modules.pairing import control_of
+from dgd_lightning.ttt.config import TTTConfig
 
 
 def rerank(**knobs: Any) -> dict[str, Any]:
@@ -95,6 +98,16 @@ def test_the_hash_knows_of_joined_arms_only_where_they_are_joined() -> None:
     apart, together = (Decoding("lab", "lab", arms, join_arms=join).fingerprint() for join in (False, True))
     assert set(apart) == {"target", "draft", "second_models", "arms", "settings", "ttt", "reuse_prefix"}
     assert together == {**apart, "join_arms": True}
+
+
+def test_the_hash_knows_of_rehearsals_written_together_only_where_it_is_set() -> None:
+    arms = [Arm("adapted", ttt=True)]
+    before, after = (
+        Decoding("lab", "lab", arms, ttt=TTTConfig(rehearsal_batch=batch)).fingerprint()["ttt"] for batch in (None, 3)
+    )
+    assert after == {**before, "rehearsal_batch": 3}
+    digest = hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()
+    assert digest[:16] == "e13c400c4f034817"  # of runs since 2026-11-24
 
 
 def test_arms_share_a_batch_where_they_draw_draft_and_adapt_alike() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -138,6 +139,30 @@ def test_responses_are_rendered_by_the_revision_that_they_name(
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     ResponsesData(str(tmp_path / "rows.jsonl"), TARGET, val_share=0.0, revision=revision).setup("fit")
     assert templates == [template]
+
+
+def test_responses_count_by_the_commit(cache: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("{}\n")
+
+    def fingerprint(revision: str | None, target: str = TARGET) -> str:
+        return ResponsesData(str(path), target, revision=revision).fingerprint()
+
+    before = fingerprint(None)
+    assert before == fingerprint(NEW) != fingerprint("v1") == fingerprint(OLD)
+    move_main(cache, OLD)
+    assert fingerprint(None) == fingerprint("v1") != before
+    assert fingerprint(None, str(tmp_path)) == fingerprint("v1", str(tmp_path))  # folders have none
+
+
+def test_a_draft_learns_from_rows_of_its_targets_revision(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    module = DraftTraining(TARGET, DRAFT, revision="v1")
+    module._trainer = SimpleNamespace(datamodule=ResponsesData(str(tmp_path / "rows.jsonl"), TARGET))
+    with pytest.raises(InputError, match=r"^data\.revision: expected the model's revision, v1: .* received None"):
+        module.setup("validate")
+    module._trainer.datamodule.revision = "v1"
+    module.setup("validate")
 
 
 def test_responses_of_an_unknown_revision(cache: Path, tmp_path: Path) -> None:
