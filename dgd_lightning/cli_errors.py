@@ -202,7 +202,10 @@ def _choice(message: str, path: str) -> InputError | None:
 
 def _type(message: str, path: str) -> InputError | None:
     if match := _TYPE.search(message):
-        return InputError(path, expected=_type_name(match[1]), received=_short(match[2]), mend="correct the value")
+        allowed = _LITERAL.search(match[1])
+        close = difflib.get_close_matches(match[2], re.findall(r"'([^']+)'", allowed[1]) if allowed else [], n=1)
+        mend = f"did you mean '{close[0]}'?" if close else "correct the value"
+        return InputError(path, expected=_type_name(match[1]), received=_short(match[2]), mend=mend)
     if match := _UNION.search(message):
         return InputError(path, expected=_type_name(match[1]), received=_short(match[2]), mend="correct the value")
     return None

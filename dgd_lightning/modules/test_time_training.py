@@ -259,11 +259,28 @@ def _rolled_back(trace: AdaptTrace, config: TTTConfig) -> str:
     elif not trace.scores:
         why = "no step was made (ttt.steps)"
     elif trace.held_out_by == "rehearsals":
-        best = max(score.tau for score in trace.scores)
         why = (
             f"on the rehearsals no step had a sure gain in τ of {config.min_gain:.0%} (ttt.min_gain) and a lower loss; "
-            f"the highest τ was {best:.2f}"
+            + _shortfall(trace, config)
         )
     else:
         why = "no step lowered the loss on the context’s end"
     return f"kept nothing, the draft stays as it was: {why}"
+
+
+def _shortfall(trace: AdaptTrace, config: TTTConfig) -> str:
+    """What the score with the highest τ lacked."""
+    first, best = trace.scores[0], max(trace.scores, key=lambda score: score.tau)
+    told = f"the highest τ was {best.tau:.2f}"
+    gain = best.tau / first.tau - 1
+    if gain <= 0:
+        return told
+    told += f", at step {best.step}: {gain:+.0%}"
+    if gain < config.min_gain:
+        return told
+    if best.loss >= first.loss:
+        return f"{told}, but the loss on them did not fall"
+    return (
+        f"{told}, but not beyond its standard error over {len(best.tau_by_text)} rehearsals (with more of them, "
+        "ttt.rehearsals, smaller gains are sure)"
+    )

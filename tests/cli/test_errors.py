@@ -151,7 +151,9 @@ def test_unknown_yaml_keys(config: Config, dgd: Dgd) -> None:
 @pytest.mark.parametrize(("field", "value"), [("method", "speculativ"), ("temperature", "warm"), ("top_k", 1.5)])
 def test_a_wrong_value_names_its_arm(config: Config, dgd: Dgd, field: str, value: object) -> None:
     arms = [{"name": "a", "method": "autoregressive"}, {"name": "b", field: value}, {"name": "c", field: value}]
-    check(dgd("predict", "--config", config(model={"arms": arms})), f"model.arms[b].{field}", str(value))
+    run = dgd("predict", "--config", config(model={"arms": arms}))
+    check(run, f"model.arms[b].{field}", str(value))
+    assert ("did you mean 'speculative'?" in run.err) == (field == "method")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from dgd_lightning import (
 )
 from dgd_lightning.decode.engine import Prefix
 from dgd_lightning.lab.rows import eval_rows
+from dgd_lightning.modules.test_time_training import _rolled_back
 from dgd_lightning.ttt import rehearsal
 from dgd_lightning.ttt.adapt import Fit, Material, gather, sure_gain
 from dgd_lightning.ttt.lora import DraftLora
@@ -275,6 +277,28 @@ def test_what_ruins_answers_is_rolled_back(lab: Pair) -> None:
     blind = ttt_adapt(lab, context, TTTConfig(**harmful, rehearsals=0))
     assert blind.trace.held_out_by == "span"
     assert blind.kept
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        ([(0, 2.0, 1.3), (5, 1.9, 1.2)], "the highest τ was 1.30"),
+        ([(0, 2.0, 1.3), (5, 1.9, 1.365)], "the highest τ was 1.36, at step 5: +5%"),
+        ([(0, 2.0, 1.3), (5, 2.1, 1.69)], "the highest τ was 1.69, at step 5: +30%, but the loss on them did not fall"),
+        (
+            [(0, 2.0, 1.3), (5, 1.9, 1.69), (10, 1.8, 1.5)],
+            "the highest τ was 1.69, at step 5: +30%, but not beyond its standard error over 3 rehearsals",
+        ),
+    ],
+)
+def test_what_was_lacking_is_told(scores: list[tuple[int, float, float]], words: str) -> None:
+    held_out = [HeldOutScore(step, loss, tau, [tau] * 3, []) for step, loss, tau in scores]
+    told = _rolled_back(
+        SimpleNamespace(stopped="done", scores=held_out, held_out_by="rehearsals"),  # type: ignore[arg-type]
+        TTTConfig(),
+    )
+    _, _, told = told.partition("and a lower loss; ")
+    assert told.partition(" (with more")[0] == words
 
 
 def test_gains_below_the_least_are_not_worth_it(lab: Pair) -> None:
