@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -176,12 +177,13 @@ class ResponsesData(LightningDataModule):
             digest = hashlib.file_digest(file, "sha256")
         settings = (self.target, self.batch_size, self.max_length, self.val_share, self.enable_thinking, self.seed)
         digest.update(repr(settings).encode())
-        if (commit := self._pin()) is not None:
-            digest.update(commit.encode())
+        if self.commit is not None:
+            digest.update(self.commit.encode())
         return digest.hexdigest()
 
-    def _pin(self) -> str | None:
-        """The commit of ``target`` that ``revision`` stands for; None for a folder. A branch counts by its commit."""
+    @cached_property
+    def commit(self) -> str | None:
+        """What ``revision`` of ``target`` stands for, looked up once, since a branch may move; None for a folder."""
         return resolve_commit("data.target", bundled(self.target, "target"), self.revision, "data.revision")
 
     def setup(self, stage: str) -> None:
@@ -192,10 +194,9 @@ class ResponsesData(LightningDataModule):
         """
         if self.train_set is not None:
             return
-        commit = self._pin()
-        folder = fetch_folder("data.target", bundled(self.target, "target"), commit, ("config.json",))
+        folder = fetch_folder("data.target", bundled(self.target, "target"), self.commit, ("config.json",))
         self.vocab_size = read_json(folder / "config.json", "data.target").get("vocab_size") or ANY_VOCABULARY
-        tokenizer = load_tokenizer(self.target, revision=commit)
+        tokenizer = load_tokenizer(self.target, revision=self.commit)
         pairs: list[tuple[Tensor, Tensor]] = []
         seen: set[str] = set()
         too_long = 0

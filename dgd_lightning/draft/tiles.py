@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-TILE = 2**20  # scores that exist at a time, while they are worked on: what a core's cache holds
-KEPT = 2**28  # bytes of a layer's terms that wait for the backward pass; it makes the others again
+TILE = 2**20  # scores that are worked on at a time: few enough for caches, and enough to hide Python's own time
+KEPT = 2**28  # bytes of terms, per layer and row, that wait for the backward pass; it makes the others again
 NARROW, WIDE = 64, 1024  # keys of a tile: fewer are many small products, and more are read in vain
 
 

@@ -56,7 +56,7 @@ def ttt_adapt(
         avoid: prompts whose answers are to be measured: none of them is rehearsed.
         enable_thinking: passed to the chat template for rehearsals.
         on_step: called after every step with its number (from 1), its loss and, every ``eval_every`` steps, the score.
-        on_phase: called with what begins: ``reading``, ``rehearsing`` (for every text), ``fitting``.
+        on_phase: called with what begins: ``reading``, ``rehearsing`` (again as texts are written), ``fitting``.
 
     Returns:
         The adapter, equal for equal arguments whatever was adapted before.
