@@ -24,7 +24,7 @@ from torch import Tensor
 from dgd_lightning.data.chat import prompt_ids
 from dgd_lightning.data.one_context import common_prefix
 from dgd_lightning.decode import autoregressive_generate, guided_generate, speculative_generate
-from dgd_lightning.decode.prefix import read_prefix
+from dgd_lightning.decode.prefix import make_prefix_cache
 from dgd_lightning.lab.rows import eval_rows
 from dgd_lightning.pair import Pair
 from dgd_lightning.types import DecodeOutput, Task
@@ -61,7 +61,7 @@ def decoded(pair: Pair, prompts: Sequence[Tensor], tokens: int, reuse: bool) -> 
     began, prefixes, read = seconds(pair.target.device), None, 0
     if reuse:
         ids = common_prefix(prompts)[: min(map(len, prompts)) - 1]
-        prefixes = [read_prefix(pair.target, ids, pair.draft.config.target_layer_ids)] * len(prompts)
+        prefixes = [make_prefix_cache(pair.target, ids, pair.draft.config.target_layer_ids)] * len(prompts)
         read = len(ids)
     spent, answers = seconds(pair.target.device) - began, []
     for arm in ARMS.values():

@@ -28,7 +28,7 @@ from dgd_lightning.decode import guided_generate
 from dgd_lightning.decode.blending import Blend
 from dgd_lightning.decode.engine import Batch
 from dgd_lightning.decode.guided import Guidance, guided_sweep
-from dgd_lightning.decode.readouts import DraftReading
+from dgd_lightning.decode.readouts import DraftState
 from dgd_lightning.decode.speculative import Drafter
 from dgd_lightning.pair import Pair
 from dgd_lightning.types import DecodeOutput
@@ -39,8 +39,8 @@ SEAMS = (
     (Drafter, "logits", "draft"),
     (Drafter, "extend", "draft"),
     (Batch, "step", "target"),
-    (DraftReading, "logits", "readout"),
-    (DraftReading, "extend", "readout"),
+    (DraftState, "logits", "readout"),
+    (DraftState, "extend", "readout"),
 )
 
 
@@ -124,8 +124,8 @@ def one_beta(pair: Pair, prompts: list[Tensor], beta: float, args: argparse.Name
     cuda = pair.target.device.type == "cuda"
     knobs = {"beta": beta, "max_new_tokens": args.limit}
     outputs = {  # warms up too
-        name: [guided_generate(pair, [prompt], speculative=way, **knobs)[0] for prompt in prompts]
-        for name, way in WAYS.items()
+        name: [guided_generate(pair, [prompt], speculative=variant, **knobs)[0] for prompt in prompts]
+        for name, variant in WAYS.items()
     }
     lengths = [n for row in outputs["speculative"] for n in row.acceptance_lengths]
     counts = {name: sum(len(row.tokens) - 1 for row in rows) for name, rows in outputs.items()}
@@ -172,20 +172,20 @@ def sweep(pair: Pair, prompts: list[Tensor], args: argparse.Namespace) -> dict[s
     """Eight β of each prompt as rows of one batch, against one β, and against eight calls; whole calls, prefill too."""
     cuda = pair.target.device.type == "cuda"
     knobs = {"max_new_tokens": args.limit}
-    ways: dict[str, Callable[[Tensor], Any]] = {
+    variants: dict[str, Callable[[Tensor], Any]] = {
         "one β": lambda prompt: guided_generate(pair, [prompt], beta=0.3, **knobs),
         "eight β, one batch": lambda prompt: guided_sweep(pair, [prompt], [Guidance(Blend(b)) for b in SWEEP], **knobs),
         "eight β, eight calls": lambda prompt: [guided_generate(pair, [prompt], beta=b, **knobs) for b in SWEEP],
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for way in ways.values():
-        way(prompts[0])
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for variant in variants.values():
+        variant(prompts[0])
     for _ in range(args.repeats):
-        totals = dict.fromkeys(ways, 0.0)
+        totals = dict.fromkeys(variants, 0.0)
         for prompt in prompts:
-            for name, way in ways.items():
+            for name, variant in variants.items():
                 began = time.perf_counter()
-                way(prompt)
+                variant(prompt)
                 if cuda:
                     torch.cuda.synchronize()
                 totals[name] += time.perf_counter() - began

@@ -5,8 +5,8 @@
 Two arms, alternating in one run: *naive* keeps all hidden states of one transformers forward, computes ``fc`` over the
 whole context, attends under one dense mask and makes all logits of a step's slots at once; *ours* is ``ttt_adapt``.
 Both make the same steps on the same blocks. Steps are set against the arm's own prefill and against one transformers
-forward. A second table (``--whole-lengths``) has whole adaptations, rehearsals and their scores with them, by default
-and in the lab's settings. Prints tables and ends with one JSON line.
+forward. A second table (``--whole-lengths``) has whole adaptations, validation texts and their scores with them, by
+default and in the lab's settings. Prints tables and ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.context import Split, draw_blocks
 from dgd_lightning.ttt.lora import DraftLora
 from dgd_lightning.ttt.problem import AdaptProblem
-from dgd_lightning.ttt.rehearsal import MARK
+from dgd_lightning.ttt.validation_texts import MARK
 
 STEPS = 10
 ARMS = ("ours", "naive")
@@ -63,7 +63,7 @@ def config(args: argparse.Namespace) -> TTTConfig:
     return TTTConfig(
         steps=STEPS,
         anchors_per_step=args.anchors,
-        rehearsals=0,
+        validation_texts=0,
         holdout=0.0,
         labels="target",
         rank=args.rank,
@@ -101,8 +101,10 @@ def naive(pair: Pair, ids: Tensor, setup: TTTConfig) -> Cost:
         logits = target.lm_head(hidden)[0].unflatten(0, (-1, size))[:, 1:].float()  # [N, K − 1, V]
         where = blocks.anchors[0][:, None] + slots  # [N, K − 1]
         inside = blocks.keep[0][:, None] & (where < len(ids))
-        law = output.logits[0][(where - 1).clamp(max=len(ids) - 1)].float()
-        divergence = F.kl_div(logits.log_softmax(-1), law.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+        distribution = output.logits[0][(where - 1).clamp(max=len(ids) - 1)].float()
+        divergence = F.kl_div(
+            logits.log_softmax(-1), distribution.log_softmax(-1), reduction="none", log_target=True
+        ).sum(-1)
         weights = torch.exp(-(slots - 1) / gamma) * inside
         loss = (divergence * weights).sum() / weights.sum()
         optimizer.zero_grad(set_to_none=True)
@@ -130,10 +132,10 @@ def adaptation(pair: Pair, ids: Tensor, setup: TTTConfig) -> dict[str, Any]:
     return {
         "context_tokens": len(ids),
         "prefill_seconds": trace.prefill_seconds,
-        "rehearsal_seconds": trace.rehearsal_seconds,
+        "validation_seconds": trace.validation_seconds,
         "step_seconds": trace.fit_seconds - sum(scoring),
         "score_seconds": sum(scoring),
-        "rehearsals": trace.rehearsals,
+        "validation_texts": trace.validation_texts,
         "scores": len(scoring),
         "steps": len(trace.losses),
     }
@@ -390,7 +392,7 @@ def main() -> None:
     print(f"step {own.step / torchs.step:.3f}")
     with torch.device("meta"):
         big = qwen3_8b(torch.bfloat16, "meta")
-    plan = TTTConfig(steps=STEPS, rehearsals=0, holdout=0.0, rank=43, gradient_checkpointing=True)
+    plan = TTTConfig(steps=STEPS, validation_texts=0, holdout=0.0, rank=43, gradient_checkpointing=True)
     assert big.draft is not None
     print(f"Qwen3-8B's shape, {STEPS} steps of {plan.anchors_per_step} blocks, operations against the prefill's:")
     shares = {}
@@ -435,7 +437,7 @@ def adaptations(pair: Pair, length: int) -> list[dict[str, Any]]:
     """Whole adaptations, set against reading the context once."""
     lab = yaml.safe_load(LAB.read_text(encoding="utf-8"))["model"]["init_args"]["ttt"]
     ids, once, records = chat(pair, length), 0.0, []
-    parts = ("prefill", "rehearsal", "step", "score")
+    parts = ("prefill", "validation texts", "step", "score")
     print(
         "".join(f"{title:>20}" for title in ("tokens", "settings", *(f"{part} s" for part in parts), "all / one read"))
     )
@@ -448,7 +450,8 @@ def adaptations(pair: Pair, length: int) -> list[dict[str, Any]]:
         cells = (len(ids), name, *(f"{one:.2f}" for one in seconds), f"{sum(seconds) / once:.1f}")
         print("".join(f"{cell!s:>20}" for cell in cells), end="")
         print(
-            f"  ({record['steps']} steps, {record['scores']} scores of {record['rehearsals']} rehearsals)", flush=True
+            f"  ({record['steps']} steps, {record['scores']} scores of {record['validation_texts']} validation texts)",
+            flush=True,
         )
     return records
 

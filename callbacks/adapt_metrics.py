@@ -18,7 +18,7 @@ from dgd_lightning.metrics.paired import Difference, TauGain, Verified, tau_gain
 from dgd_lightning.modules.arms import Arm
 from dgd_lightning.types import Task
 
-COST = ("ttt_prefill_seconds", "ttt_rehearsal_seconds", "ttt_fit_seconds", "ttt_peak_memory")
+COST = ("ttt_prefill_seconds", "ttt_validation_seconds", "ttt_fit_seconds", "ttt_peak_memory")
 Counts = dict[str, dict[str, Verified]]  # [arm][context]
 
 
@@ -117,7 +117,7 @@ def gain_table(gains: dict[str, tuple[str, TauGain]]) -> Table:
 def adaptation_table(records: dict[str, dict[str, Any]]) -> Table:
     """What the adaptations were, over all contexts."""
     table = Table(title="Adaptations (means per context)", title_justify="left")
-    seconds = {"prefill s": "ttt_prefill_seconds", "rehearsal s": "ttt_rehearsal_seconds", "fit s": "ttt_fit_seconds"}
+    seconds = {"prefill s": "ttt_prefill_seconds", "validation s": "ttt_validation_seconds", "fit s": "ttt_fit_seconds"}
     for column in ("contexts", "kept", "failed", "held-out loss", "held-out τ", *seconds, "peak MiB"):
         table.add_column(column, justify="right")
     fine = [record for record in records.values() if "error" not in record]

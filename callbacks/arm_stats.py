@@ -14,7 +14,7 @@ from dgd_lightning.run_folder import batch_share
 class Cost(NamedTuple):
     """What a row cost: its share of the decode time of the batch it was decoded in, prefill excluded.
 
-    Of reranked answers: the share of all candidates, and the time of ranking them.
+    Of reranked answers: the share of all answers, and the time of ranking them.
     """
 
     tokens: int = 0  # of the answer, committed after the prefill's first token
@@ -30,7 +30,7 @@ class Cost(NamedTuple):
 
 
 class Sampling(NamedTuple):
-    """What shapes the law of an arm's output: only arms that share it are compared in speed."""
+    """What shapes the distribution of an arm's output: only arms that share it are compared in speed."""
 
     temperature: float
     top_k: int | None

@@ -27,7 +27,7 @@ class CaseStudies(Callback):
 
     def __init__(self, limit: int = LIMIT) -> None:
         if limit < 1:
-            raise InputError("CaseStudies.limit", expected="at least 1", received=limit, mend=f"use e.g. {LIMIT}")
+            raise InputError("CaseStudies.limit", expected="at least 1", received=limit, hint=f"use e.g. {LIMIT}")
         self.limit = limit
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -31,8 +31,8 @@ class CLBenchScorer(Callback):
 
     Rows with program checks (the lab's), GSM8K's and MATH's are graded here; what needs a judge or a sandbox only where
     it is asked for. Rows that nobody here grades are left for ``dgd score``. A task counts as solved if all its rubrics
-    hold, as in CL-bench. Arms with another law than the target's own are compared with their baseline and with their
-    null controls, task by task.
+    hold, as in CL-bench. Arms with another distribution than the target's own are compared with their baseline and with
+    their null controls, task by task.
 
     Args:
         judge: of rows with rubrics that no program checks; None leaves them.

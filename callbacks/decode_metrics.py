@@ -127,7 +127,7 @@ def notes(stats: dict[str, ArmStats]) -> list[Text]:
             f"({whole.speed:.1f} tokens/s): none has a speed of its own."
         )
     if any(arm.method == "rerank" for arm in stats.values()):
-        lines.append("Reranked arms: τ and tokens are the chosen answers'; tokens/s counts the time of all candidates.")
+        lines.append("Reranked arms: τ and tokens are the chosen answers'; tokens/s counts the time of all answers.")
     return [Text(line) for line in lines]
 
 

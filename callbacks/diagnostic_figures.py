@@ -65,7 +65,7 @@ def confidence_figure(found: Diagnosis) -> Any:
         panel.axvspan(-0.5, 0.5, color="0.93", zorder=0)
         panel.set_xlim(-0.5, len(ticks) - 0.5)
         panel.set_xticks(range(len(ticks)), ticks, fontsize=8)
-        panel.set_xlabel("probability of the target's first choice (grey: these tokens decide)")
+        panel.set_xlabel("probability of the target's top-1 token (grey: these tokens decide)")
         panel.set_title(title, loc="left")
         panel.yaxis.set_major_formatter("{x:+.0%}")
     panels[0].set_ylabel("net share of tokens against the target\nabove 0: knows better")
@@ -86,7 +86,7 @@ def ranks_figure(found: Diagnosis) -> Any:
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.set_xlabel("rank (log scale)")
     axes.set_ylabel("share of tokens placed at this rank or better")
-    axes.set_title(f"Target unsure (first choice {found.buckets[0]}): {len(part.context):,} tokens", loc="left")
+    axes.set_title(f"Target unsure (top-1 token {found.buckets[0]}): {len(part.context):,} tokens", loc="left")
     axes.legend(fontsize=8, loc="lower right")
     return figure
 

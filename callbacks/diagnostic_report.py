@@ -80,7 +80,7 @@ def report(found: Diagnosis) -> Group:
     parts: list[Any] = [
         Text("; ".join(what) + ".\n"),
         Text(LEGEND + "\n"),
-        reader_table(found, unsure, f"Where the target is unsure (its first choice {unsure}): these tokens decide"),
+        reader_table(found, unsure, f"Where the target is unsure (its top-1 token {unsure}): these tokens decide"),
         Text(),
         reader_table(found, ALL, "All answer tokens"),
         Text(),

@@ -10,7 +10,7 @@ from dgd_lightning.modules.diagnostic import ADAPTED, DRAFT, RANDOM, SHUFFLED, T
 
 LEGEND = """\
 Every reader is shown the prompt and the gold answer up to a token, and must place the token that comes next.
-  first choice   share of tokens that it places first
+  top-1 token   share of tokens that it places first
   median, mean   rank of the right token, 1 is best (mean: geometric; equal logits share their ranks' mean)
   net            share of tokens that it places better than the other reader, less the share that it places worse;
                  in brackets the 95% interval (bootstrap over whole contexts); above 0: it knows better
@@ -62,7 +62,7 @@ def _row(cell: Cell) -> list[str]:
 def bucket_table(found: Diagnosis) -> Table:
     """The main readers over the target's confidence."""
     table = Table(
-        title="By the target's confidence: first choice, and net rank against the target", title_justify="left"
+        title="By the target's confidence: top-1 token, and net rank against the target", title_justify="left"
     )
     table.add_column("reader")
     for name in (*found.buckets, ALL):
@@ -89,7 +89,7 @@ def further_table(found: Diagnosis) -> Table:
     table.add_column("reader")
     for name in (ALL, found.buckets[0]):
         where = name if name == ALL else f"target {name}"
-        table.add_column(f"first choice\n{where}", justify="right")
+        table.add_column(f"top-1 token\n{where}", justify="right")
         table.add_column(f"net against the draft\n{where}", justify="right")
     for reader in (DRAFT, *found.further):
         cells = [found.cells[name][reader] for name in (ALL, found.buckets[0])]

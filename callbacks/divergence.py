@@ -15,7 +15,14 @@ from callbacks.prediction_writer import written_before
 from dgd_lightning import run_folder
 from dgd_lightning.errors import InputError
 
-BROKEN_DOWN = ("kl_target_readout", "js", "tv", "agree", "changed", "moved")  # by class, position and context
+BROKEN_DOWN = (
+    "kl_target_readout",
+    "js",
+    "tv",
+    "agree",
+    "argmax_changed",
+    "tv_target_guided",
+)  # by class, position and context
 
 
 class DivergenceMetrics(Callback):
@@ -34,7 +41,7 @@ class DivergenceMetrics(Callback):
         for name, value, least in (("samples", samples, 0), ("positions", positions, 1)):
             if value < least:
                 raise InputError(
-                    f"DivergenceMetrics.{name}", expected=f"at least {least}", received=value, mend="raise it"
+                    f"DivergenceMetrics.{name}", expected=f"at least {least}", received=value, hint="raise it"
                 )
         self.samples, self.positions = samples, positions
         self.stats: dict[str, ArmDivergence] = {}
@@ -54,7 +61,7 @@ class DivergenceMetrics(Callback):
                 "model.divergence",
                 expected="settings: DivergenceMetrics shows what they record",
                 received="null",
-                mend="set model.divergence: {}, or drop the callback",
+                hint="set model.divergence: {}, or drop the callback",
             )
         if trainer.is_global_zero:
             for row in run_folder.rows_so_far(self.folder):
@@ -103,12 +110,12 @@ DIVERGENCES: Columns = {
     "KL(r‖t)": ("kl_readout_target", "{:.2f}"),
     "JS": ("js", "{:.3f}"),
     "TV": ("tv", "{:.3f}"),
-    "same first choice": ("agree", "{:.1%}"),
+    "same top-1 token": ("agree", "{:.1%}"),
     "H(t) − H(r)": ("entropy_gap", "{:+.2f}"),
 }
 EMITTED: Columns = {
-    "changed": ("changed", "{:.2%}"),
-    "moved": ("moved", "{:.3f}"),
+    "argmax changed": ("argmax_changed", "{:.2%}"),
+    "TV(t, g)": ("tv_target_guided", "{:.3f}"),
     "prob t": ("target_prob", "{:.3f}"),
     "prob r": ("readout_prob", "{:.3f}"),
     "rank t": ("target_rank", "{:.2f}"),
@@ -118,13 +125,16 @@ EMITTED: Columns = {
 
 def divergence_tables(stats: dict[str, ArmDivergence]) -> list[Table]:
     """A line per arm: means over tokens, below them their intervals over contexts."""
-    laws = "t: target; r: readout, of arms without guidance the draft; nats. Means over tokens, 95% over contexts."
+    distributions = (
+        "t: target; r: readout, of arms without guidance the draft; nats. Means over tokens, 95% over contexts."
+    )
     words = (
-        "changed: guidance changed the first choice. moved: share of probability that it moved. prob, rank: of the "
+        "argmax changed: guidance changed the top-1 token. TV(t, g): total variation of target and guided. "
+        "prob, rank: of the "
         "emitted token; ranks by geometric mean."
     )
     return [
-        _mean_table("Divergence of target and readout", laws, DIVERGENCES, stats),
+        _mean_table("Divergence of target and readout", distributions, DIVERGENCES, stats),
         _mean_table("Guidance and emitted tokens", words, EMITTED, stats),
     ]
 
@@ -146,7 +156,7 @@ def _mean_table(title: str, caption: str, columns: Columns, stats: dict[str, Arm
 
 
 def class_table(stats: dict[str, ArmDivergence]) -> Table:
-    """By token class: JS and share of changed tokens, one line per arm."""
+    """By token class: JS and share of tokens with a changed argmax, one line per arm."""
     table = Table(title="JS, and share of tokens that guidance changed, by token class", title_justify="left")
     table.add_column("arm")
     found = {arm.name: arm.by_class() for arm in stats.values()}
@@ -155,7 +165,7 @@ def class_table(stats: dict[str, ArmDivergence]) -> Table:
         table.add_column(kind, justify="right")
     for arm, classes in found.items():
         cells = (classes.get(kind) for kind in kinds)
-        table.add_row(arm, *("–" if c is None else f"{c['js']:.3f}  {c['changed']:.1%}" for c in cells))
+        table.add_row(arm, *("–" if c is None else f"{c['js']:.3f}  {c['argmax_changed']:.1%}" for c in cells))
     return table
 
 

@@ -26,7 +26,7 @@ EDGES = {  # of the histograms; what lies beyond is counted in the outermost bin
     "kl_readout_target": np.array([0, *np.geomspace(1e-3, 1e3, 37)]),
     "js": np.linspace(0, math.log(2), 41),
     "tv": _SHARES,
-    "moved": _SHARES,
+    "tv_target_guided": _SHARES,
     "target_prob": _SHARES,
     "readout_prob": _SHARES,
     "entropy_gap": np.linspace(-12, 12, 49),

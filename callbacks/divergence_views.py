@@ -23,7 +23,7 @@ def position_figure(arms: Iterable[ArmDivergence]) -> Any:
 
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     FigureCanvasAgg(figure)
-    shown = (("js", "JS(target, readout), nats"), ("changed", "share changed"))
+    shown = (("js", "JS(target, readout), nats"), ("argmax_changed", "share changed"))
     for axes, (name, label) in zip(figure.subplots(2, sharex=True), shown, strict=True):
         for arm in arms:
             counts = arm.positions.counts[:-1].numpy()  # the last group holds all later positions
@@ -38,7 +38,7 @@ def position_figure(arms: Iterable[ArmDivergence]) -> Any:
 
 def text_image(title: str, record: dict[str, Any]) -> np.ndarray:
     """A picture [height, width, 3] of a row's text: darker orange for more JS(target, readout), red lines under tokens
-    whose first choice guidance changed.
+    whose top-1 token guidance changed.
 
     Args:
         title: written above.
@@ -61,7 +61,7 @@ def text_image(title: str, record: dict[str, Any]) -> np.ndarray:
         colour = tuple(round(255 - share * (255 - full)) for full in (240, 140, 40))
         draw.rectangle((left, top, left + cell, top + line - 3), fill=colour)
         draw.text((left, top), character, fill="black", font=font)
-        if record["changed"][token]:
+        if record["argmax_changed"][token]:
             draw.line((left, top + line - 4, left + cell, top + line - 4), fill="#c00000", width=2)
     return np.asarray(image)
 

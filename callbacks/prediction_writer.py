@@ -26,7 +26,7 @@ def written_before(trainer: Trainer, callback: Callback) -> Path:
             "trainer.callbacks",
             expected=f"PredictionWriter before {type(callback).__name__}",
             received=", ".join(type(other).__name__ for other in before) or "nothing",
-            mend="add it; the final numbers are read from its file",
+            hint="add it; the final numbers are read from its file",
         )
     return Path(log_dir)
 
@@ -69,7 +69,7 @@ class PredictionWriter(Callback):
                         "logs_dir",
                         expected=f"rows of configuration {self.hash}",
                         received=f"{path} with rows of {found}",
-                        mend="use another folder or name",
+                        hint="use another folder or name",
                     )
                 self.have.add(run_folder.key(row))
         pl_module.done = set(self.have)  # type: ignore[assignment]

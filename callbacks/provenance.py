@@ -54,7 +54,7 @@ class Provenance(Callback):
                 "logs_dir",
                 expected=f"a run folder of configuration {ours}",
                 received=f"{path.parent}, which is that of {theirs}",
-                mend="use another folder or name",
+                hint="use another folder or name",
             )
         # a resumed fit may read other data than before: each session names its own
         this = {**session(trainer), "data_hash": hashes.get("data_hash")}

@@ -210,13 +210,13 @@ def _lightning(argv: Sequence[str]) -> int:
                 "trainer.accelerator",
                 expected="a device that this machine has",
                 received=error,
-                mend="add --trainer.accelerator cpu, or auto",
+                hint="add --trainer.accelerator cpu, or auto",
             ) from error
         raise InputError(
             "configuration",
             expected="a combination that Lightning accepts",
             received=error,
-            mend="change the named argument",
+            hint="change the named argument",
         ) from error
     except Exception as error:
         if (mistake := _cause(error) or _file_mistake(error)) is None:
@@ -277,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = COMMANDS.get(argv[0])
         if command is None:
             raise InputError(
-                "subcommand", expected=f"one of {', '.join(COMMANDS)}", received=argv[0], mend="see `dgd --help`"
+                "subcommand", expected=f"one of {', '.join(COMMANDS)}", received=argv[0], hint="see `dgd --help`"
             )
         return command(argv)
     except InputError as error:
@@ -311,7 +311,7 @@ def _cause(error: BaseException | None) -> InputError | None:
 def _file_mistake(error: BaseException | None) -> InputError | None:
     """What to tell where the system refuses a file, wherever it was met: what was written before is whole."""
     while error is not None and not (isinstance(error, OSError) and error.errno in REFUSED):
-        error = error.__cause__  # not its context: an error of ours amid the mending of another is no user's
+        error = error.__cause__  # not its context: an error of ours amid the handling of another is no user's
     if not isinstance(error, OSError):
         return None
     full = error.errno in FULL
@@ -319,7 +319,7 @@ def _file_mistake(error: BaseException | None) -> InputError | None:
         str(error.filename or "disk"),
         expected="room to write" if full else "a file that may be read, and a folder that may be written",
         received=error.strerror,
-        mend=f"{'make room' if full else 'see to its permissions'}, then give the same command again",
+        hint=f"{'make room' if full else 'see to its permissions'}, then give the same command again",
     )
 
 

@@ -1,4 +1,4 @@
-"""Turns jsonargparse's many-line complaints into one `InputError`: argument, expected, received, mend."""
+"""Rotary jsonargparse's many-line complaints into one `InputError`: argument, expected, received, hint."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def from_parser_message(message: str) -> InputError:
     for recognise in (_unknown, _required, _bad_class, _file, _choice, _type):
         if (error := recognise(message, path)) is not None:
             return error
-    return InputError(path, expected="a valid value", received=_short(message, 300), mend="see `dgd SUBCOMMAND --help`")
+    return InputError(path, expected="a valid value", received=_short(message, 300), hint="see `dgd SUBCOMMAND --help`")
 
 
 def from_file_message(message: str) -> InputError | None:
@@ -53,7 +53,7 @@ def as_written(error: InputError) -> InputError:
         return re.sub(r"(?<![\w.])ttt\.(?=[a-z])", "model.ttt.", text)
 
     argument = "data" if error.argument == "context_ids" else rename(error.argument)
-    return InputError(argument, expected=rename(error.expected), received=error.received, mend=rename(error.mend))
+    return InputError(argument, expected=rename(error.expected), received=error.received, hint=rename(error.hint))
 
 
 def _with_arm(message: str, path: str) -> str:
@@ -118,7 +118,7 @@ def _unknown(message: str, path: str) -> InputError | None:
             f"--{match['key']}",
             expected="a known argument",
             received=_short(match["all"]),
-            mend=f"did you mean 'trainer.{close[0]}'?" if close else "see `dgd SUBCOMMAND --help`",
+            hint=f"did you mean 'trainer.{close[0]}'?" if close else "see `dgd SUBCOMMAND --help`",
         )
     return None
 
@@ -131,14 +131,14 @@ def _unknown_key(before: str, path: str, key: list[str]) -> InputError:
         owner = _inner(owner, name)
     known = _parameters(owner) if owner is not None else []
     close = difflib.get_close_matches(key[-1], known, n=1)
-    mend = f"did you mean {close[0]!r}?" if close else "remove it, or see `--help`"
+    hint = f"did you mean {close[0]!r}?" if close else "remove it, or see `--help`"
     if known and not close:
-        mend = f"remove it, or use one of {', '.join(known)}"
+        hint = f"remove it, or use one of {', '.join(known)}"
     return InputError(
         ".".join(key if path == "command line" else [path, *key]),
         expected=f"a key of {owner.__name__ if owner is not None else 'this subcommand'}",
         received=f"unknown key {key[-1]!r}",
-        mend=mend,
+        hint=hint,
     )
 
 
@@ -146,32 +146,32 @@ def _required(message: str, path: str) -> InputError | None:
     if match := re.search(r"the following arguments are required: (\S+)", message):
         name = match[1].rstrip(",").split(".", 1)[-1] if path == "command line" else f"{path}.{match[1].rstrip(',')}"
         return InputError(
-            name, expected="a value", received="nothing", mend="set it in the YAML or on the command line"
+            name, expected="a value", received="nothing", hint="set it in the YAML or on the command line"
         )
     if 'expected "subcommand"' in message:
         return InputError(
             "subcommand",
             expected="one of fit, validate, test, predict",
             received="nothing",
-            mend="for example `dgd predict --config FILE.yaml`",
+            hint="for example `dgd predict --config FILE.yaml`",
         )
     return None
 
 
 def _bad_class(message: str, path: str) -> InputError | None:
-    expected, mend = (
+    expected, hint = (
         "a class that can be imported",
         "check class_path; the project's own classes go by their short names",
     )
     if match := re.search(r"Expected a dot import path string: (\S+)", message):
-        return InputError(f"{path}.class_path", expected=expected, received=match[1], mend=mend)
+        return InputError(f"{path}.class_path", expected=expected, received=match[1], hint=hint)
     problem = re.search(
         r"(No module named '[^']+'|module '[^']+' has no attribute '[^']+'|Import path [^\n]+)", message
     )
     if problem and (classes := _CLASS.findall(message)):
-        return InputError(f"{path}.class_path", expected=expected, received=f"{classes[-1]} ({problem[1]})", mend=mend)
+        return InputError(f"{path}.class_path", expected=expected, received=f"{classes[-1]} ({problem[1]})", hint=hint)
     if match := re.search(r"'([^']+)' is not a subclass of (\w+)", message):
-        return InputError(f"{path}.class_path", expected=f"a subclass of {match[2]}", received=match[1], mend=mend)
+        return InputError(f"{path}.class_path", expected=f"a subclass of {match[2]}", received=match[1], hint=hint)
     return None
 
 
@@ -181,22 +181,22 @@ def _file(message: str, path: str) -> InputError | None:
             "--config" if path == "config" else path,
             expected="a readable file",
             received=match[1],
-            mend="check the path",
+            hint="check the path",
         )
     if match := re.search(r"Problems? parsing config[^:]*: (.+)", message, re.S):
-        received, mend = _short(match[1]), "correct the YAML"
+        received, hint = _short(match[1]), "correct the YAML"
         # PyYAML names where the block begins, and last where it can't go on
         if places := re.findall(r'([^"]+?)\s+in "[^"]+", line (\d+), column (\d+)', match[1]):
             what, line, column = places[-1]
             received = f"line {line}, column {column}: {' '.join(what.strip(' :').split())}"
-            mend = f"correct line {line}, or the one before it"
-        return InputError("--config", expected="a YAML file", received=received, mend=mend)
+            hint = f"correct line {line}, or the one before it"
+        return InputError("--config", expected="a YAML file", received=received, hint=hint)
     return None
 
 
 def _choice(message: str, path: str) -> InputError | None:
     if match := re.search(r"argument (\S+): invalid choice: '([^']+)' \(choose from (.+)\)", message):
-        return InputError(match[1], expected=f"one of {match[3]}", received=match[2], mend="use one of those")
+        return InputError(match[1], expected=f"one of {match[3]}", received=match[2], hint="use one of those")
     return None
 
 
@@ -204,10 +204,10 @@ def _type(message: str, path: str) -> InputError | None:
     if match := _TYPE.search(message):
         allowed = _LITERAL.search(match[1])
         close = difflib.get_close_matches(match[2], re.findall(r"'([^']+)'", allowed[1]) if allowed else [], n=1)
-        mend = f"did you mean '{close[0]}'?" if close else "correct the value"
-        return InputError(path, expected=_type_name(match[1]), received=_short(match[2]), mend=mend)
+        hint = f"did you mean '{close[0]}'?" if close else "correct the value"
+        return InputError(path, expected=_type_name(match[1]), received=_short(match[2]), hint=hint)
     if match := _UNION.search(message):
-        return InputError(path, expected=_type_name(match[1]), received=_short(match[2]), mend="correct the value")
+        return InputError(path, expected=_type_name(match[1]), received=_short(match[2]), hint="correct the value")
     return None
 
 

@@ -146,7 +146,7 @@ class ProjectCLI(LightningCLI):
                 "ckpt_path",
                 expected="an existing checkpoint",
                 received=path,
-                mend="give the path of one, such as logs/NAME/version_N/checkpoints/last.ckpt",
+                hint="give the path of one, such as logs/NAME/version_N/checkpoints/last.ckpt",
             )
 
     def predict(self, **kwargs: Any) -> None:
@@ -165,7 +165,7 @@ class ProjectCLI(LightningCLI):
             InputError: a diagnostic has nothing to read, or nowhere to write it; or the model is one for predict.
         """
         if isinstance(self.model, Decoding):
-            raise InputError("subcommand", expected="predict, for Decoding", received="test", mend="run `dgd predict`")
+            raise InputError("subcommand", expected="predict, for Decoding", received="test", hint="run `dgd predict`")
         if self._makes_rows():
             self._check_rows_run(Diagnostic)
         self.trainer.test(**kwargs)
@@ -181,15 +181,15 @@ class ProjectCLI(LightningCLI):
                     argument,
                     expected=f"a {wanted.__name__}, such as {', '.join(_names(wanted))}",
                     received=type(value).__name__ if value is not None else "nothing",
-                    mend=f"set {argument}.class_path",
+                    hint=f"set {argument}.class_path",
                 )
         fast_dev_run = self.trainer.fast_dev_run  # type: ignore[attr-defined]
-        for argument, refused, received, mend in (
+        for argument, refused, received, hint in (
             ("fast_dev_run", fast_dev_run, "true", "leave it out, and set data.limit for a short run"),
             ("logger", not self.trainer.loggers, "false", "leave it out: rows are written into the logger's folder"),
         ):
             if refused:
-                raise InputError(f"trainer.{argument}", expected="the default", received=received, mend=mend)
+                raise InputError(f"trainer.{argument}", expected="the default", received=received, hint=hint)
         self.datamodule.check_ranks(self.trainer.world_size, together=getattr(self.model, "ttt", None) is not None)
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -228,7 +228,7 @@ class ProjectCLI(LightningCLI):
                 "trainer",
                 expected="settings that Lightning accepts here",
                 received=error,
-                mend="change the named setting",
+                hint="change the named setting",
             ) from error
 
     def _with_defaults(self, configured: Callback | list[Callback] | None, wants_bar: bool) -> list[Callback]:

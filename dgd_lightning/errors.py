@@ -1,23 +1,23 @@
-"""The one error a user's mistake raises: argument, what was expected, what came, and the mend, on one line."""
+"""The one error a user's mistake raises: argument, what was expected, what came, and a hint, on one line."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Bad input, told in one line: ``argument: expected …, received …. Mend: …``.
+    """Bad input, told in one line: ``argument: expected …, received …. Hint: …``.
 
     Args:
         argument: the name the user knows it by (``target``, ``max_new_tokens``, ``data.path line 3``).
         expected: what would have been fine.
         received: what came, short.
-        mend: what to do now.
+        hint: what to do now.
     """
 
-    def __init__(self, argument: str, *, expected: str, received: object, mend: str) -> None:
-        self.argument, self.expected, self.received, self.mend = argument, expected, str(received), mend
-        line = f"{argument}: expected {expected}, received {received}. Mend: {mend}"
+    def __init__(self, argument: str, *, expected: str, received: object, hint: str) -> None:
+        self.argument, self.expected, self.received, self.hint = argument, expected, str(received), hint
+        line = f"{argument}: expected {expected}, received {received}. Hint: {hint}"
         super().__init__(" ".join(line.split()))
 
     def named(self, argument: str) -> InputError:
         """The same mistake under another name."""
-        return InputError(argument, expected=self.expected, received=self.received, mend=self.mend)
+        return InputError(argument, expected=self.expected, received=self.received, hint=self.hint)

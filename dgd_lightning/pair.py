@@ -48,14 +48,14 @@ class Pair:
 
         if self.draft is None:
             raise InputError(
-                "pair", expected="a pair with a draft", received="a target alone", mend="give load_pair a draft"
+                "pair", expected="a pair with a draft", received="a target alone", hint="give load_pair a draft"
             )
         if not isinstance(adapted, Adapter | AdaptResult):
             raise InputError(
                 "adapted",
                 expected="what ttt_adapt or load_adapter gave",
                 received=repr(adapted)[:80],
-                mend="load a folder with load_adapter first",
+                hint="load a folder with load_adapter first",
             )
         return applied(self.draft, adapted if isinstance(adapted, Adapter) else adapted.adapter)
 
@@ -139,21 +139,21 @@ def check_pair(target: Target, draft: DraftConfig) -> None:
     Raises:
         InputError: naming the first thing that differs.
     """
-    mend = "use a draft trained for this target"
+    hint = "use a draft trained for this target"
     for name, ours, theirs in (
         ("hidden_size", draft.hidden_size, target.hidden_size),
         ("vocab_size", draft.vocab_size, target.vocab_size),
         ("num_target_layers", draft.num_target_layers, target.num_layers),
     ):
         if ours != theirs:
-            raise InputError(f"draft.{name}", expected=f"{theirs}, the target's", received=ours, mend=mend)
+            raise InputError(f"draft.{name}", expected=f"{theirs}, the target's", received=ours, hint=hint)
     rows = target.embedding.num_embeddings
     if not 0 <= draft.mask_token_id < rows:
         raise InputError(
             "draft.mask_token_id",
             expected=f"a row of the target's embedding, 0…{rows - 1}",
             received=draft.mask_token_id,
-            mend=mend,
+            hint=hint,
         )
 
 
@@ -175,7 +175,7 @@ def load_tokenizer(target: str | os.PathLike[str], *, revision: str | None = Non
             "target",
             expected="a readable tokenizer (tokenizer.json, tokenizer_config.json)",
             received=f"{folder.name}: {type(error).__name__} {first_line(error)}",
-            mend="fetch it again",
+            hint="fetch it again",
         ) from error
 
 

@@ -126,7 +126,7 @@ def write(folder: Path, html: str, numbers: dict[str, Any]) -> None:
             "out",
             expected="a folder that can be written",
             received=f"{folder} ({error.strerror})",
-            mend="use --out FOLDER",
+            hint="use --out FOLDER",
         ) from error
 
 

@@ -27,7 +27,7 @@ TIMINGS = (
     "seconds",
     "tokens_per_second",
     "ttt_prefill_seconds",
-    "ttt_rehearsal_seconds",
+    "ttt_validation_seconds",
     "ttt_fit_seconds",
     "ttt_peak_memory",
 )  # the only fields that may differ in a rerun
@@ -157,7 +157,7 @@ def append(file: IO[bytes], rows: Sequence[dict[str, Any]]) -> None:
 def unwritable(path: str | Path, error: OSError) -> InputError:
     """What a user is told where rows or scores can't be written; those written before are whole."""
     return InputError(
-        str(path), expected="a file that can be written", received=error, mend="make room; the same command continues"
+        str(path), expected="a file that can be written", received=error, hint="make room; the same command continues"
     )
 
 
@@ -180,7 +180,7 @@ def read_rows(path: Path) -> Iterator[tuple[Line, dict[str, Any]]]:
                     f"{path} line {number}",
                     expected="a row written by dgd",
                     received=line[:60],
-                    mend="delete the line; the run makes it again",
+                    hint="delete the line; the run makes it again",
                 ) from error
             yield Line(path, offset, len(line)), row
             offset += len(line)
@@ -202,14 +202,14 @@ def key(row: dict[str, Any]) -> Key:
 
 
 def batch_share(record: dict[str, Any]) -> float:
-    """A row's share of the tokens that its batch decoded, candidates included: of the batch's time what is its own.
+    """A row's share of the tokens that its batch decoded, answers included: of the batch's time what is its own.
 
     Args:
         record: ``dgd`` of a row with an answer.
     """
     decoded = sum(record["acceptance_lengths"])
     if record["method"] == "rerank":
-        decoded = sum(one["tokens"] - 1 for one in record["candidates"])
+        decoded = sum(one["tokens"] - 1 for one in record["answers"])
     return decoded / record["batch_tokens"] if record["batch_tokens"] else 0.0
 
 

@@ -90,13 +90,13 @@ def parse_options(argv: list[str]) -> Namespace:
         raise from_parser_message(str(error)) from error
     for key in ("code_workers", "math_workers"):
         if options[key] < 1:
-            raise InputError(key, expected="at least 1", received=options[key], mend="use 1 or more")
+            raise InputError(key, expected="at least 1", received=options[key], hint="use 1 or more")
     if options.taxonomy and options.judge is None:
         raise InputError(
             "taxonomy",
             expected="a judge to ask why answers failed",
             received="none (lab answers get their class without one)",
-            mend="name one with --judge.model, or leave taxonomy out",
+            hint="name one with --judge.model, or leave taxonomy out",
         )
     return options
 
@@ -128,7 +128,7 @@ class NoJudge(Grader):
             "judge",
             expected="a judge, for rows with rubrics that no program checks",
             received="none",
-            mend="name one with --judge.model (and --judge.base_url, OPENAI_API_KEY), see docs/scoring.md",
+            hint="name one with --judge.model (and --judge.base_url, OPENAI_API_KEY), see docs/scoring.md",
         )
 
     def fingerprint(self) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def read_excluded(path: str | None) -> frozenset[str]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise InputError(
-            "exclude", expected="a text file of task ids", received=error, mend="check the path"
+            "exclude", expected="a text file of task ids", received=error, hint="check the path"
         ) from error
     return frozenset(idx for line in lines if (idx := line.partition("#")[0].strip()))
 
@@ -157,7 +157,7 @@ def score_one(where: Source, graders: Sequence[Grader], excluded: frozenset[str]
     total = sum(1 for _ in rows_of(where.rows))
     if not total:
         raise InputError(
-            "runs", expected="rows to grade", received=f"{where.rows}, which is empty", mend="check the path"
+            "runs", expected="rows to grade", received=f"{where.rows}, which is empty", hint="check the path"
         )
     with closing(Bar(where.rows, total)) as bar:
         run = grade_run(where, graders, excluded=excluded, on_progress=bar)

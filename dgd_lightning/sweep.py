@@ -103,14 +103,14 @@ def parse_options(argv: list[str]) -> Namespace:
         raise from_parser_message(str(error)) from error
     for key in ("base", "arm", "search"):
         if not options[key]:
-            raise InputError(key, expected="a value", received="nothing", mend="see configs/sweeps/ttt.yaml")
+            raise InputError(key, expected="a value", received="nothing", hint="see configs/sweeps/ttt.yaml")
     for key in ("trials", "parallel"):
         if options[key] < 1:
-            raise InputError(key, expected="at least 1", received=options[key], mend="use 1 or more")
+            raise InputError(key, expected="at least 1", received=options[key], hint="use 1 or more")
     if options.objective != "tau" and options.against is None:
-        raise InputError("against", expected="an arm, for a gain", received="null", mend="name it, or use tau")
+        raise InputError("against", expected="an arm, for a gain", received="null", hint="name it, or use tau")
     if not Path(options.base).is_file():
-        raise InputError("base", expected="an existing file", received=options.base, mend="check the path")
+        raise InputError("base", expected="an existing file", received=options.base, hint="check the path")
     if "model.arms" not in options.search:
         check_arm_names(options)
     return options
@@ -128,7 +128,7 @@ def check_arm_names(options: Namespace) -> None:
             "base",
             expected="a YAML file of `dgd predict` with model.init_args.arms",
             received=f"{options.base} ({type(error).__name__}: {error})",
-            mend="see configs/ttt/predict_lab.yaml",
+            hint="see configs/ttt/predict_lab.yaml",
         ) from error
     for argument in ("arm", "against"):
         if options[argument] is not None and options[argument] not in names:
@@ -136,7 +136,7 @@ def check_arm_names(options: Namespace) -> None:
                 argument,
                 expected=f"an arm of {options.base}: {', '.join(map(str, names))}",
                 received=options[argument],
-                mend="use one of them",
+                hint="use one of them",
             )
 
 
@@ -160,7 +160,7 @@ def read_setting(key: str, value: Any) -> Setting:
         f"search.{key}",
         expected="a list of values, or {low: …, high: …} with low < high (and above 0 with log: true)",
         received=value,
-        mend="for example [4, 8, 16] or {low: 1.0e-4, high: 1.0e-2, log: true}",
+        hint="for example [4, 8, 16] or {low: 1.0e-4, high: 1.0e-2, log: true}",
     )
 
 
@@ -189,7 +189,7 @@ def alone(root: Path) -> Iterator[None]:
                 "name",
                 expected="a sweep that no other process runs",
                 received=f"{root}, which one runs now",
-                mend="wait for it, or use another --name",
+                hint="wait for it, or use another --name",
             ) from error
         except OSError:  # a file system without locks
             pass
@@ -221,7 +221,7 @@ class Sweep:
             from optuna.storages.journal import JournalFileBackend
         except ImportError as error:
             raise InputError(
-                "sweep", expected="optuna", received="no such package", mend='pip install -e ".[sweep]"'
+                "sweep", expected="optuna", received="no such package", hint='pip install -e ".[sweep]"'
             ) from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.options, self.settings, self.root, self.optuna = options, settings, root, optuna
@@ -248,7 +248,7 @@ class Sweep:
                 "name",
                 expected="a new folder, or one of the same base file, search, arm, against, objective and sampler",
                 received=f"{self.root}, whose trials have others",
-                mend="use another --name, or delete the folder",
+                hint="use another --name, or delete the folder",
             )
         self.study.set_user_attr(QUESTION, asked)
 
@@ -262,7 +262,7 @@ class Sweep:
         """All cells of the grid, as Optuna knows them: an index per setting."""
         if any(setting.values is None for setting in self.settings):
             raise InputError(
-                "sampler", expected="lists of values for a grid", received="a range", mend="use tpe or random"
+                "sampler", expected="lists of values for a grid", received="a range", hint="use tpe or random"
             )
         choices = [range(len(setting.values or [])) for setting in self.settings]
         keys = [setting.key for setting in self.settings]
@@ -299,7 +299,7 @@ class Sweep:
                 "base",
                 expected="a configuration that runs",
                 received=f"no trial that ended well; the last one's words are in {self.root}/trial_*.log",
-                mend=f"try it alone: dgd predict --config {self.options.base}",
+                hint=f"try it alone: dgd predict --config {self.options.base}",
             )
         self._write()
 

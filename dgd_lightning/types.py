@@ -29,7 +29,7 @@ class Prefill(NamedTuple):
     lengths: Tensor  # [B], prompt lengths
 
 
-class Candidate(NamedTuple):
+class RankedAnswer(NamedTuple):
     """One of the answers among which the best was chosen."""
 
     tokens: Tensor  # [T] LongTensor on CPU
@@ -49,8 +49,8 @@ class DecodeTrace(NamedTuple):
     decode_seconds: float  # wall seconds of the batch's decode loop
     batch_tokens: int  # tokens committed by the whole batch in those decode seconds, first tokens excluded
     seed: int | None  # the row's own seed; None for greedy decoding
-    candidates: list[Candidate] | None = None  # all that were decoded, where answers are reranked
-    rank_seconds: float = 0.0  # wall seconds of ranking this row's candidates
+    answers: list[RankedAnswer] | None = None  # all that were decoded, where answers are reranked
+    rank_seconds: float = 0.0  # wall seconds of ranking this row's answers
 
 
 class DecodeOutput(NamedTuple):
@@ -64,12 +64,12 @@ class DecodeOutput(NamedTuple):
 
 
 class HeldOutScore(NamedTuple):
-    """How well a draft does on what is held out: rehearsals (see `ttt.rehearsal`) or the context's end."""
+    """How well a draft does on what is held out: validation texts (see `ttt.validation_texts`) or the context's end."""
 
     step: int  # optimiser steps made before
     loss: float
     tau: float  # micro: tokens per verification, bonus included; along the context a lower bound, see `ttt.objective`
-    tau_by_text: list[float]  # of every rehearsal; empty where the context's end is held out
+    tau_by_text: list[float]  # of every validation text; empty where the context's end is held out
     acceptance: list[float]  # [K − 1], slots 1 … j all accepted: share of the blocks that have a slot j
 
 
@@ -83,12 +83,12 @@ class AdaptTrace(NamedTuple):
     stopped: str  # "done", "early" (no better score for a while), or what went wrong
     context_tokens: int
     parameters: int  # trained numbers
-    held_out_by: Literal["rehearsals", "span", "nothing"]  # what the scores are of
-    rehearsals: int  # texts held out; fewer than asked for where the target repeats itself
-    rehearsed_answers: int  # of these, questions with their answers; the others are continuations
-    train_rehearsals: int  # texts trained on
+    held_out_by: Literal["validation_texts", "span", "nothing"]  # what the scores are of
+    validation_texts: int  # texts held out; fewer than asked for where the target repeats itself
+    validation_answers: int  # of these, questions with their answers; the others are continuations
+    train_texts: int  # texts trained on
     prefill_seconds: float
-    rehearsal_seconds: float
+    validation_seconds: float
     fit_seconds: float
     peak_memory: int | None  # bytes on a CUDA device; None elsewhere
 

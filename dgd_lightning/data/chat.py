@@ -27,7 +27,7 @@ def prompt_text(tokenizer: Any, task: Task, *, enable_thinking: bool) -> str:
             "target",
             expected="a folder or Hub id with a tokenizer",
             received=f"none, for task {task.idx!r}",
-            mend="add the tokenizer's files to the target's folder",
+            hint="add the tokenizer's files to the target's folder",
         )
     if task.messages is None:
         assert task.prompt is not None
@@ -37,7 +37,7 @@ def prompt_text(tokenizer: Any, task: Task, *, enable_thinking: bool) -> str:
             "target",
             expected="a tokenizer with a chat template",
             received=f"none, for the chat of {task.idx!r}",
-            mend="use an instruct model, or raw prompts (data.chat: false)",
+            hint="use an instruct model, or raw prompts (data.chat: false)",
         )
     try:
         text = tokenizer.apply_chat_template(
@@ -48,7 +48,7 @@ def prompt_text(tokenizer: Any, task: Task, *, enable_thinking: bool) -> str:
             f"task {task.idx}",
             expected="messages that the tokenizer's chat template accepts",
             received=f"{type(error).__name__}: {error}",
-            mend="change the messages or the target",
+            hint="change the messages or the target",
         ) from error
     return require_unicode(task, text)
 
@@ -62,7 +62,7 @@ def require_unicode(task: Task, text: str) -> str:
             f"task {task.idx}",
             expected="Unicode text",
             received=f"a lone surrogate at character {error.start}",
-            mend="remove it from the data",
+            hint="remove it from the data",
         ) from error
     return text
 
@@ -77,6 +77,6 @@ def prompt_ids(tokenizer: Any, task: Task, *, enable_thinking: bool) -> Tensor:
     ids = tokenizer(text, add_special_tokens=task.messages is None, verbose=False)["input_ids"]
     if not ids:
         raise InputError(
-            f"task {task.idx}", expected="a prompt of at least one token", received="none", mend="remove it"
+            f"task {task.idx}", expected="a prompt of at least one token", received="none", hint="remove it"
         )
     return torch.tensor(ids, dtype=torch.long)

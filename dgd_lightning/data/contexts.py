@@ -27,7 +27,7 @@ def parse_row(row: Row) -> Task:
     messages = field(row, "messages", list, "a list of messages")
     if not messages:
         raise InputError(
-            row.place, expected="at least one message", received="none", mend="correct the field 'messages'"
+            row.place, expected="at least one message", received="none", hint="correct the field 'messages'"
         )
     for message in messages:
         if (
@@ -39,7 +39,7 @@ def parse_row(row: Row) -> Task:
                 row.place,
                 expected=f"messages with 'role' ({', '.join(ROLES)}) and a text 'content'",
                 received=str(message)[:80],
-                mend="correct the field 'messages'",
+                hint="correct the field 'messages'",
             )
     field(row, "rubrics", list, "a list")
     for key in METADATA:

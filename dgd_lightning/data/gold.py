@@ -34,7 +34,7 @@ def gold_answer(task: Task, field: str | None = None) -> str:
             f"task {task.idx}",
             expected=f"a gold answer, a text in the field {' or '.join(map(repr, names))}",
             received=f"{'none' if found is None else repr(found)[:60]}, in a row with fields {keys}{rubrics}",
-            mend="name the field that holds it in model.answer_field, or take data that has one",
+            hint="name the field that holds it in model.answer_field, or take data that has one",
         )
     return require_unicode(task, found)
 

@@ -30,5 +30,5 @@ def load_rows(
             "data.path",
             expected="a `datasets` id or folder with this name, split and revision",
             received=f"{path!r}, name {name!r}, split {split!r}: {type(error).__name__}: {str(error)[:200]}",
-            mend="check the id and the split, log in for gated data, or download it and give a file or a folder",
+            hint="check the id and the split, log in for gated data, or download it and give a file or a folder",
         ) from error

@@ -42,6 +42,6 @@ def check_clbench(data: Any, accepted: bool, argument: str) -> None:
             argument,
             expected="rows that a model may be fitted to",
             received=f"rows in CL-bench's format. {CLBENCH}",
-            mend="set data.clbench: false if the rows are your own, or model.accept_clbench_license: true if you have "
+            hint="set data.clbench: false if the rows are your own, or model.accept_clbench_license: true if you have "
             "obtained permission",
         )

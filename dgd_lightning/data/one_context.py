@@ -87,7 +87,7 @@ class FileContext(OneContext):
                 "data.path",
                 expected="a text file, or rows in a .jsonl or .jsonl.gz file",
                 received=path,
-                mend="write one row a line into a .jsonl file, or the text into a .txt file",
+                hint="write one row a line into a .jsonl file, or the text into a .txt file",
             )
 
     @property
@@ -106,7 +106,7 @@ class FileContext(OneContext):
             return self.path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
-                "data.path", expected="a file of UTF-8 text", received=f"{self.path} ({error})", mend="convert the file"
+                "data.path", expected="a file of UTF-8 text", received=f"{self.path} ({error})", hint="convert the file"
             ) from error
 
     def fingerprint(self) -> str:
@@ -124,7 +124,7 @@ class FileContext(OneContext):
                 "data.context_id",
                 expected=f"one of {', '.join(known[:5])}{' …' if len(known) > 5 else ''}",
                 received=wanted,
-                mend="use an id that the rows have",
+                hint="use an id that the rows have",
             )
         return found
 
@@ -136,11 +136,11 @@ class FileContext(OneContext):
         text = "\n".join(self._lines())
         if not text.strip():
             raise InputError(
-                "data.path", expected="a text", received=f"the empty file {self.path}", mend="check the file"
+                "data.path", expected="a text", received=f"the empty file {self.path}", hint="check the file"
             )
         if tokenizer is None:
             raise InputError(
-                "model.target", expected="a folder with a tokenizer", received="none", mend="add the tokenizer's files"
+                "model.target", expected="a folder with a tokenizer", received="none", hint="add the tokenizer's files"
             )
         return self.path.stem, [torch.tensor(tokenizer.encode(text, add_special_tokens=False), dtype=torch.long)]
 

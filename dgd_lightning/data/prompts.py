@@ -38,21 +38,21 @@ class PromptFormat:
                 "data.template",
                 expected="a text with {prompt} in it",
                 received=repr(template[:80]),
-                mend="put {prompt} where the prompt belongs",
+                hint="put {prompt} where the prompt belongs",
             )
         if told := [name for name in PLACE.findall(template) if name in GOLD]:
             raise InputError(
                 "data.template",
                 expected="a text without the answer",
                 received=f"{{{told[0]}}}, which data sets use for the gold answer",
-                mend="remove it; rename the field if it is none",
+                hint="remove it; rename the field if it is none",
             )
         if system is not None and not chat:
             raise InputError(
                 "data.system",
                 expected="null with chat: false",
                 received=repr(system[:80]),
-                mend="set data.chat: true, or write it into data.template",
+                hint="set data.chat: true, or write it into data.template",
             )
         self.field, self.id_field, self.prefix = field, id_field, prefix
         self.template, self.system, self.chat = template, system, chat
@@ -70,7 +70,7 @@ class PromptFormat:
                 text = text[0] if text and isinstance(text[0], str) else ""
             if not text.strip():
                 raise InputError(
-                    row.place, expected=f"a prompt in {self.field!r}", received="an empty text", mend="remove it"
+                    row.place, expected=f"a prompt in {self.field!r}", received="an empty text", hint="remove it"
                 )
             idx = f"{self.prefix}-{row.number}"
             if self.id_field is not None:

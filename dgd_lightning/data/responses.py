@@ -149,7 +149,7 @@ class ResponsesData(LightningDataModule):
         super().__init__()
         self.clbench, self.is_clbench = clbench, bool(clbench)
         if not 0.0 <= val_share < 1.0:
-            raise InputError("data.val_share", expected="a share in [0, 1)", received=val_share, mend="use e.g. 0.02")
+            raise InputError("data.val_share", expected="a share in [0, 1)", received=val_share, hint="use e.g. 0.02")
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("max_length", max_length, 2),
@@ -158,7 +158,7 @@ class ResponsesData(LightningDataModule):
         ):
             if value < least:
                 expected = f"an integer of at least {least}"
-                raise InputError(f"data.{name}", expected=expected, received=value, mend="use a larger one")
+                raise InputError(f"data.{name}", expected=expected, received=value, hint="use a larger one")
         self.path, self.target, self.revision, self.batch_size = Path(path), target, revision, batch_size
         self.max_length, self.val_share, self.val_batch_size = max_length, val_share, val_batch_size
         self.num_workers, self.enable_thinking, self.seed = num_workers, enable_thinking, seed
@@ -224,7 +224,7 @@ class ResponsesData(LightningDataModule):
                 "data.path",
                 expected=f"answers of at least two tokens within max_length = {self.max_length}",
                 received="none",
-                mend="decode training prompts first: dgd predict with an autoregressive arm",
+                hint="decode training prompts first: dgd predict with an autoregressive arm",
             )
 
     def encode(self, tokenizer: Any, row: Row, idx: str) -> tuple[Tensor, Tensor]:
@@ -242,7 +242,7 @@ class ResponsesData(LightningDataModule):
             if not isinstance(value, kind):
                 received = f"{type(value).__name__} {str(value)[:40]!r}"
                 raise InputError(
-                    row.place, expected=f"{name!r} to be {what}", received=received, mend="correct the field"
+                    row.place, expected=f"{name!r} to be {what}", received=received, hint="correct the field"
                 )
         prompt, answer = ((written or {}).get(name) for name in ("prompt_ids", "output_ids"))
         task = Task(idx, row.value.get("messages"), None, row.value)
@@ -252,7 +252,7 @@ class ResponsesData(LightningDataModule):
                     row.place,
                     expected="'dgd.prompt_ids' or 'messages'",
                     received=", ".join(row.value),
-                    mend="use rows that dgd predict wrote, or add the messages",
+                    hint="use rows that dgd predict wrote, or add the messages",
                 )
             prompt = prompt_ids(tokenizer, task, enable_thinking=self.enable_thinking).tolist()
         if answer is None:
@@ -261,13 +261,13 @@ class ResponsesData(LightningDataModule):
                     "data.target",
                     expected="a tokenizer with an end token, for rows without 'dgd.output_ids'",
                     received=f"{'none' if tokenizer is None else 'one without'}, for {row.place}",
-                    mend="add them to the target's folder, or use rows that dgd predict wrote",
+                    hint="add them to the target's folder, or use rows that dgd predict wrote",
                 )
             ids = tokenizer.encode(require_unicode(task, text), add_special_tokens=False)
             answer = [*ids, tokenizer.eos_token_id]
         prompt = self._ids(row, "prompt_ids", prompt)
         if not len(prompt):
-            raise InputError(row.place, expected="a prompt of at least one token", received="none", mend="remove it")
+            raise InputError(row.place, expected="a prompt of at least one token", received="none", hint="remove it")
         return prompt, self._ids(row, "output_ids", answer)
 
     def _ids(self, row: Row, name: str, ids: Any) -> Tensor:
@@ -284,7 +284,7 @@ class ResponsesData(LightningDataModule):
             row.place,
             expected=f"{name} to be a list of the target's ids, 0…{self.vocab_size - 1}",
             received=str(ids)[:80],
-            mend="use rows that this target wrote",
+            hint="use rows that this target wrote",
         )
 
     def train_dataloader(self) -> DataLoader[ResponseBatch]:

@@ -28,9 +28,9 @@ def require_file(path: Path, argument: str) -> None:
     InputError: there is no such file.
     """
     if path.is_dir():
-        raise InputError(argument, expected="a file", received=f"the folder {path}", mend="name a file in it")
+        raise InputError(argument, expected="a file", received=f"the folder {path}", hint="name a file in it")
     if not path.is_file():
-        raise InputError(argument, expected="an existing file", received=path, mend="check the path")
+        raise InputError(argument, expected="an existing file", received=path, hint="check the path")
 
 
 def read_lines(path: Path, argument: str) -> Iterator[tuple[int, str]]:
@@ -48,17 +48,17 @@ def read_lines(path: Path, argument: str) -> Iterator[tuple[int, str]]:
                     found = True
                     yield number, line.rstrip("\n")
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(argument, expected="a readable file", received=f"{path} ({error})", mend="check it") from error
+        raise InputError(argument, expected="a readable file", received=f"{path} ({error})", hint="check it") from error
     except UnicodeDecodeError as error:
         raise InputError(
             argument,
             expected="UTF-8 text",
             received=f"{path} ({error.reason} at byte {error.start})",
-            mend="convert the file to UTF-8",
+            hint="convert the file to UTF-8",
         ) from error
     if not found:
         raise InputError(
-            argument, expected="at least one row", received=f"the empty file {path}", mend="check the file"
+            argument, expected="at least one row", received=f"the empty file {path}", hint="check the file"
         )
 
 
@@ -80,7 +80,7 @@ def read_json_array(path: Path, argument: str) -> Iterator[Row]:
     if not isinstance(items, list) or not items:
         received = f"{_kind(items)} in {path}"
         raise InputError(
-            argument, expected="a JSON array of objects", received=received, mend="use one array, or JSONL"
+            argument, expected="a JSON array of objects", received=received, hint="use one array, or JSONL"
         )
     for number, item in enumerate(items, 1):
         place = f"{argument} item {number}"
@@ -95,20 +95,20 @@ def _parse(text: str, place: str) -> Any:
             place,
             expected="valid JSON",
             received=f"{error.msg} at column {error.colno}: {text[:60]!r}",
-            mend="correct the line",
+            hint="correct the line",
         ) from error
     except (ValueError, RecursionError) as error:  # Python's own limits: digits of an integer, depth of nesting
         raise InputError(
             place,
             expected="JSON that Python reads: integers of at most 4300 digits, nested a few hundred levels deep",
             received=f"{error}: {text[:60]!r}",
-            mend="write long numbers as text, and nest less",
+            hint="write long numbers as text, and nest less",
         ) from error
 
 
 def _object(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(place, expected="a JSON object", received=_kind(value), mend="write one object a row")
+        raise InputError(place, expected="a JSON object", received=_kind(value), hint="write one object a row")
     return value
 
 
@@ -138,11 +138,11 @@ def field(row: Row, path: str, kind: type | tuple[type, ...], what: str) -> Any:
                 row.place,
                 expected=f"the field {path!r}",
                 received=f"fields {keys}"[:200],
-                mend="add the field, or name another one",
+                hint="add the field, or name another one",
             )
         value = value[key]
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise InputError(row.place, expected=f"{path!r} to be {what}", received=_kind(value), mend="correct the field")
+        raise InputError(row.place, expected=f"{path!r} to be {what}", received=_kind(value), hint="correct the field")
     return value
 
 
@@ -158,7 +158,7 @@ def check_json(row: Row) -> None:
                 row.place,
                 expected=f"a value that JSON can hold in {key!r}",
                 received=f"{_kind(value)} ({error})",
-                mend="save the rows as JSONL without that field, or with it as text, and give that file",
+                hint="save the rows as JSONL without that field, or with it as text, and give that file",
             ) from error
 
 
@@ -171,6 +171,6 @@ def check_unique(places: Iterable[tuple[str, str]], what: str) -> None:
                 place,
                 expected=f"a {what} of its own",
                 received=f"{idx!r}, already at {seen[idx]}",
-                mend="make the ids unique",
+                hint="make the ids unique",
             )
         seen[idx] = place

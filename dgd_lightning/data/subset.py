@@ -32,7 +32,7 @@ class Subset:
     def __post_init__(self) -> None:
         if isinstance(self.share, bool) or not math.isfinite(self.share) or not 0 < self.share <= 1:
             raise InputError(
-                "data.subset.share", expected="a number above 0, at most 1", received=self.share, mend="use e.g. 0.1"
+                "data.subset.share", expected="a number above 0, at most 1", received=self.share, hint="use e.g. 0.1"
             )
 
     def of(self, tasks: Sequence[Task], contexts: Sequence[str]) -> list[Task]:

@@ -109,7 +109,7 @@ class TaskData(LightningDataModule):
         super().__init__()
         for name, value in (("batch_size", batch_size), ("limit", limit)):
             if value is not None and value < 1:
-                raise InputError(f"data.{name}", expected="a positive integer", received=value, mend="use 1 or more")
+                raise InputError(f"data.{name}", expected="a positive integer", received=value, hint="use 1 or more")
         self.batch_size, self.limit, self.subset = batch_size, limit, subset
         self.filters = {"context_category": category, "sub_category": sub_category}
 
@@ -165,7 +165,7 @@ class TaskData(LightningDataModule):
                 "trainer.devices",
                 expected=f"at most {shards} ranks, {'one per adapted context' if together else what}",
                 received=f"{ranks} ranks for {len(self.tasks)} tasks",
-                mend="use fewer devices or a smaller data.batch_size",
+                hint="use fewer devices or a smaller data.batch_size",
             )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -198,7 +198,7 @@ def tasks_by_context(data: Any, wanted_by: str) -> dict[str, list[Task]]:
             "data",
             expected=f"a TaskData, for {wanted_by}",
             received=type(data).__name__ if data is not None else "nothing",
-            mend=f"use a datamodule such as ContextsData, or leave out {wanted_by}",
+            hint=f"use a datamodule such as ContextsData, or leave out {wanted_by}",
         )
     contexts: dict[str, list[Task]] = {}
     for task in data.tasks:
@@ -217,6 +217,6 @@ def _keep(tasks: list[Task], key: str, names: Names) -> list[Task]:
             argument,
             expected=f"one of {', '.join(sorted(found))}",
             received=", ".join(sorted(missing)),
-            mend="use a value that the data has",
+            hint="use a value that the data has",
         )
     return [task for task in tasks if (task.row.get("metadata") or {}).get(key) in wanted]

@@ -46,14 +46,14 @@ def without_context(task: Task, others: Sequence[Task]) -> Task:
             f"task {task.idx}",
             expected="a question of its own, for a readout without the context",
             received="nothing but the context",
-            mend="leave the task out, or use another readout",
+            hint="leave the task out, or use another readout",
         )
     if bare == task:
         raise InputError(
             f"task {task.idx}",
             expected="a context, for a readout without it: messages, or paragraphs, before the question",
             received="a question alone",
-            mend="use data with contexts, or another readout",
+            hint="use data with contexts, or another readout",
         )
     return bare
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from dgd_lightning.decode.controls import Wrapped
+from dgd_lightning.decode.controls import WrappedState
 from dgd_lightning.decode.engine import Request
-from dgd_lightning.decode.readouts import DraftReadout, Reading, Readout, Stretch, wide
+from dgd_lightning.decode.readouts import DraftReadout, Readout, ReadoutState, TargetOutput, wide
 from dgd_lightning.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ class AblatedDraft(Readout):
     def layers(self, pair: Pair) -> tuple[int, ...]:
         return DraftReadout().layers(pair)
 
-    def begin(self, pair: Pair, request: Request, width: int) -> Reading:
+    def begin(self, pair: Pair, request: Request, width: int) -> ReadoutState:
         self.check(pair)
         lengths = torch.tensor(request.lengths, device=pair.target.device)
-        return AblatedReading(DraftReadout().begin(pair, request, width), self, lengths)
+        return AblatedState(DraftReadout().begin(pair, request, width), self, lengths)
 
     def check(self, pair: Pair) -> None:
         """Raises:
@@ -52,16 +52,16 @@ class AblatedDraft(Readout):
                 "readout.ablate",
                 expected=f"some of the layers that the draft taps ({', '.join(map(str, tapped))})",
                 received=repr(self.ablate),
-                mend="name tapped layers only",
+                hint="name tapped layers only",
             )
         if self.by not in ("zero", "mean"):
-            raise InputError("readout.by", expected="zero or mean", received=repr(self.by), mend="use mean")
+            raise InputError("readout.by", expected="zero or mean", received=repr(self.by), hint="use mean")
 
 
-class AblatedReading(Wrapped):
+class AblatedState(WrappedState):
     """See `AblatedDraft`. With ``mean`` the prompt's states wait until all of them are there."""
 
-    def __init__(self, inner: Reading, readout: AblatedDraft, lengths: Tensor) -> None:
+    def __init__(self, inner: ReadoutState, readout: AblatedDraft, lengths: Tensor) -> None:
         super().__init__(inner)
         self.layer_ids, self.lengths = tuple(readout.ablate), lengths  # [b]
         self.prompt: list[tuple[dict[int, Tensor], Tensor]] | None = [] if readout.by == "mean" else None
@@ -88,8 +88,8 @@ class AblatedReading(Wrapped):
             self.extend(taps, positions)
         self.inner.ready()
 
-    def logits(self, stretch: Stretch) -> Tensor:
-        return self.inner.logits(stretch)
+    def logits(self, out: TargetOutput) -> Tensor:
+        return self.inner.logits(out)
 
     def _mean(self, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
         """[b, 1, H]; behind a row's prompt stands padding, which does not count."""

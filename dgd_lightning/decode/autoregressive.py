@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.decode.engine import Batch, OnProgress, Prefix, check_prefix, check_request, choose
-from dgd_lightning.decode.noise import Noise
-from dgd_lightning.decode.prefix import SharedPrefix
+from dgd_lightning.decode.prefix import PrefixCache
+from dgd_lightning.decode.random_source import RandomSource
 from dgd_lightning.decode.verify import Verdict
 from dgd_lightning.types import DecodeOutput
 
@@ -32,8 +32,8 @@ def autoregressive_generate(
     num_return_sequences: int = 1,
     on_progress: OnProgress | None = None,
     prefix: Prefix | None = None,
-    prefixes: Sequence[SharedPrefix | None] | None = None,
-    noise: Noise | None = None,
+    prefixes: Sequence[PrefixCache | None] | None = None,
+    random_source: RandomSource | None = None,
 ) -> list[DecodeOutput]:
     """Decode a batch of prompts token by token.
 
@@ -50,7 +50,7 @@ def autoregressive_generate(
         on_progress: called after the prefill and after every cycle.
         prefix: what of a single prompt is read already, in caches that are written on.
         prefixes: what of each prompt is read already, to be copied, or None in its place.
-        noise: in place of the seeded noise, for tests that enumerate every outcome.
+        random_source: in place of the seeded one, for tests that enumerate every outcome.
 
     Returns:
         Outputs in the order of the prompts, ``num_return_sequences`` per prompt; every acceptance length is 1.
@@ -72,11 +72,11 @@ def autoregressive_generate(
     )
     if prefix is not None:
         check_prefix(prefix, request, 1)
-    batch = Batch(pair.target, request, width=1, prefix=prefix, noise=noise, on_progress=on_progress)
+    batch = Batch(pair.target, request, width=1, prefix=prefix, random_source=random_source, on_progress=on_progress)
     while batch.active:
         positions = batch.positions(1)  # [b, 1]
         tokens = choose(
-            batch.step(batch.last[:, None], positions).logits, request.sampling, batch.noise, positions + 1
+            batch.step(batch.last[:, None], positions).logits, request.sampling, batch.random_source, positions + 1
         )  # [b, 1]
         batch.commit(Verdict(tokens, torch.ones_like(batch.last)))
         batch.synchronise()

@@ -15,11 +15,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from dgd_lightning.distributions import entropy, js_divergence, kl_divergence
 from dgd_lightning.errors import InputError
-from dgd_lightning.laws import entropy, js_divergence, kl_divergence
 
 Space = Literal["logits", "log_probs", "probs"]
-Divergence = Literal["js", "kl", "entropy_gap"]
+Signal = Literal["js", "kl", "entropy_gap"]
 
 
 class Schedule(ABC):
@@ -57,7 +57,7 @@ class WarmUp(Schedule):
     def __post_init__(self) -> None:
         if isinstance(self.tokens, bool) or not isinstance(self.tokens, int) or self.tokens < 1:
             raise InputError(
-                "schedule.tokens", expected="an integer of at least 1", received=repr(self.tokens), mend="use e.g. 32"
+                "schedule.tokens", expected="an integer of at least 1", received=repr(self.tokens), hint="use e.g. 32"
             )
 
     def __call__(self, target: Tensor, readout: Tensor, step: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class WarmUp(Schedule):
 
 @dataclass(frozen=True)
 class Disagree(Schedule):
-    """β where the two first choices differ, 0 elsewhere."""
+    """β where the two top-1 tokens differ, 0 elsewhere."""
 
     def __call__(self, target: Tensor, readout: Tensor, step: Tensor) -> Tensor:
         return (target.argmax(-1) != readout.argmax(-1)).to(target.dtype)
@@ -76,19 +76,20 @@ class Disagree(Schedule):
 class Adaptive(Schedule):
     """More guidance where the readout says more that is new; factors in 0 … 1.
 
-    With p the target's law and r the readout's: ``js`` is JS(p, r) / ln 2 (as AdaCAD's, arXiv 2409.07394), ``kl`` is
-    1 − exp(−KL(r ‖ p)), and ``entropy_gap`` is max(0, H(p) − H(r)) / ln V: guidance only where the readout is surer.
+    With p the target's distribution and r the readout's: ``js`` is JS(p, r) / ln 2 (as AdaCAD's, arXiv 2409.07394),
+    ``kl`` is 1 − exp(−KL(r ‖ p)), and ``entropy_gap`` is max(0, H(p) − H(r)) / ln V: guidance only where the readout is
+    surer.
 
     Args:
         by: which of them.
     """
 
-    by: Divergence = "js"
+    by: Signal = "js"
 
     def __post_init__(self) -> None:
-        if self.by not in get_args(Divergence):
+        if self.by not in get_args(Signal):
             raise InputError(
-                "schedule.by", expected=" or ".join(get_args(Divergence)), received=repr(self.by), mend="use js"
+                "schedule.by", expected=" or ".join(get_args(Signal)), received=repr(self.by), hint="use js"
             )
 
     def __call__(self, target: Tensor, readout: Tensor, step: Tensor) -> Tensor:
@@ -98,7 +99,7 @@ class Adaptive(Schedule):
             factor = -torch.expm1(-kl_divergence(readout, target))
         else:
             factor = (entropy(target) - entropy(readout)) / math.log(target.shape[-1])
-        return factor.clamp(0, 1)  # rounding leaves a divergence of equal laws a little below 0
+        return factor.clamp(0, 1)  # rounding leaves a divergence of equal distributions a little below 0
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,9 @@ class Blend:
 
     Args:
         beta: one number for all rows, or one per row; any finite number (negative ones push away from the readout).
-        space: ``logits`` mixes logits; ``log_probs`` mixes log-probabilities, which is the same law, since they differ
-            by a constant per position; ``probs`` is the mixture (1 − β)·p + β·r of the laws, for β in 0 … 1.
+        space: ``logits`` mixes logits; ``log_probs`` mixes log-probabilities, which is the same distribution, since
+            they differ by a constant per position; ``probs`` is the mixture (1 − β)·p + β·r of the distributions, for β
+            in 0 … 1.
         candidates: only the target's so many likeliest tokens can be chosen (where the row's β is not 0).
         plausibility: α in (0, 1]: only tokens with at least α times the probability of the target's likeliest can be
             chosen (Li et al. 2023, contrastive decoding, arXiv 2210.15097).
@@ -129,24 +131,24 @@ class Blend:
         fine = bool(betas) and all(isinstance(b, int | float) and not isinstance(b, bool) for b in betas)
         if not fine or not all(math.isfinite(b) for b in betas):
             raise InputError(
-                "beta", expected="a finite number, or one per row", received=repr(self.beta), mend="use e.g. beta=0.3"
+                "beta", expected="a finite number, or one per row", received=repr(self.beta), hint="use e.g. beta=0.3"
             )
         if self.space not in get_args(Space):
             raise InputError(
-                "space", expected=" or ".join(get_args(Space)), received=repr(self.space), mend="use logits"
+                "space", expected=" or ".join(get_args(Space)), received=repr(self.space), hint="use logits"
             )
         if self.space == "probs" and not all(0 <= b <= 1 for b in betas):
             raise InputError(
-                "beta", expected="0 … 1 for space probs", received=repr(self.beta), mend="use space='logits'"
+                "beta", expected="0 … 1 for space probs", received=repr(self.beta), hint="use space='logits'"
             )
         c, a = self.candidates, self.plausibility
         if c is not None and (isinstance(c, bool) or not isinstance(c, int) or c < 1):
             raise InputError(
-                "candidates", expected="an integer of at least 1: a token must be left", received=repr(c), mend="use 50"
+                "candidates", expected="an integer of at least 1: a token must be left", received=repr(c), hint="use 50"
             )
         if a is not None and (isinstance(a, bool) or not isinstance(a, int | float) or not 0 < a <= 1):
             raise InputError(
-                "plausibility", expected="a number in (0, 1]: a token must be left", received=repr(a), mend="use 0.1"
+                "plausibility", expected="a number in (0, 1]: a token must be left", received=repr(a), hint="use 0.1"
             )
 
     def betas(self, rows: int) -> list[float]:
@@ -162,7 +164,7 @@ class Blend:
                 "beta",
                 expected=f"one number, or {rows}: one per prompt",
                 received=len(self.beta),
-                mend="repeat the prompts",
+                hint="repeat the prompts",
             )
         return [float(b) for b in self.beta]
 
@@ -179,7 +181,9 @@ class Blend:
         log_p, log_r = target.log_softmax(-1), readout.log_softmax(-1)
         strength = (beta.to(kind)[:, None] * self.schedule(log_p, log_r, step))[..., None]  # [B, Q, 1]
         if self.space == "probs":
-            strength = strength.clamp(0, 1)  # whatever a schedule's factor is: a law has no negative probabilities
+            strength = strength.clamp(
+                0, 1
+            )  # whatever a schedule's factor is: a distribution has no negative probabilities
             mixed = torch.logaddexp(log_p + (1 - strength).log(), log_r + strength.log())
         else:
             first, second = (target, readout) if self.space == "logits" else (log_p, log_r)
@@ -204,5 +208,5 @@ def as_schedule(schedule: Any) -> Schedule:
     if schedule is None:
         return Constant()
     if not callable(schedule) or isinstance(schedule, type):
-        raise InputError("schedule", expected="None or a Schedule", received=repr(schedule), mend="use Adaptive('js')")
+        raise InputError("schedule", expected="None or a Schedule", received=repr(schedule), hint="use Adaptive('js')")
     return schedule

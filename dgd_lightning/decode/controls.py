@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.decode.engine import Request
-from dgd_lightning.decode.readouts import DraftReadout, Reading, Readout, Stretch, wide
-from dgd_lightning.laws import entropy
+from dgd_lightning.decode.readouts import DraftReadout, Readout, ReadoutState, TargetOutput, wide
+from dgd_lightning.distributions import entropy
 from dgd_lightning.seeds import mixed_seed
 
 if TYPE_CHECKING:
@@ -43,14 +43,14 @@ class Noise(Readout):
     def controls(self) -> Readout | None:
         return self.like
 
-    def begin(self, pair: Pair, request: Request, width: int) -> Reading:
-        return NoiseReading(self.like.begin(pair, request, width), request, self.seed)
+    def begin(self, pair: Pair, request: Request, width: int) -> ReadoutState:
+        return NoiseState(self.like.begin(pair, request, width), request, self.seed)
 
 
-class Wrapped(Reading):
-    """A reading that is made from another one's."""
+class WrappedState(ReadoutState):
+    """A state that is made from another one's."""
 
-    def __init__(self, inner: Reading) -> None:
+    def __init__(self, inner: ReadoutState) -> None:
         self.inner, self.caches, self.drafts = inner, inner.caches, inner.drafts
 
     def extend(self, taps: dict[int, Tensor], positions: Tensor) -> None:
@@ -67,24 +67,24 @@ class Wrapped(Reading):
         self.inner.select(rows)
 
 
-class NoiseReading(Wrapped):
+class NoiseState(WrappedState):
     """See `Noise`."""
 
-    def __init__(self, inner: Reading, request: Request, seed: int) -> None:
+    def __init__(self, inner: ReadoutState, request: Request, seed: int) -> None:
         super().__init__(inner)
         self.seeds = [
             mixed_seed(seed, zlib.crc32(request.ids[row, :length].numpy().tobytes()))
             for row, length in enumerate(request.lengths)
         ]
 
-    def logits(self, stretch: Stretch) -> Tensor:
-        target = wide(stretch.logits)
-        correction = wide(self.inner.logits(stretch)) - target
+    def logits(self, out: TargetOutput) -> Tensor:
+        target = wide(out.logits)
+        correction = wide(self.inner.logits(out)) - target
         size = (correction - correction.mean(-1, keepdim=True)).norm(dim=-1, keepdim=True)
         noise = torch.stack(
             [
                 torch.stack([self._noise(seed, position, target.shape[-1]) for position in row])
-                for seed, row in zip(self.seeds, stretch.positions.tolist(), strict=True)
+                for seed, row in zip(self.seeds, out.positions.tolist(), strict=True)
             ]
         ).to(target)
         noise = noise - noise.mean(-1, keepdim=True)
@@ -116,19 +116,19 @@ class MatchedEntropy(Readout):
     def controls(self) -> Readout | None:
         return self.like
 
-    def begin(self, pair: Pair, request: Request, width: int) -> Reading:
-        return EntropyReading(self.like.begin(pair, request, width))
+    def begin(self, pair: Pair, request: Request, width: int) -> ReadoutState:
+        return EntropyState(self.like.begin(pair, request, width))
 
 
-class EntropyReading(Wrapped):
+class EntropyState(WrappedState):
     """See `MatchedEntropy`."""
 
     HALVINGS = 48
     COLDEST, HOTTEST = 1e-3, 1e3  # temperatures
 
-    def logits(self, stretch: Stretch) -> Tensor:
-        target = wide(stretch.logits)
-        wanted = entropy(wide(self.inner.logits(stretch)).log_softmax(-1))[..., None]  # [b, Q, 1]
+    def logits(self, out: TargetOutput) -> Tensor:
+        target = wide(out.logits)
+        wanted = entropy(wide(self.inner.logits(out)).log_softmax(-1))[..., None]  # [b, Q, 1]
         low = torch.full_like(wanted, self.COLDEST).log()
         high = torch.full_like(wanted, self.HOTTEST).log()
         for _ in range(self.HALVINGS):

@@ -1,4 +1,4 @@
-"""What all decoders share: checked input, the batch on its position-addressed caches, stops, one host word a cycle.
+"""What all decoders share: checked input, the batch on its position-addressed caches, stops.
 
 A decoder is a loop of ``forward → verdict → Batch.commit → Batch.synchronise``. ``commit`` only enqueues work on the
 device; ``synchronise`` is the cycle's single wait for it, after which the host knows who is done and who is longest.
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dgd_lightning.decode.noise import TARGET, Noise, TableNoise, noise_table, row_seeds
-from dgd_lightning.decode.prefix import SharedPrefix, check_prefixes, go_on_from
+from dgd_lightning.decode.prefix import PrefixCache, check_prefixes, fill_from_prefixes
+from dgd_lightning.decode.random_source import TARGET, RandomSource, RandomTable, random_table, row_seeds
 from dgd_lightning.decode.sampling import SamplingParams, probabilities, sampling_params
 from dgd_lightning.decode.verify import Verdict
 from dgd_lightning.errors import InputError
@@ -36,7 +36,7 @@ class Request(NamedTuple):
     stop_token_ids: tuple[int, ...]
     seeds: list[int] | None  # one per row; None for greedy decoding
     rows: list[int]  # R numbers of prompts, prompt by prompt: rows of one prompt share its prefill
-    prefixes: list[SharedPrefix | None]  # B, what of each prompt is read already
+    prefixes: list[PrefixCache | None]  # B, what of each prompt is read already
 
 
 class Progress(NamedTuple):
@@ -73,7 +73,7 @@ def check_request(
     stop_token_ids: Sequence[int] | None = None,
     seed: int | Sequence[int] | None = None,
     num_return_sequences: int = 1,
-    prefixes: Sequence[SharedPrefix | None] | None = None,
+    prefixes: Sequence[PrefixCache | None] | None = None,
 ) -> Request:
     """Check a decoder's arguments and pad the prompts.
 
@@ -96,7 +96,7 @@ def check_request(
             "prompts",
             expected="a non-empty list of 1-D integer tensors",
             received=f"a tensor of shape {list(prompts.shape)}" if isinstance(prompts, Tensor) else "an empty list",
-            mend="pass e.g. [torch.tensor([1, 2, 3])]",
+            hint="pass e.g. [torch.tensor([1, 2, 3])]",
         )
     rows = [check_prompt(f"prompts[{i}]", prompt, target.vocab_size) for i, prompt in enumerate(prompts)]
     for i, row in enumerate(rows):
@@ -105,7 +105,7 @@ def check_request(
                 f"prompts[{i}]",
                 expected=f"prompt + max_new_tokens of at most {target.max_positions} positions",
                 received=f"{len(row)} + {max_new_tokens} = {len(row) + max_new_tokens}",
-                mend="shorten the prompt or lower max_new_tokens",
+                hint="shorten the prompt or lower max_new_tokens",
             )
     return Request(
         ids=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
@@ -121,7 +121,7 @@ def check_request(
 
 def _check_count(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(name, expected="an integer of at least 1", received=repr(value), mend=f"use e.g. {name}=4")
+        raise InputError(name, expected="an integer of at least 1", received=repr(value), hint=f"use e.g. {name}=4")
 
 
 def check_prompt(name: str, prompt: Any, vocab_size: int) -> Tensor:
@@ -130,14 +130,14 @@ def check_prompt(name: str, prompt: Any, vocab_size: int) -> Tensor:
     Raises:
         InputError: it is no 1-D integer tensor of at least one of the vocabulary's ids.
     """
-    mend = "pass the token ids of one prompt, e.g. torch.tensor([1, 2, 3])"
+    hint = "pass the token ids of one prompt, e.g. torch.tensor([1, 2, 3])"
     if not isinstance(prompt, Tensor):
-        raise InputError(name, expected="a 1-D integer tensor", received=type(prompt).__name__, mend=mend)
+        raise InputError(name, expected="a 1-D integer tensor", received=type(prompt).__name__, hint=hint)
     if prompt.dim() != 1 or prompt.dtype == torch.bool or prompt.is_floating_point() or prompt.is_complex():
         received = f"shape {list(prompt.shape)}, {prompt.dtype}"
-        raise InputError(name, expected="a 1-D integer tensor", received=received, mend=mend)
+        raise InputError(name, expected="a 1-D integer tensor", received=received, hint=hint)
     if len(prompt) == 0:
-        raise InputError(name, expected="at least one token", received="an empty prompt", mend=mend)
+        raise InputError(name, expected="at least one token", received="an empty prompt", hint=hint)
     prompt = prompt.detach().cpu().long()
     low, high = int(prompt.min()), int(prompt.max())
     if low < 0 or high >= vocab_size:
@@ -145,7 +145,7 @@ def check_prompt(name: str, prompt: Any, vocab_size: int) -> Tensor:
             name,
             expected=f"token ids in 0 … {vocab_size - 1}",
             received=low if low < 0 else high,
-            mend="encode the prompt with the target's own tokenizer",
+            hint="encode the prompt with the target's own tokenizer",
         )
     return prompt
 
@@ -158,7 +158,7 @@ def _stop_tokens(pair: Pair, stop_token_ids: Sequence[int] | None) -> tuple[int,
         isinstance(i, bool) or not isinstance(i, int) for i in stop_token_ids
     ):
         raise InputError(
-            "stop_token_ids", expected="a list of integers or None", received=repr(stop_token_ids), mend="use e.g. [2]"
+            "stop_token_ids", expected="a list of integers or None", received=repr(stop_token_ids), hint="use e.g. [2]"
         )
     return tuple(stop_token_ids)
 
@@ -185,7 +185,7 @@ def check_prefix(prefix: Prefix, request: Request, width: int) -> None:
             "prefix",
             expected=f"one row whose prompt begins with the prefix's {len(ids)} tokens and has more",
             received=f"{len(request.rows)} rows, the first prompt of {len(own)} tokens",
-            mend="decode other prompts without it",
+            hint="decode other prompts without it",
         )
     smallest = min(cache.capacity for cache in (prefix.cache, prefix.draft_cache) if cache is not None)
     if smallest < need:
@@ -193,23 +193,23 @@ def check_prefix(prefix: Prefix, request: Request, width: int) -> None:
             "prefix",
             expected=f"caches of {need} positions, for prompt, new tokens and a block",
             received=smallest,
-            mend="allocate larger ones, or lower max_new_tokens",
+            hint="allocate larger ones, or lower max_new_tokens",
         )
 
 
 class Forward(NamedTuple):
-    """What a step gives a decoder, of every text."""
+    """What a step gives a decoder, of every sequence."""
 
     logits: Tensor  # [t, Q, V]
     features: Tensor  # [t, Q, F·H]; empty where no layer is tapped
 
 
 class Change(NamedTuple):
-    """Rows that leave, and texts that part or end; numbers are those of before and of now."""
+    """Rows that leave, and sequences that part or end; numbers are those of before and of now."""
 
     stay: list[int]  # the rows now -> what their numbers were
-    parents: list[int]  # the texts now -> what they go on from
-    text_of: list[int]  # the rows now -> their texts; −1: finished
+    parents: list[int]  # the sequences now -> what they go on from
+    sequence_of: list[int]  # the rows now -> their sequences; −1: finished
 
 
 def capacity(request: Request, width: int) -> int:
@@ -220,20 +220,21 @@ def capacity(request: Request, width: int) -> int:
 def _table(request: Request, width: int) -> Tensor:
     """[B, P, 3]; for greedy decoding P is 0, so that reading it would fail."""
     if request.seeds is None:
-        return noise_table([0] * len(request.rows), 0)
-    return noise_table(request.seeds, request.max_new_tokens + width)
+        return random_table([0] * len(request.rows), 0)
+    return random_table(request.seeds, request.max_new_tokens + width)
 
 
 class Batch:
     """The rows still being decoded. Committed tokens stay on the device; finished rows leave when half are done.
 
-    What is read is a *text*: caches have a row per text, and forwards read texts [t]. Every row [b] is a text of its
-    own, unless rows share texts: then those of one prompt (and one seed) are one text until they commit different
-    tokens, and the text parts in two. What several rows would compute alike is so computed once.
+    What is read is a *sequence*: caches have a row per sequence, and forwards read sequences [t]. Every row [b] is a
+    sequence of its
+    own, unless rows share sequences: then those of one prompt (and one seed) are one sequence until they commit
+    different tokens, and the sequence parts in two. What several rows would compute alike is so computed once.
 
     Attributes:
-        cache: the texts' target cache.
-        noise: what the rows' draws are made of.
+        cache: the sequences' target cache.
+        random_source: what the rows' draws are made of.
         anchors: [b] absolute position of each row's last committed token.
         last: [b] that token, not yet seen by the target.
         longest: the largest anchor, known on the host, so that a forward attends to no more than it must.
@@ -250,10 +251,10 @@ class Batch:
         companions: Sequence[PositionCache] = (),
         prefix: Prefix | None = None,
         hold_last: bool = False,
-        share_texts: bool = False,
+        share_sequences: bool = False,
         on_prompts: Callable[[], None] | None = None,
         on_change: Callable[[Change], None] | None = None,
-        noise: Noise | None = None,
+        random_source: RandomSource | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
         """Read the prompts and commit each row's first token.
@@ -262,25 +263,25 @@ class Batch:
             width: most tokens that a cycle may commit per row (K).
             layer_ids: layers whose features every forward gives.
             on_features: called with the prompts' features [B, C, F·H] and positions [B, C], chunk by chunk.
-            companions: other caches, made for the prompts like ``cache``; their rows become and stay the texts.
+            companions: other caches, made for the prompts like ``cache``; their rows become and stay the sequences.
             prefix: what is read already (see :func:`check_prefix`).
             hold_last: leave each prompt's last token to the caller, who reads it and calls :meth:`begin`.
-            share_texts: rows of one prompt, which then need the same seed, are one text until they differ.
+            share_sequences: rows of one prompt, which then need the same seed, are one sequence until they differ.
             on_prompts: called once the prompts are read, while all caches still have a row per prompt.
-            on_change: called next, with a change from prompts to texts, and whenever rows or texts change.
-            noise: instead of the noise of the request's seeds.
+            on_change: called next, with a change from prompts to sequences, and whenever rows or sequences change.
+            random_source: instead of the one made of the request's seeds.
         """
         began = time.perf_counter()
         device, batch, prompts = target.device, len(request.rows), len(request.lengths)
         self.lengths = [request.lengths[prompt] for prompt in request.rows]  # R, of each row's prompt
         self.target, self.request, self.width, self.layer_ids = target, request, width, layer_ids
-        self.on_progress, self.on_change, self.share_texts = on_progress, on_change, share_texts
+        self.on_progress, self.on_change, self.share_sequences = on_progress, on_change, share_sequences
         self.starts = torch.tensor(self.lengths, device=device)  # [b]
-        self.noise: Noise = noise or TableNoise(_table(request, width).to(device), self.starts)
+        self.random_source: RandomSource = random_source or RandomTable(_table(request, width).to(device), self.starts)
         self.cache = target.new_cache(prompts, capacity(request, width)) if prefix is None else prefix.cache
         self.caches = [self.cache, *companions]
         known = [0 if one is None else len(one.ids) for one in (request.prefixes if prefix is None else [prefix])]
-        go_on_from(request.prefixes, self.cache, layer_ids, on_features)
+        fill_from_prefixes(request.prefixes, self.cache, layer_ids, on_features)
         ends = [length - int(hold_last) for length in request.lengths]
         rows = [request.ids[row, start:end] for row, (start, end) in enumerate(zip(known, ends, strict=True))]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)  # [B, S], what is still to be read
@@ -312,14 +313,17 @@ class Batch:
         self.accepted: list[list[int]] = [[] for _ in range(batch)]
         self.began = began
         numbers = list(range(batch))
-        self.text_of, self.count = list(range(prompts)), prompts  # each row's text, and how many texts the caches hold
-        texts = (list(range(prompts)), request.rows) if share_texts else (request.rows, numbers)
-        self._change(Change(numbers, *texts))
+        self.sequence_of, self.count = (
+            list(range(prompts)),
+            prompts,
+        )  # each row's sequence, and how many sequences the caches hold
+        sequences = (list(range(prompts)), request.rows) if share_sequences else (request.rows, numbers)
+        self._change(Change(numbers, *sequences))
         if hold_last:
             self.last = request.ids.to(device)[prompt].gather(1, self.anchors[:, None])[:, 0]
         else:
             assert logits is not None
-            self.begin(choose(logits[prompt, None], request.sampling, self.noise, self.starts[:, None]))
+            self.begin(choose(logits[prompt, None], request.sampling, self.random_source, self.starts[:, None]))
 
     def begin(self, first: Tensor) -> None:
         """Commit the first tokens [B, 1]; with them the prefill ends."""
@@ -330,17 +334,17 @@ class Batch:
 
     @property
     def longest(self) -> int:
-        """Largest anchor among the texts, as of the last ``synchronise``."""
-        rows = self.active if self.share_texts and self.active else self.live
+        """Largest anchor among the sequences, as of the last ``synchronise``."""
+        rows = self.active if self.share_sequences and self.active else self.live
         return max(self.ends[row] for row in rows)
 
-    def texts(self, values: Tensor) -> Tensor:
-        """Of values [b, ..] that rows of one text have in common, one per text [t, ..]."""
+    def sequences(self, values: Tensor) -> Tensor:
+        """Of values [b, ..] that rows of one sequence have in common, one per sequence [t, ..]."""
         return values if self._leaders is None else values[self._leaders]
 
     def rows(self, values: Tensor) -> Tensor:
-        """Values [t, ..] of texts, for every row [b, ..]."""
-        return values if self._texts is None else values[self._texts]
+        """Values [t, ..] of sequences, for every row [b, ..]."""
+        return values if self._sequences is None else values[self._sequences]
 
     def positions(self, width: int) -> Tensor:
         """Absolute positions [b, width] of a block that begins with the last committed token."""
@@ -368,7 +372,7 @@ class Batch:
         self.last = torch.where(cut > 0, newest, self.last)
         self.anchors = self.anchors + cut
         news = torch.stack([lengths, cut, self.done.long()])  # [3, b]
-        self._news = torch.cat([news, tokens.T]) if self.share_texts else news  # [3 + Q, b]
+        self._news = torch.cat([news, tokens.T]) if self.share_sequences else news  # [3 + Q, b]
 
     def synchronise(self, *, first: bool = False) -> None:
         """Tell the host what was committed, and drop finished rows once they are half of the batch."""
@@ -387,43 +391,45 @@ class Batch:
             committed = sum(end + 1 - length for end, length in zip(self.ends, self.lengths, strict=True))
             verifications = sum(len(lengths) for lengths in self.verified)
             self.on_progress(Progress(committed, verifications, len(self.ends), len(self.active)))
-        if self.share_texts:
-            self._part([column[:cut] for column, cut in zip(zip(*tokens, strict=True), cuts, strict=True)])
+        if self.share_sequences:
+            self._fork([column[:cut] for column, cut in zip(zip(*tokens, strict=True), cuts, strict=True)])
         elif self.active and 2 * len(self.active) <= len(self.live):
             self._drop_finished()
 
-    def _part(self, committed: list[tuple[int, ...]]) -> None:
-        """Rows that have committed different tokens go on as different texts; texts without a row end."""
-        texts: dict[tuple[int, tuple[int, ...]], int] = {}  # (what it was, what it became) -> what it is
-        text_of = [-1] * len(committed)
+    def _fork(self, committed: list[tuple[int, ...]]) -> None:
+        """Rows that have committed different tokens go on as different sequences; sequences without a row end."""
+        sequences: dict[tuple[int, tuple[int, ...]], int] = {}  # (what it was, what it became) -> what it is
+        sequence_of = [-1] * len(committed)
         for row in self.active:
-            text_of[row] = texts.setdefault((self.text_of[row], committed[row]), len(texts))
-        if texts and text_of != self.text_of:
-            self._change(Change(list(range(len(text_of))), [parent for parent, _ in texts], text_of))
+            sequence_of[row] = sequences.setdefault((self.sequence_of[row], committed[row]), len(sequences))
+        if sequences and sequence_of != self.sequence_of:
+            self._change(Change(list(range(len(sequence_of))), [parent for parent, _ in sequences], sequence_of))
 
     def _drop_finished(self) -> None:
         active = set(self.active)
         stay = [i for i, row in enumerate(self.live) if row in active]
         self.live = [self.live[i] for i in stay]
         keep = torch.tensor(stay, device=self.index.device)  # [r]
-        self.noise = self.noise.select(keep)
+        self.random_source = self.random_source.select(keep)
         for name in ("starts", "index", "limits", "anchors", "last", "done"):
             setattr(self, name, getattr(self, name)[keep])
         self._change(Change(stay, stay, list(range(len(stay)))))
 
     def _change(self, change: Change) -> None:
-        """Have caches, and whoever else keeps something per row or text, follow."""
+        """Have caches, and whoever else keeps something per row or sequence, follow."""
         device, count = self.index.device, len(change.parents)
         if change.parents != list(range(self.count)):
             parents = torch.tensor(change.parents, device=device)
             for cache in self.caches:
                 cache.select(parents)
-        self.text_of, self.count = change.text_of, count
-        leaders = [change.text_of.index(text) for text in range(count)]
-        own = change.text_of == list(range(count))  # every row has a text of its own
+        self.sequence_of, self.count = change.sequence_of, count
+        leaders = [change.sequence_of.index(sequence) for sequence in range(count)]
+        own = change.sequence_of == list(range(count))  # every row has a sequence of its own
         self._leaders = None if own else torch.tensor(leaders, device=device)  # [t]
-        self._texts = None if own else torch.tensor(change.text_of, device=device).clamp(min=0)  # [b]
-        self.text_noise = self.noise if own else self.noise.select(torch.tensor(leaders, device=device))
+        self._sequences = None if own else torch.tensor(change.sequence_of, device=device).clamp(min=0)  # [b]
+        self.sequence_random = (
+            self.random_source if own else self.random_source.select(torch.tensor(leaders, device=device))
+        )
         if self.on_change is not None:
             self.on_change(change)
 
@@ -454,8 +460,8 @@ class Batch:
         return outputs
 
 
-def choose(logits: Tensor, sampling: SamplingParams, noise: Noise, positions: Tensor) -> Tensor:
+def choose(logits: Tensor, sampling: SamplingParams, random_source: RandomSource, positions: Tensor) -> Tensor:
     """The target's own tokens [B, Q] for the absolute ``positions`` [B, Q], from its logits [B, Q, V]."""
     if sampling.greedy:
         return logits.argmax(-1)
-    return noise.categorical(probabilities(logits, sampling), TARGET, positions)
+    return random_source.categorical(probabilities(logits, sampling), TARGET, positions)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 CHUNK = 1024  # positions whose features are handed on together, as in a prefill
 
 
-class SharedPrefix(NamedTuple):
+class PrefixCache(NamedTuple):
     """What several prompts begin with, read by the target. Nothing writes into it.
 
     It holds features instead of a draft's keys and values: these depend on the adapter that the draft has, and other
@@ -40,24 +40,24 @@ class SharedPrefix(NamedTuple):
                 "prefixes",
                 expected=f"features of layers {', '.join(map(str, layer_ids))}, which draft or readout tap",
                 received=f"those of layers {', '.join(map(str, self.layer_ids))}" if self.layer_ids else "none",
-                mend=f"read_prefix(target, ids, {list(layer_ids)})",
+                hint=f"make_prefix_cache(target, ids, {list(layer_ids)})",
             )
         parts = dict(zip(self.layer_ids, self.features[:, low:high].chunk(len(self.layer_ids), dim=-1), strict=True))
         return torch.cat([parts[layer] for layer in layer_ids], dim=-1)
 
 
-def read_prefix(target: Target, ids: Tensor, layer_ids: Sequence[int] = ()) -> SharedPrefix:
+def make_prefix_cache(target: Target, ids: Tensor, layer_ids: Sequence[int] = ()) -> PrefixCache:
     """Read a beginning [S], for batches that need at most these layers."""
     cache = target.new_cache(1, len(ids))
     read = target.prefill(
         ids[None].to(target.device), [len(ids)], cache, layer_ids=layer_ids, keep_features=bool(layer_ids)
     )
-    return SharedPrefix(ids, cache, tuple(layer_ids), read.features)
+    return PrefixCache(ids, cache, tuple(layer_ids), read.features)
 
 
 def check_prefixes(
-    prefixes: Sequence[SharedPrefix | None] | None, prompts: Sequence[Tensor]
-) -> list[SharedPrefix | None]:
+    prefixes: Sequence[PrefixCache | None] | None, prompts: Sequence[Tensor]
+) -> list[PrefixCache | None]:
     """One per prompt [S] or None.
 
     Raises:
@@ -70,7 +70,7 @@ def check_prefixes(
             "prefixes",
             expected=f"one per prompt, {len(prompts)}, or None in its place",
             received=len(prefixes),
-            mend="give [None] for a prompt that shares nothing",
+            hint="give [None] for a prompt that shares nothing",
         )
     for number, (prefix, prompt) in enumerate(zip(prefixes, prompts, strict=True)):
         if prefix is None:
@@ -81,13 +81,13 @@ def check_prefixes(
                 f"prefixes[{number}]",
                 expected=f"a prompt that begins with these {known} tokens and has more",
                 received=f"another one, of {len(prompt)} tokens",
-                mend="give None for it",
+                hint="give None for it",
             )
     return list(prefixes)
 
 
-def go_on_from(
-    prefixes: Sequence[SharedPrefix | None],
+def fill_from_prefixes(
+    prefixes: Sequence[PrefixCache | None],
     cache: PositionCache,
     layer_ids: Sequence[int],
     on_features: Callable[[Tensor, Tensor], None] | None,

@@ -1,7 +1,8 @@
 """Readouts: second sets of logits, made from what the target has computed, position by position or a block at a time.
 
-A readout is a small frozen description; ``begin`` gives a `Reading`, which holds what it needs for one batch. A user's
-own is a class with the same two methods, named by its class path. Each position's logits may depend on the tokens and
+A readout is a small frozen description; ``begin`` gives a `ReadoutState`, which holds what it needs for one batch. A
+user's own is a class with the same two methods, named by its class path. Each position's logits may depend on the
+tokens and
 states at and before it only: then a block gives what token by token gives.
 """
 
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from dgd_lightning.decode.engine import Request, capacity, check_prompt
 from dgd_lightning.decode.speculative import check_draft
+from dgd_lightning.distributions import js_divergence
 from dgd_lightning.errors import InputError
-from dgd_lightning.laws import js_divergence
 from dgd_lightning.seeds import mixed_seed
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from dgd_lightning.target.model import Target
 
 
-class Stretch(NamedTuple):
+class TargetOutput(NamedTuple):
     """What the target has just read: Q positions of every row."""
 
     tokens: Tensor  # [b, Q]
@@ -39,14 +40,14 @@ class Stretch(NamedTuple):
     proposed: Tensor | None = None  # [b, V], slot 1 of the proposals' blocks, which are anchored at the first position
 
 
-class Reading(ABC):
+class ReadoutState(ABC):
     """A readout at work on one batch. Only `logits` must be written; what keeps nothing needs no more."""
 
     caches: Sequence[PositionCache] = ()  # of its own: their rows are selected as its own are
-    drafts = 0  # forwards of the draft per stretch
+    drafts = 0  # forwards of the draft per forward of the target
 
     def extend(self, taps: dict[int, Tensor], positions: Tensor) -> None:  # noqa: B027
-        """Take up states [b, S, H] at positions [b, S]: of prompts, chunk by chunk; of every stretch before its logits.
+        """Take up states [b, S, H] at positions [b, S]: of prompts, chunk by chunk; of every forward before its logits.
 
         Rejected positions come too: they lie beyond the row's end, and come again. Of prompts every position comes
         once; what comes at or beyond a prompt's last token is padding.
@@ -62,7 +63,7 @@ class Reading(ABC):
         """
 
     @abstractmethod
-    def logits(self, stretch: Stretch) -> Tensor:
+    def logits(self, out: TargetOutput) -> Tensor:
         """[b, Q, V]: for the token after each position."""
         ...
 
@@ -79,7 +80,7 @@ class Readout(ABC):
         ...
 
     @abstractmethod
-    def begin(self, pair: Pair, request: Request, width: int) -> Reading:
+    def begin(self, pair: Pair, request: Request, width: int) -> ReadoutState:
         """For one batch whose cycles read ``width`` tokens.
 
         Raises:
@@ -118,10 +119,10 @@ class DraftReadout(Readout):
     def controls(self) -> Readout | None:
         return None if self.features == "own" else DraftReadout(self.block_size)
 
-    def begin(self, pair: Pair, request: Request, width: int) -> Reading:
+    def begin(self, pair: Pair, request: Request, width: int) -> ReadoutState:
         if self.features not in ("own", "shuffled", "random"):
             raise InputError(
-                "readout.features", expected="own, shuffled or random", received=repr(self.features), mend="use own"
+                "readout.features", expected="own, shuffled or random", received=repr(self.features), hint="use own"
             )
         trained = _draft(pair).config.block_size
         size = trained if self.block_size is None else self.block_size
@@ -130,12 +131,12 @@ class DraftReadout(Readout):
                 "readout.block_size",
                 expected=f"an integer from 2 to {trained}, the size the draft was trained with",
                 received=repr(self.block_size),
-                mend="leave it out",
+                hint="leave it out",
             )
-        return DraftReading(pair, request, width, size, self)
+        return DraftState(pair, request, width, size, self)
 
 
-class DraftReading(Reading):
+class DraftState(ReadoutState):
     """See `DraftReadout`. It has a draft cache of its own unless the proposals' has the same in it."""
 
     drafts = 1
@@ -193,15 +194,15 @@ class DraftReading(Reading):
         shuffled = whole.gather(1, order[:, :, None, None].expand(-1, -1, *states.shape[2:]))
         self.draft.extend(self.cache, shuffled.flatten(2), positions)
 
-    def logits(self, stretch: Stretch) -> Tensor:
-        known = stretch.proposed if self.size == self.shared else None  # the same block over the same context
+    def logits(self, out: TargetOutput) -> Tensor:
+        known = out.proposed if self.size == self.shared else None  # the same block over the same context
         first = 0 if known is None else 1
-        tokens, positions = stretch.tokens[:, first:], stretch.positions[:, first:]
+        tokens, positions = out.tokens[:, first:], out.positions[:, first:]
         rows, count = tokens.shape
         anchors = self.target.embed(tokens)[:, :, None]  # [b, Q, 1, H]
         blocks = torch.cat([anchors, self.masks.expand(rows, count, -1, -1)], dim=2).flatten(1, 2)  # [b, Q·K, H]
         hidden = self.draft.block(
-            self.cache, blocks, positions, longest_anchor=stretch.longest, keep_cache=True, slot=1
+            self.cache, blocks, positions, longest_anchor=out.longest, keep_cache=True, slot=1
         )  # [b, Q, H]
         logits = self.target.lm_head(hidden)
         return logits if known is None else torch.cat([known[:, None], logits], dim=1)
@@ -225,18 +226,18 @@ class LogitLens(Readout):
     def layers(self, pair: Pair) -> tuple[int, ...]:
         return (_layer(pair.target, self.layer),)
 
-    def begin(self, pair: Pair, request: Request, width: int) -> Reading:
-        return LensReading(pair.target, self)
+    def begin(self, pair: Pair, request: Request, width: int) -> ReadoutState:
+        return LensState(pair.target, self)
 
 
-class LensReading(Reading):
+class LensState(ReadoutState):
     """See `LogitLens`."""
 
     def __init__(self, target: Target, readout: LogitLens) -> None:
         self.target, self.readout = target, readout
 
-    def logits(self, stretch: Stretch) -> Tensor:
-        return lens(self.target, stretch.taps[self.readout.layer], self.readout.layer, norm=self.readout.norm)
+    def logits(self, out: TargetOutput) -> Tensor:
+        return lens(self.target, out.taps[self.readout.layer], self.readout.layer, norm=self.readout.norm)
 
 
 @dataclass(frozen=True)
@@ -247,33 +248,33 @@ class DoLa(Readout):
     ``plausibility``).
 
     Args:
-        candidates: layers to choose from.
+        layer_ids: layers to choose from.
     """
 
-    candidates: Sequence[int]
+    layer_ids: Sequence[int]
 
     def layers(self, pair: Pair) -> tuple[int, ...]:
-        if not isinstance(self.candidates, Sequence) or not self.candidates:
+        if not isinstance(self.layer_ids, Sequence) or not self.layer_ids:
             raise InputError(
-                "readout.candidates", expected="layers", received=repr(self.candidates), mend="name one at least"
+                "readout.layer_ids", expected="layers", received=repr(self.layer_ids), hint="name one at least"
             )
-        return tuple(_layer(pair.target, layer, "readout.candidates") for layer in self.candidates)
+        return tuple(_layer(pair.target, layer, "readout.layer_ids") for layer in self.layer_ids)
 
-    def begin(self, pair: Pair, request: Request, width: int) -> Reading:
-        return DoLaReading(pair.target, self)
+    def begin(self, pair: Pair, request: Request, width: int) -> ReadoutState:
+        return DoLaState(pair.target, self)
 
 
-class DoLaReading(Reading):
+class DoLaState(ReadoutState):
     """See `DoLa`."""
 
     def __init__(self, target: Target, readout: DoLa) -> None:
         self.target, self.readout = target, readout
 
-    def logits(self, stretch: Stretch) -> Tensor:
-        final = wide(stretch.logits).log_softmax(-1)
-        best, furthest = stretch.logits, torch.full_like(final[..., 0], -1.0)
-        for layer in self.readout.candidates:
-            early = lens(self.target, stretch.taps[layer], layer, norm=True)
+    def logits(self, out: TargetOutput) -> Tensor:
+        final = wide(out.logits).log_softmax(-1)
+        best, furthest = out.logits, torch.full_like(final[..., 0], -1.0)
+        for layer in self.readout.layer_ids:
+            early = lens(self.target, out.taps[layer], layer, norm=True)
             distance = js_divergence(final, wide(early).log_softmax(-1))  # [b, Q]
             best = torch.where((distance > furthest)[..., None], early, best)
             furthest = torch.maximum(distance, furthest)
@@ -299,22 +300,22 @@ class OtherModel(Readout):
     def layers(self, pair: Pair) -> tuple[int, ...]:
         return ()
 
-    def begin(self, pair: Pair, request: Request, width: int) -> Reading:
+    def begin(self, pair: Pair, request: Request, width: int) -> ReadoutState:
         if isinstance(self.model, str):
             raise InputError(
                 "readout.model",
                 expected="a loaded model",
                 received=repr(self.model),
-                mend=f"give load_target({self.model!r}); names are for the arms of dgd predict",
+                hint=f"give load_target({self.model!r}); names are for the arms of dgd predict",
             )
         if self.model.vocab_size != pair.target.vocab_size:
             raise InputError(
                 "readout.model",
                 expected=f"the target's vocabulary of {pair.target.vocab_size} tokens",
                 received=self.model.vocab_size,
-                mend="use a model of the same family",
+                hint="use a model of the same family",
             )
-        return PromptReading(self.model, request, width, request.ids, request.lengths)
+        return PromptState(self.model, request, width, request.ids, request.lengths)
 
 
 @dataclass(frozen=True)
@@ -331,21 +332,21 @@ class WithoutContext(Readout):
     def layers(self, pair: Pair) -> tuple[int, ...]:
         return ()
 
-    def begin(self, pair: Pair, request: Request, width: int) -> Reading:
+    def begin(self, pair: Pair, request: Request, width: int) -> ReadoutState:
         if isinstance(self.prompts, Tensor) or len(self.prompts) != len(request.lengths):
             raise InputError(
                 "readout.prompts",
                 expected=f"{len(request.lengths)} prompts without their contexts, in a list",
                 received=len(self.prompts),
-                mend="give what is left of each prompt when its context is taken out",
+                hint="give what is left of each prompt when its context is taken out",
             )
         vocab = pair.target.vocab_size
         rows = [check_prompt(f"readout.prompts[{i}]", prompt, vocab) for i, prompt in enumerate(self.prompts)]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        return PromptReading(pair.target, request, width, ids, [len(row) for row in rows])
+        return PromptState(pair.target, request, width, ids, [len(row) for row in rows])
 
 
-class PromptReading(Reading):
+class PromptState(ReadoutState):
     """A causal LM behind prompts of its own, which reads what the batch decodes."""
 
     def __init__(self, model: Target, request: Request, width: int, ids: Tensor, lengths: list[int]) -> None:
@@ -356,7 +357,7 @@ class PromptReading(Reading):
                 "readout",
                 expected=f"prompts that leave {request.max_new_tokens} of the model's {model.max_positions} positions",
                 received=f"{max(lengths)} tokens",
-                mend="shorten them, or lower max_new_tokens",
+                hint="shorten them, or lower max_new_tokens",
             )
         self.cache = model.new_cache(len(lengths), room)
         self.caches = [self.cache]
@@ -367,16 +368,16 @@ class PromptReading(Reading):
         self.last = self.ids.gather(1, self.ends[:, None])  # [b, 1] which need not be the batch's own
 
     def ready(self) -> None:
-        if (longest := max(self.lengths)) > 1:  # the last token of each prompt comes with the first stretch
+        if (longest := max(self.lengths)) > 1:  # the last token of each prompt comes with the first forward
             known = torch.tensor([max(length - 1, 1) for length in self.lengths])
             self.model.prefill(self.ids[:, : longest - 1], known, self.cache)
 
-    def logits(self, stretch: Stretch) -> Tensor:
-        positions = stretch.positions.to(self.shift.device) - self.shift[:, None]
-        tokens = torch.where(positions == self.ends[:, None], self.last, stretch.tokens.to(self.shift.device))
-        longest = stretch.longest + 1 + self.most  # at least every position of ours
+    def logits(self, out: TargetOutput) -> Tensor:
+        positions = out.positions.to(self.shift.device) - self.shift[:, None]
+        tokens = torch.where(positions == self.ends[:, None], self.last, out.tokens.to(self.shift.device))
+        longest = out.longest + 1 + self.most  # at least every position of ours
         step = self.model.step(tokens, positions, self.cache, max_length=min(longest, self.cache.capacity))
-        return step.logits.to(stretch.logits.device)
+        return step.logits.to(out.logits.device)
 
     def select(self, rows: Tensor) -> None:
         rows = rows.to(self.shift.device)
@@ -406,7 +407,7 @@ def wide(logits: Tensor) -> Tensor:
 def _draft(pair: Pair) -> DFlashDraft:
     if pair.draft is None:
         raise InputError(
-            "readout", expected="a pair with a draft", received="a target alone", mend="give load_pair a draft"
+            "readout", expected="a pair with a draft", received="a target alone", hint="give load_pair a draft"
         )
     return check_draft(pair)
 
@@ -417,6 +418,6 @@ def _layer(target: Target, layer: int, name: str = "readout.layer") -> int:
             name,
             expected=f"a layer within 0…{target.num_layers - 1}",
             received=repr(layer),
-            mend="name one of the target's layers",
+            hint="name one of the target's layers",
         )
     return layer

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from dgd_lightning.decode.noise import ACCEPT, DRAFT, TARGET, Stream, TableNoise, noise_table
+from dgd_lightning.decode.random_source import ACCEPT, DRAFT, TARGET, RandomTable, Stream, random_table
 from dgd_lightning.decode.sampling import GREEDY, SamplingParams, probabilities
 
 if TYPE_CHECKING:
@@ -27,16 +27,16 @@ class ReferenceOutput(NamedTuple):
 
 
 class _Dice:
-    """One row's noise; greedy decoding never throws them."""
+    """One row's random_source; greedy decoding never throws them."""
 
     def __init__(self, seed: int, start: int, positions: int) -> None:
-        self.noise = TableNoise(noise_table([seed], positions), torch.tensor([start]))
+        self.random_source = RandomTable(random_table([seed], positions), torch.tensor([start]))
 
-    def token(self, law: Tensor, stream: Stream, position: int) -> int:  # law [V]
-        return int(self.noise.categorical(law[None, None].cpu(), stream, torch.tensor([[position]])))
+    def token(self, distribution: Tensor, stream: Stream, position: int) -> int:  # distribution [V]
+        return int(self.random_source.categorical(distribution[None, None].cpu(), stream, torch.tensor([[position]])))
 
     def coin(self, chance: Tensor, position: int) -> bool:
-        return bool(self.noise.bernoulli(chance[None, None].cpu(), ACCEPT, torch.tensor([[position]])))
+        return bool(self.random_source.bernoulli(chance[None, None].cpu(), ACCEPT, torch.tensor([[position]])))
 
 
 @torch.no_grad()
@@ -52,8 +52,8 @@ def reference_autoregressive(
     """Continue ``prompt`` [S] one token at a time, each from a full forward."""
     text, dice = prompt.tolist(), _Dice(row_seed, len(prompt), max_new_tokens)
     while len(text) - len(prompt) < max_new_tokens:
-        law = probabilities(_forward(pair, text).logits[-1], sampling)  # [V]
-        text.append(dice.token(law, TARGET, len(text)))
+        distribution = probabilities(_forward(pair, text).logits[-1], sampling)  # [V]
+        text.append(dice.token(distribution, TARGET, len(text)))
         if text[-1] in stop_token_ids:
             break
     tokens = text[len(prompt) :]

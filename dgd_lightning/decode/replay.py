@@ -1,7 +1,8 @@
 """Replay: what target and readouts say at every position of a text that is given (teacher forcing).
 
 Diagnostics, divergences, rescoring and the check that a differing token was a near-tie all ask the same thing: given
-these tokens, which logits stood before each of them? The readings are those of guided decoding, so the numbers are too.
+these tokens, which logits stood before each of them? The states_of_readouts are those of guided decoding, so the
+numbers are too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.decode.engine import check_prompt, check_request
-from dgd_lightning.decode.readouts import Readout, Stretch, split_taps
+from dgd_lightning.decode.readouts import Readout, TargetOutput, split_taps
 from dgd_lightning.decode.slots import DraftSlots
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Replayed(NamedTuple):
-    """A stretch of Q tokens of an answer, and the logits that each was chosen from."""
+    """A out of Q tokens of an answer, and the logits that each was chosen from."""
 
     answer: int  # number of the answer
     first: int  # how many tokens of the answer come before
@@ -33,7 +34,7 @@ class Replayed(NamedTuple):
 def replay(
     pair: Pair, prompt: Tensor, answer: Tensor, readouts: Sequence[Readout | DraftSlots], *, chunk: int = 64
 ) -> Iterator[Replayed]:
-    """Read a prompt and its answer, stretch by stretch: :func:`replays` of one answer."""
+    """Read a prompt and its answer, out by out: :func:`replays` of one answer."""
     return replays(pair, prompt, [answer], readouts, chunk=chunk)
 
 
@@ -41,7 +42,7 @@ def replay(
 def replays(
     pair: Pair, prompt: Tensor, answers: Sequence[Tensor], readouts: Sequence[Readout | DraftSlots], *, chunk: int = 64
 ) -> Iterator[Replayed]:
-    """Read a prompt once, and behind it one answer after the other, stretch by stretch.
+    """Read a prompt once, and behind it one answer after the other, out by out.
 
     Args:
         pair: target and draft; a draft may be missing where no readout needs one.
@@ -51,7 +52,7 @@ def replays(
         chunk: tokens of an answer that are read in one forward: more of them take more memory, chunk · V per readout.
 
     Yields:
-        The stretches of the first answer in order, then those of the next.
+        The chunks of the first answer in order, then those of the next.
 
     Raises:
         InputError: an unusable argument, or a readout that the pair or the prompt can't serve.
@@ -62,19 +63,19 @@ def replays(
     request = check_request(pair, [prompt], max_new_tokens=longest)
     width = min(chunk, longest)
     layer_ids = tuple(dict.fromkeys(layer for readout in readouts for layer in readout.layers(pair)))
-    readings = [readout.begin(pair, request, width) for readout in readouts]
+    states_of_readouts = [readout.begin(pair, request, width) for readout in readouts]
     cache = target.new_cache(1, len(prompt) + longest)
 
     def extend(features: Tensor, positions: Tensor) -> None:
-        for reading in readings:
-            reading.extend(split_taps(features, layer_ids), positions)
+        for state in states_of_readouts:
+            state.extend(split_taps(features, layer_ids), positions)
 
-    known = len(prompt) - 1  # the prompt's last token is every answer's first stretch's first
+    known = len(prompt) - 1  # the prompt's last token is every answer's first out's first
     ids = request.ids.to(target.device)  # [1, S]
     if known:
         target.prefill(ids[:, :known], [known], cache, layer_ids=layer_ids, on_features=extend if layer_ids else None)
-    for reading in readings:
-        reading.ready()
+    for state in states_of_readouts:
+        state.ready()
     for number, answer in enumerate(answers):  # caches are written by position: the next answer overwrites this one
         text = torch.cat([ids[0, known:], answer.to(target.device)])[None]  # [1, 1 + T]
         for first in range(0, len(answer), width):
@@ -84,8 +85,8 @@ def replays(
             tokens = text[:, first : first + count]
             logits, features = target.step(tokens, positions, cache, max_length=high, layer_ids=layer_ids)
             taps = split_taps(features, layer_ids)
-            for reading in readings:
-                reading.extend(taps, positions)
-            stretch = Stretch(tokens, positions, logits, taps, high - 1)
-            made = [reading.logits(stretch)[0] for reading in readings]
+            for state in states_of_readouts:
+                state.extend(taps, positions)
+            out = TargetOutput(tokens, positions, logits, taps, high - 1)
+            made = [state.logits(out)[0] for state in states_of_readouts]
             yield Replayed(number, first, text[0, first + 1 : first + 1 + count], logits[0], made)

@@ -46,12 +46,12 @@ def sampling_params(temperature: float = 0.0, top_k: int | None = None, top_p: f
             "temperature",
             expected=f"0 (greedy) or a finite number of at least {MIN_TEMPERATURE}",
             received=repr(temperature),
-            mend="use temperature=0 for greedy decoding or e.g. temperature=1.0 for sampling",
+            hint="use temperature=0 for greedy decoding or e.g. temperature=1.0 for sampling",
         )
     if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
-        raise InputError("top_k", expected="an integer of at least 1, or None", received=repr(top_k), mend="use None")
+        raise InputError("top_k", expected="an integer of at least 1, or None", received=repr(top_k), hint="use None")
     if top_p is not None and (isinstance(top_p, bool) or not isinstance(top_p, int | float) or not 0 < top_p <= 1):
-        raise InputError("top_p", expected="a number in (0, 1], or None", received=repr(top_p), mend="use None")
+        raise InputError("top_p", expected="a number in (0, 1], or None", received=repr(top_p), hint="use None")
     return SamplingParams(float(temperature), top_k, None if top_p is None else float(top_p))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.decode.engine import Request, capacity
-from dgd_lightning.decode.readouts import DraftReadout, Reading, Stretch
+from dgd_lightning.decode.readouts import DraftReadout, ReadoutState, TargetOutput
 
 if TYPE_CHECKING:
     from dgd_lightning.pair import Pair
@@ -36,12 +36,12 @@ class DraftSlots:
         """
         return DraftReadout().layers(pair)
 
-    def begin(self, pair: Pair, request: Request, width: int) -> SlotsReading:
+    def begin(self, pair: Pair, request: Request, width: int) -> SlotsState:
         """For one text that is read ``width`` tokens at a time."""
-        return SlotsReading(pair, request, width)
+        return SlotsState(pair, request, width)
 
 
-class SlotsReading(Reading):
+class SlotsState(ReadoutState):
     """See `DraftSlots`."""
 
     def __init__(self, pair: Pair, request: Request, width: int) -> None:
@@ -57,12 +57,12 @@ class SlotsReading(Reading):
     def extend(self, taps: dict[int, Tensor], positions: Tensor) -> None:
         self.draft.extend(self.cache, torch.cat([taps[i] for i in self.layer_ids], dim=-1), positions)
 
-    def logits(self, stretch: Stretch) -> Tensor:
+    def logits(self, out: TargetOutput) -> Tensor:
         """[b, Q, K − 1, V]: entry j − 1 of a position speaks of the token j after it."""
-        rows, count = stretch.tokens.shape
-        anchors = self.target.embed(stretch.tokens)[:, :, None]  # [b, Q, 1, H]
+        rows, count = out.tokens.shape
+        anchors = self.target.embed(out.tokens)[:, :, None]  # [b, Q, 1, H]
         blocks = torch.cat([anchors, self.masks.expand(rows, count, -1, -1)], dim=2).flatten(1, 2)  # [b, Q·K, H]
         hidden = self.draft.block(
-            self.cache, blocks, stretch.positions, longest_anchor=stretch.longest, keep_cache=True
+            self.cache, blocks, out.positions, longest_anchor=out.longest, keep_cache=True
         )  # [b, Q·K, H]
         return self.target.lm_head(hidden.unflatten(1, (count, self.size))[:, :, 1:])

@@ -18,8 +18,8 @@ from dgd_lightning.decode.engine import (
     check_request,
     choose,
 )
-from dgd_lightning.decode.noise import DRAFT, Noise
-from dgd_lightning.decode.prefix import SharedPrefix
+from dgd_lightning.decode.prefix import PrefixCache
+from dgd_lightning.decode.random_source import DRAFT, RandomSource
 from dgd_lightning.decode.sampling import probabilities
 from dgd_lightning.decode.verify import verify_match, verify_rejection
 from dgd_lightning.errors import InputError
@@ -60,10 +60,10 @@ def speculative_generate(
     on_progress: OnProgress | None = None,
     online: OnlineTTT | None = None,
     prefix: Prefix | None = None,
-    prefixes: Sequence[SharedPrefix | None] | None = None,
-    noise: Noise | None = None,
+    prefixes: Sequence[PrefixCache | None] | None = None,
+    random_source: RandomSource | None = None,
 ) -> list[DecodeOutput]:
-    """Decode a batch of prompts with drafted blocks; the law of the output is that of ``autoregressive_generate``.
+    """Decode a batch of prompts with drafted blocks; the output has the distribution of ``autoregressive_generate``.
 
     Greedy decoding accepts while draft and target have the same argmax. With a temperature, ``rejection`` accepts with
     probability min(1, p/q) (Leviathan et al. 2023, Chen et al. 2023), and ``exact_match`` draws the target's token at
@@ -73,11 +73,11 @@ def speculative_generate(
     Args:
         pair: target and draft.
         prompts, max_new_tokens, temperature, top_k, top_p, stop_token_ids, seed, num_return_sequences, on_progress,
-            prefix, prefixes, noise: as in ``autoregressive_generate``.
+            prefix, prefixes, random_source: as in ``autoregressive_generate``.
         block_size: K, tokens per verification with the anchor, from 2 to the size the draft was trained with (default).
         scheme: how blocks are verified when the temperature is above 0.
         online: go on adapting the draft to what was verified, and forget it all at the end; for one prompt a call. The
-            law of the output stays the target's, whatever the draft becomes.
+            distribution of the output stays the target's, whatever the draft becomes.
 
     Returns:
         Outputs in the order of the prompts, ``num_return_sequences`` per prompt.
@@ -89,7 +89,7 @@ def speculative_generate(
     size = check_block_size(draft.config.block_size, block_size)
     if scheme not in get_args(Scheme):
         raise InputError(
-            "scheme", expected=" or ".join(get_args(Scheme)), received=repr(scheme), mend="use scheme='rejection'"
+            "scheme", expected=" or ".join(get_args(Scheme)), received=repr(scheme), hint="use scheme='rejection'"
         )
     request = check_request(
         pair,
@@ -108,10 +108,10 @@ def speculative_generate(
             "prefix",
             expected="one that the draft has read too, and no online adaptation",
             received="online adaptation" if online is not None else "draft_cache None",
-            mend="leave prefix out",
+            hint="leave prefix out",
         )
     if online is not None:
-        return _online(pair, request, size, scheme, online, noise, on_progress)
+        return _online(pair, request, size, scheme, online, random_source, on_progress)
     if prefix is not None:
         check_prefix(prefix, request, size)
     drafter = Drafter(pair.target, draft, request, size, prefix and prefix.draft_cache)
@@ -123,7 +123,7 @@ def speculative_generate(
         on_features=drafter.extend,
         companions=[drafter.cache],
         prefix=prefix,
-        noise=noise,
+        random_source=random_source,
         on_progress=on_progress,
     )
     while batch.active:
@@ -147,9 +147,9 @@ def cycle(drafter: Drafter, batch: Batch, size: int, scheme: Scheme) -> Verified
     step = batch.step(torch.cat([batch.last[:, None], proposal.tokens], dim=1), positions)
     if proposal.q is not None:
         p = probabilities(step.logits, batch.request.sampling)  # [b, K, V]
-        verdict = verify_rejection(proposal.tokens, proposal.q, p, batch.noise, positions + 1)
+        verdict = verify_rejection(proposal.tokens, proposal.q, p, batch.random_source, positions + 1)
     else:
-        target_tokens = choose(step.logits, batch.request.sampling, batch.noise, positions + 1)  # [b, K]
+        target_tokens = choose(step.logits, batch.request.sampling, batch.random_source, positions + 1)  # [b, K]
         verdict = verify_match(proposal.tokens, target_tokens)
     batch.commit(verdict)
     return Verified(step.features, positions)
@@ -161,7 +161,7 @@ def _online(
     size: int,
     scheme: Scheme,
     online: OnlineTTT,
-    noise: Noise | None,
+    random_source: RandomSource | None,
     on_progress: OnProgress | None,
 ) -> list[DecodeOutput]:
     """The loop above for one prompt, with rounds of adaptation between its cycles."""
@@ -171,7 +171,7 @@ def _online(
             "online",
             expected="one row a call: what one row teaches would change the others",
             received=f"{len(request.rows)} rows",
-            mend="call once per prompt",
+            hint="call once per prompt",
         )
     fit, prompt = online.begin(pair, capacity(request, size)), request.lengths[0]
     try:
@@ -183,7 +183,7 @@ def _online(
             layer_ids=fit.layer_ids,
             on_features=lambda taps, positions: drafter.extend(fit.observe(taps, positions), positions),
             companions=[drafter.cache],
-            noise=noise,
+            random_source=random_source,
             on_progress=on_progress,
         )
         while batch.active:
@@ -225,16 +225,16 @@ class Drafter:
 
 
 def propose(drafter: Drafter, batch: Batch, positions: Tensor, scheme: Scheme) -> Proposal:
-    """Draft K - 1 tokens after each text's anchor in one forward; ``positions`` [t, K] are those of the block.
+    """Draft K - 1 tokens after each sequence's anchor in one forward; ``positions`` [t, K] are those of the block.
 
     Only ``rejection`` at a temperature draws them: the likeliest token is the one that a draw of the target's own
     matches most often.
     """
-    logits = drafter.logits(batch.texts(batch.last), batch.texts(batch.anchors), batch.longest)  # [t, K - 1, V]
+    logits = drafter.logits(batch.sequences(batch.last), batch.sequences(batch.anchors), batch.longest)  # [t, K - 1, V]
     if batch.request.sampling.greedy or scheme == "exact_match":
         return Proposal(logits.argmax(-1), None, logits[:, 0])
     q = probabilities(logits, batch.request.sampling)
-    return Proposal(batch.text_noise.categorical(q, DRAFT, positions[:, 1:]), q, logits[:, 0])
+    return Proposal(batch.sequence_random.categorical(q, DRAFT, positions[:, 1:]), q, logits[:, 0])
 
 
 def check_draft(pair: Pair) -> DFlashDraft:
@@ -248,7 +248,7 @@ def check_draft(pair: Pair) -> DFlashDraft:
             "pair",
             expected="a pair with a draft",
             received="a target alone",
-            mend="give load_pair a draft, or use autoregressive_generate",
+            hint="give load_pair a draft, or use autoregressive_generate",
         )
     target, kind = pair.target.dtype, getattr(pair.draft, "dtype", pair.target.dtype)  # a stand-in may have none
     if kind != target:
@@ -256,7 +256,7 @@ def check_draft(pair: Pair) -> DFlashDraft:
             "draft_dtype",
             expected=f"{target}, the target's: decoding reads both in one dtype",
             received=kind,
-            mend="leave draft_dtype unset",
+            hint="leave draft_dtype unset",
         )
     return pair.draft
 
@@ -274,6 +274,6 @@ def check_block_size(trained: int, block_size: int | None) -> int:
             "block_size",
             expected=f"an integer from 2 to {trained}, the size the draft was trained with",
             received=repr(block_size),
-            mend="leave it out for the trained size; for no drafting use autoregressive_generate",
+            hint="leave it out for the trained size; for no drafting use autoregressive_generate",
         )
     return block_size

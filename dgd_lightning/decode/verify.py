@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dgd_lightning.decode.noise import ACCEPT, TARGET, Noise
+from dgd_lightning.decode.random_source import ACCEPT, TARGET, RandomSource
 
 
 class Verdict(NamedTuple):
@@ -72,23 +72,27 @@ def accept_probability(p: Tensor, q: Tensor, proposals: Tensor) -> Tensor:
     return (p.gather(-1, chosen) / q.gather(-1, chosen)).squeeze(-1).clamp(max=1.0)
 
 
-def verify_rejection(proposals: Tensor, q: Tensor, p: Tensor, noise: Noise, positions: Tensor) -> Verdict:
-    """Rejection sampling: the committed tokens have the target's law whatever q is, and q's closeness sets the speed.
+def verify_rejection(
+    proposals: Tensor, q: Tensor, p: Tensor, random_source: RandomSource, positions: Tensor
+) -> Verdict:
+    """Rejection sampling: committed tokens have the target's distribution, whatever q is.
 
     Args:
         proposals: [B, K - 1] tokens drawn from q.
         q: [B, K - 1, V] the draft's distributions after temperature and filters.
         p: [B, K, V] the target's distributions after the same.
-        noise: source of the accept (stream ``ACCEPT``) and final (stream ``TARGET``) draws.
+        random_source: source of the accept (stream ``ACCEPT``) and final (stream ``TARGET``) draws.
         positions: [B, K] absolute positions of the proposals and of the bonus token.
     """
     drafted = proposals.shape[1]
-    accept = noise.bernoulli(accept_probability(p[:, :-1], q, proposals), ACCEPT, positions[:, :-1])  # [B, K - 1]
+    accept = random_source.bernoulli(
+        accept_probability(p[:, :-1], q, proposals), ACCEPT, positions[:, :-1]
+    )  # [B, K - 1]
     accepted = leading_true(accept)[:, None]  # [B, 1]
     p_last = _at(p, accepted)  # [B, 1, V] after the last accepted proposal
     # All accepted: nothing was rejected, q counts as zero and the residual is p, the bonus token's distribution.
     q_last = _at(q, accepted.clamp(max=drafted - 1)) * (accepted < drafted)[..., None]  # [B, 1, V]
-    last = noise.categorical(residual(p_last, q_last), TARGET, positions.gather(1, accepted))  # [B, 1]
+    last = random_source.categorical(residual(p_last, q_last), TARGET, positions.gather(1, accepted))  # [B, 1]
     tokens = torch.cat([proposals, last], dim=1).scatter(1, accepted, last)  # [B, K]
     return Verdict(tokens, accepted[:, 0] + 1)
 

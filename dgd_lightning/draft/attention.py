@@ -74,7 +74,7 @@ def mix_of(
         "attention",
         expected="'sdpa', 'tiles', or 'flex' on a CUDA device",
         received=f"{attention!r} on {anchors.device.type}",
-        mend="use attention='sdpa'",
+        hint="use attention='sdpa'",
     )
 
 

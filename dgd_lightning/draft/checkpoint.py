@@ -55,7 +55,7 @@ def load_draft(
         except (SafetensorError, OSError) as error:
             received = f"{file.name}: {error}"
             raise InputError(
-                "draft", expected="readable safetensors", received=received, mend="fetch it again"
+                "draft", expected="readable safetensors", received=received, hint="fetch it again"
             ) from error
     state = _plain_names(state)
     _drop_shared(state, shared or {})
@@ -90,7 +90,7 @@ def save_draft(draft: DFlashDraft, folder: str | os.PathLike[str], *, dtype: tor
             (scratch / "config.json").write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(
-            "folder", expected="a folder that can be written", received=error, mend="choose another"
+            "folder", expected="a folder that can be written", received=error, hint="choose another"
         ) from error
     return path
 
@@ -124,7 +124,7 @@ def _drop_shared(state: dict[str, Tensor], shared: Mapping[str, Tensor]) -> None
             "draft",
             expected="a draft that uses the target's embedding and head",
             received=f"a checkpoint with its own {shorten(own)}",
-            mend="drafts with a vocabulary of their own (speculators exports) are not supported",
+            hint="drafts with a vocabulary of their own (speculators exports) are not supported",
         )
 
 
@@ -144,5 +144,5 @@ def _check_keys(state: Mapping[str, Tensor], draft: DFlashDraft) -> None:
             "draft",
             expected="the keys layers.N.*, norm, fc and hidden_norm in the shapes of config.json",
             received=report,
-            mend="use a DFlash checkpoint whose config.json belongs to it",
+            hint="use a DFlash checkpoint whose config.json belongs to it",
         )

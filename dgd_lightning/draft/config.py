@@ -72,19 +72,19 @@ class DraftConfig:
             value = getattr(self, name)
             least = 2 if name == "block_size" else 1
             if not is_integer(value) or value < least:
-                raise InputError(f"draft.{name}", expected=f"an integer ≥ {least}", received=value, mend=_MEND)
+                raise InputError(f"draft.{name}", expected=f"an integer ≥ {least}", received=value, hint=_MEND)
         if self.num_heads % self.num_kv_heads:
             raise InputError(
                 "draft.num_attention_heads",
                 expected=f"a multiple of num_key_value_heads = {self.num_kv_heads}",
                 received=self.num_heads,
-                mend=_MEND,
+                hint=_MEND,
             )
         if self.head_dim % 2:
-            raise InputError("draft.head_dim", expected="an even number", received=self.head_dim, mend=_MEND)
+            raise InputError("draft.head_dim", expected="an even number", received=self.head_dim, hint=_MEND)
         if not is_integer(self.mask_token_id) or self.mask_token_id < 0:
             raise InputError(
-                "draft.mask_token_id", expected="a token id", received=repr(self.mask_token_id), mend=_MEND
+                "draft.mask_token_id", expected="a token id", received=repr(self.mask_token_id), hint=_MEND
             )
         layers = range(self.num_target_layers)
         if not self.target_layer_ids or not all(is_integer(i) and i in layers for i in self.target_layer_ids):
@@ -92,7 +92,7 @@ class DraftConfig:
                 "draft.target_layer_ids",
                 expected=f"ids of the target's layers, 0…{self.num_target_layers - 1}",
                 received=list(self.target_layer_ids),
-                mend=_MEND,
+                hint=_MEND,
             )
 
     @property
@@ -193,10 +193,10 @@ def default_layer_ids(num_target_layers: int, num_draft_layers: int) -> tuple[in
 def _need(raw: Mapping[str, Any], key: str, argument: str) -> int:
     """An integer ≥ 0 that the file must have; sizes are at least 1, or dividing by them would fail first."""
     if raw.get(key) is None:
-        raise InputError(argument, expected=f"a DFlash config.json with {key!r}", received="none", mend=_MEND)
+        raise InputError(argument, expected=f"a DFlash config.json with {key!r}", received="none", hint=_MEND)
     value = read_integer(raw, key, argument)
     if value < 1 and key != "mask_token_id":
-        raise InputError(f"{argument}.{key}", expected="an integer ≥ 1", received=value, mend=_MEND)
+        raise InputError(f"{argument}.{key}", expected="an integer ≥ 1", received=value, hint=_MEND)
     return value
 
 
@@ -212,7 +212,7 @@ def _block_size(raw: Mapping[str, Any], settings: Mapping[str, Any], argument: s
             f"{argument}.block_size",
             expected="one block_size",
             received=f"{outer} at the top level, {inner} in dflash_config",
-            mend="keep the size that the draft was trained with",
+            hint="keep the size that the draft was trained with",
         )
     return _need({**settings, **_given(raw)}, "block_size", argument)
 
@@ -220,7 +220,7 @@ def _block_size(raw: Mapping[str, Any], settings: Mapping[str, Any], argument: s
 def _flag(raw: Mapping[str, Any], key: str, argument: str) -> bool:
     value = raw.get(key)
     if value is not None and not isinstance(value, bool):
-        raise InputError(f"{argument}.{key}", expected="true or false", received=repr(value), mend=_MEND)
+        raise InputError(f"{argument}.{key}", expected="true or false", received=repr(value), hint=_MEND)
     return bool(value)
 
 
@@ -230,7 +230,7 @@ def _refuse_other_formats(raw: Mapping[str, Any], argument: str) -> None:
             argument,
             expected="a draft in the published z-lab or SpecForge layout",
             received="a speculators export (speculators_model_type / transformer_layer_config)",
-            mend="use the draft's original checkpoint; drafts with their own vocabulary are not supported",
+            hint="use the draft's original checkpoint; drafts with their own vocabulary are not supported",
         )
     settings = read_mapping(raw, "dflash_config", argument)
     names = [str(a) for a in read_list(raw, "architectures", argument) or ()]
@@ -242,7 +242,7 @@ def _refuse_other_formats(raw: Mapping[str, Any], argument: str) -> None:
             argument,
             expected="a plain DFlash draft (projector_type dflash)",
             received=other or (f"dflash_config.{foreign} = {settings.get(foreign)!r}" if foreign else head),
-            mend="Domino, DSpark, EAGLE and speculators heads are not supported: use a DFlash checkpoint",
+            hint="Domino, DSpark, EAGLE and speculators heads are not supported: use a DFlash checkpoint",
         )
     for where, given in (("dflash_config.", settings), ("", raw)):
         for key, neutral in _SCALES.items():
@@ -251,24 +251,24 @@ def _refuse_other_formats(raw: Mapping[str, Any], argument: str) -> None:
                     f"{argument}.{where}{key}",
                     expected=f"none, or {neutral[1]}, at which it does nothing",
                     received=repr(given[key]),
-                    mend="drafts that scale their input or their logits are not supported",
+                    hint="drafts that scale their input or their logits are not supported",
                 )
     if (names and ARCHITECTURE not in names) or not ("dflash_config" in raw or "block_size" in raw):
         raise InputError(
             argument,
             expected=f"a DFlash draft (architectures: [{ARCHITECTURE}])",
             received=names or "a config.json without dflash_config and block_size",
-            mend="give the draft's folder or Hub id, e.g. z-lab/Qwen3-8B-DFlash-b16",
+            hint="give the draft's folder or Hub id, e.g. z-lab/Qwen3-8B-DFlash-b16",
         )
     if raw.get("draft_vocab_size") not in (None, raw.get("vocab_size")):
         raise InputError(
             argument,
             expected="a draft that speaks the target's vocabulary",
             received=f"draft_vocab_size = {raw['draft_vocab_size']}",
-            mend="drafts with a vocabulary head of their own are not supported",
+            hint="drafts with a vocabulary head of their own are not supported",
         )
     if raw.get("hidden_act", "silu") != "silu":
-        raise InputError(argument, expected="hidden_act silu", received=raw["hidden_act"], mend=_MEND)
+        raise InputError(argument, expected="hidden_act silu", received=raw["hidden_act"], hint=_MEND)
 
 
 def _refuse_sliding(raw: Mapping[str, Any], num_layers: int, argument: str) -> None:
@@ -282,7 +282,7 @@ def _refuse_sliding(raw: Mapping[str, Any], num_layers: int, argument: str) -> N
             f"{argument}.layer_types",
             expected=f"{num_layers} × full_attention",
             received=types,
-            mend="drafts with sliding-window layers are not supported: use a full-attention draft",
+            hint="drafts with sliding-window layers are not supported: use a full-attention draft",
         )
 
 
@@ -296,6 +296,6 @@ def _rope(raw: Mapping[str, Any], argument: str) -> tuple[float, dict[str, Any] 
             f"{argument}.rope_parameters",
             expected=f"a rope_type of {', '.join(SUPPORTED_ROPE)} over the whole head",
             received=f"{kind}, partial_rotary_factor {partial}",
-            mend="use a draft with one of these",
+            hint="use a draft with one of these",
         )
     return theta, None if kind == "default" else params

@@ -23,7 +23,7 @@ ContextKeys = Tensor | KeysValues  # what a layer reads of the context: [B, S, H
 CONTEXT_PIECE = 2048  # positions whose intermediate values exist at a time under gradient checkpointing
 
 
-class Turns(NamedTuple):
+class CosSin(NamedTuple):
     """Cosines and sines of the rotary embedding, [B, 1, S, D] each."""
 
     cos: Tensor
@@ -61,10 +61,10 @@ class Rotary(nn.Module):
         return self
 
     @torch.no_grad()
-    def forward(self, positions: Tensor, dtype: torch.dtype) -> Turns:
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> CosSin:
         angles = positions[..., None].to(torch.float32) * self.inv_freq  # [B, S, D/2]
         angles = torch.cat([angles, angles], dim=-1)[:, None]  # [B, 1, S, D]
-        return Turns((angles.cos() * self.scale).to(dtype), (angles.sin() * self.scale).to(dtype))
+        return CosSin((angles.cos() * self.scale).to(dtype), (angles.sin() * self.scale).to(dtype))
 
 
 class Attend(nn.Module):
@@ -84,11 +84,11 @@ class Attend(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:  # [B, S, h·D] -> [B, S, h, D]
         return x.unflatten(-1, (-1, self.head_dim))
 
-    def queries(self, x: Tensor, turns: Turns) -> Tensor:  # [B, Q, H] -> [B, heads, Q, D]
-        return _rotate(self.q_norm(self._heads(self.q_proj(x))).transpose(1, 2), turns)
+    def queries(self, x: Tensor, rotary: CosSin) -> Tensor:  # [B, Q, H] -> [B, heads, Q, D]
+        return _rotate(self.q_norm(self._heads(self.q_proj(x))).transpose(1, 2), rotary)
 
-    def keys_values(self, x: Tensor, turns: Turns) -> tuple[Tensor, Tensor]:  # [B, S, H] -> 2 × [B, kv heads, S, D]
-        keys = _rotate(self.k_norm(self._heads(self.k_proj(x))).transpose(1, 2), turns)
+    def keys_values(self, x: Tensor, rotary: CosSin) -> tuple[Tensor, Tensor]:  # [B, S, H] -> 2 × [B, kv heads, S, D]
+        keys = _rotate(self.k_norm(self._heads(self.k_proj(x))).transpose(1, 2), rotary)
         values = self._heads(self.v_proj(x)).transpose(1, 2)
         return keys.to(values.dtype), values  # under autocast the norm's fp32 weight widens the keys
 
@@ -125,7 +125,7 @@ class Layer(nn.Module):
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
     def over(
-        self, hidden: Tensor, context: ContextKeys, turns: Turns, context_turns: Turns, mix: Mix, pieces: bool
+        self, hidden: Tensor, context: ContextKeys, rotary: CosSin, context_rotary: CosSin, mix: Mix, pieces: bool
     ) -> Tensor:
         """The layer over an uncached context: hidden [B, N·K, H], context [B, S, H] or its keys and values.
 
@@ -133,16 +133,16 @@ class Layer(nn.Module):
         """
         x = self.input_layernorm(hidden)
         if isinstance(context, Tensor):
-            context = self._context_keys_values(context, context_turns, pieces)
-        own = self.self_attn.keys_values(x, turns)
-        return self.finish(hidden, mix(self.self_attn.queries(x, turns), context, own))
+            context = self._context_keys_values(context, context_rotary, pieces)
+        own = self.self_attn.keys_values(x, rotary)
+        return self.finish(hidden, mix(self.self_attn.queries(x, rotary), context, own))
 
-    def _context_keys_values(self, context: Tensor, turns: Turns, pieces: bool) -> KeysValues:
+    def _context_keys_values(self, context: Tensor, rotary: CosSin, pieces: bool) -> KeysValues:
         make = self.self_attn.keys_values
         if not pieces or context.shape[1] <= CONTEXT_PIECE:
-            return make(context, turns)
+            return make(context, rotary)
         parts = [
-            checkpoint(make, context[:, at], Turns(turns.cos[:, :, at], turns.sin[:, :, at]), use_reentrant=False)
+            checkpoint(make, context[:, at], CosSin(rotary.cos[:, :, at], rotary.sin[:, :, at]), use_reentrant=False)
             for at in context_pieces(context.shape[1])
         ]
         return torch.cat([keys for keys, _ in parts], dim=2), torch.cat([values for _, values in parts], dim=2)
@@ -197,10 +197,10 @@ class DFlashDraft(nn.Module):
         No gradients (nor in ``block``): a cache that is written in place cannot be differentiated.
         """
         context = self.context(features)
-        turns = self.rotary(positions, context.dtype)
+        rotary = self.rotary(positions, context.dtype)
         cache.at(positions)
         for layer, slot in zip(self._stack, cache.slots, strict=True):
-            slot.write(*layer.self_attn.keys_values(context, turns))
+            slot.write(*layer.self_attn.keys_values(context, rotary))
 
     @torch.no_grad()
     def block(
@@ -233,7 +233,7 @@ class DFlashDraft(nn.Module):
         size = embeddings.shape[1] // blocks  # K
         positions = block_positions(anchors, size)
         hidden = embeddings
-        turns = self.rotary(positions, hidden.dtype)
+        rotary = self.rotary(positions, hidden.dtype)
         in_place = blocks == 1 and not keep_cache
         cache.at(positions, max_length=longest_anchor + size if in_place else longest_anchor)
         if in_place:
@@ -242,7 +242,7 @@ class DFlashDraft(nn.Module):
             mask = multi_anchor_mask(anchors, cache.max_length, size)
         for number, (layer, kept) in enumerate(zip(self._stack, cache.slots, strict=True), 1):
             x = layer.input_layernorm(hidden)
-            keys, values = layer.self_attn.keys_values(x, turns)
+            keys, values = layer.self_attn.keys_values(x, rotary)
             if in_place:
                 kept.write(keys, values)
                 keys, values = kept.view()
@@ -251,8 +251,8 @@ class DFlashDraft(nn.Module):
                 keys, values = torch.cat([seen_keys, keys], dim=2), torch.cat([seen_values, values], dim=2)
             if slot is not None and number == self.config.num_layers:  # the block's other slots are only looked at
                 hidden, x, mask = hidden[:, slot::size], x[:, slot::size], mask[:, :, slot::size]
-                turns = Turns(turns.cos[:, :, slot::size], turns.sin[:, :, slot::size])
-            hidden = layer.finish(hidden, attend(layer.self_attn.queries(x, turns), keys, values, mask))
+                rotary = CosSin(rotary.cos[:, :, slot::size], rotary.sin[:, :, slot::size])
+            hidden = layer.finish(hidden, attend(layer.self_attn.queries(x, rotary), keys, values, mask))
         return self.norm(hidden)
 
     def multi_anchor(
@@ -313,22 +313,22 @@ class DFlashDraft(nn.Module):
             dtype=embeddings.dtype,
         )
         hidden = embeddings
-        turns = self.rotary(block_positions(anchors, size), hidden.dtype)
-        context_turns = self._context_turns(length, first, hidden.dtype)
+        rotary = self.rotary(block_positions(anchors, size), hidden.dtype)
+        context_rotary = self._context_rotary(length, first, hidden.dtype)
         for i, layer in enumerate(self._stack):
             seen: ContextKeys = context if isinstance(context, Tensor) else context[i]
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                hidden = checkpoint(layer.over, hidden, seen, turns, context_turns, mix, True, use_reentrant=False)
+                hidden = checkpoint(layer.over, hidden, seen, rotary, context_rotary, mix, True, use_reentrant=False)
             else:
-                hidden = layer.over(hidden, seen, turns, context_turns, mix, False)
+                hidden = layer.over(hidden, seen, rotary, context_rotary, mix, False)
         return self.norm(hidden)
 
     def context_keys_values(self, context: Tensor, first: int = 0) -> list[KeysValues]:
         """Keys (rotated) and values of :meth:`context` [B, S, H] at positions from ``first`` on, per layer."""
-        turns = self._context_turns(context.shape[1], first, context.dtype)
-        return [layer.self_attn.keys_values(context, turns) for layer in self._stack]
+        rotary = self._context_rotary(context.shape[1], first, context.dtype)
+        return [layer.self_attn.keys_values(context, rotary) for layer in self._stack]
 
-    def _context_turns(self, length: int, first: int, dtype: torch.dtype) -> Turns:
+    def _context_rotary(self, length: int, first: int, dtype: torch.dtype) -> CosSin:
         return self.rotary(torch.arange(first, first + length, device=self.device)[None], dtype)
 
 
@@ -337,9 +337,9 @@ def block_positions(anchors: Tensor, block_size: int) -> Tensor:
     return (anchors[..., None] + torch.arange(block_size, device=anchors.device)).flatten(1)
 
 
-def _rotate(x: Tensor, turns: Turns) -> Tensor:  # [B, heads, S, D]
+def _rotate(x: Tensor, rotary: CosSin) -> Tensor:  # [B, heads, S, D]
     first, second = x.chunk(2, dim=-1)
-    return x * turns.cos + torch.cat([-second, first], dim=-1) * turns.sin
+    return x * rotary.cos + torch.cat([-second, first], dim=-1) * rotary.sin
 
 
 def _inverse_frequencies(config: DraftConfig) -> tuple[Tensor, float]:

@@ -23,7 +23,7 @@ class Anchors(NamedTuple):
 
 
 class BlockLoss(NamedTuple):
-    """The loss and how often the draft's first choice was right, over supervised slots."""
+    """The loss and how often the draft's top-1 token was right, over supervised slots."""
 
     loss: Tensor  # [], Σ w·nll / Σ w; 0 where nothing is supervised
     accuracy: Tensor  # [], over all supervised slots
@@ -137,7 +137,7 @@ def block_loss(
 def _weighted_nll(
     states: Tensor, lm_head: Callable[[Tensor], Tensor], labels: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(Σ w·nll, whether the first choice is the label): states [C, H], labels and weights [C]."""
+    """(Σ w·nll, whether the top-1 token is the label): states [C, H], labels and weights [C]."""
     logits = lm_head(states)  # [C, V]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     nll = logits.logsumexp(-1) - logits.gather(1, labels[:, None]).squeeze(1)

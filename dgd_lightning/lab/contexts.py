@@ -46,18 +46,18 @@ class LabContexts(TaskData):
                 "data.families",
                 expected="each family once: its contexts would come twice, with the same ids",
                 received=f"{', '.join(repeated)} more than once",
-                mend="name it once, and raise data.contexts_per_family for more contexts",
+                hint="name it once, and raise data.contexts_per_family for more contexts",
             )
         if contexts_per_family < 1:
             raise InputError(
-                "data.contexts_per_family", expected="at least 1", received=contexts_per_family, mend="use 1 or more"
+                "data.contexts_per_family", expected="at least 1", received=contexts_per_family, hint="use 1 or more"
             )
         if sizes is not None and not 3 <= sizes[0] <= sizes[1] <= 36:
             raise InputError(
                 "data.sizes",
                 expected="3 ≤ smallest ≤ largest ≤ 36",
                 received=list(sizes),
-                mend="use for example [9, 12]",
+                hint="use for example [9, 12]",
             )
         if sizes is not None:
             check_sizes("data.sizes", sizes, self.families)

@@ -85,7 +85,7 @@ def check_long(argument: str, long_share: float, families: list[str]) -> None:
             argument,
             expected=f"0 where no family asks for a long answer ({', '.join(families)})",
             received=long_share,
-            mend="set it to 0, or add a family with a long task, such as glossary or route",
+            hint="set it to 0, or add a family with a long task, such as glossary or route",
         )
 
 
@@ -181,7 +181,7 @@ class LabDraftData(L.LightningDataModule):
                 "data.stages",
                 expected=f"at least one, each with at least batch_size = {batch_size} prompts",
                 received=[stage.prompts for stage in stages],
-                mend="add stages or prompts, or lower data.batch_size",
+                hint="add stages or prompts, or lower data.batch_size",
             )
         for i, stage in enumerate(stages):
             stage.check(f"data.stages[{i}]")

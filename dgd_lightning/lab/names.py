@@ -68,7 +68,7 @@ class Namer:
                 "size",
                 expected=f"a context of at most {len(SYLLABLES)} names, one for each syllable",
                 received="a context that needs more",
-                mend="use fewer facts (`rows.LARGEST_SIZES`)",
+                hint="use fewer facts (`rows.LARGEST_SIZES`)",
             )
         while True:
             length = 2 if self.rng.random() < 0.7 else 3

@@ -30,7 +30,7 @@ class LabOneContext(OneContext):
                 "data.family, data.number",
                 expected=f"a family of the lab ({', '.join(ALL_FAMILIES)}) and a number from 0",
                 received=f"{family}, {number}",
-                mend="use a name from the list",
+                hint="use a name from the list",
             )
         self.family, self.number, self.seed = family, number, seed
 

@@ -59,7 +59,7 @@ def check_families(argument: str, families: Sequence[str]) -> None:
             argument,
             expected=f"families of the lab ({', '.join(ALL_FAMILIES)})",
             received=", ".join(sorted(set(families) - set(ALL_FAMILIES))) or "none",
-            mend="use names from the list",
+            hint="use names from the list",
         )
 
 
@@ -74,7 +74,7 @@ def check_sizes(argument: str, sizes: tuple[int, int], families: Sequence[str]) 
                 argument,
                 expected=f"{least} ≤ smallest ≤ largest{'' if most is None else f' ≤ {most}'} for the family {family}",
                 received=list(sizes),
-                mend="change the sizes, or leave the family out",
+                hint="change the sizes, or leave the family out",
             )
 
 

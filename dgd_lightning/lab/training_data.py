@@ -26,7 +26,7 @@ def require_one_rank(trainer: L.Trainer | None) -> None:
             "trainer.devices",
             expected="1 for the lab's training data",
             received=f"{trainer.world_size} ranks",
-            mend="set trainer.devices: 1",
+            hint="set trainer.devices: 1",
         )
 
 

@@ -65,7 +65,7 @@ class World:
                 "size",
                 expected=f"a context of at most {len(values)} of the words that its family draws from",
                 received=f"a context that needs {count}",
-                mend="use fewer facts (`rows.LARGEST_SIZES`)",
+                hint="use fewer facts (`rows.LARGEST_SIZES`)",
             )
         return self.rng.sample(values, count)
 

@@ -23,7 +23,7 @@ FEWEST_CONTEXTS = 5  # a bootstrap over fewer clusters has intervals that are to
 class Reader(NamedTuple):
     """What one reader made of every token; NaN where it said nothing of it."""
 
-    rank: np.ndarray  # [T], 1 for the first choice, see `gold.gold_rank`
+    rank: np.ndarray  # [T], 1 for the top-1 token, see `gold.gold_rank`
     log_probability: np.ndarray  # [T]
 
 
@@ -31,7 +31,7 @@ class AnswerTokens(NamedTuple):
     """All answer tokens of a run, in one order."""
 
     context: np.ndarray  # [T] integers; tokens of one context depend on each other
-    confidence: np.ndarray  # [T], the target's probability of its own first choice
+    confidence: np.ndarray  # [T], the target's probability of its own top-1 token
     readers: Mapping[str, Reader]
 
     def part(self, mask: np.ndarray) -> AnswerTokens:
@@ -164,7 +164,7 @@ def verdict(name: str, target: Wins, control: Wins, unsure: str) -> Verdict:
         control: the reader against the same network fed with random features.
         unsure: which tokens those are, in words.
     """
-    where = f"where the target is unsure (first choice {unsure}; {target.tokens} tokens of {target.contexts} contexts)"
+    where = f"where the target is unsure (top-1 token {unsure}; {target.tokens} tokens of {target.contexts} contexts)"
     if target.tokens < FEWEST_TOKENS or target.contexts < FEWEST_CONTEXTS:
         return Verdict(
             False,

@@ -12,33 +12,35 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from dgd_lightning.laws import entropy, js_divergence, kl_divergence, total_variation
+from dgd_lightning.distributions import entropy, js_divergence, kl_divergence, total_variation
 
 TokenClass = Literal["word", "number", "punctuation", "whitespace", "special", "partial"]
 SPECIAL = re.compile(r"<[^<>\s]+>")
 
 
 class TokenDivergence(NamedTuple):
-    """Numbers of Q tokens, [Q] each; laws are those of the logits, before temperature and filters."""
+    """Numbers of Q tokens, [Q] each; distributions are those of the logits, before temperature and filters."""
 
     kl_target_readout: Tensor  # KL(target ‖ readout) in nats
     kl_readout_target: Tensor
     js: Tensor  # of target and readout, in nats, at most ln 2
     tv: Tensor  # total variation of target and readout, 0 … 1
-    agree: Tensor  # whether both have the same first choice
+    agree: Tensor  # whether both have the same top-1 token
     target_entropy: Tensor  # in nats
     readout_entropy: Tensor
-    target_rank: Tensor  # of the emitted token: 1 is the first choice; equally likely ones share a rank
+    target_rank: Tensor  # of the emitted token: 1 is the top-1 token; equally likely ones share a rank
     readout_rank: Tensor
     target_prob: Tensor  # of the emitted token
     readout_prob: Tensor
     guided_prob: Tensor
-    changed: Tensor  # whether guidance changed the first choice
-    moved: Tensor  # total variation of target and guided law: the share of probability that guidance moved
+    argmax_changed: Tensor  # whether guidance changed the top-1 token
+    tv_target_guided: (
+        Tensor  # total variation of target and guided distribution: the share of probability that guidance moved
+    )
 
 
 def token_divergence(target: Tensor, readout: Tensor, guided: Tensor, tokens: Tensor) -> TokenDivergence:
-    """Compare the laws that tokens were chosen from.
+    """Compare the distributions that tokens were chosen from.
 
     Args:
         target, readout, guided: [Q, V] logits.
@@ -47,7 +49,7 @@ def token_divergence(target: Tensor, readout: Tensor, guided: Tensor, tokens: Te
     p, r, g = (_wide(logits).log_softmax(-1) for logits in (target, readout, guided))  # [Q, V]
     first = p.argmax(-1)
     return TokenDivergence(
-        kl_target_readout=kl_divergence(p, r).clamp(min=0),  # rounding leaves equal laws a little below 0
+        kl_target_readout=kl_divergence(p, r).clamp(min=0),  # rounding leaves equal distributions a little below 0
         kl_readout_target=kl_divergence(r, p).clamp(min=0),
         js=js_divergence(p, r),
         tv=total_variation(p, r),
@@ -59,8 +61,8 @@ def token_divergence(target: Tensor, readout: Tensor, guided: Tensor, tokens: Te
         target_prob=_prob(p, tokens),
         readout_prob=_prob(r, tokens),
         guided_prob=_prob(g, tokens),
-        changed=g.argmax(-1) != first,
-        moved=total_variation(p, g),
+        argmax_changed=g.argmax(-1) != first,
+        tv_target_guided=total_variation(p, g),
     )
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def gold_rank(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Rank of each token among all: 1 for the first choice.
+    """Rank of each token among all: 1 for the top-1 token.
 
     Tokens with equal logits share the mean of the ranks they take up, which is the expected rank if ties were broken by
     chance: a reader with constant logits has rank (V + 1) / 2 everywhere, neither the best nor the worst.
@@ -40,6 +40,6 @@ def gold_log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def confidence(logits: Tensor) -> Tensor:
-    """Probability of the first choice: logits [.., V] -> [..], fp32 or wider."""
+    """Probability of the top-1 token: logits [.., V] -> [..], fp32 or wider."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return (wide.amax(-1) - wide.logsumexp(-1)).exp()

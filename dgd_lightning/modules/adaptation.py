@@ -25,7 +25,11 @@ from dgd_lightning.ttt.lora import save_adapter
 from dgd_lightning.types import AdaptTrace, Task
 
 ADAPTERS, TRACE = "adapters", "trace.json"
-PHASES = {"reading": "the target reads it", "rehearsing": "the target rehearses", "fitting": "the draft learns"}
+PHASES = {
+    "reading": "the target reads it",
+    "writing": "the target writes validation texts",
+    "fitting": "the draft learns",
+}
 OnAdapt = Callable[[str, int, str], None]  # context id; step, 0 where something else begins; what is done, in words
 
 
@@ -85,7 +89,7 @@ class ContextAdapter:
         trace = result.trace
         cost = {
             "ttt_prefill_seconds": trace.prefill_seconds,
-            "ttt_rehearsal_seconds": trace.rehearsal_seconds,
+            "ttt_validation_seconds": trace.validation_seconds,
             "ttt_fit_seconds": trace.fit_seconds,
             "ttt_peak_memory": trace.peak_memory,
         }
@@ -110,7 +114,7 @@ def contexts_to_adapt(data: Any, *, accepted: bool, inference_mode: bool) -> dic
             "trainer.inference_mode",
             expected="false: test-time training needs gradients",
             received="true",
-            mend="set trainer.inference_mode: false, which is what dgd does by itself",
+            hint="set trainer.inference_mode: false, which is what dgd does by itself",
         )
     return contexts
 
@@ -128,9 +132,9 @@ def summary(trace: AdaptTrace) -> dict[str, Any]:
         "first_loss": trace.losses[0] if trace.losses else None,
         "last_loss": trace.losses[-1] if trace.losses else None,
         "held_out_by": trace.held_out_by,
-        "rehearsals": trace.rehearsals,
-        "rehearsed_answers": trace.rehearsed_answers,
-        "train_rehearsals": trace.train_rehearsals,
+        "validation_texts": trace.validation_texts,
+        "validation_answers": trace.validation_answers,
+        "train_texts": trace.train_texts,
         "held_out_before": before and before._asdict(),
         "held_out_after": after and after._asdict(),
     }

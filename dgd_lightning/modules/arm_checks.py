@@ -19,7 +19,7 @@ def check_arms(arms: list[Arm], draft: str | None) -> None:
     names = [arm.name for arm in arms]
     if not arms or len(set(names)) != len(names):
         raise InputError(
-            "model.arms", expected="at least one arm, each with a name of its own", received=names, mend="rename them"
+            "model.arms", expected="at least one arm, each with a name of its own", received=names, hint="rename them"
         )
     for arm in arms:
         _check_knobs(arm)
@@ -28,7 +28,7 @@ def check_arms(arms: list[Arm], draft: str | None) -> None:
                 "model.draft",
                 expected=f"a draft, for arm {arm.name!r}",
                 received="null",
-                mend="name one, or drop the arm",
+                hint="name one, or drop the arm",
             )
         try:
             _check_values(arm)
@@ -43,30 +43,30 @@ def _check_knobs(arm: Arm) -> None:
     where, method = f"model.arms[{arm.name}]", arm.method
     if method not in get_args(Method):
         raise InputError(
-            f"{where}.method", expected=f"one of {', '.join(get_args(Method))}", received=method, mend="use one"
+            f"{where}.method", expected=f"one of {', '.join(get_args(Method))}", received=method, hint="use one"
         )
     if method == "autoregressive" and (arm.ttt or arm.online_every is not None):
         raise InputError(
             f"{where}.ttt",
             expected="no adaptation: autoregressive decoding uses no draft",
             received=f"ttt {arm.ttt}, online_every {arm.online_every}",
-            mend="leave it out",
+            hint="leave it out",
         )
     if method == "autoregressive" and arm.block_size is not None:
         raise InputError(
             f"{where}.block_size",
             expected="null: autoregressive decoding has no blocks",
             received=arm.block_size,
-            mend="leave it out",
+            hint="leave it out",
         )
     if method in ("guided", "rerank") and arm.online_every is not None:
         raise InputError(
             f"{where}.online_every",
             expected="null: what is guided by a draft that changes while it decodes would depend on timing"
             if method == "guided"
-            else "null: candidates are decoded together, which online adaptation is not",
+            else "null: answers are decoded together, which online adaptation is not",
             received=arm.online_every,
-            mend="leave it out; ttt: true adapts before decoding",
+            hint="leave it out; ttt: true adapts before decoding",
         )
     if method not in ("guided", "rerank"):
         _refuse(arm, GUIDANCE, "only method: guided and method: rerank blend", "set one of them, or leave it out")
@@ -76,22 +76,22 @@ def _check_knobs(arm: Arm) -> None:
         _refuse(arm, RERANK, "only method: rerank has it", "set method: rerank, or leave it out")
         return
     if not arm.blends:
-        mend = "set rank_by: blend or betas, or leave it out"
-        _refuse(arm, GUIDANCE, "only candidates of betas and rank_by: blend use it", mend)
+        hint = "set rank_by: blend or betas, or leave it out"
+        _refuse(arm, GUIDANCE, "only answers of betas and rank_by: blend use it", hint)
     if arm.rank_by != "blend":
-        _refuse(arm, ["beta"], "the candidates have the β of betas, and no blend ranks", "leave it out")
+        _refuse(arm, ["beta"], "the answers have the β of betas, and no blend ranks", "leave it out")
     if arm.betas is not None:
-        _refuse(arm, ["num_candidates"], "there is one candidate per β of betas", "leave it out, or leave betas out")
+        _refuse(arm, ["num_answers"], "there is one answer per β of betas", "leave it out, or leave betas out")
 
 
-def _refuse(arm: Arm, names: Sequence[str], why: str, mend: str) -> None:
+def _refuse(arm: Arm, names: Sequence[str], why: str, hint: str) -> None:
     """Raises:
     InputError: one of these knobs is set.
     """
     usual = Arm(arm.name)
     for name in names:
         if (value := getattr(arm, name)) != getattr(usual, name):
-            raise InputError(f"model.arms[{arm.name}].{name}", expected=f"nothing: {why}", received=value, mend=mend)
+            raise InputError(f"model.arms[{arm.name}].{name}", expected=f"nothing: {why}", received=value, hint=hint)
 
 
 def _needs_draft(arm: Arm) -> bool:
@@ -107,14 +107,14 @@ def _check_values(arm: Arm) -> None:
     blend = None
     if arm.blends:
         if arm.beta is None and (arm.method == "guided" or arm.rank_by == "blend"):
-            raise InputError("beta", expected="a number", received="null", mend="use e.g. beta: 0.3")
+            raise InputError("beta", expected="a number", received="null", hint="use e.g. beta: 0.3")
         blend = arm.blend()
         as_readout(arm.readout)
     if arm.method == "rerank":
-        check_rerank(arm.rank_by, arm.num_candidates, arm.betas, blend, arm.temperature)
+        check_rerank(arm.rank_by, arm.num_answers, arm.betas, blend, arm.temperature)
     if arm.online_every is not None and arm.online_every < 1:
         raise InputError(
-            "online_every", expected="a positive integer or null", received=arm.online_every, mend="use e.g. 64"
+            "online_every", expected="a positive integer or null", received=arm.online_every, hint="use e.g. 64"
         )
     sampling_params(**arm.sampling())
 
@@ -131,7 +131,7 @@ def check_ttt(arms: list[Arm], adapts: bool) -> None:
             if not adapts
             else "an arm with ttt: true or online_every to use them",
             received="null" if not adapts else f"arms {', '.join(arm.name for arm in arms)} without it",
-            mend="set model.ttt, e.g. {steps: 10}" if not adapts else "set ttt: true in an arm, or model.ttt: null",
+            hint="set model.ttt, e.g. {steps: 10}" if not adapts else "set ttt: true in an arm, or model.ttt: null",
         )
 
 
@@ -145,5 +145,5 @@ def check_block_sizes(arms: list[Arm], trained: int) -> None:
                 f"model.arms[{arm.name}].block_size",
                 expected=f"an integer from 2 to {trained}, the size the draft was trained with",
                 received=arm.block_size,
-                mend="leave it out for the trained size",
+                hint="leave it out for the trained size",
             )

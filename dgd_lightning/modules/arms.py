@@ -14,7 +14,7 @@ from dgd_lightning.target.model import Target
 
 Method = Literal["autoregressive", "speculative", "guided", "rerank"]
 GUIDANCE = ("beta", "readout", "space", "candidates", "plausibility", "schedule")
-RERANK = ("rank_by", "num_candidates", "betas")
+RERANK = ("rank_by", "num_answers", "betas")
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Arm:
     Args:
         name: of its rows, curves and table line.
         method: ``autoregressive``; ``speculative``; ``guided``: (1 − β)·target + β·readout; or ``rerank``: several
-            candidates per task, of which the best is the answer (see :func:`~dgd_lightning.rerank_generate`).
+            answers per task, of which the best is kept (see :func:`~dgd_lightning.rerank_generate`).
         temperature: 0 for greedy decoding.
         top_k: draw among the k likeliest tokens only.
         top_p: draw among the smallest set of likeliest tokens with this mass only.
@@ -37,12 +37,12 @@ class Arm:
         readout: what is blended with the target: ``draft``, or a class path (``LogitLens``, ``WithoutContext``, … or
             your own).
         space, candidates, plausibility, schedule: how it is blended, see :class:`~dgd_lightning.Blend`. (``candidates``
-            are tokens; the answers of reranking are ``num_candidates``.)
-        token_by_token: guided decoding without proposals: slower, the same law.
+            are tokens; the answers of reranking are ``num_answers``.)
+        token_by_token: guided decoding without proposals: slower, the same distribution.
         rank_by: of reranking: ``target``, the log-probability that the target gives the whole answer; ``likelihood``,
-            the same per token; ``blend``, per token under the guided law.
-        num_candidates: of reranking: so many are drawn from the target, at a temperature above 0.
-        betas: of reranking: one candidate per β instead, decoded with guidance; 0 is the target itself.
+            the same per token; ``blend``, per token under the guided distribution.
+        num_answers: of reranking: so many are drawn from the target, at a temperature above 0.
+        betas: of reranking: one answer per β instead, decoded with guidance; 0 is the target itself.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Arm:
     schedule: Schedule | None = None
     token_by_token: bool = False
     rank_by: RankBy = "likelihood"
-    num_candidates: int = 8
+    num_answers: int = 8
     betas: list[float] | None = None
 
     @property
@@ -103,7 +103,7 @@ class Arm:
         return values
 
     def sampling(self) -> dict[str, Any]:
-        """The settings that shape the law of the output, whatever the method."""
+        """The settings that shape the distribution of the output, whatever the method."""
         return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dgd_lightning.decode.autoregressive import autoregressive_generate
 from dgd_lightning.decode.guided import Guidance, guided_generate, guided_sweep
-from dgd_lightning.decode.prefix import SharedPrefix
+from dgd_lightning.decode.prefix import PrefixCache
 from dgd_lightning.decode.rerank import rerank_generate
 from dgd_lightning.decode.speculative import speculative_generate
 from dgd_lightning.modules.arms import Arm
@@ -27,7 +27,7 @@ def _speculative(
     *,
     seed: Sequence[int],
     online: OnlineTTT | None,
-    prefixes: Sequence[SharedPrefix | None] | None,
+    prefixes: Sequence[PrefixCache | None] | None,
     **common: Any,
 ) -> list[DecodeOutput]:
     knobs = {"block_size": arm.block_size, "scheme": arm.scheme, **common}
@@ -69,7 +69,7 @@ def _rerank(pair: Pair, prompts: Sequence[Tensor], arm: Arm, *, online: None, **
         pair,
         prompts,
         rank_by=arm.rank_by,
-        num_candidates=arm.num_candidates,
+        num_answers=arm.num_answers,
         betas=arm.betas,
         blend=arm.blend() if arm.blends else None,
         readout=arm.readout,

@@ -23,9 +23,9 @@ from dgd_lightning.modules.adaptation import ADAPTERS, Adapted, ContextAdapter, 
 from dgd_lightning.modules.arm_checks import check_arms, check_block_sizes, check_ttt
 from dgd_lightning.modules.arms import Arm, row_seed
 from dgd_lightning.modules.decoders import decode, joined
-from dgd_lightning.modules.divergence import Divergence, divergence_record
+from dgd_lightning.modules.divergence import DivergenceSettings, divergence_record
 from dgd_lightning.modules.pairing import control_of
-from dgd_lightning.modules.prefixes import Begun, Prefixes, Reads, layers_of
+from dgd_lightning.modules.prefixes import PrefixStore, Reads, StoredPrefixes, layers_of
 from dgd_lightning.modules.prompts import Prompts
 from dgd_lightning.modules.readouts import (
     Source,
@@ -108,13 +108,13 @@ class Decoding(PairSources, LightningModule):
         save_adapters: bool = True,
         accept_clbench_license: bool = False,
         join_arms: bool = False,
-        divergence: Divergence | None = None,
+        divergence: DivergenceSettings | None = None,
         reuse_prefix: bool = True,
     ) -> None:
         super().__init__()
         if cpu_threads is not None and cpu_threads < 1:
             raise InputError(
-                "model.cpu_threads", expected="a positive integer or null", received=cpu_threads, mend="use 1 or more"
+                "model.cpu_threads", expected="a positive integer or null", received=cpu_threads, hint="use 1 or more"
             )
         self.cpu_threads = cpu_threads
         check_arms(arms, draft)
@@ -123,7 +123,7 @@ class Decoding(PairSources, LightningModule):
         self.adapt: ContextAdapter | None = None
         if max_new_tokens < 1:
             raise InputError(
-                "model.max_new_tokens", expected="a positive integer", received=max_new_tokens, mend="use 1 or more"
+                "model.max_new_tokens", expected="a positive integer", received=max_new_tokens, hint="use 1 or more"
             )
         self.target_source, self.draft_source = bundled(target, "target"), draft and bundled(draft, "draft")
         self.arms, self.max_new_tokens, self.dtype_name = arms, max_new_tokens, dtype
@@ -182,13 +182,13 @@ class Decoding(PairSources, LightningModule):
             InputError: the pair can't be loaded, or the trainer's settings do not suit decoding.
         """
         if stage != "predict":
-            raise InputError("subcommand", expected="predict", received=stage, mend="run `dgd predict`")
+            raise InputError("subcommand", expected="predict", received=stage, hint="run `dgd predict`")
         if self.trainer.precision != "32-true":
             raise InputError(
                 "trainer.precision",
                 expected="the default",
                 received=self.trainer.precision,
-                mend="set model.dtype instead: weights are loaded in it",
+                hint="set model.dtype instead: weights are loaded in it",
             )
         if self.ttt is not None:
             self.contexts = contexts_to_adapt(
@@ -226,7 +226,7 @@ class Decoding(PairSources, LightningModule):
             self.pair, self.contexts, max_new_tokens=self.max_new_tokens, enable_thinking=self.enable_thinking
         )
         layers = layers_of(self._loaded(), self.arms, self.readouts)
-        self.prefixes = Prefixes(self._loaded(), self.prompts, self.contexts if self.reuse_prefix else {}, layers)
+        self.prefixes = PrefixStore(self._loaded(), self.prompts, self.contexts if self.reuse_prefix else {}, layers)
         if self.ttt is not None:
             log_dir = self.trainer.log_dir
             folder = Path(log_dir, ADAPTERS) if self.save_adapters and log_dir is not None else None
@@ -241,7 +241,7 @@ class Decoding(PairSources, LightningModule):
                 "model.device_map",
                 expected="null with several ranks: each holds the whole target on a device of its own",
                 received=f"{self.device_map!r} with {self.trainer.world_size} ranks",
-                mend="leave it out, or set trainer.devices: 1",
+                hint="leave it out, or set trainer.devices: 1",
             )
         return "balanced" if self.device_map == "auto" else self.device_map  # load_target's auto is one device
 
@@ -300,7 +300,7 @@ class Decoding(PairSources, LightningModule):
         if self.adapt and wanted:
             adapted = self.adapt(context, lambda: self.prompts.of_context(context), self.on_adapt)
         kept = [prompts[i][-limit:] for i in fits]
-        begun = self._begun([tasks[i] for i in fits], kept, [len(prompts[i]) <= limit for i in fits])
+        stored = self._stored([tasks[i] for i in fits], kept, [len(prompts[i]) <= limit for i in fits])
         rows = []
         for arms in together:
             first = arms[0]  # what is asked of it holds for all
@@ -309,11 +309,13 @@ class Decoding(PairSources, LightningModule):
                 seeds = [row_seed(self.seed, tasks[i].idx, first) for i in fits]
                 ready = self._ready(arms, [tasks[i] for i in fits])
                 with self._adapter(first, adapted):
-                    outputs = self._decode(kept, ready, self.max_new_tokens, seeds, self._online(first, adapted), begun)
-                self.prefixes.count(kept, begun, outputs[0][0].trace.prefill_seconds)
+                    outputs = self._decode(
+                        kept, ready, self.max_new_tokens, seeds, self._online(first, adapted), stored
+                    )
+                self.prefixes.count(kept, stored, outputs[0][0].trace.prefill_seconds)
             for arm, own in zip(arms, outputs, strict=True):
-                by_index, known = dict(zip(fits, own, strict=True)), dict(zip(fits, begun.known, strict=True))
-                seconds = begun.seconds if arms is together[0] else 0.0  # told once, by the arms that waited for it
+                by_index, known = dict(zip(fits, own, strict=True)), dict(zip(fits, stored.known, strict=True))
+                seconds = stored.seconds if arms is together[0] else 0.0  # told once, by the arms that waited for it
                 others = [other.name for other in arms if other is not arm]
                 made = [
                     self._row(task, arm, prompts[i], by_index.get(i), known.get(i, 0), seconds, adapted, others)
@@ -364,7 +366,7 @@ class Decoding(PairSources, LightningModule):
         rows: list[dict[str, Any]],
         arm: Arm,
         adapted: Adapted | None,
-        settings: Divergence,
+        settings: DivergenceSettings,
     ) -> None:
         """Adds ``divergence`` to answered rows. What an arm learned while it decoded is gone: its start is compared."""
         kept, pair = _kept(arm, adapted), self._loaded()
@@ -385,7 +387,7 @@ class Decoding(PairSources, LightningModule):
             return None
         return OnlineTTT(arm.online_every, replace(self.ttt, steps=ONLINE_STEPS), _kept(arm, adapted))
 
-    def _begun(self, tasks: list[Task], prompts: list[Tensor], whole: list[bool]) -> Begun:
+    def _stored(self, tasks: list[Task], prompts: list[Tensor], whole: list[bool]) -> StoredPrefixes:
         """Where these prompts go on from."""
         try:
             return self.prefixes.of(tasks, prompts, whole)
@@ -394,7 +396,7 @@ class Decoding(PairSources, LightningModule):
                 "model.reuse_prefix",
                 expected="beginnings of contexts that fit the device's memory beside the batch",
                 received=f"prompts of up to {max(map(len, prompts))} tokens",
-                mend="set it to false, or use a smaller data.batch_size or a larger device",
+                hint="set it to false, or use a smaller data.batch_size or a larger device",
             ) from error
 
     def _decode(
@@ -404,7 +406,7 @@ class Decoding(PairSources, LightningModule):
         max_new_tokens: int,
         seeds: list[int],
         online: OnlineTTT | None = None,
-        begun: Begun | None = None,
+        stored: StoredPrefixes | None = None,
     ) -> list[list[DecodeOutput]]:
         """Outputs of each of the arms, which are decoded in one batch."""
         report = self.on_progress
@@ -420,7 +422,7 @@ class Decoding(PairSources, LightningModule):
                 stop_token_ids=self.stop_token_ids,
                 seed=seeds,
                 online=online,
-                prefixes=begun and begun.prefixes,
+                prefixes=stored and stored.prefixes,
                 on_progress=partial(report, name) if report else None,
             )
         except torch.OutOfMemoryError as error:
@@ -428,9 +430,9 @@ class Decoding(PairSources, LightningModule):
                 "data.batch_size",
                 expected="groups that fit the device's memory",
                 received=f"{len(prompts)} prompts of up to {max(map(len, prompts))} tokens in {len(arms)} arms",
-                mend="use a smaller batch_size, or a larger device"
+                hint="use a smaller batch_size, or a larger device"
                 + (", or model.join_arms: false" if len(arms) > 1 else "")
-                + (", or model.reuse_prefix: false" if begun and any(begun.known) else ""),
+                + (", or model.reuse_prefix: false" if stored and any(stored.known) else ""),
             ) from error
 
     def _loaded(self) -> Pair:
@@ -446,10 +448,10 @@ def _kept(arm: Arm, adapted: Adapted | None) -> Adapter | None:
 
 
 def _compared(arm: Arm, record: dict[str, Any]) -> Arm:
-    """The arm that a row's answer is compared as: a candidate with a β was decoded as a guided arm does it."""
+    """The arm that a row's answer is compared as: an answer with a β was decoded as a guided arm does it."""
     if arm.betas is None:
         return arm
-    return replace(arm, method="guided", beta=record["candidates"][record["chosen"]]["beta"])
+    return replace(arm, method="guided", beta=record["answers"][record["chosen"]]["beta"])
 
 
 def _model_type(pair: Pair) -> str:

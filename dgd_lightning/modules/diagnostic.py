@@ -89,11 +89,11 @@ class Diagnostic(PairSources, LightningModule):
                 "model.draft",
                 expected="a draft: it is what the diagnostic is about",
                 received="null",
-                mend="name the folder or Hub id of one",
+                hint="name the folder or Hub id of one",
             )
         for name, value in (("chunk", chunk), ("cpu_threads", cpu_threads)):
             if value is not None and value < 1:
-                raise InputError(f"model.{name}", expected="a positive integer", received=value, mend="use 1 or more")
+                raise InputError(f"model.{name}", expected="a positive integer", received=value, hint="use 1 or more")
         self.edges = _edges(list(EDGES) if confidence_edges is None else confidence_edges)
         self.target_source, self.draft_source = bundled(target, "target"), bundled(draft, "draft")
         self.layers, self.slots, self.readouts = layers, slots, readouts or {}
@@ -131,13 +131,13 @@ class Diagnostic(PairSources, LightningModule):
             InputError: the pair can't be loaded, lacks a layer that is to be read, or the trainer does not suit.
         """
         if stage != "test":
-            raise InputError("subcommand", expected="test", received=stage, mend="run `dgd test`")
+            raise InputError("subcommand", expected="test", received=stage, hint="run `dgd test`")
         if self.trainer.precision != "32-true":
             raise InputError(
                 "trainer.precision",
                 expected="the default",
                 received=self.trainer.precision,
-                mend="set model.dtype instead: weights are loaded in it",
+                hint="set model.dtype instead: weights are loaded in it",
             )
         if self.ttt is not None:
             self.contexts = contexts_to_adapt(
@@ -173,7 +173,7 @@ class Diagnostic(PairSources, LightningModule):
                     "model.layers",
                     expected=f"layers of the target, 0…{layers - 1}",
                     received=layer,
-                    mend="name layers that it has, or leave it out for all",
+                    hint="name layers that it has, or leave it out for all",
                 )
         readers: dict[str, Readout] = {
             DRAFT: DraftReadout(),
@@ -191,7 +191,7 @@ class Diagnostic(PairSources, LightningModule):
                     "model.readouts",
                     expected="names of their own",
                     received=f"{name!r}, which the diagnostic uses itself",
-                    mend="rename it",
+                    hint="rename it",
                 )
             if isinstance(readout, AblatedDraft):  # checked before the first text is read
                 readout.check(pair)
@@ -211,7 +211,7 @@ class Diagnostic(PairSources, LightningModule):
                     f"task {task.idx}",
                     expected=f"a prompt and an answer of at most {self._loaded().target.max_positions} tokens",
                     received=f"{len(prompt)} + {len(answer)}, {excess} more",
-                    mend="set model.too_long to skip, or use a target with a longer context",
+                    hint="set model.too_long to skip, or use a target with a longer context",
                 )
 
     def test_step(self, batch: list[Task], batch_idx: int) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -309,6 +309,6 @@ def _edges(edges: list[float]) -> list[float]:
             "model.confidence_edges",
             expected="numbers within 0 … 1, ascending",
             received=edges,
-            mend=f"use for example {list(EDGES)}",
+            hint=f"use for example {list(EDGES)}",
         )
     return edges

@@ -22,14 +22,14 @@ DECIMALS = 5
 
 
 @dataclass
-class Divergence:
+class DivergenceSettings:
     """Record, for every token of every answer, how target and readout differ and what guidance changed.
 
     Each answer is read once more for it (its prompt too), after it was decoded.
 
     Args:
         top: so many of the likeliest tokens are kept where it says most, see ``large``; 0 keeps none.
-        large: they are kept where guidance changed the first choice, and where JS(target, readout) is at least so many
+        large: they are kept where guidance changed the top-1 token, and where JS(target, readout) is at least so many
             nats (0 … ln 2); elsewhere they are left out, so that rows stay small.
         guided_only: record it for guided arms alone; otherwise other arms tell what the draft would have said.
 
@@ -44,12 +44,12 @@ class Divergence:
     def __post_init__(self) -> None:
         if isinstance(self.top, bool) or not isinstance(self.top, int) or self.top < 0:
             raise InputError(
-                "divergence.top", expected="an integer of at least 0", received=repr(self.top), mend="use 5"
+                "divergence.top", expected="an integer of at least 0", received=repr(self.top), hint="use 5"
             )
         real = isinstance(self.large, int | float) and not isinstance(self.large, bool)
         if not real or not self.large >= 0:  # NaN is not
             raise InputError(
-                "divergence.large", expected="nats, at least 0", received=repr(self.large), mend="use e.g. 0.2"
+                "divergence.large", expected="nats, at least 0", received=repr(self.large), hint="use e.g. 0.2"
             )
 
 
@@ -65,7 +65,7 @@ def compared_with(pair: Pair, arm: Arm) -> tuple[Readout, Blend] | None:
 
 
 def divergence_record(
-    pair: Pair, arm: Arm, prompt: Tensor, answer: Tensor, settings: Divergence
+    pair: Pair, arm: Arm, prompt: Tensor, answer: Tensor, settings: DivergenceSettings
 ) -> dict[str, Any] | None:
     """A row's ``dgd.divergence``: a list per number of `TokenDivergence`, the tokens' texts, and ``top``.
 
@@ -130,14 +130,18 @@ def _plain(column: Tensor) -> list[Any]:
 
 
 def _top(
-    tokenizer: Any, part: Replayed, guided: Tensor | None, values: TokenDivergence, settings: Divergence
+    tokenizer: Any, part: Replayed, guided: Tensor | None, values: TokenDivergence, settings: DivergenceSettings
 ) -> list[dict[str, Any]]:
-    """The likeliest tokens of each law, where guidance changed something or target and readout differ much."""
-    laws = {"target": part.target, "readout": part.readouts[0], **({} if guided is None else {"guided": guided})}
+    """The likeliest tokens of each distribution, where guidance changed something or target and readout differ much."""
+    distributions = {
+        "target": part.target,
+        "readout": part.readouts[0],
+        **({} if guided is None else {"guided": guided}),
+    }
     entries: list[dict[str, Any]] = []
-    for at in (values.changed | (values.js >= settings.large)).nonzero()[:, 0].tolist():
+    for at in (values.argmax_changed | (values.js >= settings.large)).nonzero()[:, 0].tolist():
         entry: dict[str, Any] = {"at": part.first + at}
-        for name, logits in laws.items():
+        for name, logits in distributions.items():
             kind = torch.promote_types(logits.dtype, torch.float32)
             best = logits[at].to(kind).softmax(-1).topk(min(settings.top, logits.shape[-1]))
             words = [tokenizer.decode([token], skip_special_tokens=False) for token in best.indices.tolist()]

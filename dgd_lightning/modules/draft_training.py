@@ -104,7 +104,7 @@ class DraftTraining(PairSources, L.LightningModule):
         ):
             if value is not None and not least <= value < math.inf:
                 expected = f"a number of at least {least}"
-                raise InputError(f"model.{name}", expected=expected, received=value, mend="correct the value")
+                raise InputError(f"model.{name}", expected=expected, received=value, hint="correct the value")
         self.recipe = {"lr": lr, "weight_decay": weight_decay, "warmup_share": warmup_share}
         self.target_source, self.draft_source = bundled(target, "target"), draft and bundled(draft, "draft")
         self.revision, self.draft_revision = revision, draft_revision
@@ -134,14 +134,14 @@ class DraftTraining(PairSources, L.LightningModule):
                 "data.target",
                 expected=f"the model's target, {self.target_source}: its tokenizer's ids mean nothing to another",
                 received=encoded_for,
-                mend="give data.target and model.target the same name",
+                hint="give data.target and model.target the same name",
             )
         if (revision := getattr(data, "revision", self.revision)) != self.revision:
             raise InputError(
                 "data.revision",
                 expected=f"the model's revision, {self.revision}: another may have another template",
                 received=revision,
-                mend="give data.revision and model.revision the same value",
+                hint="give data.revision and model.revision the same value",
             )
         if stage == "fit":
             check_clbench(data, self.accept_clbench_license, "data.path")
@@ -173,7 +173,7 @@ class DraftTraining(PairSources, L.LightningModule):
                 "model.val_max_new_tokens",
                 expected=f"less than the target's {loaded.target.max_positions} positions",
                 received=self.val_max_new_tokens,
-                mend="lower it",
+                hint="lower it",
             )
         draft = loaded.draft
         if draft is None:
@@ -310,7 +310,7 @@ def new_draft_config(
             "model.mask_token_id",
             expected=f"a row of the target's embedding, 0…{target.vocab_size - 1}",
             received=mask,
-            mend="choose an id that the tokenizer does not use, or leave it out for the last row",
+            hint="choose an id that the tokenizer does not use, or leave it out for the last row",
         )
     layers = default_layer_ids(target.num_layers, num_layers) if target_layer_ids is None else target_layer_ids
     if not layers or any(layer not in range(target.num_layers) for layer in layers):
@@ -318,7 +318,7 @@ def new_draft_config(
             "model.target_layer_ids",
             expected=f"layers of the target, 0…{target.num_layers - 1}",
             received=list(layers),
-            mend="name layers that it has, or leave it out",
+            hint="name layers that it has, or leave it out",
         )
     heads = config.num_attention_heads
     rope = config.rope_parameters or {}

@@ -42,7 +42,7 @@ def require_writable(folder: Path, argument: str) -> None:
             argument,
             expected="a folder that can be written",
             received=f"{folder} ({error.strerror})",
-            mend=f"choose another with --{argument}",
+            hint=f"choose another with --{argument}",
         ) from error
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dgd_lightning.data.one_context import common_prefix
 from dgd_lightning.data.tasks import context_of
-from dgd_lightning.decode.prefix import SharedPrefix, read_prefix
+from dgd_lightning.decode.prefix import PrefixCache, make_prefix_cache
 from dgd_lightning.decode.readouts import Readout
 from dgd_lightning.modules.arms import Arm
 from dgd_lightning.modules.prompts import Prompts
@@ -41,10 +41,10 @@ class Reads(NamedTuple):
         return f"{text}; {self.prompts:,} without model.reuse_prefix ({1 - self.read / self.prompts:.0%} saved)"
 
 
-class Begun(NamedTuple):
+class StoredPrefixes(NamedTuple):
     """Where the prompts of a group go on from."""
 
-    prefixes: list[SharedPrefix | None]  # of each prompt
+    prefixes: list[PrefixCache | None]  # of each prompt
     seconds: float  # spent on reading those that were not there yet
 
     @property
@@ -53,7 +53,7 @@ class Begun(NamedTuple):
         return [0 if prefix is None else len(prefix.ids) for prefix in self.prefixes]
 
 
-class Prefixes:
+class PrefixStore:
     """The beginnings of the contexts whose tasks are decoded now; those of other contexts are let go.
 
     A beginning is what the prompts of all tasks that the run has of a context have in common, so it does not depend
@@ -73,7 +73,7 @@ class Prefixes:
         self.contexts = {name: tasks for name, tasks in contexts.items() if len(tasks) > 1}
         self.lengths: dict[str, int] = {}  # of the beginnings of contexts, once they were asked for
         self.sizes: dict[str, int] = {}  # tokens of the tasks' prompts, likewise
-        self.kept: dict[str, SharedPrefix] = {}
+        self.kept: dict[str, PrefixCache] = {}
         self.reads = Reads(0, 0)  # of this rank
 
     def length(self, context: str) -> int:
@@ -89,7 +89,7 @@ class Prefixes:
             self.lengths[context] = same if same >= SHORTEST else 0
         return self.lengths[context]
 
-    def of(self, tasks: Sequence[Task], prompts: Sequence[Tensor], whole: Sequence[bool]) -> Begun:
+    def of(self, tasks: Sequence[Task], prompts: Sequence[Tensor], whole: Sequence[bool]) -> StoredPrefixes:
         """Where these prompts go on from.
 
         Args:
@@ -106,18 +106,18 @@ class Prefixes:
         for context, prompt in zip(wanted, prompts, strict=True):
             if context is not None and context not in self.kept:
                 ids = prompt[: self.length(context)]
-                self.kept[context] = read_prefix(self.pair.target, ids, self.layer_ids)
+                self.kept[context] = make_prefix_cache(self.pair.target, ids, self.layer_ids)
                 self.reads = self.reads.plus(0, len(ids))
                 if self.pair.target.device.type == "cuda":
                     torch.cuda.synchronize(self.pair.target.device)
                 seconds = time.perf_counter() - began
         self.reads = self.reads.plus(0, 0, seconds)
-        return Begun([None if context is None else self.kept[context] for context in wanted], seconds)
+        return StoredPrefixes([None if context is None else self.kept[context] for context in wanted], seconds)
 
-    def count(self, prompts: Sequence[Tensor], begun: Begun, seconds: float) -> None:
+    def count(self, prompts: Sequence[Tensor], stored: StoredPrefixes, seconds: float) -> None:
         """Count the prompts of a group that one batch of arms has read, and the seconds of its prefill."""
         self.reads = self.reads.plus(0, 0, seconds)
-        for prompt, known in zip(prompts, begun.known, strict=True):
+        for prompt, known in zip(prompts, stored.known, strict=True):
             self.reads = self.reads.plus(len(prompt), len(prompt) - known)
 
     def ahead(

@@ -43,7 +43,7 @@ class Prompts:
                 "model.max_new_tokens",
                 expected=f"less than the target's {limit + self.max_new_tokens} positions",
                 received=self.max_new_tokens,
-                mend="lower it",
+                hint="lower it",
             )
         return limit
 
@@ -76,5 +76,5 @@ class Prompts:
                 f"task {task.idx}",
                 expected=f"at most {self.limit} prompt tokens ({self.max_new_tokens} new ones must fit too)",
                 received=length,
-                mend="set model.too_long to skip or truncate_left, or use a target with a longer context",
+                hint="set model.too_long to skip or truncate_left, or use a target with a longer context",
             )

@@ -12,7 +12,7 @@ from dgd_lightning.decode.rerank import best_of
 from dgd_lightning.modules.adaptation import Adapted
 from dgd_lightning.modules.arms import Arm
 from dgd_lightning.pair import Pair
-from dgd_lightning.types import Candidate, DecodeOutput, Task
+from dgd_lightning.types import DecodeOutput, RankedAnswer, Task
 
 
 def prediction_row(
@@ -60,7 +60,7 @@ def prediction_row(
         reason = f"prompt of {len(prompt)} tokens, at most {limit} fit"
         return {**task.row, "idx": task.idx, "model_output": None, "dgd": {**head, "skipped": reason}}
     trace, lengths = output.trace, output.acceptance_lengths
-    own_time = not joined_with and trace.candidates is None
+    own_time = not joined_with and trace.answers is None
     result = {
         "prefix_tokens": prefix_tokens,
         "truncated_tokens": max(0, len(prompt) - limit),
@@ -75,7 +75,7 @@ def prediction_row(
         "prompt_ids": prompt[-limit:].tolist(),  # what the target read
         "output_ids": output.tokens.tolist(),
         # Wall times are those of the whole batch, whose rows share forwards: of a group of tasks, and where arms are
-        # joined of all their rows, where answers are reranked of all candidates. Only else is its speed the arm's own.
+        # joined of all their rows, where answers are reranked of all answers. Only else is its speed the arm's own.
         "batch_tokens": trace.batch_tokens,
         "prefix_seconds": prefix_seconds,
         "prefill_seconds": trace.prefill_seconds,  # of what stands behind the prefix
@@ -87,18 +87,18 @@ def prediction_row(
     }
     if joined_with:
         result["joined_with"] = list(joined_with)
-    if trace.candidates is not None:
+    if trace.answers is not None:
         result["rank_seconds"] = trace.rank_seconds
-        result["chosen"] = best_of(trace.candidates)
-        result["candidates"] = [_candidate(pair, one) for one in trace.candidates]
+        result["chosen"] = best_of(trace.answers)
+        result["answers"] = [_answer(pair, one) for one in trace.answers]
     if without_context is not None:
         result["without_context_ids"] = without_context.tolist()
     text = _text(pair, output.tokens)
     return {**task.row, "idx": task.idx, "model_output": text, "dgd": {**head, **result}}
 
 
-def _candidate(pair: Pair, one: Candidate) -> dict[str, Any]:
-    """A candidate for JSON, which knows no infinity: a blend's constraints can make an answer impossible."""
+def _answer(pair: Pair, one: RankedAnswer) -> dict[str, Any]:
+    """A answer for JSON, which knows no infinity: a blend's constraints can make an answer impossible."""
     return {
         "text": _text(pair, one.tokens),
         "tokens": len(one.tokens),

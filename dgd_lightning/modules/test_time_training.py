@@ -26,7 +26,7 @@ from dgd_lightning.target.load import bundled
 from dgd_lightning.ttt.adapt import AdaptResult, Fit, Material, gather, make_optimizer
 from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.lora import DraftLora, save_adapter
-from dgd_lightning.ttt.rehearsal import Chosen
+from dgd_lightning.ttt.validation_texts import Chosen
 from dgd_lightning.types import AdaptTrace
 
 
@@ -80,27 +80,27 @@ class TestTimeTraining(PairSources, L.LightningModule):
             InputError: another subcommand than ``fit``, or CL-bench's rows without permission.
         """
         if stage != "fit":
-            raise InputError("subcommand", expected="fit", received=stage, mend="run `dgd fit`")
+            raise InputError("subcommand", expected="fit", received=stage, hint="run `dgd fit`")
         if self.trainer.precision not in ("32-true", "bf16-mixed", "16-mixed"):
             raise InputError(
                 "trainer.precision",
                 expected="32-true, bf16-mixed or 16-mixed: LoRA weights stay fp32 or wider",
                 received=self.trainer.precision,
-                mend="set model.dtype for the pair's own dtype",
+                hint="set model.dtype for the pair's own dtype",
             )
         if self.ttt.anchors_per_step < self.trainer.world_size:
             raise InputError(
                 "model.ttt.anchors_per_step",
                 expected=f"at least one for each of {self.trainer.world_size} ranks",
                 received=self.ttt.anchors_per_step,
-                mend="use more anchors or fewer devices",
+                hint="use more anchors or fewer devices",
             )
         if self.trainer.ckpt_path is not None:
             raise InputError(
                 "ckpt_path",
                 expected="none: a fit takes seconds and starts anew",
                 received=self.trainer.ckpt_path,
-                mend="leave it out; load_adapter reads a finished adapter",
+                hint="leave it out; load_adapter reads a finished adapter",
             )
         if self.cpu_threads is not None:
             torch.set_num_threads(self.cpu_threads)
@@ -110,7 +110,7 @@ class TestTimeTraining(PairSources, L.LightningModule):
                 "data",
                 expected="a FileContext: one context to adapt to",
                 received=type(data).__name__,
-                mend="set data.class_path: FileContext",
+                hint="set data.class_path: FileContext",
             )
         check_clbench(data, self.accept_clbench_license, "model.ttt")
 
@@ -147,7 +147,7 @@ class TestTimeTraining(PairSources, L.LightningModule):
             try:
                 made = make()
             except InputError as error:
-                mistake = {"expected": error.expected, "received": error.received, "mend": error.mend}
+                mistake = {"expected": error.expected, "received": error.received, "hint": error.hint}
                 mistake["argument"] = error.argument
         made, mistake = self.trainer.strategy.broadcast((made, mistake))
         if mistake is not None:
@@ -239,7 +239,11 @@ def report(context_id: str, result: AdaptResult, config: TTTConfig) -> str:
     if trace.scores:
         before = trace.scores[0]
         best = best_score(trace)
-        of = f"{trace.rehearsals} rehearsals" if trace.held_out_by == "rehearsals" else "the context’s end"
+        of = (
+            f"{trace.validation_texts} validation_texts"
+            if trace.held_out_by == "validation_texts"
+            else "the context’s end"
+        )
         scores = f"loss {before.loss:.3f} → {best.loss:.3f}, τ {before.tau:.2f} → {best.tau:.2f}"
         lines.append(f"held out, {of}: {scores}")
     if trace.stopped == "early":
@@ -258,10 +262,10 @@ def _rolled_back(trace: AdaptTrace, config: TTTConfig) -> str:
         why = trace.stopped
     elif not trace.scores:
         why = "no step was made (ttt.steps)"
-    elif trace.held_out_by == "rehearsals":
+    elif trace.held_out_by == "validation_texts":
         why = (
-            f"on the rehearsals no step had a sure gain in τ of {config.min_gain:.0%} (ttt.min_gain) and a lower loss; "
-            + _shortfall(trace, config)
+            f"on the validation texts no step had a sure gain in τ of {config.min_gain:.0%} (ttt.min_gain) "
+            "and a lower loss; " + _shortfall(trace, config)
         )
     else:
         why = "no step lowered the loss on the context’s end"
@@ -281,6 +285,6 @@ def _shortfall(trace: AdaptTrace, config: TTTConfig) -> str:
     if best.loss >= first.loss:
         return f"{told}, but the loss on them did not fall"
     return (
-        f"{told}, but not beyond its standard error over {len(best.tau_by_text)} rehearsals (with more of them, "
-        "ttt.rehearsals, smaller gains are sure)"
+        f"{told}, but not beyond its standard error over {len(best.tau_by_text)} validation texts (with more of them, "
+        "ttt.validation_texts, smaller gains are sure)"
     )

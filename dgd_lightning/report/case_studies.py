@@ -45,7 +45,7 @@ class Chosen(NamedTuple):
 
     idx: str
     differs: bool  # whether some arms solved it and others did not
-    changed: int  # tokens whose first choice guidance changed, all arms
+    changed: int  # tokens whose top-1 token guidance changed, all arms
 
 
 class Selection(NamedTuple):
@@ -70,7 +70,7 @@ def choose(rows: Iterable[Row], limit: int) -> Selection:
     arms: dict[str, ArmSummary] = {}
     for row in rows:
         idx, record, score = row["idx"], row["dgd"], graded(row)
-        changed = (record.get("divergence") or {}).get("changed", [])
+        changed = (record.get("divergence") or {}).get("argmax_changed", [])
         changes[idx] += sum(changed)
         if score is not None:
             verdicts[idx].add(score.value == 1.0)
@@ -135,7 +135,7 @@ def write_case_studies(folder: Path, read: Callable[[], Iterable[Row]], limit: i
         InputError: a limit that shows nothing.
     """
     if limit < 1:
-        raise InputError("limit", expected="at least 1 task", received=limit, mend=f"use e.g. {LIMIT}")
+        raise InputError("limit", expected="at least 1 task", received=limit, hint=f"use e.g. {LIMIT}")
     selection = choose(read(), limit)
     resolved = folder.resolve()
     with whole_files(folder, PAGE) as scratch:
@@ -146,13 +146,13 @@ def write_case_studies(folder: Path, read: Callable[[], Iterable[Row]], limit: i
 
 def _settings(record: Row) -> dict[str, Any]:
     """What a reader wants to know of an arm."""
-    names = ("method", "temperature", "rank_by", "num_candidates", "betas")
+    names = ("method", "temperature", "rank_by", "num_answers", "betas")
     guidance = ("beta", "readout", "space", "schedule", "candidates", "plausibility")
     usual = {"temperature": 0.0, "space": "logits"}
     blends = (record.get("guidance") or {}) if record.get("method") == "rerank" else record
     found = {name: record.get(name) for name in names} | {name: blends.get(name) for name in guidance}
     if found["betas"] is not None:  # then there is one candidate for each
-        found["num_candidates"] = None
+        found["num_answers"] = None
     found["ttt"] = True if record.get("ttt") else None
     return {name: _short(value) for name, value in found.items() if value is not None and value != usual.get(name)}
 
@@ -173,7 +173,7 @@ def _head(title: str, selection: Selection) -> Iterator[str]:
     yield f"<h1>Case studies: {escaped(title)}</h1>"
     yield (
         f"<p>{shown} of {tasks} tasks, chosen in this order: tasks that some arms solved and others did not "
-        f"({selection.differing} in all), then tasks with most tokens whose first choice guidance changed "
+        f"({selection.differing} in all), then tasks with most tokens whose top-1 token guidance changed "
         f"({selection.with_changes} in all have any), then the others as in the data. "
         "<strong>This is a selection of what differs most, not a statistic.</strong> The table counts all tasks.</p>"
     )
@@ -188,9 +188,9 @@ def _head(title: str, selection: Selection) -> Iterator[str]:
         f'<span class="m{level}"> {max(FAINT, (level - 1) / LEVELS):.0%} </span>' for level in range(1, LEVELS + 1)
     )
     yield (
-        "<p>Colour: how much probability guidance moved at a token, the total variation of the target's law and the "
-        f'guided law, from <span class="answer">{steps}</span> on. '
-        '<span class="answer"><b class="c">Underlined</b></span>: guidance changed the first choice. '
+        "<p>Colour: how much probability guidance moved at a token, the total variation of target and guided "
+        f'distribution, from <span class="answer">{steps}</span> on. '
+        '<span class="answer"><b class="c">Underlined</b></span>: guidance changed the top-1 token. '
         "An arm without guidance moves nothing. Point at a token for its numbers; below each answer stand the "
         "likeliest tokens where guidance changed something or target and readout differ much.</p>"
     )
@@ -250,9 +250,9 @@ def _answer(row: Row) -> str:
         if score.value == 1.0
         else '<b class="no">not solved</b> · '
     )
-    changed = f" · {sum(found['changed'])} changed" if found else ""
+    changed = f" · {sum(found['argmax_changed'])} changed" if found else ""
     about = f"<p>{verdict}{record['tokens']:,} tokens{changed}</p>"
-    others = _candidates(row) if record.get("method") == "rerank" else ""
+    others = _answers(row) if record.get("method") == "rerank" else ""
     if not found:
         text = escaped(row["model_output"])
         return f'{title}{about}<div class="answer" dir="auto">{text}</div>{others}</article>'
@@ -261,13 +261,13 @@ def _answer(row: Row) -> str:
     return f'{title}{about}<div class="answer" dir="auto">{tokens}</div>{_places(found)}{others}</article>'
 
 
-def _candidates(row: Row) -> str:
+def _answers(row: Row) -> str:
     """All answers among which the best was chosen, folded away."""
     record = row["dgd"]
-    candidates = record["candidates"]
-    words = f"{len(candidates)} candidates, of which number {record['chosen'] + 1} was chosen"
+    answers = record["answers"]
+    words = f"{len(answers)} answers, of which number {record['chosen'] + 1} was chosen"
     lines = [f"<details><summary>{words}</summary>"]
-    for number, one in enumerate(candidates, 1):
+    for number, one in enumerate(answers, 1):
         score = graded({**row, "model_output": one["text"]})
         verdict = "" if score is None else f"{SIGNS['yes' if score.value == 1.0 else 'no']} "
         rank = "−∞" if one["score"] is None else f"{one['score']:.4g}"
@@ -279,7 +279,7 @@ def _candidates(row: Row) -> str:
 
 def _token(found: Row, at: int, top: Row | None) -> str:
     """One token: its colour, and its numbers to be pointed at."""
-    text, moved, changed = found["tokens"][at], found["moved"][at], found["changed"][at]
+    text, moved, changed = found["tokens"][at], found["tv_target_guided"][at], found["argmax_changed"][at]
     level = 0 if moved < FAINT else min(LEVELS, 1 + int(moved * LEVELS))
     kinds = [f"m{level}"] * (level > 0) + ["c"] * bool(changed)
     kl, js = found["kl_target_readout"][at], found["js"][at]
@@ -287,35 +287,37 @@ def _token(found: Row, at: int, top: Row | None) -> str:
         f"token {at + 1}: {text!r}",
         f"guidance moved {moved:.1%}; JS {js:.3f}, KL(target‖readout) {'∞' if kl is None else f'{kl:.3f}'}",
         *(
-            f"{law}: probability {found[f'{law}_prob'][at]:.4f}, rank {found[f'{law}_rank'][at]}"
-            for law in ("target", "readout")
+            f"{name}: probability {found[f'{name}_prob'][at]:.4f}, rank {found[f'{name}_rank'][at]}"
+            for name in ("target", "readout")
         ),
         f"guided: probability {found['guided_prob'][at]:.4f}",
     ]
-    for law in ("target", "readout", "guided") if top else ():
-        if law in top:  # type: ignore[operator]
-            lines.append(f"{law}'s first: " + ", ".join(f"{word!r} {p:.3f}" for word, p in top[law]))  # type: ignore[index]
+    for distribution in ("target", "readout", "guided") if top else ():
+        if distribution in top:  # type: ignore[operator]
+            lines.append(f"{distribution}'s first: " + ", ".join(f"{word!r} {p:.3f}" for word, p in top[distribution]))  # type: ignore[index]
     shown = escaped(text.replace("\n", "⏎\n") if kinds else text)
     return f'<span class="{" ".join(kinds)}" title="{escaped(chr(10).join(lines))}">{shown}</span>'
 
 
 def _places(found: Row) -> str:
-    """The likeliest tokens of each law, where the row has them."""
+    """The likeliest tokens of each distribution, where the row has them."""
     entries = found["top"][:PLACES]
     if not entries:
         return ""
-    laws = [law for law in ("target", "readout", "guided") if law in entries[0]]
+    distributions = [distribution for distribution in ("target", "readout", "guided") if distribution in entries[0]]
     total = len(found["top"])
     less = f", the first {PLACES}" if total > PLACES else ""
+    heads = "".join(f"<th>{name}" for name in distributions)
     lines = [
         f"<details><summary>Likeliest tokens at {total} places{less}</summary>",
-        f'<div class="wide"><table class="places"><tr><th>token<th>emitted{"".join(f"<th>{law}" for law in laws)}</tr>',
+        f'<div class="wide"><table class="places"><tr><th>token<th>emitted{heads}</tr>',
     ]
     for entry in entries:
         at = entry["at"]
         kind = ' class="c"' if found["changed"][at] else ""
         cells = "".join(
-            "<td>" + "<br>".join(f"<code>{_quoted(word)}</code> {p:.3f}" for word, p in entry[law]) for law in laws
+            "<td>" + "<br>".join(f"<code>{_quoted(word)}</code> {p:.3f}" for word, p in entry[distribution])
+            for distribution in distributions
         )
         lines.append(f"<tr><td>{at + 1}<td><code{kind}>{_quoted(found['tokens'][at])}</code>{cells}</tr>")
     return "\n".join([*lines, "</table></div></details>"])
@@ -356,7 +358,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "folder",
                 expected=f"a run folder of dgd predict with {PREDICTIONS}",
                 received=options.folder,
-                mend="give the path that the run printed",
+                hint="give the path that the run printed",
             )
         print(write_case_studies(options.folder, lambda: read_predictions(options.folder), options.limit))
     except InputError as error:

@@ -48,7 +48,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
     """
     places = [Path(path).resolve() for path in paths]
     if doubled := {path for path in places if places.count(path) > 1}:
-        raise InputError("runs", expected="each run once", received=f"{min(doubled)} twice", mend="name it once")
+        raise InputError("runs", expected="each run once", received=f"{min(doubled)} twice", hint="name it once")
     return [_read(place, label) for place, label in zip(places, _labels(places), strict=True)]
 
 
@@ -88,7 +88,7 @@ def _wanted(arms: list[ArmFacts], runs: Sequence[Run], against: str | None) -> l
     if against is not None:
         if against not in (names := [arm.name for arm in arms]):
             raise InputError(
-                "against", expected=f"one of the arms {', '.join(names)}", received=against, mend="name one of them"
+                "against", expected=f"one of the arms {', '.join(names)}", received=against, hint="name one of them"
             )
         controls = [Versus(arm.control_of, arm.name, True) for arm in arms if arm.control_of is not None]
         return [Versus(name, against, False) for name in names if name != against] + controls
@@ -113,8 +113,8 @@ def _shared_tasks(runs: Sequence[Run], common: bool) -> tuple[set[str], str]:
         for run, own in zip(runs, tasks, strict=True)
     )
     if not common or not shared:
-        mend = f"--common true compares over the {len(shared)} that all have" if shared else "name other runs"
-        raise InputError("runs", expected="runs on the same tasks", received=told, mend=mend)
+        hint = f"--common true compares over the {len(shared)} that all have" if shared else "name other runs"
+        raise InputError("runs", expected="runs on the same tasks", received=told, hint=hint)
     return shared, f"only the {len(shared)} common tasks: {told}"
 
 
@@ -126,7 +126,7 @@ def _check_same_arms(runs: Sequence[Run]) -> None:
                 "pool",
                 expected=f"the same arms with the same settings in {runs[0].label} and {run.label}",
                 received=f"{', '.join(odd)}, which differ",
-                mend="pool runs that differ in their seed alone",
+                hint="pool runs that differ in their seed alone",
             )
 
 
@@ -156,12 +156,12 @@ def _read(place: Path, label: str) -> Run:
             "runs",
             expected=f"a folder with {GRADED}, or a file of graded rows",
             received=place,
-            mend=f"dgd score {place}" if place.is_dir() else "check the path",
+            hint=f"dgd score {place}" if place.is_dir() else "check the path",
         )
     seen = Seen()
     scores, arms = read_graded(seen.watch(rows_of(file, graded=True)))
     if not seen.graded:
-        raise InputError("runs", expected="rows with a score", received=file, mend=f"dgd score {place}")
+        raise InputError("runs", expected="rows with a score", received=file, hint=f"dgd score {place}")
     return Run(label, file, scores, arms, seen.twice, seen.without_status)
 
 

@@ -23,7 +23,7 @@ from dgd_lightning.metrics.paired import Difference
 from dgd_lightning.report.print_tables import plain_console, print_tables
 from dgd_lightning.run_folder import PREDICTIONS, batch_share, rows_so_far
 
-ADAPTING = ("ttt_prefill_seconds", "ttt_rehearsal_seconds", "ttt_fit_seconds")
+ADAPTING = ("ttt_prefill_seconds", "ttt_validation_seconds", "ttt_fit_seconds")
 
 
 class Needed(NamedTuple):
@@ -120,14 +120,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for name in ("tasks", "contexts", "devices"):
             if getattr(options, name) < 1:
-                raise InputError(name, expected="at least 1", received=getattr(options, name), mend="use 1 or more")
+                raise InputError(name, expected="at least 1", received=getattr(options, name), hint="use 1 or more")
         found = needed(rows_so_far(options.folder))
         if not found:
             raise InputError(
                 "folder",
                 expected=f"a run folder of dgd predict with answers in {PREDICTIONS}",
                 received=options.folder,
-                mend="give the path that the run printed",
+                hint="give the path that the run printed",
             )
     except InputError as error:
         print(f"time_needed: error: {error}", file=sys.stderr)

@@ -31,7 +31,7 @@ def verdict(found: Sequence[Compared], scores: Sequence[Graded]) -> list[str]:
 
 def _alone(arms: dict[str, dict[str, Graded]]) -> str:
     if len(arms) != 1:
-        return "Nothing was compared (lossless arms give one law's answers): name a baseline with --against."
+        return "Nothing was compared (lossless arms give one distribution's answers): name a baseline with --against."
     ((arm, tasks),) = arms.items()
     found = rates(list(tasks.values()))
     if not found.scored:

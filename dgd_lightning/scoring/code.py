@@ -79,7 +79,7 @@ class CodeGrader(Grader):
                 "code execution",
                 expected="your permission: grading runs programs that a model wrote",
                 received=f"neither {OPT_IN}=1 nor allow_code_execution=True",
-                mend=f"use a machine you can spare, read docs/scoring.md, then set {OPT_IN}=1",
+                hint=f"use a machine you can spare, read docs/scoring.md, then set {OPT_IN}=1",
             )
         begin = time.monotonic()
         try:

@@ -80,7 +80,7 @@ def check_excluded(where: Source, excluded: frozenset[str]) -> None:
             "exclude",
             expected="ids of tasks that are there",
             received=f"{len(unknown)} that are not in {where.rows}, such as {min(unknown)}",
-            mend="correct the list",
+            hint="correct the list",
         )
 
 

@@ -11,7 +11,7 @@ from dgd_lightning.scoring.judge_reply import status_of
 from dgd_lightning.scoring.taxonomy import CLASSES
 from dgd_lightning.types import Score
 
-LOSSLESS = ("autoregressive", "speculative")  # methods whose answers have the target's own law
+LOSSLESS = ("autoregressive", "speculative")  # methods whose answers have the target's own distribution
 
 
 class Graded(NamedTuple):
@@ -113,7 +113,7 @@ def arm_facts(row: dict[str, Any]) -> ArmFacts:
 
 
 def comparisons(arms: Sequence[ArmFacts]) -> list[Versus]:
-    """Which arms are compared: each whose law is not its baseline's with that, and with its null controls.
+    """Which arms are compared: each whose distribution is not its baseline's with that, and with its null controls.
 
     The baseline of an arm is the first autoregressive or speculative one with its sampling, or else the first of all.
     """
@@ -121,7 +121,7 @@ def comparisons(arms: Sequence[ArmFacts]) -> list[Versus]:
     found = []
     for arm in arms:
         base = next((other for other in plain if other.sampling == arm.sampling), None)
-        if arm.method in LOSSLESS:  # the same law as its baseline, so only another sampling is worth a line
+        if arm.method in LOSSLESS:  # the same distribution as its baseline, so only another sampling is worth a line
             base = None if arm.sampling == plain[0].sampling else plain[0]
         elif base is None and plain:
             base = plain[0]

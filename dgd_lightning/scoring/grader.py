@@ -60,5 +60,5 @@ def grader_for(row: dict[str, Any], graders: Sequence[Grader]) -> Grader:
         "row",
         expected=f"what one of the graders needs ({', '.join(grader.name for grader in graders) or 'there are none'})",
         received=f"a row with fields {', '.join(map(str, row)) or 'none'}",
-        mend="see docs/scoring.md for the fields that each grader reads",
+        hint="see docs/scoring.md for the fields that each grader reads",
     )

@@ -46,7 +46,7 @@ class RubricJudge(Grader):
                     "judge.second",
                     expected="another judge",
                     received="the first one again, which would only repeat its stored verdicts",
-                    mend="use another model or other sampling",
+                    hint="use another model or other sampling",
                 )
 
     def takes(self, row: dict[str, Any]) -> bool:

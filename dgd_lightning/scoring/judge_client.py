@@ -96,7 +96,7 @@ class OpenAIEndpoint(Endpoint):
                         self._argument,
                         expected="the package openai",
                         received="none installed",
-                        mend="pip install 'dgd-lightning[judge]'",
+                        hint="pip install 'dgd-lightning[judge]'",
                     ) from error
                 seconds = self._settings.timeout
                 timeout = openai.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS))
@@ -107,7 +107,7 @@ class OpenAIEndpoint(Endpoint):
                         self._argument,
                         expected="an HTTP client that this environment allows",
                         received=hide(str(error), self._key),
-                        mend="see to HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE",
+                        hint="see to HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE",
                     ) from error
             return self._client
 
@@ -164,7 +164,7 @@ class OpenAIEndpoint(Endpoint):
                     self._argument,
                     expected=f"an endpoint that can be asked again within {self._settings.longest_wait:g} s",
                     received=f"{failure.reason} with Retry-After {failure.wait:.0f} s",
-                    mend=f"go on later with the same command, or raise {self._argument}.longest_wait",
+                    hint=f"go on later with the same command, or raise {self._argument}.longest_wait",
                 )
             )
 
@@ -178,7 +178,7 @@ class OpenAIEndpoint(Endpoint):
                     self._argument,
                     expected="an endpoint that answers",
                     received=f"none for {self._settings.stop_after} rows in a row, the last: {reason}",
-                    mend="see to the endpoint, then go on with the same command: stored verdicts are kept",
+                    hint="see to the endpoint, then go on with the same command: stored verdicts are kept",
                 )
             )
 
@@ -241,13 +241,13 @@ def _read_key(variable: str) -> str:
             variable,
             expected="the endpoint's key in this environment variable",
             received="nothing",
-            mend=f"export {variable}=…; for a server that asks for none, any text",
+            hint=f"export {variable}=…; for a server that asks for none, any text",
         )
     if not (key.isascii() and key.isprintable() and " " not in key):
         raise InputError(
             variable,
             expected="a key of printable ASCII without spaces",
             received="other characters",
-            mend="copy the key again",
+            hint="copy the key again",
         )
     return key

@@ -75,7 +75,7 @@ class JudgeModel:
             InputError: a setting that can't work.
         """
         if not self.model:
-            raise InputError(f"{argument}.model", expected="a model's name", received="nothing", mend="name the judge")
+            raise InputError(f"{argument}.model", expected="a model's name", received="nothing", hint="name the judge")
         for name in ("timeout", "attempts", "stop_after", "requests_per_minute", "tokens_per_minute", "max_new_tokens"):
             _at_least(argument, name, getattr(self, name), above=True)
         for name in ("first_wait", "longest_wait", "price_in", "price_out"):
@@ -83,20 +83,20 @@ class JudgeModel:
         if (self.price_in is None) != (self.price_out is None):
             one, other = ("price_in", "price_out") if self.price_in is None else ("price_out", "price_in")
             raise InputError(
-                f"{argument}.{one}", expected=f"a price, as {other} has one", received="null", mend="give both or none"
+                f"{argument}.{one}", expected=f"a price, as {other} has one", received="null", hint="give both or none"
             )
         if taken := [name for name in OURS if name in self.sampling]:
             raise InputError(
                 f"{argument}.sampling",
                 expected=f"fields of a request other than {', '.join(OURS)}",
                 received=", ".join(taken),
-                mend="remove them",
+                hint="remove them",
             )
         try:
             json.dumps(self.sampling)
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"{argument}.sampling", expected="what JSON can carry", received=str(error), mend="correct the value"
+                f"{argument}.sampling", expected="what JSON can carry", received=str(error), hint="correct the value"
             ) from error
         if not self.local:
             self._check_url(argument)
@@ -117,7 +117,7 @@ class JudgeModel:
             f"{argument}.base_url" if self.base_url else "OPENAI_BASE_URL",
             expected="a plain http(s) URL such as http://localhost:8000/v1",
             received=received,
-            mend=f"correct it; a key goes into {self.key_variable}",
+            hint=f"correct it; a key goes into {self.key_variable}",
         )
 
 
@@ -155,5 +155,5 @@ def _at_least(argument: str, name: str, value: float | None, *, above: bool) -> 
             f"{argument}.{name}",
             expected="a number above 0" if above else "0 or more",
             received=value,
-            mend="correct the value",
+            hint="correct the value",
         )

@@ -60,8 +60,8 @@ def read_failure(error: Exception, settings: JudgeModel, argument: str, key: str
         return Failure(reason, stop=_not_found(settings, argument, said, reason))
     if status == 413 or str(error.code) in _ROW_CODES or any(words in said.lower() for words in _ROW_WORDS):
         return Failure(reason, again=False)
-    mend = f"see {argument}.sampling and {argument}.model"
-    refused = _stop(argument, "a request that the endpoint accepts", reason, mend)
+    hint = f"see {argument}.sampling and {argument}.model"
+    refused = _stop(argument, "a request that the endpoint accepts", reason, hint)
     stop = _key_refused(settings, reason) if status == 403 else refused
     return Failure(reason, again=False, unknown_to_blame=True, stop=stop)
 
@@ -94,8 +94,8 @@ def unreachable(settings: JudgeModel, argument: str, reason: str) -> InputError:
 
 
 def _key_refused(settings: JudgeModel, reason: str) -> InputError:
-    mend = "check the key, and that it is this endpoint's"
-    return _stop(settings.key_variable, f"a key that {settings.url} accepts", reason, mend)
+    hint = "check the key, and that it is this endpoint's"
+    return _stop(settings.key_variable, f"a key that {settings.url} accepts", reason, hint)
 
 
 def _not_found(settings: JudgeModel, argument: str, said: str, reason: str) -> InputError:
@@ -110,8 +110,8 @@ def _not_found(settings: JudgeModel, argument: str, said: str, reason: str) -> I
     )
 
 
-def _stop(argument: str, expected: str, received: str, mend: str) -> InputError:
-    return InputError(argument, expected=expected, received=received, mend=mend)
+def _stop(argument: str, expected: str, received: str, hint: str) -> InputError:
+    return InputError(argument, expected=expected, received=received, hint=hint)
 
 
 def _said(error: Any) -> str:

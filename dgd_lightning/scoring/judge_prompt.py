@@ -31,7 +31,7 @@ def read_template(path: str | None) -> str:
             "judge.prompt",
             expected="a readable UTF-8 file",
             received=f"{path} ({type(error).__name__})",
-            mend="check the path",
+            hint="check the path",
         ) from error
     found = set(_PLACE.findall(text))
     if found != set(PLACES):
@@ -41,7 +41,7 @@ def read_template(path: str | None) -> str:
             "judge.prompt",
             expected="a text with the places {rubrics_text} and {model_output}, and no other word alone in braces",
             received=f"{path} with {unknown}" if unknown else f"{path} without {missing}",
-            mend="rename or add them",
+            hint="rename or add them",
         )
     return text
 

@@ -119,7 +119,7 @@ class LocalEndpoint(Endpoint):
                     f"{self._argument}.model",
                     expected="a folder or Hub id with a tokenizer",
                     received=f"{settings.model}, which has none",
-                    mend="add the tokenizer's files",
+                    hint="add the tokenizer's files",
                 )
             self._loaded = target, tokenizer
         return self._loaded

@@ -56,7 +56,7 @@ class MathGrader(Grader):
                         "grader math",
                         expected="the package math-verify",
                         received="no such package",
-                        mend="pip install 'dgd-lightning[math]'",
+                        hint="pip install 'dgd-lightning[math]'",
                     ) from error
                 return Score(None, [], f"math_error: {error}", details)
             equal = bool(reply["equal"])

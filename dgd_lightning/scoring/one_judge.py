@@ -87,16 +87,16 @@ class OneJudge:
             if record is not None:
                 self._count("cached")
                 return Answer(record, "", self._details(record, cached=True))
-            effort, begun = Effort(), time.monotonic()
+            effort, stored = Effort(), time.monotonic()
             try:
                 verdict = self._ask(question, effort)
             except NoAnswer as error:
                 self._count("failed")
-                details = self._details(self._record(effort, begun), cached=False)
+                details = self._details(self._record(effort, stored), cached=False)
                 return Answer(None, f"judge_error: {error}", details)
             finally:
                 self._spend(effort)
-            record = self._verdicts.put(key, {**verdict._asdict(), **self._record(effort, begun)})
+            record = self._verdicts.put(key, {**verdict._asdict(), **self._record(effort, stored)})
             self._count("judged")
             return Answer(record, "", self._details(record, cached=False))
 
@@ -137,14 +137,14 @@ class OneJudge:
         shown = f" ({beginning!r} …)" if beginning else ""
         raise NoAnswer(f"{self._asks} replies without a verdict, the last: {flaw}{shown}")
 
-    def _record(self, effort: Effort, begun: float) -> dict[str, Any]:
+    def _record(self, effort: Effort, stored: float) -> dict[str, Any]:
         return {
             "model": self._settings.model,
             "requests": effort.requests,
             "faults": dict(effort.faults),
             "tokens_in": effort.tokens_in,
             "tokens_out": effort.tokens_out,
-            "seconds": round(time.monotonic() - begun, 3),
+            "seconds": round(time.monotonic() - stored, 3),
         }
 
     def _details(self, record: dict[str, Any], *, cached: bool) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class RateLimit:
         """Wait until a request may be sent.
 
         Args:
-            tokens: what it will take, as far as one can tell; `correct` mends that.
+            tokens: what it will take, as far as one can tell; `correct` fixes that.
             sleep: waits so many seconds; what it raises ends the wait.
         """
         while True:

@@ -62,11 +62,11 @@ def source(path: str | Path) -> Source:
                 "runs",
                 expected=f"a folder with {run_folder.PREDICTIONS}",
                 received=f"{path}, whose run is not finished" if unfinished else path,
-                mend="let `dgd predict` finish: the same command continues it" if unfinished else "name a run folder",
+                hint="let `dgd predict` finish: the same command continues it" if unfinished else "name a run folder",
             )
         return Source(rows, path / "scores.jsonl", path / "graded.jsonl", path / "scores.json", path)
     if not path.is_file():
-        raise InputError("runs", expected="a run folder or a JSONL file", received=path, mend="check the path")
+        raise InputError("runs", expected="a run folder or a JSONL file", received=path, hint="check the path")
     stem = path.with_suffix("").as_posix()
     return Source(path, Path(f"{stem}.scores.jsonl"), Path(f"{stem}_graded.jsonl"), Path(f"{stem}.scores.json"), None)
 
@@ -97,7 +97,7 @@ def rows_of(path: Path, *, graded: bool = False) -> Iterator[Row]:
                     f"{path} line {number}",
                     expected="a JSON object with model_output, a text or null",
                     received=line[:60].decode(errors="replace"),
-                    mend="delete the line, or name the file of predictions",
+                    hint="delete the line, or name the file of predictions",
                 )
             if not isinstance(row.get("idx"), str | int):  # what can't name a task
                 metadata = row.get("metadata")
@@ -110,7 +110,7 @@ def rows_of(path: Path, *, graded: bool = False) -> Iterator[Row]:
                     f"{path} line {number}",
                     expected="each idx once per arm",
                     received=f"idx {row['idx']} again",
-                    mend="delete the repeated line",
+                    hint="delete the repeated line",
                 )
             seen.add(run_folder.key(row))
             yield row

@@ -122,13 +122,13 @@ def sign_flip_p(differences: Sequence[float], *, draws: int = 99_999, seed: int 
         return 1.0
     seen = abs(float(sum(differences)))
     if all(float(v).is_integer() for v in values):
-        law = np.ones(1)  # of the sum, from −reach to reach in steps of one
+        distribution = np.ones(1)  # of the sum, from −reach to reach in steps of one
         for size in values.astype(int):
             step = np.zeros(2 * size + 1)
             step[0] = step[-1] = 0.5
-            law = np.convolve(law, step)
-        sums = np.arange(len(law)) - len(law) // 2
-        return min(1.0, float(law[np.abs(sums) >= seen - 0.5].sum()))
+            distribution = np.convolve(distribution, step)
+        sums = np.arange(len(distribution)) - len(distribution) // 2
+        return min(1.0, float(distribution[np.abs(sums) >= seen - 0.5].sum()))
     rng = np.random.default_rng(seed)
     rounding = 1e-9 * max(1.0, seen)
     beyond = 0

@@ -113,7 +113,7 @@ class VerdictFile:
                 self.argument,
                 expected="a file that can be read and written",
                 received=f"{self.path} ({error.strerror or type(error).__name__})",
-                mend="check the path, its permissions and the disk's free space",
+                hint="check the path, its permissions and the disk's free space",
             ) from error
 
 

@@ -125,7 +125,7 @@ class PositionCache(Cache):
                 "positions",
                 expected=f"{self.batch} rows, as the cache",
                 received=positions.shape[0],
-                mend="call cache.select(rows) when rows are dropped",
+                hint="call cache.select(rows) when rows are dropped",
             )
         if max_length is not None:
             if max_length > self.capacity:
@@ -133,7 +133,7 @@ class PositionCache(Cache):
                     "max_length",
                     expected=f"at most the cache's capacity of {self.capacity} positions",
                     received=max_length,
-                    mend="allocate new_cache(batch, capacity) for prompt + new tokens + block size",
+                    hint="allocate new_cache(batch, capacity) for prompt + new tokens + block size",
                 )
             self._cursor.max_length = max_length
         self._cursor.positions = positions

@@ -71,7 +71,7 @@ def load_target(
             "attn_implementation",
             expected=f"{' or '.join(ATTENTION)}: rows stand at different positions, which takes a mask",
             received=attn_implementation,
-            mend="leave it unset",
+            hint="leave it unset",
         )
     wanted = as_dtype(dtype)
     folder = fetch_folder("target", name_or_path, revision, (*_MODEL_FILES, *TOKENIZER_FILES))
@@ -105,7 +105,7 @@ def load_target(
             "target",
             expected="a readable checkpoint",
             received=f"{folder.name}: {_words(error)}",
-            mend="fetch it again",
+            hint="fetch it again",
         ) from error
     model, info = found
     broken = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind) or ())
@@ -114,7 +114,7 @@ def load_target(
             "target",
             expected="weights for every parameter of the architecture",
             received=f"missing or misshapen: {shorten(broken)}",
-            mend="fetch the checkpoint again, or check that config.json belongs to it",
+            hint="fetch the checkpoint again, or check that config.json belongs to it",
         )
     check_placement(getattr(model, "hf_device_map", {}))
     _warn_of_processors(model.generation_config)
@@ -138,7 +138,7 @@ def check_placement(device_map: Mapping[str, Any]) -> None:
             "device",
             expected="a placement on GPUs alone, or on the CPU alone",
             received=shorten(offloaded),
-            mend="use more GPUs, a smaller target or dtype, or device=cpu",
+            hint="use more GPUs, a smaller target or dtype, or device=cpu",
         )
 
 
@@ -168,14 +168,14 @@ def check_family(config: Mapping[str, Any]) -> None:
             "target",
             expected="a target whose every layer is attention over a key/value cache",
             received=f"{kind}, a hybrid or linear-attention model ({recurrent or ', '.join(names) or kind})",
-            mend=f"use one of {', '.join(FAMILIES)}: a recurrent state cannot drop rejected tokens",
+            hint=f"use one of {', '.join(FAMILIES)}: a recurrent state cannot drop rejected tokens",
         )
     if kind not in FAMILIES or (names and FAMILIES[kind] not in names):
         raise InputError(
             "target",
             expected=f"a causal LM of one of {', '.join(FAMILIES.values())}",
             received=f"model_type {kind}, architectures {names}",
-            mend="choose a target of these families",
+            hint="choose a target of these families",
         )
     read_rope(config, "target")  # transformers looks at its numbers only when it turns something
 
@@ -214,7 +214,7 @@ def fetch_folder(
             argument,
             expected="a folder with config.json and model.safetensors, or a Hub id such as Qwen/Qwen3-8B",
             received=f"{name!r} ({'a file' if folder.exists() else 'no such folder'})",
-            mend="check the path",
+            hint="check the path",
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
@@ -223,13 +223,13 @@ def fetch_folder(
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except GatedRepoError as error:
-        mend = "accept its terms on the Hub, then run `hf auth login`"
-        raise InputError(argument, expected=expected, received=f"{name!r}, which is gated", mend=mend) from error
+        hint = "accept its terms on the Hub, then run `hf auth login`"
+        raise InputError(argument, expected=expected, received=f"{name!r}, which is gated", hint=hint) from error
     except RevisionNotFoundError as error:
-        raise InputError(setting, expected=f"one of {name}", received=revision, mend="check its name") from error
+        raise InputError(setting, expected=f"one of {name}", received=revision, hint="check its name") from error
     except RepositoryNotFoundError as error:
-        mend = "check the spelling; for a private one run `hf auth login`; for a folder give its path"
-        raise InputError(argument, expected=expected, received=f"{name!r}, unknown to the Hub", mend=mend) from error
+        hint = "check the spelling; for a private one run `hf auth login`; for a folder give its path"
+        raise InputError(argument, expected=expected, received=f"{name!r}, unknown to the Hub", hint=hint) from error
     except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
         # no route, a proxy's refusal, offline mode without a cached copy: the Hub's client has many words for it
         if (cached := _other_revisions(name, revision)) is not None:
@@ -237,13 +237,13 @@ def fetch_folder(
                 setting,
                 expected=f"a revision of {name} in the Hub's cache ({shorten(cached)}), as the Hub gives no answer",
                 received=revision or "none, which is main",
-                mend="check its name, or check the network",
+                hint="check its name, or check the network",
             ) from error
         raise InputError(
             argument,
             expected=expected,
             received=f"{name!r}: no such folder, no cached copy, no answer from the Hub ({type(error).__name__})",
-            mend="check the network, or give the path of a downloaded copy",
+            hint="check the network, or give the path of a downloaded copy",
         ) from error
 
 
@@ -292,17 +292,17 @@ def read_json(path: Path, argument: str) -> dict[str, Any]:
             argument,
             expected=f"a folder with {path.name}",
             received=f"{path.parent}, which has none",
-            mend="check the path",
+            hint="check the path",
         )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(
-            argument, expected=f"JSON in {path.name}", received=str(error), mend="fetch it again"
+            argument, expected=f"JSON in {path.name}", received=str(error), hint="fetch it again"
         ) from error
     if not isinstance(raw, dict):
         raise InputError(
-            argument, expected=f"an object in {path.name}", received=type(raw).__name__, mend="fetch it again"
+            argument, expected=f"an object in {path.name}", received=type(raw).__name__, hint="fetch it again"
         )
     return raw
 
@@ -323,13 +323,13 @@ def find_weights(folder: Path, argument: str) -> list[Path]:
         if shards and not absent:
             return shards
         received = f"{index.name} naming {shorten(absent) or 'no files'}, absent"
-        raise InputError(argument, expected="every file of the index", received=received, mend="fetch it again")
+        raise InputError(argument, expected="every file of the index", received=received, hint="fetch it again")
     others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
     raise InputError(
         argument,
         expected="model.safetensors (or model.safetensors.index.json)",
         received=f"{folder}, which has {shorten(others) or 'no weights'}",
-        mend="pickled weights are never loaded: convert to safetensors" if others else "check the path",
+        hint="pickled weights are never loaded: convert to safetensors" if others else "check the path",
     )
 
 
@@ -342,7 +342,7 @@ def as_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     if dtype == "auto" or isinstance(dtype, torch.dtype):
         return dtype
     if dtype not in _DTYPES:
-        raise InputError("dtype", expected=f"auto, {', '.join(_DTYPES)}", received=dtype, mend="use one of these")
+        raise InputError("dtype", expected=f"auto, {', '.join(_DTYPES)}", received=dtype, hint="use one of these")
     return _DTYPES[dtype]
 
 
@@ -363,13 +363,13 @@ def as_device_map(device: str | torch.device | Mapping[str, Any]) -> Any:
         where = torch.device(device)
     except RuntimeError as error:
         expected = "auto, cpu, cuda, cuda:N, or a device_map"
-        raise InputError("device", expected=expected, received=device, mend="use one of these") from error
+        raise InputError("device", expected=expected, received=device, hint="use one of these") from error
     if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
         raise InputError(
             "device",
             expected=f"one of {torch.cuda.device_count()} CUDA devices",
             received=where,
-            mend="use device=auto",
+            hint="use device=auto",
         )
     return None if where.type == "cpu" else {"": str(where)}
 

@@ -43,7 +43,7 @@ class Target(nn.Module):
                 "attn_implementation",
                 expected=f"{' or '.join(ATTENTION)}: rows stand at different positions, which takes a mask",
                 received=config._attn_implementation,
-                mend="leave attn_implementation unset",
+                hint="leave attn_implementation unset",
             )
         fold_groups(model)
         self.model = model.eval().requires_grad_(False)
@@ -216,7 +216,7 @@ class Target(nn.Module):
                     "layer_ids",
                     expected=f"layers within 0…{self.num_layers - 1}",
                     received=i,
-                    mend="use a draft made for this target",
+                    hint="use a draft made for this target",
                 )
 
             def keep(module: nn.Module, inputs: Any, output: Any, i: int = i) -> None:
@@ -281,7 +281,7 @@ def _stop_tokens(model: Any) -> tuple[int, ...]:
     ids = [] if ids is None else ids if isinstance(ids, list | tuple) else [ids]
     if not all(is_integer(i) for i in ids):
         raise InputError(
-            "target.generation_config.eos_token_id", expected="a token id or a list of them", received=ids, mend=MEND
+            "target.generation_config.eos_token_id", expected="a token id or a list of them", received=ids, hint=MEND
         )
     return tuple(ids)
 

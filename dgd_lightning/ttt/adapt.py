@@ -18,7 +18,7 @@ from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.context import ReadContext, Split, read_context, split_context, synchronise
 from dgd_lightning.ttt.lora import Adapter, DraftLora
 from dgd_lightning.ttt.problem import AdaptProblem
-from dgd_lightning.ttt.rehearsal import Rehearsals, Share, plan, rehearse
+from dgd_lightning.ttt.validation_texts import Share, ValidationTexts, plan, write_texts
 from dgd_lightning.types import AdaptTrace, HeldOutScore
 
 OnStep = Callable[[int, float, HeldOutScore | None], None]
@@ -53,10 +53,10 @@ def ttt_adapt(
         pair: target and draft.
         context_ids: [S], the tokens that all prompts to come begin with (no answers).
         config: see :class:`TTTConfig`; None takes its defaults.
-        avoid: prompts whose answers are to be measured: none of them is rehearsed.
-        enable_thinking: passed to the chat template for rehearsals.
+        avoid: prompts whose answers are to be measured: none of them is has_validation_texts.
+        enable_thinking: passed to the chat template for validation texts.
         on_step: called after every step with its number (from 1), its loss and, every ``eval_every`` steps, the score.
-        on_phase: called with what begins: ``reading``, ``rehearsing`` (again as texts are written), ``fitting``.
+        on_phase: called with what begins: ``reading``, ``writing`` (again as texts are written), ``fitting``.
 
     Returns:
         The adapter, equal for equal arguments whatever was adapted before.
@@ -117,12 +117,12 @@ class Material(NamedTuple):
 
     read: ReadContext
     split: Split
-    rehearsals: Rehearsals
-    rehearsal_seconds: float
+    validation_texts: ValidationTexts
+    validation_seconds: float
 
     def problem(self, pair: Pair, config: TTTConfig, lora: DraftLora) -> AdaptProblem:
         """What is minimised over the weights of ``lora``."""
-        return AdaptProblem(pair, self.read, self.split, config, lora, self.rehearsals)
+        return AdaptProblem(pair, self.read, self.split, config, lora, self.validation_texts)
 
 
 def gather(
@@ -135,7 +135,7 @@ def gather(
     share: Share = lambda make: make(),
     on_phase: OnPhase | None = None,
 ) -> Material:
-    """Check the context, let the target read it, and let it write its rehearsals.
+    """Check the context, let the target read it, and let it write its validation texts.
 
     Args:
         context_ids: [S].
@@ -155,12 +155,12 @@ def gather(
         on_phase("reading")
     read = read_context(pair, ids, config, split, cache)
     began = time.perf_counter()
-    rehearsals = Rehearsals([], [])
+    validation_texts = ValidationTexts([], [])
     if planned is not None:
-        told = partial(on_phase, "rehearsing") if on_phase is not None else None
-        rehearsals = rehearse(pair, ids[:once], read.features, cache, config, planned, avoid, share, told)
+        told = partial(on_phase, "writing") if on_phase is not None else None
+        validation_texts = write_texts(pair, ids[:once], read.features, cache, config, planned, avoid, share, told)
         synchronise(pair.target.device)
-    return Material(read, split, rehearsals, time.perf_counter() - began)
+    return Material(read, split, validation_texts, time.perf_counter() - began)
 
 
 class Fit:
@@ -176,7 +176,7 @@ class Fit:
         self.problem, self.lora, self.config = problem, lora, config
         self.step, self.losses, self.scores = 0, [], []  # type: int, list[float], list[HeldOutScore]
         self.best_step, self.best_weights = 0, lora.state()
-        self.best_tau = 0.0  # of those weights, where rehearsals tell it
+        self.best_tau = 0.0  # of those weights, where validation texts tell it
         self.progress_step = 0  # of the last score that was better, or had a lower loss than any before
         self.stopped, self.kept = "done", False
         if config.steps > 0 and (score := problem.score(0)) is not None:
@@ -218,8 +218,8 @@ class Fit:
         return score
 
     def _is_better(self, score: HeldOutScore) -> bool:
-        """By τ on rehearsals, which is what decoding will have; by the loss on the context's end."""
-        if not self.problem.rehearsed:
+        """By τ on validation texts, which is what decoding will have; by the loss on the context's end."""
+        if not self.problem.has_validation_texts:
             return score.loss < min(one.loss for one in self.scores)
         first = self.scores[0]
         worth_it = score.tau >= first.tau * (1 + self.config.min_gain) and score.loss < first.loss
@@ -252,22 +252,26 @@ class Fit:
             stopped=self.stopped,
             context_tokens=self.problem.split.length,
             parameters=sum(weight.numel() for weight in self.best_weights.values()),
-            held_out_by="rehearsals" if self.problem.rehearsed else "span" if self.scores else "nothing",
-            rehearsals=len(material.rehearsals.held_out),
-            rehearsed_answers=material.rehearsals.answers,
-            train_rehearsals=len(material.rehearsals.trained),
+            held_out_by="validation_texts"
+            if self.problem.has_validation_texts
+            else "span"
+            if self.scores
+            else "nothing",
+            validation_texts=len(material.validation_texts.held_out),
+            validation_answers=material.validation_texts.answers,
+            train_texts=len(material.validation_texts.trained),
             prefill_seconds=material.read.seconds,
-            rehearsal_seconds=material.rehearsal_seconds,
+            validation_seconds=material.validation_seconds,
             fit_seconds=fit_seconds,
             peak_memory=peak_memory,
         )
 
 
 def sure_gain(before: HeldOutScore, after: HeldOutScore) -> float:
-    """The rehearsals' mean gain in ln τ, less its standard error.
+    """The validation_texts' mean gain in ln τ, less its standard error.
 
     Micro τ is ruled by long answers, and a short one takes one or two verifications: what only one of several
-    rehearsals has gained is no gain.
+    validation texts has gained is no gain.
     """
     ratios = [math.log(new / old) for old, new in zip(before.tau_by_text, after.tau_by_text, strict=True)]
     error = statistics.stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else 0.0
@@ -285,14 +289,14 @@ def check_adaptable(pair: Pair) -> None:
     """
     if pair.draft is None:
         raise InputError(
-            "pair", expected="a pair with a draft", received="a target alone", mend="give load_pair a draft"
+            "pair", expected="a pair with a draft", received="a target alone", hint="give load_pair a draft"
         )
     if torch.is_inference_mode_enabled():
         raise InputError(
             "inference mode",
             expected="torch.no_grad or no context at all: adaptation needs gradients",
             received="a call inside torch.inference_mode",
-            mend="set trainer.inference_mode: false, or use torch.no_grad around your own code",
+            hint="set trainer.inference_mode: false, or use torch.no_grad around your own code",
         )
 
 
@@ -309,7 +313,7 @@ def check_context(pair: Pair, context_ids: Tensor, repeats: int = 1) -> Tensor:
             "context_ids",
             expected="a 1-D integer tensor with at least one token",
             received=received or type(context_ids).__name__,
-            mend="pass the token ids of the context",
+            hint="pass the token ids of the context",
         )
     ids = context_ids.detach().cpu().long()
     if int(ids.min()) < 0 or int(ids.max()) >= pair.target.vocab_size:
@@ -317,13 +321,13 @@ def check_context(pair: Pair, context_ids: Tensor, repeats: int = 1) -> Tensor:
             "context_ids",
             expected=f"token ids in 0 … {pair.target.vocab_size - 1}",
             received=f"{int(ids.min())} … {int(ids.max())}",
-            mend="encode the context with the target's own tokenizer",
+            hint="encode the context with the target's own tokenizer",
         )
     if len(ids) * repeats > pair.target.max_positions:
         raise InputError(
             "context_ids",
             expected=f"at most the target's {pair.target.max_positions} positions",
             received=f"{len(ids)} tokens, read {repeats} times",
-            mend="shorten the context, or lower ttt.repeats",
+            hint="shorten the context, or lower ttt.repeats",
         )
     return ids.repeat(repeats)

@@ -33,23 +33,23 @@ class TTTConfig:
             the target's distribution at each of them (raises τ).
         loss: ``auto`` is ``ce`` for context labels, ``kl`` for target labels. With target labels ``kl`` is
             KL(target ‖ draft), ``ce`` the cross-entropy to the same distribution (equal gradients, another zero) and
-            ``argmax`` the cross-entropy to the target's first choice.
+            ``argmax`` the cross-entropy to the target's top-1 token.
         weighting: how slots of a block weigh: ``decay`` is exp(−(slot − 1)/γ) as in DFlash's training, ``dpace`` the
             weights of D-PACE (arXiv 2605.18810).
         decay_gamma: γ in slots; None takes the paper's for the block size.
         dpace_alpha: smoothing of D-PACE's confidences, 0 < α ≤ 1.
-        rehearsals: texts that the target writes itself behind the context: in a chat the question it would expect next,
-            drawn at temperature 1, and its greedy answer. No step sees them; τ on them is scored before, during and
-            after, the weights with the highest are kept, and none where the texts vouch for no gain (``min_gain``).
+        validation_texts: texts that the target writes itself behind the context: in a chat the question it would expect
+            next, drawn at temperature 1, and its greedy answer. No step sees them; τ on them is scored before, during
+            and after, the weights with the highest are kept, and none where the texts vouch for no gain (``min_gain``).
             The context alone does not tell what becomes of answers. 0 holds out the context's end instead.
-        rehearsal_tokens: limit of each question and of each answer.
-        rehearsal_batch: texts that are written together, in copies of the context's keys and values; null: as many as
+        validation_tokens: limit of each question and of each answer.
+        validation_batch: texts that are written together, in copies of the context's keys and values; null: as many as
             fit in 1 GiB of copies. For every number the texts are the same, but for near-ties in half precision.
-        train_rehearsals: more such texts, other ones, on which every second step trains.
-        min_gain: least relative gain in the rehearsals' micro τ; their mean gain must also exceed its standard error
-            (`ttt.adapt.sure_gain`), and the loss on them must have fallen.
-        holdout: without rehearsals: share of the context, its end, that no step reads as label; its loss is scored, and
-            an adaptation that does not improve it is rolled back. 0 keeps whatever came out.
+        train_texts: more such texts, other ones, on which every second step trains.
+        min_gain: least relative gain in the validation_texts' micro τ; their mean gain must also exceed its standard
+            error (`ttt.adapt.sure_gain`), and the loss on them must have fallen.
+        holdout: without validation_texts: share of the context, its end, that no step reads as label; its loss is
+            scored, and an adaptation that does not improve it is rolled back. 0 keeps whatever came out.
         holdout_anchors: at most so many blocks are scored there.
         eval_every: steps between two scores of what is held out.
         patience: scores in a row that neither are better nor have a lower loss, after which the loop stops.
@@ -79,10 +79,10 @@ class TTTConfig:
     weighting: Weighting = "decay"
     decay_gamma: float | None = None
     dpace_alpha: float = 0.5
-    rehearsals: int = 4
-    rehearsal_tokens: int = 64
-    rehearsal_batch: int | None = None
-    train_rehearsals: int = 0
+    validation_texts: int = 4
+    validation_tokens: int = 64
+    validation_batch: int | None = None
+    train_texts: int = 0
     min_gain: float = 0.1
     holdout: float = 0.125
     holdout_anchors: int = 64
@@ -101,11 +101,11 @@ class TTTConfig:
         counts = ("rank", "repeats", "anchors_per_step", "holdout_anchors", "eval_every", "patience", "chunk")
         for name in counts:
             _require(name, getattr(self, name), _integer(getattr(self, name), 1), "an integer of at least 1")
-        for name in ("steps", "rehearsals", "train_rehearsals"):
+        for name in ("steps", "validation_texts", "train_texts"):
             _require(name, getattr(self, name), _integer(getattr(self, name), 0), "an integer of at least 0")
-        _require("rehearsal_tokens", self.rehearsal_tokens, _integer(self.rehearsal_tokens, 2), "an integer above 1")
-        batch = self.rehearsal_batch
-        _require("rehearsal_batch", batch, batch is None or _integer(batch, 1), "an integer of at least 1, or null")
+        _require("validation_tokens", self.validation_tokens, _integer(self.validation_tokens, 2), "an integer above 1")
+        batch = self.validation_batch
+        _require("validation_batch", batch, batch is None or _integer(batch, 1), "an integer of at least 1, or null")
         _require("min_gain", self.min_gain, _real(self.min_gain) and self.min_gain >= 0, "a number of at least 0")
         _require("lr", self.lr, _real(self.lr) and self.lr >= 0, "a finite number of at least 0")
         for name in ("alpha", "decay_gamma", "clip"):
@@ -126,10 +126,10 @@ class TTTConfig:
             self.modules = ["q_proj"]
 
     def fingerprint(self) -> dict[str, Any]:
-        """All settings, for the hash of a run; ``rehearsal_batch`` only where it is set, as in runs before it."""
+        """All settings, for the hash of a run; ``validation_batch`` only where it is set, as in runs before it."""
         settings = asdict(self)
-        if self.rehearsal_batch is None:
-            del settings["rehearsal_batch"]
+        if self.validation_batch is None:
+            del settings["validation_batch"]
         return settings
 
     @property
@@ -155,4 +155,4 @@ def _real(value: Any) -> bool:
 
 def _require(name: str, value: Any, fine: bool, expected: str) -> None:
     if not fine:
-        raise InputError(f"ttt.{name}", expected=expected, received=repr(value), mend=f"correct ttt.{name}")
+        raise InputError(f"ttt.{name}", expected=expected, received=repr(value), hint=f"correct ttt.{name}")

@@ -30,7 +30,7 @@ class ReadContext(NamedTuple):
     seconds: float
 
 
-class Rehearsal(NamedTuple):
+class ValidationText(NamedTuple):
     """What the target wrote itself behind the context, and how it read it; before ``origin`` stands the context."""
 
     ids: Tensor  # [1, L], context included
@@ -53,7 +53,7 @@ class Blocks(NamedTuple):
     first: int  # the forward reads positions first … end − 1
     end: int
     label_end: int  # labels stand before it
-    text: int = 0  # 0: the context; n: the n-th rehearsal
+    text: int = 0  # 0: the context; n: the n-th validation text
 
 
 class Split(NamedTuple):
@@ -67,7 +67,8 @@ class Split(NamedTuple):
 def split_context(length: int, block_size: int, config: TTTConfig) -> Split:
     """Where the held-out span begins: it is the context's end, which is what decoding goes on from.
 
-    Where rehearsals are held out, nothing of the context is. Warns of a context that holds little more than a block.
+    Where validation texts are held out, nothing of the context is. Warns of a context that holds little more than a
+    block.
 
     Args:
         length: tokens of the context, before it is repeated.
@@ -80,9 +81,9 @@ def split_context(length: int, block_size: int, config: TTTConfig) -> Split:
             "ttt.window",
             expected=f"more than a block of {block_size}, or null",
             received=config.window,
-            mend="use e.g. 4096",
+            hint="use e.g. 4096",
         )
-    spanned = config.holdout > 0 and config.rehearsals == 0
+    spanned = config.holdout > 0 and config.validation_texts == 0
     held_out = max(block_size, round(length * config.holdout)) if spanned else 0
     least = block_size + 1 + held_out
     if length < least:
@@ -91,7 +92,7 @@ def split_context(length: int, block_size: int, config: TTTConfig) -> Split:
             expected=f"a context of at least {least} tokens: one, a block of {block_size}"
             + f", {held_out} held out" * (held_out > 0),
             received=length,
-            mend="leave short contexts unadapted" + (", or set ttt.holdout to 0" if held_out else ""),
+            hint="leave short contexts unadapted" + (", or set ttt.holdout to 0" if held_out else ""),
         )
     if length - held_out < FEW_BLOCKS * block_size and config.steps > 0:
         warnings.warn(
@@ -150,17 +151,18 @@ def synchronise(device: torch.device) -> None:
 
 
 def draw_blocks(
-    split: Split, config: TTTConfig, step: int, device: torch.device, rehearsals: Sequence[Rehearsal] = ()
+    split: Split, config: TTTConfig, step: int, device: torch.device, validation_texts: Sequence[ValidationText] = ()
 ) -> Blocks:
     """The random blocks of a step: they depend on the seed, the step and the lengths of the texts alone.
 
     Args:
-        rehearsals: trained on too: a step draws its blocks from the context or, every other time, from one of them.
+        validation_texts: trained on too: a step draws its blocks from the context or, every other time, from one of
+            them.
     """
     generator = torch.Generator().manual_seed(mixed_seed(config.seed, step))
-    if rehearsals and step % 2:
-        number = int(torch.randint(len(rehearsals), (1,), generator=generator))
-        return _rehearsed_blocks(rehearsals[number], number + 1, config, device, generator)
+    if validation_texts and step % 2:
+        number = int(torch.randint(len(validation_texts), (1,), generator=generator))
+        return _validation_blocks(validation_texts[number], number + 1, config, device, generator)
     first, end = 0, split.train_end
     if config.window is not None and config.window < end:
         low = max(0, min(split.train_start, end - config.window))
@@ -172,8 +174,8 @@ def draw_blocks(
     return Blocks(anchors.to(device), keep.to(device), first, end, end)
 
 
-def _rehearsed_blocks(
-    text: Rehearsal, number: int, config: TTTConfig, device: torch.device, generator: torch.Generator
+def _validation_blocks(
+    text: ValidationText, number: int, config: TTTConfig, device: torch.device, generator: torch.Generator
 ) -> Blocks:
     mask = torch.zeros(1, text.length, dtype=torch.bool)
     mask[:, text.first_anchor :] = True
@@ -181,13 +183,13 @@ def _rehearsed_blocks(
     return Blocks(anchors.to(device), keep.to(device), _first(text, config), text.length, text.length, number)
 
 
-def _first(text: Rehearsal, config: TTTConfig) -> int:
-    """The first position that the blocks of a rehearsal read."""
+def _first(text: ValidationText, config: TTTConfig) -> int:
+    """The first position that the blocks of a validation text read."""
     return 0 if config.window is None else max(0, text.first_anchor - config.window)
 
 
-def held_out_rehearsal(text: Rehearsal, number: int, config: TTTConfig, device: torch.device) -> Blocks:
-    """A block at every position where decoding could draft one; ``number`` counts rehearsals from 1."""
+def held_out_text(text: ValidationText, number: int, config: TTTConfig, device: torch.device) -> Blocks:
+    """A block at every position where decoding could draft one; ``number`` counts validation texts from 1."""
     anchors = torch.arange(text.first_anchor, text.length - 1, device=device)[None]  # [1, N]
     return Blocks(
         anchors, torch.ones_like(anchors, dtype=torch.bool), _first(text, config), text.length, text.length, number

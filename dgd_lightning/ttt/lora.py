@@ -107,7 +107,7 @@ class DraftLora:
                 "pair.draft",
                 expected="a draft without an adapter",
                 received="one with an adapter in it",
-                mend="leave the other adapter's `with pair.adapter(…)` block first",
+                hint="leave the other adapter's `with pair.adapter(…)` block first",
             )
         self.draft, self.rank, self.alpha, self.modules = draft, rank, alpha, tuple(modules)
         self.base = base_digest(draft)
@@ -183,7 +183,7 @@ class DraftLora:
                 "adapter",
                 expected=f"rank {self.rank} on {', '.join(self.modules)} of this draft",
                 received=f"weights that differ in {', '.join(wrong[:3])}",
-                mend="use the adapter with the draft and the TTTConfig it was made with",
+                hint="use the adapter with the draft and the TTTConfig it was made with",
             )
         for name, layer in self.layers.items():
             for part, weight in zip(("lora_A", "lora_B"), factors(layer), strict=True):
@@ -251,7 +251,7 @@ def check_base(draft: DFlashDraft, adapter: Adapter) -> None:
             "adapter",
             expected=f"one of this draft ({ours})",
             received=f"one of another ({adapter.base})",
-            mend="load the pair that it was trained with",
+            hint="load the pair that it was trained with",
         )
 
 
@@ -295,7 +295,7 @@ def save_adapter(adapter: Adapter, folder: str | os.PathLike[str]) -> Path:
             config.save_pretrained(str(scratch))
     except OSError as error:
         raise InputError(
-            "adapter folder", expected="a folder that can be written", received=error, mend="choose another"
+            "adapter folder", expected="a folder that can be written", received=error, hint="choose another"
         ) from error
     return path
 
@@ -307,7 +307,7 @@ def load_adapter(folder: str | os.PathLike[str]) -> Adapter:
         InputError: there is none, it can't be read, or it is no LoRA on linear layers of a draft.
     """
     path = Path(folder)
-    mend = "name a folder adapters/<context id>/ of a run"
+    hint = "name a folder adapters/<context id>/ of a run"
     try:
         config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
         with safe_open(path / WEIGHTS, framework="pt") as file:
@@ -316,13 +316,13 @@ def load_adapter(folder: str | os.PathLike[str]) -> Adapter:
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
         foreign = [name for name in FOREIGN if config.get(name) not in (None, False, "none", {}, [])]
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise InputError("adapter folder", expected="a PEFT adapter", received=f"{path}: {error}", mend=mend) from error
+        raise InputError("adapter folder", expected="a PEFT adapter", received=f"{path}: {error}", hint=hint) from error
     if foreign:
         raise InputError(
             "adapter folder",
             expected="plain LoRA",
             received=f"{path} with {', '.join(foreign)}",
-            mend="such adapters are not supported; train one without",
+            hint="such adapters are not supported; train one without",
         )
     found = {re.sub(r"\.lora_[AB]\.weight$", "", key).rpartition(".")[2] for key in weights}
     modules = tuple(name for name in MODULES if name in found)

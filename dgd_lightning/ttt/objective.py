@@ -15,8 +15,10 @@ class SlotScores(NamedTuple):
     """What one forward says about M slots; only ``loss`` has a gradient."""
 
     loss: Tensor  # [M], fp32 or wider
-    confidence: Tensor  # [M], D-PACE's q: the draft's probability of the label, or its overlap with the target's law
-    choice: Tensor  # [M], the draft's first choice
+    confidence: (
+        Tensor  # [M], D-PACE's q: the draft's probability of the label, or its overlap with the target's distribution
+    )
+    choice: Tensor  # [M], the draft's top-1 token
     target_choice: Tensor | None  # [M], the target's; None where no hidden states of the target were given
 
 

@@ -37,7 +37,7 @@ class OnlineTTT:
     def __post_init__(self) -> None:
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
             raise InputError(
-                "online.every", expected="an integer of at least 1", received=repr(self.every), mend="use e.g. 64"
+                "online.every", expected="an integer of at least 1", received=repr(self.every), hint="use e.g. 64"
             )
 
     def begin(self, pair: Pair, capacity: int) -> OnlineFit:

@@ -22,8 +22,8 @@ from dgd_lightning.ttt.context import (
     ReadContext,
     Split,
     draw_blocks,
-    held_out_rehearsal,
     held_out_span,
+    held_out_text,
 )
 from dgd_lightning.ttt.lora import NAME, DraftLora, factors, lifted
 from dgd_lightning.ttt.objective import (
@@ -34,7 +34,7 @@ from dgd_lightning.ttt.objective import (
     dpace_weights,
     slot_scores,
 )
-from dgd_lightning.ttt.rehearsal import Rehearsals
+from dgd_lightning.ttt.validation_texts import ValidationTexts
 from dgd_lightning.types import HeldOutScore
 
 Reduce = Callable[[Tensor], Tensor]
@@ -49,15 +49,15 @@ class Labelled(NamedTuple):
 
 
 class Text(NamedTuple):
-    """The context (0), or a rehearsal, of which only what stands behind the context is kept."""
+    """The context (0), or a validation text, of which only what stands behind the context is kept."""
 
     ids: Tensor  # [1, L], from position 0
     states: Tensor  # [1, …, H], the target's last hidden states from position ``states_from`` on
     states_from: int
-    stretch: Stretch
+    draft_context: DraftContext
 
 
-class Stretch:
+class DraftContext:
     """The draft's context of positions ``origin …`` of a text; whatever lies before the first adapted layer is kept.
 
     Args:
@@ -124,7 +124,7 @@ class AdaptProblem:
         split: its training part and its held-out part.
         config: what to do.
         lora: the layers in the draft.
-        rehearsals: what the target wrote behind the context.
+        validation_texts: what the target wrote behind the context.
     """
 
     def __init__(
@@ -134,26 +134,26 @@ class AdaptProblem:
         split: Split,
         config: TTTConfig,
         lora: DraftLora,
-        rehearsals: Rehearsals | None = None,
+        validation_texts: ValidationTexts | None = None,
     ) -> None:
         assert pair.draft is not None
-        held_out, trained, _ = rehearsals or Rehearsals([], [])
+        held_out, trained, _ = validation_texts or ValidationTexts([], [])
         self.target, self.draft, self.split, self.config, self.trained = pair.target, pair.draft, split, config, trained
         self.block_size = pair.draft.config.block_size
         self.gamma = config.decay_gamma or default_gamma(self.block_size)
         self.attention: Literal["tiles", "flex"] = "flex" if read.features.is_cuda else "tiles"
-        self.device, self.rehearsed = read.ids.device, bool(held_out)
+        self.device, self.has_validation_texts = read.ids.device, bool(held_out)
         fc = lora.layers.get("fc")
         keys_too = not set(config.modules) & {"fc", "k_proj", "v_proj"}
         self.texts: list[Text] = []
         with torch.no_grad():
-            whole = Stretch(self.draft, fc, read.features, 0, keys_too=keys_too)
+            whole = DraftContext(self.draft, fc, read.features, 0, keys_too=keys_too)
             self.texts.append(Text(read.ids, read.states, read.start, whole))
             for one in (*trained, *held_out):  # draw_blocks numbers the trained ones from 1
-                stretch = Stretch(self.draft, fc, one.features, one.origin, keys_too=keys_too)
-                self.texts.append(Text(one.ids, one.states, one.origin, stretch))
+                draft_context = DraftContext(self.draft, fc, one.features, one.origin, keys_too=keys_too)
+                self.texts.append(Text(one.ids, one.states, one.origin, draft_context))
         numbered = enumerate(held_out, 1 + len(trained))
-        self.held_out = [held_out_rehearsal(one, number, config, self.device) for number, one in numbered]
+        self.held_out = [held_out_text(one, number, config, self.device) for number, one in numbered]
         if not held_out and (span := held_out_span(split, config, self.device)) is not None:
             self.held_out = [span]
         self.draft.gradient_checkpointing = config.gradient_checkpointing
@@ -186,16 +186,16 @@ class AdaptProblem:
     def score(self, step: int) -> HeldOutScore | None:
         """What is held out under the weights of now, with DFlash's static weights; None where nothing is.
 
-        τ on rehearsals is that of decoding them: their blocks are walked as the decoder would. Along the context's end
-        it is the mean over the blocks there.
+        τ on validation texts is that of decoding them: their blocks are walked as the decoder would. Along the
+        context's end it is the mean over the blocks there.
         """
         if not self.held_out:
             return None
         loss, weight = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         rates, counts = torch.zeros(2, self.block_size - 1, device=self.device, dtype=torch.float64)
-        walks = list[list[int]]()  # tokens per verification, rehearsal by rehearsal
-        whole = self.texts[0].stretch  # rehearsals stand behind one context
-        with whole.held(self.texts[-1].stretch.origin) if self.rehearsed else nullcontext():
+        walks = list[list[int]]()  # tokens per verification, validation text by validation text
+        whole = self.texts[0].draft_context  # validation texts stand behind one context
+        with whole.held(self.texts[-1].draft_context.origin) if self.has_validation_texts else nullcontext():
             for one in self.held_out:
                 accepted_per_block: list[int] = []
                 for part in _parts(one, self.config.anchors_per_step):
@@ -211,10 +211,10 @@ class AdaptProblem:
                     weight = weight + weights.sum()
                     rates, counts = rates + accepted.sum(0), counts + labels.inside.sum(0)  # [K − 1]
                     accepted_per_block += accepted.sum(1).tolist()
-                if self.rehearsed:
+                if self.has_validation_texts:
                     walks.append(committed_per_block(accepted_per_block))
         acceptance = (rates / counts.clamp(min=1)).tolist()
-        tau = tau_micro(walks) if self.rehearsed else 1.0 + sum(acceptance)
+        tau = tau_micro(walks) if self.has_validation_texts else 1.0 + sum(acceptance)
         return HeldOutScore(step, float(loss / weight), tau, [tau_micro([walk]) for walk in walks], acceptance)
 
     def _labels(self, blocks: Blocks, *, with_target: bool = False) -> Labelled:
@@ -250,8 +250,8 @@ class AdaptProblem:
         )
 
     def _context(self, blocks: Blocks) -> Tensor | list[KeysValues]:
-        """What the layers read of positions first … end − 1: of the context, and behind it of the rehearsal."""
-        whole, own = self.texts[0].stretch, self.texts[blocks.text].stretch
+        """What the layers read of positions first … end − 1: of the context, and behind it of the validation text."""
+        whole, own = self.texts[0].draft_context, self.texts[blocks.text].draft_context
         alone = own is whole or blocks.first >= own.origin  # a window may begin behind the context
         if whole.keys_values is not None:
             if alone:

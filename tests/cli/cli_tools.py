@@ -112,14 +112,14 @@ def write_training(
     return tmp_path / "train.yaml"
 
 
-def check_told(run: Run, argument: str, *words: str) -> None:
+def check_error(run: Run, argument: str, *words: str) -> None:
     """The run ended with exit code 2 and one line that names the argument and holds the words."""
     assert run.code == 2
     lines = run.err.splitlines()
     assert len(lines) == 1, run.err
     assert lines[0].startswith(f"dgd: error: {argument}: expected "), lines[0]
     assert ", received " in lines[0]
-    assert ". Mend: " in lines[0]
+    assert ". Hint: " in lines[0]
     for word in words:
         assert word in lines[0]
 

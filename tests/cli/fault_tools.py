@@ -114,11 +114,11 @@ def start(command: Command, room: int | None = None) -> BaseProcess:
 
 def timed(command: Command) -> float:
     """Seconds of the command without faults."""
-    begun = time.monotonic()
+    stored = time.monotonic()
     process = start(command)
     process.join(300)
     assert process.exitcode == 0, command.said.read_text()
-    return time.monotonic() - begun
+    return time.monotonic() - stored
 
 
 def _child(argv: list[str], said: str, room: int | None, environment: dict[str, str]) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from cli_tools import Config, Dgd, TinyPair, byte_tokenizer, chat_row, check_told, predictions, write_jsonl
+from cli_tools import Config, Dgd, TinyPair, byte_tokenizer, chat_row, check_error, predictions, write_jsonl
 from hub_cache import NEW, OLD, add_snapshot, set_ref, use
 from tiny import hf_model
 
 from dgd_lightning import Noise, OtherModel, WithoutContext, guided_generate, load_pair
 from dgd_lightning.modules.arms import Arm
-from dgd_lightning.modules.divergence import Divergence, divergence_record
+from dgd_lightning.modules.divergence import DivergenceSettings, divergence_record
 from dgd_lightning.target.load import load_target
 
 CONFIG = Path(__file__).parents[2] / "configs" / "guided" / "contrastive.yaml"
@@ -69,7 +69,7 @@ def test_the_lab_decodes_with_cad_and_a_second_model(dgd: Dgd, tmp_path: Path) -
             Arm("cad", "guided", beta=-0.5, readout=read, plausibility=0.1),
             torch.tensor(row["prompt_ids"]),
             torch.tensor(row["output_ids"]),
-            Divergence(top=0),
+            DivergenceSettings(top=0),
         )
         assert alone is not None
         assert row["divergence"]["js"] == pytest.approx(alone["js"], abs=1e-4)
@@ -128,21 +128,21 @@ def test_a_second_model_of_the_hub_is_pinned(
     again = json.loads((tmp_path / "logs" / "run" / "version_1" / "provenance.json").read_text())
     assert again["config_hash"] != provenance["config_hash"]
     bad = guided(other_model(model="org/second", revision="v9"))
-    check_told(dgd("predict", "--config", config({"arms": [bad]})), "model.arms[x].readout.revision", "v9")
+    check_error(dgd("predict", "--config", config({"arms": [bad]})), "model.arms[x].readout.revision", "v9")
 
 
 def test_mistakes_are_one_line(config: Config, dgd: Dgd, tmp_path: Path) -> None:
     wide = small_model(tmp_path / "wide", seed=0, vocab_size=VOCAB + 1)
     run = dgd("predict", "--config", config({"arms": [guided(other_model(model=str(wide)))]}))
-    check_told(run, "readout.model", f"vocabulary of {VOCAB}", str(VOCAB + 1))
+    check_error(run, "readout.model", f"vocabulary of {VOCAB}", str(VOCAB + 1))
     run = dgd("predict", "--config", config({"arms": [guided(other_model(model="./nowhere"))]}))
-    check_told(run, "model.arms[x].readout.model", "no such folder")
+    check_error(run, "model.arms[x].readout.model", "no such folder")
     (tmp_path / "empty").mkdir()
     run = dgd("predict", "--config", config({"arms": [guided(other_model(model=str(tmp_path / "empty")))]}))
-    check_told(run, f"readout.model {tmp_path / 'empty'}", "config.json")
+    check_error(run, f"readout.model {tmp_path / 'empty'}", "config.json")
     questions = [{"prompt": "Six times six?"}, {"prompt": "Six times seven?"}]
     data = {"path": str(write_jsonl(tmp_path / "questions.jsonl", questions))}
     nothing = {"class_path": "Noise", "init_args": {"like": CAD}}
     run = dgd("predict", "--config", config({"arms": [guided(nothing)]}, data, data_class="PromptsData"))
-    check_told(run, "task questions-1", "a question alone")
+    check_error(run, "task questions-1", "a question alone")
     assert not list((tmp_path / "logs").rglob("version_*"))

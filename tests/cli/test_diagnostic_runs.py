@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from cli_tools import Config, Dgd, TinyPair, chat_row, check_told, write_jsonl, write_training
+from cli_tools import Config, Dgd, TinyPair, chat_row, check_error, write_jsonl, write_training
 
 from callbacks import diagnostic_report
 from dgd_lightning import load_pair, run_folder
@@ -24,7 +24,7 @@ from dgd_lightning.modules.diagnostic import Diagnostic
 
 LAUNCH_SECONDS = 300  # to import everything twice; seconds on a free core, minutes on a crowded one
 CLOSE = 1e-6  # fp64 log-probabilities of random readers
-FIT = {"steps": 4, "lr": 0.05, "rank": 2, "anchors_per_step": 8, "rehearsals": 0, "holdout": 0.0}
+FIT = {"steps": 4, "lr": 0.05, "rank": 2, "anchors_per_step": 8, "validation_texts": 0, "holdout": 0.0}
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
@@ -88,12 +88,12 @@ def test_rows_say_what_transformers_says(dgd: Dgd, tiny_pair: TinyPair, tmp_path
             output = model(torch.tensor([[*prompt, *answer]]), output_hidden_states=True)
         early = model.get_output_embeddings()(model.get_decoder().norm(output.hidden_states[1]))
         for name, logits in (("target", output.logits), ("layer 0", early), ("layer 3", output.logits)):
-            law = logits[0, len(prompt) - 1 : -1].softmax(-1)
-            own = law.gather(1, torch.tensor(answer)[:, None])
-            assert readers[name]["rank"] == (1 + (law > own).sum(1)).tolist()
+            distribution = logits[0, len(prompt) - 1 : -1].softmax(-1)
+            own = distribution.gather(1, torch.tensor(answer)[:, None])
+            assert readers[name]["rank"] == (1 + (distribution > own).sum(1)).tolist()
             assert torch.tensor(readers[name]["log_probability"]) == pytest.approx(own[:, 0].log(), abs=CLOSE)
-        law = output.logits[0, len(prompt) - 1 : -1].softmax(-1)
-        assert record["confidence"] == pytest.approx(law.amax(1).tolist(), abs=CLOSE)
+        distribution = output.logits[0, len(prompt) - 1 : -1].softmax(-1)
+        assert record["confidence"] == pytest.approx(distribution.amax(1).tolist(), abs=CLOSE)
         assert readers["slot 3"]["rank"][:2] == [None, None]
         assert all(rank >= 1 for rank in readers["slot 3"]["rank"][2:])
         assert readers["draft"] != readers["no 1"]
@@ -213,7 +213,7 @@ def test_a_draft_of_other_layers_is_trained_and_diagnosed(dgd: Dgd, tiny_pair: T
     assert "Further readers against the draft as it is" in run.out
     for layers in ([], [3, 6], [-1]):
         run = dgd("fit", "--config", write_training(tmp_path, tiny_pair, model={**made, "target_layer_ids": layers}))
-        check_told(run, "model.target_layer_ids", "0…3", f"received {layers}")
+        check_error(run, "model.target_layer_ids", "0…3", f"received {layers}")
 
 
 @pytest.mark.slow
@@ -230,7 +230,7 @@ def test_two_ranks_equal_one(dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path) -> N
 
 def test_too_long_answers(dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path) -> None:
     rows = [question(1), {"question": "Long?", "answer": "x" * 600}]  # of 512 positions
-    check_told(dgd("test", "--config", written(tmp_path, tiny_pair, rows)), "task sums-2", "at most 512 tokens")
+    check_error(dgd("test", "--config", written(tmp_path, tiny_pair, rows)), "task sums-2", "at most 512 tokens")
     assert not folder_of(tmp_path).exists()
     run = dgd("test", "--config", written(tmp_path, tiny_pair, rows, model={"too_long": "skip"}))
     assert run.code == 0
@@ -267,19 +267,19 @@ def test_mistakes_are_one_line(
     dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path, model: dict[str, Any], argument: str, words: tuple[str, ...]
 ) -> None:
     run = dgd("test", "--config", written(tmp_path, tiny_pair, model=model))
-    check_told(run, argument, *words)
+    check_error(run, argument, *words)
     assert not folder_of(tmp_path).exists()  # a start that fails leaves no version behind
 
 
 def test_clbench_rows_have_no_answer_and_are_not_adapted_to(dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path) -> None:
     data = {"path": str(write_jsonl(tmp_path / "bench.jsonl", [chat_row(1, 0), chat_row(1, 1)]))}
     where = {"data": data, "data_class": "ContextsData"}
-    check_told(dgd("test", "--config", written(tmp_path, tiny_pair, **where)), "task t1-0", "rubrics, and no gold")
+    check_error(dgd("test", "--config", written(tmp_path, tiny_pair, **where)), "task t1-0", "rubrics, and no gold")
     answered = {"path": str(write_jsonl(tmp_path / "bench.jsonl", [chat_row(1, 0, answer="yes")]))}
     where["data"] = answered
     assert dgd("test", "--config", written(tmp_path, tiny_pair, **where)).code == 0  # reading is no adapting
     run = dgd("test", "--config", written(tmp_path, tiny_pair, **where, model={"ttt": FIT}))
-    check_told(run, "model.ttt", "CL-bench's licence is evaluation only")
+    check_error(run, "model.ttt", "CL-bench's licence is evaluation only")
     accepted = {"ttt": FIT, "accept_clbench_license": True}
     assert dgd("test", "--config", written(tmp_path, tiny_pair, **where, model=accepted)).code == 0
 
@@ -287,15 +287,15 @@ def test_clbench_rows_have_no_answer_and_are_not_adapted_to(dgd: Dgd, tiny_pair:
 def test_modules_and_commands_that_do_not_go_together(
     dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path, config: Config
 ) -> None:
-    check_told(dgd("predict", "--config", written(tmp_path, tiny_pair)), "model", "Decoding")
-    check_told(dgd("validate", "--config", written(tmp_path, tiny_pair)), "configuration", "val")
-    check_told(dgd("test", "--config", config()), "subcommand", "dgd predict")
+    check_error(dgd("predict", "--config", written(tmp_path, tiny_pair)), "model", "Decoding")
+    check_error(dgd("validate", "--config", written(tmp_path, tiny_pair)), "configuration", "val")
+    check_error(dgd("test", "--config", config()), "subcommand", "dgd predict")
     (tmp_path / "guide.txt").write_text("The heron haunts the marsh.")
     where = {"data_class": "FileContext", "data": {"path": str(tmp_path / "guide.txt")}}
-    check_told(dgd("test", "--config", written(tmp_path, tiny_pair, **where)), "data", "TaskData")
+    check_error(dgd("test", "--config", written(tmp_path, tiny_pair, **where)), "data", "TaskData")
     path = written(tmp_path, tiny_pair, trainer={"logger": False})
-    check_told(dgd("test", "--config", path), "trainer.logger", "rows")
+    check_error(dgd("test", "--config", path), "trainer.logger", "rows")
     path = written(tmp_path, tiny_pair, trainer={"inference_mode": True}, model={"ttt": FIT})
-    check_told(dgd("test", "--config", path), "trainer.inference_mode", "gradients")
+    check_error(dgd("test", "--config", path), "trainer.inference_mode", "gradients")
     path = written(tmp_path, tiny_pair, trainer={"precision": "bf16-mixed"})
-    check_told(dgd("test", "--config", path), "trainer.precision", "model.dtype")
+    check_error(dgd("test", "--config", path), "trainer.precision", "model.dtype")

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from cli_tools import Config, Dgd, TinyPair, check_told, predictions
+from cli_tools import Config, Dgd, TinyPair, check_error, predictions
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dgd_lightning import Noise, load_pair, run_folder
 from dgd_lightning.modules.arms import Arm
 from dgd_lightning.modules.decoding import Decoding
-from dgd_lightning.modules.divergence import Divergence, divergence_record
+from dgd_lightning.modules.divergence import DivergenceSettings, divergence_record
 
 SINGLE = 1e-6  # TensorBoard keeps scalars in fp32
 ARMS: list[dict[str, Any]] = [
@@ -55,9 +55,11 @@ def test_rows_curves_and_tables(config: Config, dgd: Dgd, tiny_pair: TinyPair, t
     for row in rows:
         record = row["dgd"]
         prompt, answer = torch.tensor(record["prompt_ids"]), torch.tensor(record["output_ids"])
-        assert record["divergence"] == divergence_record(pair, made[record["arm"]], prompt, answer, Divergence(top=3))
+        assert record["divergence"] == divergence_record(
+            pair, made[record["arm"]], prompt, answer, DivergenceSettings(top=3)
+        )
         by_arm[record["arm"]].append(record["divergence"])
-    changed = {arm: sum(sum(record["changed"]) for record in found) for arm, found in by_arm.items()}
+    changed = {arm: sum(sum(record["argmax_changed"]) for record in found) for arm, found in by_arm.items()}
     assert changed["target"] == changed["nothing"] == 0
     assert min(changed["draft"], changed["noise"]) > 0
     assert [r["js"] for r in by_arm["target"]] == [r["js"] for r in by_arm["nothing"]]  # the same tokens and readout
@@ -156,7 +158,15 @@ def test_an_adapted_arm_is_compared_with_its_adapted_draft(
         {"name": "guided", "method": "guided", "beta": 0.0},
         {"name": "adapted", "method": "guided", "beta": 0.0, "ttt": True},
     ]
-    ttt = {"steps": 6, "lr": 0.05, "rank": 2, "anchors_per_step": 8, "labels": "context", "rehearsals": 0, "holdout": 0}
+    ttt = {
+        "steps": 6,
+        "lr": 0.05,
+        "rank": 2,
+        "anchors_per_step": 8,
+        "labels": "context",
+        "validation_texts": 0,
+        "holdout": 0,
+    }
     data = {"path": str(contexts), "batch_size": 2, "clbench": False}
     assert dgd("predict", "--config", config({"arms": arms, "ttt": ttt, "divergence": {}}, data)).code == 0
     found: dict[str, list[Any]] = {arm["name"]: [] for arm in arms}
@@ -183,7 +193,7 @@ def test_an_adapted_arm_is_compared_with_its_adapted_draft(
 def test_mistakes_are_one_line(
     config: Config, dgd: Dgd, model: dict[str, Any], trainer: dict[str, Any], argument: str, word: str
 ) -> None:
-    check_told(dgd("predict", "--config", config({"arms": ARMS[:1], **model}, trainer=trainer)), argument, word)
+    check_error(dgd("predict", "--config", config({"arms": ARMS[:1], **model}, trainer=trainer)), argument, word)
 
 
 def test_the_labs_config(dgd: Dgd, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every mistake ends with exit code 2 and one line on stderr that names argument, expected, received and mend."""
+"""Every mistake ends with exit code 2 and one line on stderr that names argument, expected, received and hint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from cli_tools import Config, Dgd, Run, TinyPair, byte_tokenizer, chat_row, write_jsonl
-from cli_tools import check_told as check
+from cli_tools import check_error as check
 from tiny import hf_model, make_draft
 
 from dgd_lightning import run_folder

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_tools import Dgd, TinyPair, answered_rows, byte_tokenizer, check_told, write_training
+from cli_tools import Dgd, TinyPair, answered_rows, byte_tokenizer, check_error, write_training
 
 PROMPT = [1, 2, 3]
 MODULES = {"DraftTraining": "draft_training", "TargetPretraining": "target_pretraining"}
@@ -40,7 +40,7 @@ BAD_ROWS = {
 def test_bad_rows(dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path, case: str) -> None:
     bad, expected, received = BAD_ROWS[case]
     config = write_training(tmp_path, tiny_pair, [*answered_rows(2), bad])
-    check_told(dgd("fit", "--config", config), "data.path line 3", expected, received)
+    check_error(dgd("fit", "--config", config), "data.path line 3", expected, received)
     assert not list((tmp_path / "logs").rglob("version_*"))
 
 
@@ -59,7 +59,7 @@ def test_bad_rows(dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path, case: str) -> N
 )  # fmt: skip
 def test_bad_arguments(dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path, arguments: list[str], argument: str) -> None:
     config = write_training(tmp_path, tiny_pair)
-    check_told(dgd("fit", "--config", config, *arguments), argument, arguments[1].lstrip("."))
+    check_error(dgd("fit", "--config", config, *arguments), argument, arguments[1].lstrip("."))
 
 
 @pytest.mark.parametrize("has", ["no tokenizer", "no end token"])
@@ -75,7 +75,7 @@ def test_encoding_an_answer_takes_a_tokenizer_with_an_end(
         tokenizer.save_pretrained(target)
     rows = [row(dgd={"prompt_ids": PROMPT})]
     config = write_training(tmp_path, tiny_pair, rows, data={"target": str(target)})
-    check_told(dgd("fit", "--config", config), "data.target", "data.path line 1")
+    check_error(dgd("fit", "--config", config), "data.target", "data.path line 1")
 
 
 @pytest.mark.parametrize("spelling", ["another", "the same"])
@@ -84,7 +84,7 @@ def test_data_of_another_target_is_refused(
 ) -> None:
     if spelling == "another":
         run = dgd("fit", "--config", write_training(tmp_path, tiny_pair, data={"target": "lab"}))
-        check_told(run, "data.target", str(tiny_pair.target), "received lab")
+        check_error(run, "data.target", str(tiny_pair.target), "received lab")
         return
     monkeypatch.chdir(tmp_path)
     data = {"target": os.path.relpath(tiny_pair.target) + "/."}
@@ -110,6 +110,6 @@ def test_unwritable_export_folder_is_told_before_training(
         }))  # fmt: skip
     started: list[Any] = []
     monkeypatch.setattr(f"dgd_lightning.modules.{MODULES[model]}.{model}.training_step", lambda *a: started.append(a))
-    check_told(dgd("fit", "--config", config), "model.export_dir", str(tmp_path / "file"))
+    check_error(dgd("fit", "--config", config), "model.export_dir", str(tmp_path / "file"))
     assert not started
     assert not list((tmp_path / "logs").rglob("version_*"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cli_tools import Config, Dgd, TinyPair, check_told, predictions
+from cli_tools import Config, Dgd, TinyPair, check_error, predictions
 
 from dgd_lightning import Adaptive, DraftReadout, LogitLens, Noise, guided_generate, load_pair
 
@@ -80,7 +80,7 @@ def test_bad_guidance_is_one_line(
     config: Config, dgd: Dgd, contexts: Path, arm: dict[str, Any], argument: str, words: tuple[str, ...]
 ) -> None:
     run = dgd("predict", "--config", config({"arms": [{"name": "x", **arm}]}, {"path": str(contexts)}))
-    check_told(run, argument, *words)
+    check_error(run, argument, *words)
 
 
 def test_another_readout_is_another_run(config: Config, dgd: Dgd, contexts: Path, tmp_path: Path) -> None:

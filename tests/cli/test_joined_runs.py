@@ -39,7 +39,7 @@ ARMS: list[dict[str, Any]] = [
     guided("more cad", -1.0, readout=CAD, space="log_probs"),
     guided("warm cad", -0.5, readout=CAD, temperature=0.9),
     guided("slow noise", -0.5, readout=made("Noise"), token_by_token=True),
-    {"name": "best", "method": "rerank", "temperature": 0.9, "num_candidates": 3},
+    {"name": "best", "method": "rerank", "temperature": 0.9, "num_answers": 3},
 ]
 TOGETHER = [
     ["nothing", "draft", "lens", "noise", "shuffled", "cad", "more cad"],
@@ -131,7 +131,15 @@ def test_adapted_arms_are_joined_with_adapted_ones(config: Config, dgd: Dgd, con
         guided("adapted", 0.5, ttt=True),
         guided("adapted noise", 0.5, readout=made("Noise"), ttt=True),
     ]
-    ttt = {"steps": 6, "lr": 0.05, "rank": 2, "anchors_per_step": 8, "labels": "context", "rehearsals": 0, "holdout": 0}
+    ttt = {
+        "steps": 6,
+        "lr": 0.05,
+        "rank": 2,
+        "anchors_per_step": 8,
+        "labels": "context",
+        "validation_texts": 0,
+        "holdout": 0,
+    }
     data = {"path": str(contexts), "batch_size": 2, "clbench": False, "limit": 3}
     for join in (False, True):
         assert dgd("predict", "--config", config({"arms": arms, "ttt": ttt, "join_arms": join}, data)).code == 0

@@ -27,7 +27,7 @@ ARMS: list[dict[str, Any]] = [
     {"name": "noise", "method": "guided", "beta": 0.3, "readout": {"class_path": "Noise"}},
     {"name": "bare", "method": "guided", "beta": -0.3, "readout": {"class_path": "WithoutContext"}},
 ]
-FIT = {"steps": 3, "lr": 0.02, "rank": 2, "anchors_per_step": 4, "eval_every": 3, "rehearsals": 0}
+FIT = {"steps": 3, "lr": 0.02, "rank": 2, "anchors_per_step": 4, "eval_every": 3, "validation_texts": 0}
 READ = re.compile(r"(ahead|prefill): ([\d,]+) prompt tokens[^;:]*; ([\d,]+) without model.reuse_prefix")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cli_tools import Config, Dgd, TinyPair, check_told, predictions
+from cli_tools import Config, Dgd, TinyPair, check_error, predictions
 
 from dgd_lightning import (
     Blend,
@@ -20,13 +20,13 @@ from dgd_lightning import (
     run_folder,
 )
 from dgd_lightning.modules.arms import Arm, row_seed
-from dgd_lightning.modules.divergence import Divergence, divergence_record
+from dgd_lightning.modules.divergence import DivergenceSettings, divergence_record
 
 SAME = 1e-8  # fp64, in batches of other sizes
 TASKS = 3
 LENS = {"class_path": "LogitLens", "init_args": {"layer": 2}}
 CAD = {"class_path": "WithoutContext"}
-DRAWN = {"method": "rerank", "temperature": 1.0, "num_candidates": 3}
+DRAWN = {"method": "rerank", "temperature": 1.0, "num_answers": 3}
 ARMS: list[dict[str, Any]] = [
     {"name": "target", "method": "autoregressive"},
     {"name": "best", **DRAWN, "rank_by": "target"},
@@ -56,7 +56,7 @@ def test_rerank_arms_give_what_the_function_gives(
     assert run.code == 0, run.err
     rows = by_arm(folder_of(tmp_path))
     pair = load_pair(tiny_pair.target, tiny_pair.draft, device="cpu")
-    drawn: dict[str, Any] = {"temperature": 1.0, "num_candidates": 3}
+    drawn: dict[str, Any] = {"temperature": 1.0, "num_answers": 3}
     for name, knobs in {
         "best": {**drawn, "rank_by": "target"},
         "by lens": {**drawn, "rank_by": "blend", "blend": Blend(0.5, candidates=20), "readout": LogitLens(2)},
@@ -72,9 +72,9 @@ def test_rerank_arms_give_what_the_function_gives(
             prompt = torch.tensor(record["prompt_ids"])
             (output,) = rerank_generate(pair, [prompt], max_new_tokens=12, seed=[seed], **knobs)
             assert record["output_ids"] == output.tokens.tolist()
-            expected = output.trace.candidates
+            expected = output.trace.answers
             assert expected is not None
-            found = record["candidates"]
+            found = record["answers"]
             texts = [pair.tokenizer.decode(one.tokens, skip_special_tokens=True) for one in expected]  # type: ignore[union-attr]
             assert [one["text"] for one in found] == texts
             assert [one["tokens"] for one in found] == [len(one.tokens) for one in expected]
@@ -86,7 +86,7 @@ def test_rerank_arms_give_what_the_function_gives(
             assert record["chosen"] == scores.index(max(scores))
             assert found[record["chosen"]]["text"] == row["model_output"]
     assert {row["dgd"]["chosen"] for name in ("best", "by lens") for row in rows[name]} != {0}
-    assert [r["dgd"]["candidates"] for r in rows["best"]] != [r["dgd"]["candidates"] for r in rows["by lens"]]
+    assert [r["dgd"]["answers"] for r in rows["best"]] != [r["dgd"]["answers"] for r in rows["by lens"]]
     assert rows["by lens"][0]["dgd"]["guidance"]["candidates"] == 20  # the constraint
     assert rows["best"][0]["dgd"]["guidance"] is None
 
@@ -99,7 +99,7 @@ def test_rerank_arms_give_what_the_function_gives(
             assert record["rank_seconds"] > 0
     assert "Reranked arms" in run.out
     page = (folder_of(tmp_path) / "case_studies.html").read_text()
-    assert page.count("<summary>3 candidates, of which number ") == TASKS * 4
+    assert page.count("<summary>3 answers, of which number ") == TASKS * 4
 
 
 def test_divergence_of_a_candidate_with_a_beta_is_that_of_its_guided_arm(
@@ -110,10 +110,10 @@ def test_divergence_of_a_candidate_with_a_beta_is_that_of_its_guided_arm(
     pair = load_pair(tiny_pair.target, tiny_pair.draft, device="cpu")
     for name, rows in by_arm(folder_of(tmp_path)).items():
         for record in (row["dgd"] for row in rows):
-            beta = record["candidates"][record["chosen"]]["beta"]
+            beta = record["answers"][record["chosen"]]["beta"]
             arm = Arm("x") if name == "best" else Arm("x", "guided", beta=beta)
             prompt, answer = torch.tensor(record["prompt_ids"]), torch.tensor(record["output_ids"])
-            assert record["divergence"] == divergence_record(pair, arm, prompt, answer, Divergence())
+            assert record["divergence"] == divergence_record(pair, arm, prompt, answer, DivergenceSettings())
             if name == "betas":
                 (output,) = guided_generate(pair, [prompt], max_new_tokens=12, beta=beta)
                 assert output.tokens.tolist() == record["output_ids"]
@@ -126,7 +126,15 @@ def test_candidates_of_an_adapted_arm_are_blended_with_the_adapted_draft(
         {"name": name, "method": "rerank", "betas": [-0.5, 0.5], "ttt": name == "adapted"}
         for name in ("plain", "adapted")
     ]
-    ttt = {"steps": 6, "lr": 0.05, "rank": 2, "anchors_per_step": 8, "labels": "context", "rehearsals": 0, "holdout": 0}
+    ttt = {
+        "steps": 6,
+        "lr": 0.05,
+        "rank": 2,
+        "anchors_per_step": 8,
+        "labels": "context",
+        "validation_texts": 0,
+        "holdout": 0,
+    }
     data = {"path": str(contexts), "batch_size": 2, "clbench": False, "limit": 2}
     assert dgd("predict", "--config", config({"arms": arms, "ttt": ttt}, data)).code == 0
     rows = by_arm(folder_of(tmp_path))
@@ -139,7 +147,7 @@ def test_candidates_of_an_adapted_arm_are_blended_with_the_adapted_draft(
             (output,) = rerank_generate(pair, [prompt], max_new_tokens=12, betas=[-0.5, 0.5], temperature=0.0)
         assert adapted["dgd"]["output_ids"] == output.tokens.tolist()
         assert plain["dgd"]["ttt"] is None
-        different += plain["dgd"]["candidates"] != adapted["dgd"]["candidates"]
+        different += plain["dgd"]["answers"] != adapted["dgd"]["answers"]
     assert different > 0
 
 
@@ -151,6 +159,6 @@ def test_without_a_draft(config: Config, dgd: Dgd, contexts: Path, tmp_path: Pat
 
 def test_mistakes_are_one_line(config: Config, dgd: Dgd) -> None:
     run = dgd("predict", "--config", config({"arms": [{"name": "x", "method": "rerank"}]}))
-    check_told(run, "model.arms[x].temperature", "above 0", "betas")
+    check_error(run, "model.arms[x].temperature", "above 0", "betas")
     run = dgd("predict", "--config", config({"arms": [{"name": "x", "betas": [0.1]}]}))
-    check_told(run, "model.arms[x].betas", "method: rerank")
+    check_error(run, "model.arms[x].betas", "method: rerank")

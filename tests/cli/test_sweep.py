@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from cli_tools import Config, Dgd, chat_row, check_told, write_jsonl
+from cli_tools import Config, Dgd, chat_row, check_error, write_jsonl
 from rich.console import Console
 
 from dgd_lightning.cli import main
@@ -74,11 +74,11 @@ class Stopped(Exception):
 @pytest.fixture
 def no_runs(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Trials that run nothing; returns the countdown after which one breaks, and how many there were."""
-    state = {"until": 10**6, "begun": 0}
+    state = {"until": 10**6, "stored": 0}
 
     def predict(self: Sweep, folder: str, chosen: dict[str, Any], device: int | None) -> int:
-        state["begun"] += 1
-        if state["begun"] >= state["until"]:
+        state["stored"] += 1
+        if state["stored"] >= state["until"]:
             raise Stopped
         return 0
 
@@ -152,7 +152,7 @@ def test_a_trial_that_breaks_ends_the_sweep(base: Path, tmp_path: Path, no_runs:
     with pytest.raises(Stopped):
         sweep.run()
     assert [trial.state.name for trial in sweep.study.get_trials()] == ["COMPLETE", "FAIL"]
-    assert no_runs["begun"] == 2
+    assert no_runs["stored"] == 2
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_sweep_that_has_no_trial_yet_may_change(base: Path, tmp_path: Path, no
 def test_two_sweeps_of_one_name_do_not_run_at_once(base: Path, dgd: Dgd, tmp_path: Path) -> None:
     folder = tmp_path / "logs" / "hunt"
     with alone(folder):
-        check_told(dgd("sweep", "--config", sweep_yaml(tmp_path, base)), "name", str(folder), "another --name")
+        check_error(dgd("sweep", "--config", sweep_yaml(tmp_path, base)), "name", str(folder), "another --name")
     with alone(folder):  # and it is free again
         assert (folder / LOCK).exists()
 
@@ -256,11 +256,11 @@ def test_failures_say_why_and_fixed_settings_are_not_told(
     ],
 )
 def test_bad_sweeps_are_one_line(base: Path, dgd: Dgd, tmp_path: Path, changes: dict[str, Any], argument: str) -> None:
-    check_told(dgd("sweep", "--config", sweep_yaml(tmp_path, base, **changes)), argument)
+    check_error(dgd("sweep", "--config", sweep_yaml(tmp_path, base, **changes)), argument)
 
 
 def test_a_base_without_arms_is_one_line(dgd: Dgd, tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     for text in ("model: {class_path: Decoding}\n", "model: [\n", "", "\xff"):
         bad.write_bytes(text.encode("latin-1"))
-        check_told(dgd("sweep", "--config", sweep_yaml(tmp_path, bad)), "base", "model.init_args.arms")
+        check_error(dgd("sweep", "--config", sweep_yaml(tmp_path, bad)), "base", "model.init_args.arms")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from cli_tools import Config, Dgd, TinyPair, chat_row, check_told, predictions, write_training
+from cli_tools import Config, Dgd, TinyPair, chat_row, check_error, predictions, write_training
 
 from dgd_lightning import TTTConfig, load_adapter, load_pair, ttt_adapt
 from dgd_lightning.data.contexts import parse_rows
@@ -20,7 +20,7 @@ from dgd_lightning.data.one_context import FileContext, common_prefix
 from dgd_lightning.data.rows import Row
 from dgd_lightning.modules.adaptation import safe_name
 
-FIT = {"steps": 6, "lr": 0.02, "rank": 2, "anchors_per_step": 8, "eval_every": 2, "rehearsals": 0}
+FIT = {"steps": 6, "lr": 0.02, "rank": 2, "anchors_per_step": 8, "eval_every": 2, "validation_texts": 0}
 ARMS = [
     {"name": "ar", "method": "autoregressive"},
     {"name": "plain", "method": "speculative"},
@@ -111,7 +111,7 @@ def test_predict_adapts_each_context_and_changes_no_token(
     run = dgd("predict", "--config", path)
     assert run.code == 0, run.err
     assert "paired by context" in run.out
-    assert "rehearsal s" in run.out
+    assert "validation s" in run.out
     folder = tmp_path / "logs" / "run" / "version_0"
     rows = predictions(folder)
     by_arm = {arm["name"]: {row["idx"]: row["dgd"] for row in rows if row["dgd"]["arm"] == arm["name"]} for arm in ARMS}
@@ -159,11 +159,11 @@ def test_predict_on_two_ranks_gives_the_rows_of_one(config: Config, contexts: Pa
 
 
 REHEARSED = {"steps": 8, "lr": 1e-2, "rank": 16, "eval_every": 8, "anchors_per_step": 32}
-REHEARSED |= {"rehearsals": 3, "train_rehearsals": 1, "rehearsal_tokens": 40}
+REHEARSED |= {"validation_texts": 3, "train_texts": 1, "validation_tokens": 40}
 
 
 def lab_fit(tmp_path: Path, out: Path) -> Path:
-    """A rehearsed fit on a context of the lab."""
+    """A has_validation_texts fit on a context of the lab."""
     nothing = TinyPair(Path("lab"), Path("lab"))
     path = fit_yaml(tmp_path, nothing, {}, export_dir=str(out), ttt=REHEARSED, cpu_threads=1)
     settings = yaml.safe_load(path.read_text())
@@ -175,7 +175,7 @@ def lab_fit(tmp_path: Path, out: Path) -> Path:
 def test_rehearsed_fit_and_predict_make_one_adapter(dgd: Dgd, config: Config, tmp_path: Path) -> None:
     run = dgd("fit", "--config", lab_fit(tmp_path, tmp_path / "out"))
     assert run.code == 0, run.err
-    assert "held out, 3 rehearsals: loss" in run.out
+    assert "held out, 3 validation_texts: loss" in run.out
     fitted = load_adapter(tmp_path / "out").weights
     assert any((weight != 0).any() for key, weight in fitted.items() if "lora_B" in key)
     model = {
@@ -192,14 +192,14 @@ def test_rehearsed_fit_and_predict_make_one_adapter(dgd: Dgd, config: Config, tm
     path.write_text(yaml.safe_dump(settings))
     run = dgd("predict", "--config", path)
     assert run.code == 0, run.err
-    assert "rehearsal s" in run.out
+    assert "validation s" in run.out
     folder = tmp_path / "logs" / "run" / "version_0"
     adapted = load_adapter(folder / "adapters" / "lab-ledger-0-0").weights
     assert adapted.keys() == fitted.keys()
     assert all(torch.equal(adapted[key], fitted[key]) for key in fitted)
     row = next(row["dgd"] for row in predictions(folder) if row["dgd"]["arm"] == "adapted")
-    assert row["ttt"]["held_out_by"] == "rehearsals"
-    assert (row["ttt"]["rehearsals"], row["ttt"]["train_rehearsals"]) == (3, 1)
+    assert row["ttt"]["held_out_by"] == "validation_texts"
+    assert (row["ttt"]["validation_texts"], row["ttt"]["train_texts"]) == (3, 1)
 
 
 @pytest.mark.slow
@@ -211,7 +211,7 @@ def test_two_ranks_rehearse_as_one(tmp_path: Path) -> None:
         command += ["--trainer.devices", str(ranks)] + (["--trainer.strategy", "ddp"] if ranks > 1 else [])
         subprocess.run(command, check=True, timeout=LAUNCH_SECONDS, capture_output=True)
         trace = json.loads((tmp_path / f"out{ranks}" / "trace.json").read_text())
-        found.append((trace["rehearsals"], trace["train_rehearsals"], trace["scores"][0]))
+        found.append((trace["validation_texts"], trace["train_texts"], trace["scores"][0]))
         assert trace["losses"]
     assert found[0] == found[1]
 
@@ -233,14 +233,14 @@ def test_clbench_is_never_adapted_to_without_permission(
     config: Config, dgd: Dgd, tiny_pair: TinyPair, contexts: Path, tmp_path: Path
 ) -> None:
     path = config({"arms": ARMS, "ttt": FIT, "max_new_tokens": 2}, {"path": str(contexts)})
-    check_told(dgd("predict", "--config", path), "model.ttt", "licence", "clbench: false", "accept_clbench_license")
+    check_error(dgd("predict", "--config", path), "model.ttt", "licence", "clbench: false", "accept_clbench_license")
     assert dgd("predict", "--config", path, "--model.accept_clbench_license", "true").code == 0
     fit = fit_yaml(tmp_path, tiny_pair, {"path": str(contexts)})
-    check_told(dgd("fit", "--config", fit), "model.ttt", "licence")
+    check_error(dgd("fit", "--config", fit), "model.ttt", "licence")
     upper = contexts.rename(contexts.with_name("ROWS.JSONL"))
-    check_told(dgd("fit", "--config", fit_yaml(tmp_path, tiny_pair, {"path": str(upper)})), "model.ttt", "licence")
+    check_error(dgd("fit", "--config", fit_yaml(tmp_path, tiny_pair, {"path": str(upper)})), "model.ttt", "licence")
     array = fit_yaml(tmp_path, tiny_pair, {"path": "rows.json"})
-    check_told(dgd("fit", "--config", array), "data.path", ".jsonl")
+    check_error(dgd("fit", "--config", array), "data.path", ".jsonl")
     hub = {"path": "json", "split": "train", "format": "contexts"}
     data = HubData(**hub, clbench=None)  # type: ignore[arg-type]
     data.__dict__["tasks"] = parse_rows([Row("row", 1, chat_row(0, 0))])
@@ -252,7 +252,7 @@ def test_clbench_is_never_adapted_to_without_permission(
     training = write_training(
         tmp_path, tiny_pair, [{**chat_row(0, i), "model_output": "Four score."} for i in range(8)]
     )
-    check_told(dgd("fit", "--config", training), "data.path", "licence", "clbench: false")
+    check_error(dgd("fit", "--config", training), "data.path", "licence", "clbench: false")
     assert dgd("fit", "--config", training, "--data.clbench", "false").code == 0
 
 
@@ -270,19 +270,19 @@ def test_bad_settings_are_one_line(
     config: Config, dgd: Dgd, contexts: Path, model: dict[str, Any], argument: str, words: tuple[str, ...]
 ) -> None:
     run = dgd("predict", "--config", config(model, {"path": str(contexts), "clbench": False}))
-    check_told(run, argument, *words)
+    check_error(run, argument, *words)
 
 
 def test_inference_mode_is_refused_in_a_line(config: Config, dgd: Dgd, contexts: Path) -> None:
     path = config({"arms": ARMS, "ttt": FIT}, {"path": str(contexts), "clbench": False}, {"inference_mode": True})
-    check_told(dgd("predict", "--config", path), "trainer.inference_mode", "inference_mode: false")
+    check_error(dgd("predict", "--config", path), "trainer.inference_mode", "inference_mode: false")
 
 
 def test_an_unknown_context_is_told_and_leaves_no_version_behind(
     dgd: Dgd, tiny_pair: TinyPair, contexts: Path, tmp_path: Path
 ) -> None:
     path = fit_yaml(tmp_path, tiny_pair, {"path": str(contexts), "context_id": "c9", "clbench": False})
-    check_told(dgd("fit", "--config", path), "data.context_id", "c0, c1, c2, c3", "received c9")
+    check_error(dgd("fit", "--config", path), "data.context_id", "c0, c1, c2, c3", "received c9")
     assert not list((tmp_path / "logs").rglob("version_*"))
 
 

@@ -185,6 +185,6 @@ def test_a_draft_with_biases_and_scaled_rope_matches_transformers_angles() -> No
         config = Qwen3Config(head_dim=6, max_position_embeddings=512, rope_parameters=parameters)
         positions = torch.arange(300)[None]
         cos, sin = Qwen3RotaryEmbedding(config)(torch.zeros(1, dtype=torch.float64), positions)
-        turns = draft.rotary(positions, torch.float64)
-        torch.testing.assert_close(turns.cos[:, 0], cos, rtol=0, atol=0)
-        torch.testing.assert_close(turns.sin[:, 0], sin, rtol=0, atol=0)
+        rotary = draft.rotary(positions, torch.float64)
+        torch.testing.assert_close(rotary.cos[:, 0], cos, rtol=0, atol=0)
+        torch.testing.assert_close(rotary.sin[:, 0], sin, rtol=0, atol=0)

@@ -113,14 +113,14 @@ def naive_draft(pair: Pair, text: Sequence[int], block_size: int | None = None) 
 
 
 def naive_dola(model: Any, output: Any) -> Tensor:
-    """Of layers 0, 2 and 4, the one whose law is furthest from the last one's by JS divergence."""
+    """Of layers 0, 2 and 4, the one whose distribution is furthest from the last one's by JS divergence."""
     last = output.logits[0, -1].softmax(-1)
     best, furthest = last, -1.0
     for layer in (0, 2, 4):
         logits = model.get_output_embeddings()(model.get_decoder().norm(output.hidden_states[layer + 1][0, -1]))
-        law = logits.softmax(-1)
-        middle = (law + last) / 2
-        distance = sum(float((one * (one / middle).log()).sum()) for one in (law, last)) / 2
+        distribution = logits.softmax(-1)
+        middle = (distribution + last) / 2
+        distance = sum(float((one * (one / middle).log()).sum()) for one in (distribution, last)) / 2
         if distance > furthest:
             best, furthest = logits, distance
     return best

@@ -22,7 +22,7 @@ BEFORE = {"step": 0, "loss": 2.0, "tau": 2.0, "acceptance": [0.5, 0.25]}
 AFTER = {"step": 8, "loss": 1.0, "tau": 3.0, "acceptance": [0.75, 0.5]}
 KEPT = {"kept": True, "held_out_before": BEFORE, "held_out_after": AFTER}
 UNSCORED = {"kept": False, "held_out_before": None, "held_out_after": None}
-FAILED = {"kept": False, "error": "context: expected at least 8 tokens, received 3. Mend: …"}
+FAILED = {"kept": False, "error": "context: expected at least 8 tokens, received 3. Hint: …"}
 
 
 def line(
@@ -34,7 +34,7 @@ def line(
 
 
 def cost(fit: float, memory: int | None = None) -> dict[str, Any]:
-    seconds = {"ttt_prefill_seconds": 0.5, "ttt_rehearsal_seconds": 0.25, "ttt_fit_seconds": fit}
+    seconds = {"ttt_prefill_seconds": 0.5, "ttt_validation_seconds": 0.25, "ttt_fit_seconds": fit}
     return {**seconds, "ttt_peak_memory": memory}
 
 
@@ -139,7 +139,7 @@ def test_adaptations_are_summed_up_without_those_that_failed(tmp_path: Path) -> 
         "held-out loss": "2.00 → 1.00",
         "held-out τ": "2.00 → 3.00",
         "prefill s": "0.50",
-        "rehearsal s": "0.25",
+        "validation s": "0.25",
         "fit s": "2.00",  # of 3 and 1
         "peak MiB": "2",
     }
@@ -149,7 +149,7 @@ def test_all_adaptations_failed(tmp_path: Path) -> None:
     _, records = collect(write(tmp_path, [line("b", 0, "adapted", [1], FAILED)]))
     (row,) = cells(adaptation_table(records))
     assert row == {"contexts": "1", "kept": "0", "failed": "1"} | dict.fromkeys(
-        ("held-out loss", "held-out τ", "prefill s", "rehearsal s", "fit s", "peak MiB"), "–"
+        ("held-out loss", "held-out τ", "prefill s", "validation s", "fit s", "peak MiB"), "–"
     )
 
 

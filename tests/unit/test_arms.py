@@ -27,7 +27,7 @@ def rerank(**knobs: Any) -> dict[str, Any]:
     ("knobs", "argument", "words"),
     [
         ({"method": "guided", "beta": 0.3, "rank_by": "target"}, "rank_by", "method: rerank"),
-        ({"num_candidates": 4}, "num_candidates", "method: rerank"),
+        ({"num_answers": 4}, "num_answers", "method: rerank"),
         ({"method": "autoregressive", "betas": [0.1]}, "betas", "method: rerank"),
         ({"beta": 0.3}, "beta", "method: guided"),
         ({"candidates": 5}, "candidates", "method: guided"),
@@ -39,13 +39,13 @@ def rerank(**knobs: Any) -> dict[str, Any]:
         (rerank(readout=LogitLens(1)), "readout", "rank_by: blend"),
         (rerank(candidates=5), "candidates", "rank_by: blend"),
         (rerank(betas=[0.1], beta=0.3), "beta", "betas"),
-        (rerank(betas=[0.1], num_candidates=4), "num_candidates", "one candidate per β"),
+        (rerank(betas=[0.1], num_answers=4), "num_answers", "one answer per β"),
         (rerank(betas=[]), "betas", "at least one"),
         (rerank(betas=[0.1, float("nan")]), "betas", "finite"),
         (rerank(betas=[1.5], space="probs"), "betas", "0 … 1"),
         (rerank(betas=[0.5], plausibility=2.0), "plausibility", "(0, 1]"),
         (rerank(rank_by="blend", beta=0.3, readout="drfat"), "readout", "draft, or a Readout"),
-        (rerank(num_candidates=0), "num_candidates", "at least 1"),
+        (rerank(num_answers=0), "num_answers", "at least 1"),
         (rerank(temperature=0.0), "temperature", "above 0"),
         (rerank(top_p=2.0), "top_p", ""),
         (rerank(online_every=8), "online_every", "ttt: true"),
@@ -61,7 +61,7 @@ def test_what_an_arm_cannot_have_is_named(knobs: dict[str, Any], argument: str, 
 
 FINE: list[dict[str, Any]] = [
     rerank(),
-    rerank(rank_by="target", num_candidates=2),
+    rerank(rank_by="target", num_answers=2),
     rerank(rank_by="blend", beta=-0.5, readout=LogitLens(1), candidates=50, plausibility=0.1),
     {"method": "rerank", "betas": [0.0, 0.5], "readout": LogitLens(1)},  # greedy
     rerank(betas=[0.0, 0.5], rank_by="blend", beta=0.3, readout=LogitLens(1)),
@@ -74,7 +74,7 @@ def test_reranking_needs_a_draft_only_where_it_uses_one(knobs: dict[str, Any]) -
     check_arms([Arm("x", **knobs)], None)
     for more in ({"ttt": True}, {"block_size": 4}, {"readout": "draft", "betas": [0.1]}):
         drafting = {**knobs, **more}
-        drafting |= {"num_candidates": 8}
+        drafting |= {"num_answers": 8}
         with pytest.raises(InputError, match=r"^model\.draft: expected a draft, for arm 'x'"):
             check_arms([Arm("x", **drafting)], None)
 
@@ -86,7 +86,7 @@ def test_settings_of_other_methods_stay_as_they_were() -> None:
     assert list(Arm("x").settings()) == common
     assert list(Arm("x", "autoregressive").settings()) == common
     assert list(Arm("x", "guided", beta=0.3).settings()) == [*common, *guidance, "token_by_token"]
-    own = [*common, "rank_by", "num_candidates", "betas", "guidance"]
+    own = [*common, "rank_by", "num_answers", "betas", "guidance"]
     plain, blending = (Arm("x", **knobs).settings() for knobs in (rerank(), rerank(rank_by="blend", beta=0.3)))
     assert list(plain) == list(blending) == own
     assert plain["guidance"] is None
@@ -103,9 +103,9 @@ def test_the_hash_knows_of_joined_arms_only_where_they_are_joined() -> None:
 def test_the_hash_knows_of_rehearsals_written_together_only_where_it_is_set() -> None:
     arms = [Arm("adapted", ttt=True)]
     before, after = (
-        Decoding("lab", "lab", arms, ttt=TTTConfig(rehearsal_batch=batch)).fingerprint()["ttt"] for batch in (None, 3)
+        Decoding("lab", "lab", arms, ttt=TTTConfig(validation_batch=batch)).fingerprint()["ttt"] for batch in (None, 3)
     )
-    assert after == {**before, "rehearsal_batch": 3}
+    assert after == {**before, "validation_batch": 3}
     digest = hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()
     assert digest[:16] == "e13c400c4f034817"  # of runs since 2026-11-24
 

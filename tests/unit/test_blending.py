@@ -18,7 +18,7 @@ from dgd_lightning.decode.blending import (
     WarmUp,
 )
 from dgd_lightning.decode.sampling import probabilities, sampling_params
-from dgd_lightning.laws import entropy, js_divergence, kl_divergence
+from dgd_lightning.distributions import entropy, js_divergence, kl_divergence
 
 VOCAB = 7
 SAME = 1e-12  # fp64, a handful of operations
@@ -87,13 +87,13 @@ def test_formula(schedule: Schedule, space: Any) -> None:
             strength = betas[row] * factor
             seen.add(round(factor, 6))
             if space == "probs":
-                law = [(1 - strength) * a + strength * b for a, b in zip(p, q, strict=True)]
+                distribution = [(1 - strength) * a + strength * b for a, b in zip(p, q, strict=True)]
             else:
                 logits = [(1 - strength) * a + strength * b for a, b in zip(t, r, strict=True)]
-                law = softmax(logits)
+                distribution = softmax(logits)
                 if space == "logits":
                     assert guided[row, slot].tolist() == pytest.approx(logits, abs=SAME)
-            assert guided[row, slot].softmax(-1).tolist() == pytest.approx(law, abs=SAME)
+            assert guided[row, slot].softmax(-1).tolist() == pytest.approx(distribution, abs=SAME)
     assert len(seen) > 1 or isinstance(schedule, Constant)
 
 
@@ -101,8 +101,10 @@ def test_formula(schedule: Schedule, space: Any) -> None:
 def test_log_probs_give_the_law_of_logits(knobs: dict[str, Any]) -> None:
     target, readout = some_logits(3), some_logits(4) + 11.0  # a constant per position says nothing
     sampling = sampling_params(**({"temperature": 1.0} | knobs))
-    laws = [probabilities(mixed(Blend(-0.6, space), target, readout), sampling) for space in ("logits", "log_probs")]
-    torch.testing.assert_close(*laws, rtol=0, atol=SAME)
+    distributions = [
+        probabilities(mixed(Blend(-0.6, space), target, readout), sampling) for space in ("logits", "log_probs")
+    ]
+    torch.testing.assert_close(*distributions, rtol=0, atol=SAME)
     mixture = probabilities(mixed(Blend(0.6, "probs"), target, readout), sampling_params(1.0))
     torch.testing.assert_close(mixture, 0.4 * target.softmax(-1) + 0.6 * readout.softmax(-1), rtol=0, atol=SAME)
     assert (mixture - mixed(Blend(0.6), target, readout).softmax(-1)).abs().max() > 1e-2
@@ -132,7 +134,7 @@ def test_null_cases_bit_for_bit(space: Any, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 @pytest.mark.parametrize("space", ["logits", "log_probs", "probs"])
 def test_extreme_laws_give_numbers(space: Any, schedule: Schedule, dtype: torch.dtype) -> None:
-    """Equal laws, one-hot laws, opposite ones: divergences of 0 and of all there is, rounded either way."""
+    """Equal distributions, one-hot distributions, opposite ones: divergences of 0 and of all there is."""
     hot = torch.zeros(VOCAB, dtype=dtype).index_fill(0, torch.tensor([2]), 300.0)
     rows = [hot, hot.flip(0), torch.zeros(VOCAB, dtype=dtype), *some_logits(7, dtype).flatten(0, 1)]
     rows += [row * (1 + 4 * torch.finfo(dtype).eps) for row in rows]
@@ -178,11 +180,11 @@ def test_constraints() -> None:
 
 def test_divergences_against_torch() -> None:
     log_p, log_q = some_logits(12).log_softmax(-1), some_logits(13).log_softmax(-1)
-    law = torch.distributions.Categorical(logits=log_p)
+    distribution = torch.distributions.Categorical(logits=log_p)
     other = torch.distributions.Categorical(logits=log_q)
-    torch.testing.assert_close(entropy(log_p), law.entropy(), rtol=0, atol=SAME)
+    torch.testing.assert_close(entropy(log_p), distribution.entropy(), rtol=0, atol=SAME)
     torch.testing.assert_close(
-        kl_divergence(log_p, log_q), torch.distributions.kl_divergence(law, other), rtol=0, atol=SAME
+        kl_divergence(log_p, log_q), torch.distributions.kl_divergence(distribution, other), rtol=0, atol=SAME
     )
     torch.testing.assert_close(js_divergence(log_p, log_q), js_divergence(log_q, log_p), rtol=0, atol=SAME)
     hot = torch.eye(2, dtype=torch.float64).log()
@@ -203,5 +205,5 @@ def test_divergences_against_torch() -> None:
     ],
 )
 def test_bad_input(name: str, make: Any) -> None:
-    with pytest.raises(ValueError, match=f"^{name}: expected .*, received .*Mend: "):
+    with pytest.raises(ValueError, match=f"^{name}: expected .*, received .*Hint: "):
         make()

@@ -34,7 +34,15 @@ ATTRIBUTES = {
 def divergence(tokens: list[str], changed: list[int], moved: list[float], top: list[Any] = ()) -> dict[str, Any]:  # type: ignore[assignment]
     record: dict[str, Any] = {name: [0.5] * len(tokens) for name in TokenDivergence._fields}
     ranks = {"target_rank": [3] * len(tokens), "readout_rank": [1] * len(tokens)}
-    return {**record, **ranks, "beta": 0.3, "tokens": tokens, "changed": changed, "moved": moved, "top": list(top)}
+    return {
+        **record,
+        **ranks,
+        "beta": 0.3,
+        "tokens": tokens,
+        "argmax_changed": changed,
+        "tv_target_guided": moved,
+        "top": list(top),
+    }
 
 
 def row(idx: str, arm: str, answer: str | None, **more: Any) -> dict[str, Any]:

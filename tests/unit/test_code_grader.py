@@ -294,7 +294,7 @@ def test_canonical_solutions(bench_data: Path, grader: CodeGrader) -> None:
 def test_a_stopped_grader_kills_what_runs_and_scores_nothing() -> None:
     grader = CodeGrader(allow_code_execution=True)
     threading.Timer(4.0, grader.stop).start()
-    begun = time.monotonic()
+    stored = time.monotonic()
     with pytest.raises(RuntimeError, match="stopped while a program ran"):
         grader.grade(HUMAN_EVAL, fenced(PROMPT + "    import time\n    time.sleep(80)\n"))
-    assert time.monotonic() - begun < 40  # of the 80 that the program sleeps
+    assert time.monotonic() - stored < 40  # of the 80 that the program sleeps

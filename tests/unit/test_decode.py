@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgd_lightning.decode import engine, speculative
 from dgd_lightning.decode.autoregressive import autoregressive_generate
-from dgd_lightning.decode.noise import ACCEPT, DRAFT, TARGET, Stream, TableNoise, noise_table
+from dgd_lightning.decode.random_source import ACCEPT, DRAFT, TARGET, RandomTable, Stream, random_table
 from dgd_lightning.decode.reference import reference_autoregressive, reference_speculative
 from dgd_lightning.decode.sampling import sampling_params
 from dgd_lightning.decode.speculative import speculative_generate
@@ -209,8 +209,8 @@ def test_sampled_ways_agree(knobs: dict[str, Any]) -> None:
         assert reference.tokens == output.tokens.tolist()
 
 
-class Streams(TableNoise):
-    """Noise that remembers which streams were read."""
+class Streams(RandomTable):
+    """RandomSource that remembers which streams were read."""
 
     def __init__(self, table: Tensor, starts: Tensor, read: set[Stream]) -> None:
         super().__init__(table, starts)
@@ -225,9 +225,9 @@ class Streams(TableNoise):
 def test_streams_that_a_scheme_reads(scheme: Any, wanted: set[Stream]) -> None:
     """``exact_match`` proposes the draft's likeliest tokens and draws the target's alone."""
     pair, prompt, read = make_pair(), torch.tensor([3, 1, 4]), set[Stream]()
-    noise = Streams(noise_table([7], 24), torch.tensor([3]), read)
+    random_source = Streams(random_table([7], 24), torch.tensor([3]), read)
     knobs: dict[str, Any] = {"max_new_tokens": 20, "temperature": 1.0, "scheme": scheme, "seed": [7]}
-    (output,) = speculative_generate(pair, [prompt], noise=noise, **knobs)
+    (output,) = speculative_generate(pair, [prompt], random_source=random_source, **knobs)
     assert read == wanted
     assert tokens_of([output]) == tokens_of(speculative_generate(pair, [prompt], **knobs))
 
@@ -459,7 +459,7 @@ BAD = [
 def test_bad_input(generate: Any, name: str, change: dict[str, Any]) -> None:
     arguments: dict[str, Any] = {"prompts": [torch.tensor([1, 2])], "max_new_tokens": 4, **change}
     prompts = arguments.pop("prompts")
-    with pytest.raises(InputError, match=f"^{name}: expected .*, received .*Mend: ") as error:
+    with pytest.raises(InputError, match=f"^{name}: expected .*, received .*Hint: ") as error:
         generate(make_pair(), prompts, **arguments)
     assert "\n" not in str(error.value)
 

@@ -24,7 +24,7 @@ from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.clustered import clustered_mean
 from dgd_lightning.metrics.divergence import GroupedMeans, TokenDivergence, token_class, token_divergence
 from dgd_lightning.modules.arms import Arm
-from dgd_lightning.modules.divergence import DECIMALS, Divergence, divergence_record, token_texts
+from dgd_lightning.modules.divergence import DECIMALS, DivergenceSettings, divergence_record, token_texts
 from dgd_lightning.pair import Pair
 
 SAME = 1e-12  # fp64, sums over ten tokens
@@ -52,13 +52,13 @@ def expected(target: Tensor, readout: Tensor, guided: Tensor, token: int) -> dic
         "target_prob": p[token],
         "readout_prob": r[token],
         "guided_prob": g[token],
-        "changed": float(list(g).index(max(g)) != list(p).index(max(p))),
-        "moved": sum(x - y for x, y in zip(p, g, strict=True) if x > y),
+        "argmax_changed": float(list(g).index(max(g)) != list(p).index(max(p))),
+        "tv_target_guided": sum(x - y for x, y in zip(p, g, strict=True) if x > y),
     }
 
 
 def subsets(best: np.ndarray) -> list[list[int]]:
-    """Events among which the one that two laws differ most about: the best guess, and each token."""
+    """Events among which the one that two distributions differ most about: the best guess, and each token."""
     return [np.flatnonzero(best).tolist(), *([i] for i in range(len(best)))]
 
 
@@ -68,7 +68,7 @@ def test_numbers_are_those_of_scipy_and_of_loops() -> None:
     guided = 0.4 * target + 0.6 * readout
     tokens = torch.tensor([0, 3, 7, 9, 1, 5])
     found = token_divergence(target, readout, guided, tokens)
-    assert found.agree.any() != found.agree.all() or found.changed.any()
+    assert found.agree.any() != found.agree.all() or found.argmax_changed.any()
     for at, token in enumerate(tokens.tolist()):
         want = expected(target[at], readout[at], guided[at], token)
         assert want.keys() == found._asdict().keys()
@@ -91,7 +91,7 @@ def test_half_precision_is_widened_and_impossible_tokens_are_infinitely_far() ->
 
 
 def test_equal_laws_do_not_diverge() -> None:
-    """Logits that differ by a constant are one law; the twin differs by one logit."""
+    """Logits that differ by a constant are one distribution; the twin differs by one logit."""
     target = some_logits(5).float()
     tokens = target.argmin(-1)
     same = token_divergence(target, target + 3, target, tokens)
@@ -99,13 +99,13 @@ def test_equal_laws_do_not_diverge() -> None:
         assert getattr(same, name).min() >= 0
         assert getattr(same, name).max() < 1e-6  # fp32
     assert same.agree.all()
-    assert not same.changed.any()
+    assert not same.argmax_changed.any()
     assert torch.equal(same.target_rank, same.readout_rank)
     other = target.clone()
     other.scatter_(1, tokens[:, None], target.amax(-1, keepdim=True) + 1)
     twin = token_divergence(target, other, other, tokens)
     assert twin.js.min() > 0.05
-    assert twin.changed.all()
+    assert twin.argmax_changed.all()
     assert not twin.agree.any()
 
 
@@ -206,7 +206,7 @@ ARMS = {
 def test_a_row_tells_what_naive_forwards_say(written: Pair, name: str) -> None:
     arm, (prompt,) = ARMS[name], random_prompts(1, 8, longest=20)
     answer = torch.randint(64, (9,), generator=torch.Generator().manual_seed(9))
-    record = divergence_record(written, arm, prompt, answer, Divergence(top=3, large=0.2))
+    record = divergence_record(written, arm, prompt, answer, DivergenceSettings(top=3, large=0.2))
     assert record is not None
     read = naive_read("lens" if name == "lens" else "draft", written, prompt)
     beta = arm.beta or 0.0
@@ -221,32 +221,34 @@ def test_a_row_tells_what_naive_forwards_say(written: Pair, name: str) -> None:
         want = expected(target.detach(), readout.detach(), guided.detach(), token)
         for number, value in want.items():
             assert record[number][at] == pytest.approx(value, abs=ROUNDED), number
-        assert (at in tops) == bool(want["changed"] or want["js"] >= 0.2)
+        assert (at in tops) == bool(want["argmax_changed"] or want["js"] >= 0.2)
         if at in tops:
-            laws = {"target": target, "readout": readout, "guided": guided}
+            distributions = {"target": target, "readout": readout, "guided": guided}
             if name == "plain":
                 assert "guided" not in tops[at]
-                del laws["guided"]
-            for law, logits in laws.items():
+                del distributions["guided"]
+            for distribution, logits in distributions.items():
                 best = logits.softmax(-1).sort(descending=True)
-                assert [word for word, _ in tops[at][law]] == [Letters().decode([i]) for i in best.indices[:3].tolist()]
-                assert [p for _, p in tops[at][law]] == pytest.approx(best.values[:3].tolist(), abs=ROUNDED)
+                assert [word for word, _ in tops[at][distribution]] == [
+                    Letters().decode([i]) for i in best.indices[:3].tolist()
+                ]
+                assert [p for _, p in tops[at][distribution]] == pytest.approx(best.values[:3].tolist(), abs=ROUNDED)
     assert record["beta"] == beta
     assert 0 < len(tops) < 9
     assert json.loads(json.dumps(record, allow_nan=False)) == record
 
 
 def test_emitted_tokens_are_first_choices_of_what_decoded_them(written: Pair) -> None:
-    """A greedy answer is the guided law's first choice: its probability is the largest one, its rank the target's."""
+    """A greedy answer is the guided distribution's top-1 token: the likeliest one, with the target's rank."""
     (prompt,) = random_prompts(1, 11, longest=20)
     (output,) = guided_generate(written, [prompt], beta=0.1, max_new_tokens=40, stop_token_ids=())
-    record = divergence_record(written, ARMS["draft"], prompt, output.tokens, Divergence(large=0.0))
+    record = divergence_record(written, ARMS["draft"], prompt, output.tokens, DivergenceSettings(large=0.0))
     assert record is not None
     assert [entry["at"] for entry in record["top"]] == list(range(40))
     for entry, prob, token in zip(record["top"], record["guided_prob"], output.tokens.tolist(), strict=True):
         assert entry["guided"][0] == [Letters().decode([token]), prob]
-    assert [rank > 1 for rank in record["target_rank"]] == [bool(changed) for changed in record["changed"]]
-    assert 0 < sum(record["changed"]) < 40
+    assert [rank > 1 for rank in record["target_rank"]] == [bool(changed) for changed in record["argmax_changed"]]
+    assert 0 < sum(record["argmax_changed"]) < 40
 
 
 def test_beta_of_zero_changes_nothing_and_the_target_as_readout_is_no_divergence(written: Pair) -> None:
@@ -255,19 +257,19 @@ def test_beta_of_zero_changes_nothing_and_the_target_as_readout_is_no_divergence
 
     def record(beta: float, readout: Readout | str) -> dict[str, Any]:
         arm = Arm("x", "guided", beta=beta, readout=readout)
-        found = divergence_record(written, arm, prompt, output.tokens, Divergence())
+        found = divergence_record(written, arm, prompt, output.tokens, DivergenceSettings())
         assert found is not None
         return found
 
     nothing = record(0.0, "draft")
-    assert set(nothing["changed"]) == {0}
-    assert set(nothing["moved"]) == {0.0}
+    assert set(nothing["argmax_changed"]) == {0}
+    assert set(nothing["tv_target_guided"]) == {0.0}
     assert nothing["guided_prob"] == nothing["target_prob"]
     assert set(nothing["target_rank"]) == {1}
     assert sum(nothing["js"]) > 1  # the draft does say something else
-    assert sum(record(0.7, "draft")["changed"]) > 0
+    assert sum(record(0.7, "draft")["argmax_changed"]) > 0
     itself = record(0.7, OtherModel(written.target))
-    for name in ("js", "tv", "kl_target_readout", "kl_readout_target", "moved", "changed"):
+    for name in ("js", "tv", "kl_target_readout", "kl_readout_target", "tv_target_guided", "argmax_changed"):
         assert set(itself[name]) == {0}, name
     assert set(itself["agree"]) == {1}
     assert itself["top"] == []
@@ -278,9 +280,9 @@ def test_beta_of_zero_changes_nothing_and_the_target_as_readout_is_no_divergence
 def test_arms_without_draft_and_readout_tell_nothing(written: Pair) -> None:
     alone = Pair(written.target, None, written.tokenizer)
     prompt, answer = torch.tensor([5, 6]), torch.tensor([7])
-    assert divergence_record(alone, ARMS["plain"], prompt, answer, Divergence()) is None
+    assert divergence_record(alone, ARMS["plain"], prompt, answer, DivergenceSettings()) is None
     lens = Arm("lens", "guided", beta=0.1, readout=LogitLens(2), token_by_token=True)
-    record = divergence_record(alone, lens, prompt, answer, Divergence(top=0))
+    record = divergence_record(alone, lens, prompt, answer, DivergenceSettings(top=0))
     assert record is not None
     assert record["tokens"] == ["H"]
     assert record["top"] == []
@@ -290,4 +292,4 @@ def test_arms_without_draft_and_readout_tell_nothing(written: Pair) -> None:
 def test_bad_settings_are_named() -> None:
     for settings, name in (({"top": -1}, "top"), ({"top": True}, "top"), ({"large": math.nan}, "large")):
         with pytest.raises(InputError, match=rf"^divergence\.{name}: "):
-            Divergence(**settings)  # type: ignore[arg-type]
+            DivergenceSettings(**settings)  # type: ignore[arg-type]

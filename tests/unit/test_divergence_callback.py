@@ -28,7 +28,7 @@ def row(context: int, task: int, tokens: int, arm: str = "a", **more: Any) -> di
     for name in TokenDivergence._fields:
         if name in RANKS:
             record[name] = [draw.randint(1, 50) for _ in range(tokens)]
-        elif name in ("agree", "changed"):
+        elif name in ("agree", "argmax_changed"):
             record[name] = [draw.randint(0, 1) for _ in range(tokens)]
         else:
             record[name] = [round(draw.random(), 5) for _ in range(tokens)]
@@ -125,12 +125,12 @@ def test_tables_hold_means_and_intervals() -> None:
     arm = gathered(ROWS)
     one = ArmDivergence("alone", 9)
     one.add("c", ROWS[0]["dgd"]["divergence"])
-    laws, words = divergence_tables({"a": arm, "alone": one})
+    distributions, words = divergence_tables({"a": arm, "alone": one})
     js = arm.interval("js")
-    assert list(laws.columns[3].cells) == [
+    assert list(distributions.columns[3].cells) == [
         f"{js.value:.3f}\n{js.low:.3f}…{js.high:.3f}", f"{one.means()['js']:.3f}\n"
     ]  # fmt: skip
-    assert next(iter(words.columns[1].cells)).startswith(f"{arm.means()['changed']:.2%}\n")
+    assert next(iter(words.columns[1].cells)).startswith(f"{arm.means()['argmax_changed']:.2%}\n")
     classes = class_table({"a": arm})
     assert [column.header for column in classes.columns] == [
         "arm", "word", "number", "punctuation", "whitespace", "special", "partial"
@@ -143,7 +143,7 @@ def test_pictures() -> None:
     assert curve.tolist() == arm.positions.compute()[:-1, COLUMNS.index("js")].tolist()
     lonely = position_figure([gathered(ROWS[:1])]).axes[0].lines[0].get_ydata()
     assert np.isnan(lonely).all()  # one answer is no curve
-    record = {"tokens": ["ab", " ", "c"], "js": [0.0, math.log(2), None], "changed": [0, 1, 0]}
+    record = {"tokens": ["ab", " ", "c"], "js": [0.0, math.log(2), None], "argmax_changed": [0, 1, 0]}
     picture = text_image("title", record)
     body = picture[24:]
 
@@ -154,9 +154,9 @@ def test_pictures() -> None:
     orange, red = has((240, 140, 40)), has((192, 0, 0))
     assert len(orange) == pytest.approx(2 * len(red), abs=3)  # two full tokens of one character, the first changed
     assert orange.min() == red.min()
-    long = {"tokens": ["\u202e\x00x\ud800" * WIDTH] * LINES, "js": [0.1] * LINES, "changed": [0] * LINES}
+    long = {"tokens": ["\u202e\x00x\ud800" * WIDTH] * LINES, "js": [0.1] * LINES, "argmax_changed": [0] * LINES}
     assert text_image("<b>\n\x00", long).shape[0] < 25 * (LINES + 2)
-    assert text_image("nothing", {"tokens": [], "js": [], "changed": []}).size
+    assert text_image("nothing", {"tokens": [], "js": [], "argmax_changed": []}).size
 
 
 def trainer_of(*callbacks: Any) -> Any:

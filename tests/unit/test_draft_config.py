@@ -145,7 +145,7 @@ def test_default_layers() -> None:
     ],
 )
 def test_refusals(changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(InputError, match="Mend: ") as caught:
+    with pytest.raises(InputError, match="Hint: ") as caught:
         DraftConfig.from_dict(PUBLISHED | changes)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -49,10 +49,14 @@ def test_ranks_of_all_tokens_have_the_same_sum_with_ties_or_without(generator: t
 def test_probabilities(generator: torch.Generator) -> None:
     logits = 5 * torch.randn(8, 11, generator=generator, dtype=torch.float64)
     tokens = torch.randint(11, (8,), generator=generator)
-    laws = [[math.exp(value) / sum(map(math.exp, row)) for value in row] for row in logits.tolist()]
-    expected = torch.tensor([law[i] for law, i in zip(laws, tokens.tolist(), strict=True)], dtype=torch.float64)
+    distributions = [[math.exp(value) / sum(map(math.exp, row)) for value in row] for row in logits.tolist()]
+    expected = torch.tensor(
+        [distribution[i] for distribution, i in zip(distributions, tokens.tolist(), strict=True)], dtype=torch.float64
+    )
     assert (gold_log_probability(logits, tokens).exp() - expected).abs().max() < CLOSE
-    assert (confidence(logits) - torch.tensor([max(law) for law in laws], dtype=torch.float64)).abs().max() < CLOSE
+    assert (
+        confidence(logits) - torch.tensor([max(distribution) for distribution in distributions], dtype=torch.float64)
+    ).abs().max() < CLOSE
 
 
 def test_half_precision_is_widened() -> None:

@@ -28,16 +28,16 @@ from dgd_lightning.decode.autoregressive import autoregressive_generate
 from dgd_lightning.decode.blending import Adaptive, Disagree, WarmUp
 from dgd_lightning.decode.engine import Change
 from dgd_lightning.decode.guided import Guided, guided_generate
-from dgd_lightning.decode.lanes import Lane
+from dgd_lightning.decode.readout_group import ReadoutGroup
 from dgd_lightning.decode.readouts import (
-    DraftReading,
+    DraftState,
     LogitLens,
-    Reading,
     Readout,
-    Stretch,
+    ReadoutState,
+    TargetOutput,
     WithoutContext,
 )
-from dgd_lightning.laws import entropy
+from dgd_lightning.distributions import entropy
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.adapt import ttt_adapt
 from dgd_lightning.ttt.config import TTTConfig
@@ -135,39 +135,39 @@ def skip_block_features(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def verify_with_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks are judged by the target, single tokens by the blend."""
-    make = Lane.mix
+    make = ReadoutGroup.mix
 
-    def mixed(self: Lane, stretch: Stretch, target: Tensor, step: Tensor) -> Tensor:
+    def mixed(self: ReadoutGroup, out: TargetOutput, target: Tensor, step: Tensor) -> Tensor:
         betas = self.betas
-        self.betas = betas if stretch.tokens.shape[1] == 1 else torch.zeros_like(betas)
-        logits = make(self, stretch, target, step)
+        self.betas = betas if out.tokens.shape[1] == 1 else torch.zeros_like(betas)
+        logits = make(self, out, target, step)
         self.betas = betas
         return logits
 
-    monkeypatch.setattr(Lane, "mix", mixed)
+    monkeypatch.setattr(ReadoutGroup, "mix", mixed)
 
 
 def last_readout_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """One readout serves the whole block."""
-    logits = DraftReading.logits
+    logits = DraftState.logits
 
-    def first(self: DraftReading, stretch: Any) -> Tensor:
-        made = logits(self, stretch)
+    def first(self: DraftState, out: Any) -> Tensor:
+        made = logits(self, out)
         return made[:, :1].expand_as(made)
 
-    monkeypatch.setattr(DraftReading, "logits", first)
+    monkeypatch.setattr(DraftState, "logits", first)
 
 
 def keep_all_betas(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows leave the batch, the first rows' β stay."""
-    follow = Lane.follow
+    follow = ReadoutGroup.follow
 
-    def wrong(self: Lane, change: Change) -> None:
+    def wrong(self: ReadoutGroup, change: Change) -> None:
         betas = self.betas
         follow(self, change)
         self.betas = betas[: len(self.betas)]
 
-    monkeypatch.setattr(Lane, "follow", wrong)
+    monkeypatch.setattr(ReadoutGroup, "follow", wrong)
 
 
 @pytest.mark.parametrize("plant", [skip_block_features, verify_with_the_target, last_readout_for_all, keep_all_betas])
@@ -278,11 +278,11 @@ def test_controls_match_their_arm_and_differ_from_it(dtype: torch.dtype, monkeyp
         )[1]
         for name in READOUTS
     }
-    laws = {name: mixed.readout.double().log_softmax(-1) for name, mixed in seen.items()}
-    laws["target"] = seen["draft"].target.double().log_softmax(-1)
-    for one in laws:
-        for other in laws:
-            gaps = (laws[one] - laws[other]).abs().amax(-1)  # [B, T]
+    distributions = {name: mixed.readout.double().log_softmax(-1) for name, mixed in seen.items()}
+    distributions["target"] = seen["draft"].target.double().log_softmax(-1)
+    for one in distributions:
+        for other in distributions:
+            gaps = (distributions[one] - distributions[other]).abs().amax(-1)  # [B, T]
             gap = float(gaps[1:, 1:].min() if {one, other} <= {"draft", "shuffled"} else gaps[1:].max())
             assert one == other or gap > DIFFERENT, (one, other)
 
@@ -295,9 +295,9 @@ def test_controls_match_their_arm_and_differ_from_it(dtype: torch.dtype, monkeyp
     directions = torch.nn.functional.normalize(noise.flatten(0, 1), dim=-1)  # [B·T, V]
     assert (directions @ directions.T).fill_diagonal_(0).abs().max() < 0.9  # another noise at every token
     rough = 1e-4 if dtype == torch.float32 else SAME
-    torch.testing.assert_close(entropy(laws["entropy"]), entropy(laws["draft"]), rtol=0, atol=rough)
-    assert (entropy(laws["target"]) - entropy(laws["draft"])).abs().mean() > 0.05
-    assert torch.equal(laws["entropy"].argmax(-1), laws["target"].argmax(-1))
+    torch.testing.assert_close(entropy(distributions["entropy"]), entropy(distributions["draft"]), rtol=0, atol=rough)
+    assert (entropy(distributions["target"]) - entropy(distributions["draft"])).abs().mean() > 0.05
+    assert torch.equal(distributions["entropy"].argmax(-1), distributions["target"].argmax(-1))
 
 
 def test_control_features_keep_what_they_should(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,7 +375,7 @@ def test_a_row_alone_is_the_row_in_a_batch(readout: str) -> None:
 
 
 def test_a_users_own_readout_and_schedule() -> None:
-    class Flat(Readout, Reading):
+    class Flat(Readout, ReadoutState):
         """Says nothing."""
 
         def layers(self, pair: Pair) -> tuple[int, ...]:
@@ -387,8 +387,8 @@ def test_a_users_own_readout_and_schedule() -> None:
         def extend(self, taps: dict[int, Tensor], positions: Tensor) -> None:
             assert not taps or set(taps) == set(drafted)
 
-        def logits(self, stretch: Any) -> Tensor:
-            return torch.zeros_like(stretch.logits)
+        def logits(self, out: Any) -> Tensor:
+            return torch.zeros_like(out.logits)
 
     def second_half(target: Tensor, readout: Tensor, step: Tensor) -> Tensor:
         return (step >= 8).to(target.dtype)
@@ -419,7 +419,7 @@ def test_an_adapted_draft() -> None:
     """The adapter is in the readout and in the proposals, and out again afterwards."""
     pair, prompts, knobs = make_pair(block_size=4), ragged(2, seed=15), {"beta": (0.5, 1.0), "max_new_tokens": 10}
     plain = tokens_of(guided_generate(pair, prompts, **knobs))  # type: ignore[arg-type]
-    result = ttt_adapt(pair, torch.arange(60) % 60, TTTConfig(steps=30, lr=0.1, holdout=0.0, rehearsals=0))
+    result = ttt_adapt(pair, torch.arange(60) % 60, TTTConfig(steps=30, lr=0.1, holdout=0.0, validation_texts=0))
     with pair.adapter(result):
         slow = tokens_of(guided_generate(pair, prompts, speculative=False, **knobs))  # type: ignore[arg-type]
         assert tokens_of(guided_generate(pair, prompts, **knobs)) == slow  # type: ignore[arg-type]

@@ -70,9 +70,9 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     (r"readout\.layer", {"readout": LogitLens(6)}),
     (r"readout\.layer", {"readout": LogitLens(-1)}),
     (r"readout\.layer", {"readout": LogitLens(1.0)}),  # type: ignore[arg-type]
-    (r"readout\.candidates", {"readout": DoLa((1, 6))}),
-    (r"readout\.candidates", {"readout": DoLa(())}),
-    (r"readout\.candidates", {"readout": DoLa(3)}),  # type: ignore[arg-type]
+    (r"readout\.layer_ids", {"readout": DoLa((1, 6))}),
+    (r"readout\.layer_ids", {"readout": DoLa(())}),
+    (r"readout\.layer_ids", {"readout": DoLa(3)}),  # type: ignore[arg-type]
     (r"readout\.prompts", {"readout": WithoutContext()}),
     (r"readout\.prompts", {"readout": WithoutContext(SHORT)}),
     (r"readout\.prompts", {"readout": Noise(WithoutContext(SHORT))}),
@@ -88,7 +88,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("name", "change"), BAD)
 def test_bad_input(name: str, change: dict[str, Any]) -> None:
     arguments: dict[str, Any] = {"prompts": [torch.tensor([1, 2]), torch.tensor([3])], "beta": 0.3, "max_new_tokens": 4}
-    with pytest.raises(InputError, match=f"^{name}: expected .*, received .*Mend: ") as error:
+    with pytest.raises(InputError, match=f"^{name}: expected .*, received .*Hint: ") as error:
         guided_generate(make_pair(), **(arguments | change))
     assert "\n" not in str(error.value)
 

@@ -59,8 +59,10 @@ def shortfalls(pair: Pair, prompt: Tensor, tokens: list[int], name: str, beta: f
         found.append(guided.amax(-1) - guided.gather(1, answer[:, None])[:, 0])
     if name != "dola":
         return found[0]
-    laws = [logits.double().log_softmax(-1) for logits in (target, *others)]
-    distances = torch.stack([js_divergence(laws[0], law) for law in laws[1:]])  # [layers, T]
+    distributions = [logits.double().log_softmax(-1) for logits in (target, *others)]
+    distances = torch.stack(
+        [js_divergence(distributions[0], distribution) for distribution in distributions[1:]]
+    )  # [layers, T]
     behind = distances.amax(0) - distances
     return torch.stack(found).masked_fill(behind > NEAR_LAYER[pair.target.dtype], torch.inf).amin(0)
 

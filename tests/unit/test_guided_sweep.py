@@ -1,4 +1,4 @@
-"""Several rows of one prompt: sweeps over β and readouts, and `num_return_sequences`; equal to each way alone."""
+"""Several rows of one prompt: sweeps over β and readouts, and `num_return_sequences`; equal to each variant alone."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from dgd_lightning.decode.autoregressive import autoregressive_generate
 from dgd_lightning.decode.blending import Blend
 from dgd_lightning.decode.engine import Batch, Change
 from dgd_lightning.decode.guided import Guidance, guided_generate, guided_sweep
-from dgd_lightning.decode.lanes import Lane
+from dgd_lightning.decode.readout_group import ReadoutGroup
 from dgd_lightning.decode.speculative import speculative_generate
 from dgd_lightning.pair import Pair
 
 
 def sweep_of(names: tuple[str, ...], pair: Pair, prompts: list[Tensor]) -> list[Guidance]:
     """Every readout with two β, and one with a constraint."""
-    ways = [Guidance(Blend(beta), readout_of(name, pair, prompts)) for beta in (-0.5, 0.5) for name in names]
-    return [*ways, Guidance(Blend(0.5, plausibility=0.3)), Guidance(Blend(0.0))]
+    variants = [Guidance(Blend(beta), readout_of(name, pair, prompts)) for beta in (-0.5, 0.5) for name in names]
+    return [*variants, Guidance(Blend(0.5, plausibility=0.3)), Guidance(Blend(0.0))]
 
 
 @pytest.mark.parametrize("speculative", [True, False])
@@ -36,30 +36,30 @@ def test_a_sweep_gives_what_each_way_gives_alone(speculative: bool) -> None:
     pair, prompts = make_pair(block_size=6), ragged(3, seed=6)
     stops = [3, 9, 14, 20, 31, 44, 52]
     knobs: dict[str, Any] = {"max_new_tokens": 10, "stop_token_ids": stops, "speculative": speculative}
-    ways = sweep_of(READOUTS, pair, prompts)
-    together = guided_sweep(pair, prompts, ways, **knobs)
-    assert len(together) == len(ways)
-    for way, outputs in zip(ways, together, strict=True):
-        mixing = {"beta": way.blend.beta, "readout": way.readout, "plausibility": way.blend.plausibility}
+    variants = sweep_of(READOUTS, pair, prompts)
+    together = guided_sweep(pair, prompts, variants, **knobs)
+    assert len(together) == len(variants)
+    for variant, outputs in zip(variants, together, strict=True):
+        mixing = {"beta": variant.blend.beta, "readout": variant.readout, "plausibility": variant.blend.plausibility}
         alone = guided_generate(pair, prompts, **mixing, **knobs)
         assert tokens_of(outputs) == tokens_of(alone)
         assert [one.acceptance_lengths for one in outputs] == [one.acceptance_lengths for one in alone]
         assert [one.trace.draft_forwards for one in outputs] == [one.trace.draft_forwards for one in alone]
-    assert len({str(tokens_of(outputs)) for outputs in together}) > len(ways) // 2
-    ways = ways[len(READOUTS) :]  # one β is enough
-    drawn = guided_sweep(pair, prompts, ways, temperature=1.0, seed=[5, 6, 7], **knobs)
-    for way, outputs in zip(ways, drawn, strict=True):
-        mixing = {"beta": way.blend.beta, "readout": way.readout, "plausibility": way.blend.plausibility}
+    assert len({str(tokens_of(outputs)) for outputs in together}) > len(variants) // 2
+    variants = variants[len(READOUTS) :]  # one β is enough
+    drawn = guided_sweep(pair, prompts, variants, temperature=1.0, seed=[5, 6, 7], **knobs)
+    for variant, outputs in zip(variants, drawn, strict=True):
+        mixing = {"beta": variant.blend.beta, "readout": variant.readout, "plausibility": variant.blend.plausibility}
         alone = guided_generate(pair, prompts, temperature=1.0, seed=[5, 6, 7], **mixing, **knobs)
         assert tokens_of(outputs) == tokens_of(alone)
 
 
 class Widths:
-    """How many texts each forward of the target reads, and the prefill's shape."""
+    """How many sequences each forward of the target reads, and the prefill's shape."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, pair: Pair) -> None:
         self.prompts: list[tuple[int, ...]] = []
-        self.texts: list[int] = []
+        self.sequences: list[int] = []
         kind = type(pair.target)
         prefill, step = kind.prefill, kind.step
 
@@ -68,7 +68,7 @@ class Widths:
             return prefill(target, ids, *rest, **named)
 
         def stepped(target: Any, tokens: Tensor, *rest: Any, **named: Any) -> Any:
-            self.texts.append(len(tokens))
+            self.sequences.append(len(tokens))
             return step(target, tokens, *rest, **named)
 
         monkeypatch.setattr(kind, "prefill", filled)
@@ -77,43 +77,45 @@ class Widths:
 
 def test_ways_of_a_prompt_are_one_text_until_they_part(monkeypatch: pytest.MonkeyPatch) -> None:
     pair, prompts = make_pair(block_size=6), ragged(3, seed=6)
-    ways = [Guidance(Blend(beta)) for beta in (0.0, 1e-9, 1.0)]
-    alone = [tokens_of(guided_generate(pair, prompts, beta=way.blend.beta, max_new_tokens=16)) for way in ways]
+    variants = [Guidance(Blend(beta)) for beta in (0.0, 1e-9, 1.0)]
+    alone = [
+        tokens_of(guided_generate(pair, prompts, beta=variant.blend.beta, max_new_tokens=16)) for variant in variants
+    ]
     assert alone[0] == alone[1] != alone[2]
     seen = Widths(monkeypatch, pair)
-    together = guided_sweep(pair, prompts, ways, max_new_tokens=16)
+    together = guided_sweep(pair, prompts, variants, max_new_tokens=16)
     assert [tokens_of(outputs) for outputs in together] == alone
     assert seen.prompts == [(3, max(map(len, prompts)) - 1)]
-    assert seen.texts[0] == 3  # the prompts' last tokens
-    assert max(seen.texts) <= 6  # two of three ways never part
-    assert max(seen.texts) > 3  # the third does
+    assert seen.sequences[0] == 3  # the prompts' last tokens
+    assert max(seen.sequences) <= 6  # two of three variants never part
+    assert max(seen.sequences) > 3  # the third does
 
 
 def never_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows that have chosen different tokens go on as one text."""
-    part = Batch._part
-    monkeypatch.setattr(Batch, "_part", lambda self, committed: part(self, [()] * len(committed)))
+    """Rows that have chosen different tokens go on as one sequence."""
+    part = Batch._fork
+    monkeypatch.setattr(Batch, "_fork", lambda self, committed: part(self, [()] * len(committed)))
 
 
 def wrong_parents(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Readouts go on from another text than their rows."""
-    follow = Lane.follow
+    """Readouts go on from another sequence than their rows."""
+    follow = ReadoutGroup.follow
 
-    def wrong(self: Lane, change: Change) -> None:
+    def wrong(self: ReadoutGroup, change: Change) -> None:
         count = max(change.parents) + 1
-        follow(self, change._replace(parents=[(text + 1) % count for text in change.parents]))
+        follow(self, change._replace(parents=[(sequence + 1) % count for sequence in change.parents]))
 
-    monkeypatch.setattr(Lane, "follow", wrong)
+    monkeypatch.setattr(ReadoutGroup, "follow", wrong)
 
 
 @pytest.mark.parametrize("plant", [never_part, wrong_parents])
 def test_planted_bugs_of_sweeps_are_seen(plant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pair, prompts = make_pair(block_size=6), ragged(3, seed=6)
-    ways = [Guidance(Blend(beta), readout_of("shuffled", pair, prompts)) for beta in BETAS]
-    healthy = [tokens_of(outputs) for outputs in guided_sweep(pair, prompts, ways, max_new_tokens=16)]
+    variants = [Guidance(Blend(beta), readout_of("shuffled", pair, prompts)) for beta in BETAS]
+    healthy = [tokens_of(outputs) for outputs in guided_sweep(pair, prompts, variants, max_new_tokens=16)]
     plant(monkeypatch)
     try:
-        planted = [tokens_of(outputs) for outputs in guided_sweep(pair, prompts, ways, max_new_tokens=16)]
+        planted = [tokens_of(outputs) for outputs in guided_sweep(pair, prompts, variants, max_new_tokens=16)]
     except ValueError:
         return  # it can't even go on
     assert planted != healthy

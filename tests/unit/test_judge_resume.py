@@ -49,10 +49,10 @@ def test_killed_and_run_again(tmp_path: Path) -> None:
     cache = tmp_path / "v.jsonl"
     with judge_server(delay=0.05) as server:
         child = start(server, cache)
-        begun = time.monotonic()
+        stored = time.monotonic()
         while verdicts(cache) < 10:
             assert child.poll() is None
-            assert time.monotonic() - begun < 100
+            assert time.monotonic() - stored < 100
             time.sleep(0.005)
         child.send_signal(signal.SIGKILL)
         child.wait()
@@ -93,10 +93,10 @@ def test_ctrl_c_does_not_wait_for_the_judge(tmp_path: Path) -> None:
         # Shells have programs in the background ignore SIGINT, and children inherit that.
         child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                  preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
-        begun = time.monotonic()
+        stored = time.monotonic()
         while len(server.prompts) < 13:
             assert child.poll() is None
-            assert time.monotonic() - begun < 100
+            assert time.monotonic() - stored < 100
             time.sleep(0.01)
         interrupted = time.monotonic()
         child.send_signal(signal.SIGINT)

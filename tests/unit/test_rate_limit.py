@@ -41,10 +41,10 @@ def test_idle_time_is_not_saved_up() -> None:
     limit = RateLimit(60, 600, clock=clock)
     limit.wait(10, clock.sleep)
     clock.now += 3600
-    begun = clock.now
+    stored = clock.now
     for _ in range(10):
         limit.wait(10, clock.sleep)
-    assert clock.now - begun == pytest.approx(9.0)
+    assert clock.now - stored == pytest.approx(9.0)
 
 
 def test_tokens_per_minute_with_corrections() -> None:
@@ -56,8 +56,8 @@ def test_tokens_per_minute_with_corrections() -> None:
         limit.wait(guess, clock.sleep)
         sent.append((clock.now, used))
         limit.correct(used - guess)
-    for begun, _ in sent:
-        window = [used for at, used in sent if begun <= at < begun + 60]
+    for stored, _ in sent:
+        window = [used for at, used in sent if stored <= at < stored + 60]
         assert sum(window[:-1]) <= 1000  # the last request may reach over
     total = sum(used for _, used in sent[:-1])
     assert sent[-1][0] - sent[0][0] == pytest.approx(total * 0.06)

@@ -276,7 +276,7 @@ def test_verdicts_in_words() -> None:
     assert verdict([], one)[0].startswith("One arm, nothing to compare: only solves 50.0% [")
     two = [*one, one[0]._replace(arm="other", score=None)]
     assert verdict([], two) == [
-        "Nothing was compared (lossless arms give one law's answers): name a baseline with --against.",
+        "Nothing was compared (lossless arms give one distribution's answers): name a baseline with --against.",
         "1 of 5 answers have no score and are in no comparison.",
     ]
 

@@ -1,4 +1,4 @@
-"""Reranking: scores against plain forwards, the choice, and that candidates are those of the decoders."""
+"""Reranking: scores against plain forwards, the choice, and that answers are those of the decoders."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def by_hand(pair: Pair, prompt: Tensor, answer: Tensor, beta: float = 0.0) -> fl
 
 
 @pytest.mark.parametrize("rank_by", ["target", "likelihood", "blend"])
-def test_the_best_of_drawn_candidates(rank_by: Any) -> None:
+def test_the_best_of_drawn_answers(rank_by: Any) -> None:
     pair, prompts = make_pair(block_size=4), random_prompts(2, 5, longest=12)
     stops, knobs = [3, 9, 14, 20, 31, 44, 52], {"max_new_tokens": 8, "temperature": 1.2}
     best = rerank_generate(
         pair,
         prompts,
         rank_by=rank_by,
-        num_candidates=5,
+        num_answers=5,
         blend=Blend(0.4),
         readout=LogitLens(3),
         seed=7,
@@ -53,45 +53,43 @@ def test_the_best_of_drawn_candidates(rank_by: Any) -> None:
     drawn = speculative_generate(pair, prompts, num_return_sequences=5, seed=7, stop_token_ids=stops, **knobs)
     for number, (prompt, output) in enumerate(zip(prompts, best, strict=True)):
         mine = drawn[5 * number : 5 * number + 5]
-        candidates = output.trace.candidates
-        assert candidates is not None
-        assert [one.tokens.tolist() for one in candidates] == tokens_of(mine)
-        assert [one.seed for one in candidates] == [one.trace.seed for one in mine]
+        answers = output.trace.answers
+        assert answers is not None
+        assert [one.tokens.tolist() for one in answers] == tokens_of(mine)
+        assert [one.seed for one in answers] == [one.trace.seed for one in mine]
         expected = []
         for one in mine:
             total = by_hand(pair, prompt, one.tokens, 0.4 if rank_by == "blend" else 0.0)
             expected.append(total if rank_by == "target" else total / len(one.tokens))
-        assert [one.score for one in candidates] == pytest.approx(expected, abs=SAME)
+        assert [one.score for one in answers] == pytest.approx(expected, abs=SAME)
         assert output.tokens.tolist() == mine[expected.index(max(expected))].tokens.tolist()
-        assert len({len(one.tokens) for one in candidates}) > 1  # else the length would not matter
+        assert len({len(one.tokens) for one in answers}) > 1  # else the length would not matter
 
 
-def test_one_candidate_per_beta() -> None:
+def test_one_answer_per_beta() -> None:
     pair, prompts, betas = make_pair(block_size=4), random_prompts(2, 5, longest=12), [0.0, 0.5, -0.5, 1.0]
     knobs: dict[str, Any] = {"max_new_tokens": 8, "stop_token_ids": (), "temperature": 0.0}
     best = rerank_generate(pair, prompts, rank_by="target", betas=betas, **knobs)
     for at, output in enumerate(best):
-        assert output.trace.candidates is not None
-        assert [one.beta for one in output.trace.candidates] == betas
-        for one in output.trace.candidates:
+        assert output.trace.answers is not None
+        assert [one.beta for one in output.trace.answers] == betas
+        for one in output.trace.answers:
             alone = guided_generate(pair, prompts, beta=one.beta, **knobs)[at]
             assert one.tokens.tolist() == alone.tokens.tolist()
-        scores = [one.score for one in output.trace.candidates]
-        assert output.tokens.tolist() == output.trace.candidates[scores.index(max(scores))].tokens.tolist()
-    assert len({str(one.tokens.tolist()) for one in best[0].trace.candidates or []}) > 1
+        scores = [one.score for one in output.trace.answers]
+        assert output.tokens.tolist() == output.trace.answers[scores.index(max(scores))].tokens.tolist()
+    assert len({str(one.tokens.tolist()) for one in best[0].trace.answers or []}) > 1
 
 
-def test_a_prompt_has_its_candidates_in_any_batch_and_without_a_draft() -> None:
+def test_a_prompt_has_its_answers_in_any_batch_and_without_a_draft() -> None:
     pair, prompts = make_pair(block_size=4), random_prompts(3, 5, longest=12)
-    knobs: dict[str, Any] = {"max_new_tokens": 6, "num_candidates": 4}
+    knobs: dict[str, Any] = {"max_new_tokens": 6, "num_answers": 4}
     together = rerank_generate(pair, prompts, seed=[4, 5, 6], **knobs)
     alone = rerank_generate(pair, prompts[1:2], seed=[5], **knobs)
     assert together[1].tokens.tolist() == alone[0].tokens.tolist()
-    assert [one.seed for one in together[1].trace.candidates or []] == [
-        one.seed for one in alone[0].trace.candidates or []
-    ]
+    assert [one.seed for one in together[1].trace.answers or []] == [one.seed for one in alone[0].trace.answers or []]
     bare = Pair(pair.target, None, None)
-    assert len(rerank_generate(bare, prompts, seed=1, **knobs)[0].trace.candidates or []) == 4
+    assert len(rerank_generate(bare, prompts, seed=1, **knobs)[0].trace.answers or []) == 4
 
 
 @pytest.mark.parametrize("betas", [None, [0.0, -0.5, 0.5]])
@@ -104,7 +102,7 @@ def test_prompts_without_context_are_each_ranked_by_their_own(betas: list[float]
 
     bare = without_context(prompts)
     knobs: dict[str, Any] = {
-        "max_new_tokens": 6, "num_candidates": 3, "betas": betas, "rank_by": "blend", "blend": Blend(-0.5)
+        "max_new_tokens": 6, "num_answers": 3, "betas": betas, "rank_by": "blend", "blend": Blend(-0.5)
     }  # fmt: skip
     together = rerank_generate(pair, prompts, readout=readout(bare), seed=[4, 5, 6], **knobs)
     others = rerank_generate(pair, prompts, readout=readout(bare[::-1]), seed=[4, 5, 6], **knobs)
@@ -112,20 +110,20 @@ def test_prompts_without_context_are_each_ranked_by_their_own(betas: list[float]
         own = readout([bare[number]])
         (alone,) = rerank_generate(pair, [prompts[number]], readout=own, seed=[4 + number], **knobs)
         assert output.tokens.tolist() == alone.tokens.tolist()
-        scores, expected = ([one.score for one in found.trace.candidates or []] for found in (output, alone))
+        scores, expected = ([one.score for one in found.trace.answers or []] for found in (output, alone))
         assert scores == pytest.approx(expected, abs=SAME)
         assert output.trace.rank_seconds > 0
-    assert [one.trace.candidates[0].score for one in together if one.trace.candidates] != [
-        one.trace.candidates[0].score for one in others if one.trace.candidates
+    assert [one.trace.answers[0].score for one in together if one.trace.answers] != [
+        one.trace.answers[0].score for one in others if one.trace.answers
     ]
 
 
 def test_a_schedule_counts_the_answers_tokens() -> None:
     pair, prompts = make_pair(block_size=4), random_prompts(1, 5, longest=12)
-    knobs: dict[str, Any] = {"max_new_tokens": 4, "num_candidates": 3, "seed": 2, "readout": LogitLens(3)}
+    knobs: dict[str, Any] = {"max_new_tokens": 4, "num_answers": 3, "seed": 2, "readout": LogitLens(3)}
     late = rerank_generate(pair, prompts, rank_by="blend", blend=Blend(0.4, schedule=WarmUp(1000)), **knobs)
     never = rerank_generate(pair, prompts, rank_by="likelihood", **knobs)
-    for one, other in zip(late[0].trace.candidates or [], never[0].trace.candidates or [], strict=True):
+    for one, other in zip(late[0].trace.answers or [], never[0].trace.answers or [], strict=True):
         assert one.score == pytest.approx(other.score, abs=0.05)  # β stays below 0.002
         assert one.score != other.score
 
@@ -139,7 +137,7 @@ def test_a_schedule_counts_the_answers_tokens() -> None:
         ({"betas": []}, "betas"),
         ({"betas": [0.1, float("inf")]}, "betas"),
         ({"betas": [2.0], "blend": Blend(0.1, "probs")}, "betas"),
-        ({"num_candidates": 0}, "num_candidates"),
+        ({"num_answers": 0}, "num_answers"),
     ],
 )
 def test_unusable_arguments_are_named(arguments: dict[str, Any], named: str) -> None:

@@ -1,4 +1,4 @@
-"""Sampling: filters against transformers' own, the inverse CDF against frequencies, position-addressed noise."""
+"""Sampling: filters against transformers' own, the inverse CDF against frequencies, position-addressed numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from dgd_lightning.decode.noise import ACCEPT, DRAFT, TARGET, TableNoise, noise_table, row_seeds
+from dgd_lightning.decode.random_source import ACCEPT, DRAFT, TARGET, RandomTable, random_table, row_seeds
 from dgd_lightning.decode.sampling import draw, probabilities, sampling_params
 from dgd_lightning.errors import InputError
 
@@ -49,25 +49,27 @@ def test_draw_frequencies_and_edges() -> None:
 
 
 def test_noise_is_the_rows_own() -> None:
-    table = noise_table([7, 8, 7], 20)  # [3, 20, 3]
+    table = random_table([7, 8, 7], 20)  # [3, 20, 3]
     assert torch.equal(table[0], table[2])
     assert not torch.equal(table[0], table[1])
-    assert torch.equal(noise_table([8], 50)[0, :20], table[1])
+    assert torch.equal(random_table([8], 50)[0, :20], table[1])
     assert table.dtype == torch.float64
     assert table.unique().numel() == 2 * 20 * 3  # no number serves two streams or positions
 
 
 def test_table_noise_is_addressed_by_position() -> None:
-    noise = TableNoise(noise_table([1, 2], 10), torch.tensor([5, 100]))
+    random_source = RandomTable(random_table([1, 2], 10), torch.tensor([5, 100]))
     probs = torch.full((2, 3, 50), 1 / 50, dtype=torch.float64)
     positions = torch.tensor([[6, 7, 8], [101, 102, 103]])
-    together = noise.categorical(probs, DRAFT, positions)
-    assert torch.equal(noise.categorical(probs[:, :1], DRAFT, positions[:, 1:2]), together[:, 1:2])
-    assert torch.equal(noise.select(torch.tensor([1])).categorical(probs[1:], DRAFT, positions[1:]), together[1:])
-    assert not torch.equal(noise.categorical(probs, TARGET, positions), together)
+    together = random_source.categorical(probs, DRAFT, positions)
+    assert torch.equal(random_source.categorical(probs[:, :1], DRAFT, positions[:, 1:2]), together[:, 1:2])
+    assert torch.equal(
+        random_source.select(torch.tensor([1])).categorical(probs[1:], DRAFT, positions[1:]), together[1:]
+    )
+    assert not torch.equal(random_source.categorical(probs, TARGET, positions), together)
     certain = torch.ones(2, 3, dtype=torch.float64)
-    assert noise.bernoulli(certain, ACCEPT, positions).all()
-    assert not noise.bernoulli(0 * certain, ACCEPT, positions).any()
+    assert random_source.bernoulli(certain, ACCEPT, positions).all()
+    assert not random_source.bernoulli(0 * certain, ACCEPT, positions).any()
 
 
 def test_row_seeds() -> None:

@@ -114,13 +114,13 @@ def test_what_was_given_up_is_tried_again_and_never_a_zero(tmp_path: Path) -> No
 
 
 class Broken(Echo):
-    """Works for a while, then meets what only the user can mend."""
+    """Works for a while, then meets what only the user can hint."""
 
     workers = 2
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
         if int(row["idx"][1:]) >= 20:
-            raise InputError("judge.model", expected="a model", received="none", mend="name one")
+            raise InputError("judge.model", expected="a model", received="none", hint="name one")
         return super().grade(row, answer)
 
 

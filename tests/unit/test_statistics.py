@@ -175,7 +175,8 @@ def test_power_is_what_the_detectable_difference_says() -> None:
     deviation = smallest / both * 1899  # of the sum over tasks
     expected = norm.cdf(both * np.mean(gains) / smallest - norm.ppf(0.975) - 1 / deviation)
     power = sum(found(rng, effect) for _ in range(runs)) / runs
-    # of the simulation, and of the pilots' mean: a standard deviation of a gain is one of the normal law's argument
+    # of the simulation, and of the pilots' mean: a standard deviation of a gain is one of the normal distribution's
+    # argument
     error = math.sqrt(expected * (1 - expected) / runs + (norm.pdf(norm.ppf(expected)) ** 2) / pilots)
     assert abs(power - expected) < 3 * error
 

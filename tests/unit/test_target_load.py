@@ -246,7 +246,7 @@ def test_what_generate_would_apply_is_told(setting: dict[str, Any], neutral: dic
 def test_values_of_another_type(changes: dict[str, Any], words: str, folder: Path) -> None:
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-    with pytest.raises(InputError, match="Mend: ") as caught:
+    with pytest.raises(InputError, match="Hint: ") as caught:
         load_target(folder, device="cpu")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -266,6 +266,6 @@ def test_other_malformed_files(name: str, text: str, words: str, folder: Path) -
     if "index" in name:
         (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
     (folder / name).write_text(text)
-    with pytest.raises(InputError, match="Mend: ") as caught:
+    with pytest.raises(InputError, match="Hint: ") as caught:
         load_target(folder, device="cpu")
     assert words in str(caught.value)

@@ -27,7 +27,7 @@ def row(idx: str, context: str, arm: str, lengths: list[int], batch: int, **chan
 
 
 # One batch of two rows (10 s, shared 3 : 1), one of one row (10 s) of another context, both adapted once.
-ADAPTED = {"ttt_prefill_seconds": 1.0, "ttt_rehearsal_seconds": 2.0, "ttt_fit_seconds": 3.0}
+ADAPTED = {"ttt_prefill_seconds": 1.0, "ttt_validation_seconds": 2.0, "ttt_fit_seconds": 3.0}
 ROWS = [
     row("a", "c", "fast", [4, 5], 12, **ADAPTED),
     row("b", "c", "fast", [3], 12, **ADAPTED),

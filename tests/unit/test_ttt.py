@@ -19,7 +19,7 @@ from dgd_lightning.draft.config import DraftConfig
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.draft.objective import block_ids
 from dgd_lightning.ttt.adapt import gather
-from dgd_lightning.ttt.context import Rehearsal, draw_blocks, held_out_span, read_context, split_context
+from dgd_lightning.ttt.context import ValidationText, draw_blocks, held_out_span, read_context, split_context
 from dgd_lightning.ttt.lora import DraftLora, SecondFactor, base_digest
 from dgd_lightning.ttt.objective import accepted_slots, decay_weights, dpace_weights, slot_scores
 from dgd_lightning.ttt.problem import AdaptProblem
@@ -33,7 +33,9 @@ def context(length: int = 60, seed: int = 0) -> Tensor:
 
 
 def config(**changes: object) -> TTTConfig:
-    return TTTConfig(**{"steps": 6, "lr": 1e-2, "anchors_per_step": 8, "eval_every": 3, "rehearsals": 0, **changes})  # type: ignore[arg-type]
+    return TTTConfig(
+        **{"steps": 6, "lr": 1e-2, "anchors_per_step": 8, "eval_every": 3, "validation_texts": 0, **changes}
+    )  # type: ignore[arg-type]
 
 
 def draft_logits(pair: Pair, ids: Tensor, *, seed: int = 3) -> Tensor:
@@ -194,18 +196,20 @@ def test_parameter_count_of_the_published_draft() -> None:
 # The loss, against a naive one that makes everything at once.
 
 
-def naive_loss(pair: Pair, ids: Tensor, setup: TTTConfig, step: int, rehearsals: Sequence[Rehearsal] = ()) -> Tensor:
+def naive_loss(
+    pair: Pair, ids: Tensor, setup: TTTConfig, step: int, validation_texts: Sequence[ValidationText] = ()
+) -> Tensor:
     """Slot by slot, with all logits and plain softmaxes, uncached context, no chunks."""
     assert pair.draft is not None
     draft, target, size = pair.draft, pair.target, pair.draft.config.block_size
     split = split_context(len(ids) // setup.repeats, size, setup)
-    blocks = draw_blocks(split, setup, step, ids.device, rehearsals)
+    blocks = draw_blocks(split, setup, step, ids.device, validation_texts)
     if blocks.text:
-        ids = rehearsals[blocks.text - 1].ids[0]
+        ids = validation_texts[blocks.text - 1].ids[0]
     hidden = target.model(ids[None], output_hidden_states=True)
     tapped = [hidden.hidden_states[i + 1] for i in draft.config.target_layer_ids]
     features = torch.cat(tapped, dim=-1)[:, blocks.first : blocks.end].detach()
-    law = hidden.logits[0].softmax(-1).detach()  # law[i]: of the token at i + 1
+    distribution = hidden.logits[0].softmax(-1).detach()  # distribution[i]: of the token at i + 1
     total, weight_sum = torch.zeros((), dtype=torch.float64), 0.0
     for anchor, keep in zip(blocks.anchors[0].tolist(), blocks.keep[0].tolist(), strict=True):
         if not keep:
@@ -221,7 +225,7 @@ def naive_loss(pair: Pair, ids: Tensor, setup: TTTConfig, step: int, rehearsals:
             at = anchor + slot
             if at >= blocks.label_end:
                 break
-            p = law[at - 1]
+            p = distribution[at - 1]
             if setup.labels == "context":
                 losses.append(-q[slot, ids[at]].log())
                 confidences.append(float(q[slot, ids[at]].detach()))
@@ -257,14 +261,14 @@ CASES = [
     {"labels": "context", "query_only": True},
     {"labels": "target", "gradient_checkpointing": True},
     {"labels": "target", "gradient_checkpointing": True, "modules": ["k_proj", "v_proj"]},
-    {"labels": "target", "gradient_checkpointing": True, "train_rehearsals": 1, "window": 25},
+    {"labels": "target", "gradient_checkpointing": True, "train_texts": 1, "window": 25},
     {"labels": "target", "window": 20},
     {"labels": "context", "window": 20, "modules": ["q_proj"]},
     {"labels": "target", "repeats": 2},
-    {"labels": "target", "train_rehearsals": 2},
-    {"labels": "context", "train_rehearsals": 1, "window": 20},
-    {"labels": "target", "train_rehearsals": 1, "repeats": 2, "query_only": True},
-    {"labels": "target", "train_rehearsals": 2, "modules": ["k_proj", "o_proj"]},
+    {"labels": "target", "train_texts": 2},
+    {"labels": "context", "train_texts": 1, "window": 20},
+    {"labels": "target", "train_texts": 1, "repeats": 2, "query_only": True},
+    {"labels": "target", "train_texts": 2, "modules": ["k_proj", "o_proj"]},
 ]
 
 
@@ -273,7 +277,7 @@ def test_loss_and_gradients_equal_the_naive_ones(changes: dict, monkeypatch: pyt
     monkeypatch.setattr("dgd_lightning.draft.model.CONTEXT_PIECE", 16)
     pair, ids = make_pair(), context()
     setup = config(chunk=5, **changes)
-    step = 3 if setup.train_rehearsals else 2  # every second step is one on rehearsals
+    step = 3 if setup.train_texts else 2  # every second step is one on validation texts
     material = gather(pair, ids, setup)
     ids = ids.repeat(setup.repeats)
     lora = DraftLora(pair.draft, rank=4, alpha=8, modules=setup.modules, seed=0)
@@ -284,7 +288,7 @@ def test_loss_and_gradients_equal_the_naive_ones(changes: dict, monkeypatch: pyt
     ours = material.problem(pair, setup, lora).loss(step)
     gradients = torch.autograd.grad(ours, lora.parameters())
     pair.draft.gradient_checkpointing = False
-    theirs = naive_loss(pair, ids, setup, step, material.rehearsals.trained)
+    theirs = naive_loss(pair, ids, setup, step, material.validation_texts.trained)
     expected = torch.autograd.grad(theirs, lora.parameters())
     assert ours.item() == pytest.approx(theirs.item(), rel=RELATIVE)
     for a, b in zip(gradients, expected, strict=True):

@@ -1,4 +1,4 @@
-"""Verification rules on their own: enumerated laws, greedy agreement, residuals and their edge cases."""
+"""Verification rules on their own: enumerated distributions, greedy agreement, residuals and their edge cases."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.decode import verify
-from dgd_lightning.decode.noise import Stream
+from dgd_lightning.decode.random_source import Stream
 from dgd_lightning.decode.verify import accept_probability, leading_true, residual, verify_match, verify_rejection
 
 EXACT = 1e-14  # sums of fewer than 100 fp64 products
 
 
 class Fixed:
-    """Noise with given answers: accept flags [B, K - 1]; the final draw is one chosen token, and its law is kept."""
+    """A source with given answers: accept flags [B, K - 1]; the final draw is one token, its distribution is kept."""
 
     def __init__(self, flags: Tensor, token: int = 0) -> None:
-        self.flags, self.token, self.law = flags, token, torch.empty(0)
+        self.flags, self.token, self.distribution = flags, token, torch.empty(0)
 
     def categorical(self, probs: Tensor, stream: Stream, positions: Tensor) -> Tensor:
-        self.law = probs
+        self.distribution = probs
         return torch.full(probs.shape[:-1], self.token)
 
     def bernoulli(self, probs: Tensor, stream: Stream, positions: Tensor) -> Tensor:
@@ -58,20 +58,20 @@ def test_rejection_commits_accepted_then_final() -> None:
     assert verdict.lengths.tolist() == [4, 2, 1]
     committed = [row[:n] for row, n in zip(verdict.tokens.tolist(), verdict.lengths.tolist(), strict=True)]
     assert committed == [[1, 2, 3, 5], [1, 5], [5]]
-    torch.testing.assert_close(noise.law[0, 0], p[0, 3], rtol=0, atol=EXACT)  # the bonus comes from p itself
-    torch.testing.assert_close(noise.law[1, 0], residual(p[1, 1], q[1, 1]), rtol=0, atol=EXACT)
-    torch.testing.assert_close(noise.law[2, 0], residual(p[2, 0], q[2, 0]), rtol=0, atol=EXACT)
+    torch.testing.assert_close(noise.distribution[0, 0], p[0, 3], rtol=0, atol=EXACT)  # the bonus comes from p itself
+    torch.testing.assert_close(noise.distribution[1, 0], residual(p[1, 1], q[1, 1]), rtol=0, atol=EXACT)
+    torch.testing.assert_close(noise.distribution[2, 0], residual(p[2, 0], q[2, 0]), rtol=0, atol=EXACT)
 
 
 def law_of_one_slot(p: Tensor, q: Tensor) -> Tensor:
-    """Exact law [V] of the token that rejection sampling commits at a slot with distributions p, q [V]."""
-    law = torch.zeros_like(p)
+    """Exact distribution [V] of the token that rejection sampling commits at a slot with distributions p, q [V]."""
+    distribution = torch.zeros_like(p)
     for x in range(len(p)):
         if q[x] > 0:
             accept = accept_probability(p[None, None], q[None, None], torch.tensor([[x]])).item()
-            law[x] += q[x] * accept
-            law += q[x] * (1 - accept) * verify.residual(p, q)
-    return law
+            distribution[x] += q[x] * accept
+            distribution += q[x] * (1 - accept) * verify.residual(p, q)
+    return distribution
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -106,11 +106,11 @@ def test_accept_probability_edges() -> None:
 
 
 def test_match_law_by_enumeration() -> None:
-    """Drawing the target's token at each slot and comparing leaves the target's law, whatever is proposed."""
+    """Drawing the target's token at each slot and comparing leaves the target's distribution, whatever is proposed."""
     p = random_law(2, 4, seed=9)  # two slots, independent of what is proposed, V = 4
     for proposal in range(4):
-        law = torch.zeros(4, dtype=torch.float64)
+        distribution = torch.zeros(4, dtype=torch.float64)
         for first, second in itertools.product(range(4), repeat=2):
             verdict = verify_match(torch.tensor([[proposal]]), torch.tensor([[first, second]]))
-            law[verdict.tokens[0, 0]] += p[0, first] * p[1, second]
-        assert (law - p[0]).abs().sum() <= EXACT
+            distribution[verdict.tokens[0, 0]] += p[0, first] * p[1, second]
+        assert (distribution - p[0]).abs().sum() <= EXACT

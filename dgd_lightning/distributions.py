@@ -1,4 +1,4 @@
-"""Laws over a vocabulary and how far they lie apart: pure functions of log-probabilities, in fp32 or wider."""
+"""Distributions over a vocabulary and how far they lie apart: pure functions of log-probabilities, in fp32 or wider."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from dgd_lightning.decode.autoregressive import autoregressive_generate
 from dgd_lightning.decode.blending import Blend
 from dgd_lightning.decode.engine import Prefix
 from dgd_lightning.decode.guided import Guidance, guided_generate, guided_sweep
-from dgd_lightning.decode.prefix import SharedPrefix, read_prefix
+from dgd_lightning.decode.prefix import PrefixCache, make_prefix_cache
 from dgd_lightning.decode.rerank import rerank_generate
 from dgd_lightning.decode.speculative import speculative_generate
 from dgd_lightning.errors import InputError
@@ -58,13 +58,13 @@ MIXED = prompts_of((1, 30, 2), (2, 11, 25), (3, 0, 6), (1, 30, 8), (2, 11, 1))
 KNOWN = {3: (30, 30, 30), 5: (30, 11, 0, 30, 11)}
 
 
-def read(pair: Pair, prompts: Sequence[Tensor], layer_ids: Sequence[int]) -> list[SharedPrefix | None]:
+def read(pair: Pair, prompts: Sequence[Tensor], layer_ids: Sequence[int]) -> list[PrefixCache | None]:
     """What the prompts share: each context is read once."""
-    made: dict[int, SharedPrefix] = {}
+    made: dict[int, PrefixCache] = {}
     lengths = KNOWN[len(prompts)]
     for prompt, known in zip(prompts, lengths, strict=True):
         if known and known not in made:
-            made[known] = read_prefix(pair.target, prompt[:known], layer_ids)
+            made[known] = make_prefix_cache(pair.target, prompt[:known], layer_ids)
     return [made.get(known) for known in lengths]
 
 
@@ -105,8 +105,8 @@ def test_every_readout(pair: Pair, prompts: list[Tensor], name: str) -> None:
 def test_a_readout_would_tell_if_the_prefix_were_another(pair: Pair) -> None:
     """The twin of the test above: features of other tokens give other answers."""
     layers = tuple(range(pair.target.num_layers))
-    right = read_prefix(pair.target, ONE[0][:30], layers)
-    wrong = right._replace(features=read_prefix(pair.target, draw(30, 9), layers).features)
+    right = make_prefix_cache(pair.target, ONE[0][:30], layers)
+    wrong = right._replace(features=make_prefix_cache(pair.target, draw(30, 9), layers).features)
     outputs = [guided_generate(pair, ONE, max_new_tokens=NEW, beta=0.9, prefixes=[one] * 3) for one in (right, wrong)]
     assert tokens_of(outputs[0]) != tokens_of(outputs[1])
 
@@ -145,7 +145,7 @@ def test_an_adapter_makes_its_own_keys_of_the_features(pair: Pair) -> None:
 def test_online_adaptation_sees_the_prefix(pair: Pair) -> None:
     assert pair.draft is not None
     layers = (*pair.draft.config.target_layer_ids, pair.target.num_layers - 1)
-    known = read_prefix(pair.target, ONE[1][:30], layers)
+    known = make_prefix_cache(pair.target, ONE[1][:30], layers)
     online = OnlineTTT(every=4, config=TTTConfig(steps=2, lr=0.05, rank=2, anchors_per_step=4))
     whole = speculative_generate(pair, ONE[1:2], max_new_tokens=24, online=online)
     again = speculative_generate(pair, ONE[1:2], max_new_tokens=24, online=online, prefixes=[known])
@@ -172,7 +172,7 @@ def test_only_what_is_new_is_read(pair: Pair, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_prefixes_that_do_not_fit_are_told(pair: Pair) -> None:
-    known = read_prefix(pair.target, ONE[0][:30])
+    known = make_prefix_cache(pair.target, ONE[0][:30])
     with pytest.raises(InputError, match="prefixes: expected one per prompt, 3"):
         autoregressive_generate(pair, ONE, max_new_tokens=2, prefixes=[known])
     for prompt in (known.ids, ONE[0][:20], draw(40, 8)):
@@ -183,7 +183,7 @@ def test_prefixes_that_do_not_fit_are_told(pair: Pair) -> None:
             InputError, match=r"prefixes: expected features of layers \d.*received (none|those of layers 0)"
         ):
             speculative_generate(
-                pair, ONE, max_new_tokens=2, prefixes=[read_prefix(pair.target, known.ids, layer_ids)] * 3
+                pair, ONE, max_new_tokens=2, prefixes=[make_prefix_cache(pair.target, known.ids, layer_ids)] * 3
             )
     written_on = Prefix(known.ids, pair.target.new_cache(1, 60), None)
     with pytest.raises(InputError, match="prefix: expected one row"):

@@ -1,8 +1,9 @@
-"""Position-addressed noise: every random number of a row is fixed by the row's seed, the position and the stream.
+"""Position-addressed random numbers: each is fixed by the row's seed, the position and the stream.
 
-A row's history up to position p depends on noise at positions before p only: a proposal at p is looked at only when
-everything before p was accepted, and then p is committed in that very cycle. So the numbers at p are fresh whenever
-they matter, however often discarded proposals have read them, and a result does not depend on batch, rank or order.
+A row's history up to position p depends on random numbers at positions before p only: a proposal at p is looked at only
+when everything before p was accepted, and then p is committed in that very cycle. So the numbers at p are fresh
+whenever they matter, however often discarded proposals have read them, and a result does not depend on batch, rank or
+order.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ STREAMS = 3
 SEED_BITS = 63  # row seeds fit a signed 64-bit integer, so that any file format can carry them
 
 
-class Noise(Protocol):
+class RandomSource(Protocol):
     """What the loops ask for randomness. A test may substitute a chooser that explores every outcome."""
 
     def categorical(self, probs: Tensor, stream: Stream, positions: Tensor) -> Tensor:
@@ -37,13 +38,13 @@ class Noise(Protocol):
         """Booleans [B, Q], true with ``probs`` [B, Q], for the absolute ``positions`` [B, Q]."""
         ...
 
-    def select(self, rows: Tensor) -> Noise:
-        """The noise of the rows [R] that stay when others leave the batch."""
+    def select(self, rows: Tensor) -> RandomSource:
+        """The source of the rows [R] that stay when others leave the batch."""
         ...
 
 
-class TableNoise:
-    """Noise read from a table made once.
+class RandomTable:
+    """Random numbers read from a table made once.
 
     Args:
         table: [B, P, 3] fp64 uniforms in [0, 1); entry i belongs to a row's i-th new token.
@@ -64,12 +65,12 @@ class TableNoise:
         """Booleans [B, Q]: uniform < probability, so 0 is never and 1 always true."""
         return self._uniform(stream, positions) < probs
 
-    def select(self, rows: Tensor) -> TableNoise:
+    def select(self, rows: Tensor) -> RandomTable:
         """Keep rows [R]."""
-        return TableNoise(self.table[rows], self.starts[rows])
+        return RandomTable(self.table[rows], self.starts[rows])
 
 
-def noise_table(seeds: Sequence[int], positions: int) -> Tensor:
+def random_table(seeds: Sequence[int], positions: int) -> Tensor:
     """Uniforms [B, positions, 3] in fp64 on CPU; a longer table begins with the shorter one."""
     rows = [np.random.Generator(np.random.PCG64(seed)).random((positions, STREAMS)) for seed in seeds]
     return torch.from_numpy(np.stack(rows))
@@ -97,7 +98,7 @@ def row_seeds(seed: int | Sequence[int] | None, batch: int) -> list[int]:
             "seed",
             expected=f"an integer, None, or one integer per prompt ({batch})",
             received=f"{len(seed)} values" if isinstance(seed, Sequence) else type(seed).__name__,
-            mend="pass one seed per prompt, or a single integer",
+            hint="pass one seed per prompt, or a single integer",
         )
     for value in seed:
         _check_seed(value)
@@ -106,4 +107,4 @@ def row_seeds(seed: int | Sequence[int] | None, batch: int) -> list[int]:
 
 def _check_seed(seed: int) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise InputError("seed", expected="integers in 0 … 2**64 - 1", received=repr(seed), mend="use e.g. seed=0")
+        raise InputError("seed", expected="integers in 0 … 2**64 - 1", received=repr(seed), hint="use e.g. seed=0")

@@ -1,6 +1,6 @@
-"""The output law of the real loops, enumerated exactly; planted bugs; drafts accepted never, always, sometimes.
+"""The output distribution of the real loops, enumerated exactly; planted bugs; drafts of any acceptance.
 
-Most run over the stub pair of ``law_tools``.
+Most run over the stub pair of ``distribution_tools``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from law_tools import (
+from distribution_tools import (
     BUG_IS_SEEN,
     TV_TOLERANCE,
     StubCache,
@@ -45,9 +45,9 @@ from dgd_lightning.pair import Pair
 )
 def test_law_is_the_targets(scheme: str, vocab: int, block_size: int, tokens: int, knobs: dict) -> None:
     pair, prompt = stub_pair(vocab, block_size), [1, 0, 2]
-    law = output_law(speculative_generate, pair, prompt, tokens, scheme=scheme, **knobs)
-    assert total_variation(law, target_law(pair, prompt, tokens, **knobs)) <= TV_TOLERANCE
-    assert sum(law.values()) == pytest.approx(1.0, abs=TV_TOLERANCE)
+    distribution = output_law(speculative_generate, pair, prompt, tokens, scheme=scheme, **knobs)
+    assert total_variation(distribution, target_law(pair, prompt, tokens, **knobs)) <= TV_TOLERANCE
+    assert sum(distribution.values()) == pytest.approx(1.0, abs=TV_TOLERANCE)
 
 
 def test_law_of_the_plain_decoder_and_with_a_stop_token() -> None:
@@ -55,16 +55,16 @@ def test_law_of_the_plain_decoder_and_with_a_stop_token() -> None:
     expected = target_law(pair, prompt, 3, stops=(2,), temperature=1.0)
     for generate in (autoregressive_generate, speculative_generate):
         # One path to a batch: a row that has stopped draws on, unread, as long as its batch runs.
-        law = output_law(generate, pair, prompt, 3, rows=1, temperature=1.0, stop_token_ids=[2])
-        assert total_variation(law, expected) <= TV_TOLERANCE
+        distribution = output_law(generate, pair, prompt, 3, rows=1, temperature=1.0, stop_token_ids=[2])
+        assert total_variation(distribution, expected) <= TV_TOLERANCE
 
 
 @pytest.mark.parametrize("scheme", ["rejection", "exact_match"])
 def test_law_of_a_real_pair(scheme: str) -> None:
-    """The same over a real target and draft in fp64: caches, masks and features take part in the law."""
+    """The same over a real target and draft in fp64: caches, masks and features take part in the distribution."""
     target = make_target(vocab_size=4, num_hidden_layers=4, hidden_size=16, intermediate_size=16)
     pair, prompt, tokens = Pair(target, make_draft(target, block_size=3), None), [1, 0, 2], 3
-    law = output_law(speculative_generate, pair, prompt, tokens, scheme=scheme, temperature=0.8, top_k=3)
+    distribution = output_law(speculative_generate, pair, prompt, tokens, scheme=scheme, temperature=0.8, top_k=3)
     expected = {(): 1.0}
     for _ in range(tokens):
         paths = list(expected)
@@ -77,7 +77,7 @@ def test_law_of_a_real_pair(scheme: str) -> None:
             for token, mass in enumerate(row)
             if mass > 0
         }
-    assert total_variation(law, expected) <= TV_TOLERANCE
+    assert total_variation(distribution, expected) <= TV_TOLERANCE
 
 
 def plant_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,8 +116,8 @@ def plant_reused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rejected draft token is committed after all."""
     verify_rejection = verify.verify_rejection
 
-    def reuse(proposals: Tensor, q: Tensor, p: Tensor, noise: Any, positions: Tensor) -> verify.Verdict:
-        tokens, lengths = verify_rejection(proposals, q, p, noise, positions)
+    def reuse(proposals: Tensor, q: Tensor, p: Tensor, random_source: Any, positions: Tensor) -> verify.Verdict:
+        tokens, lengths = verify_rejection(proposals, q, p, random_source, positions)
         rejected = (lengths <= proposals.shape[1])[:, None]
         kept = torch.cat([proposals, tokens[:, -1:]], dim=1)
         return verify.Verdict(torch.where(rejected, kept, tokens), lengths)
@@ -156,8 +156,8 @@ def plant_stale_anchor(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_planted_bugs_are_seen(plant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
     pair, prompt = stub_pair(3, 3), [1, 0, 2]
-    law = output_law(speculative_generate, pair, prompt, 3, temperature=1.0)
-    assert total_variation(law, target_law(pair, prompt, 3, temperature=1.0)) > BUG_IS_SEEN
+    distribution = output_law(speculative_generate, pair, prompt, 3, temperature=1.0)
+    assert total_variation(distribution, target_law(pair, prompt, 3, temperature=1.0)) > BUG_IS_SEEN
 
 
 class ChainDraft(StubDraft):

@@ -1,10 +1,11 @@
-"""Rehearsals: what the target writes itself behind a context; adaptations are judged, and if asked trained, by it.
+"""ValidationTexts: what the target writes itself behind a context; adaptations are judged, and if asked trained, by it.
 
 A context's own text does not tell what an adapted draft does to answers: learning prose lowers the loss on prose. What
 does tell is text of the kind that will be decoded. An instruct model that is given a chat up to the user's turn writes
 the question it would expect there (Xu et al. 2024, arXiv 2406.08464, made training data so), and its own greedy answer
-is what decoding will produce. Where no turn is closed (no chat template, raw text), a rehearsal is a continuation: a
-few tokens drawn at random, the rest greedy. No gold answer is read for it, and no task's question is rehearsed.
+is what decoding will produce. Where no turn is closed (no chat template, raw text), a validation text is a
+continuation: a few tokens drawn at random, the rest greedy. No gold answer is read for it, and no task's question is
+has_validation_texts.
 """
 
 from __future__ import annotations
@@ -17,25 +18,25 @@ from torch import Tensor
 
 from dgd_lightning.decode.autoregressive import autoregressive_generate
 from dgd_lightning.decode.engine import Prefix
-from dgd_lightning.decode.noise import row_seeds
-from dgd_lightning.decode.prefix import SharedPrefix
+from dgd_lightning.decode.prefix import PrefixCache
+from dgd_lightning.decode.random_source import row_seeds
 from dgd_lightning.decode.speculative import speculative_generate
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import Pair
 from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.target.cache import PositionCache
 from dgd_lightning.ttt.config import TTTConfig
-from dgd_lightning.ttt.context import Rehearsal
+from dgd_lightning.ttt.context import ValidationText
 
-TRIES = 4  # draws per rehearsal wanted: a model that always asks the same gives fewer
+TRIES = 4  # draws per validation text wanted: a model that always asks the same gives fewer
 LEAD = 8  # tokens of a continuation that are drawn, so that no two are alike
 FEWEST_TOKENS = 3  # of an answer: a shorter one is one verification, whatever the draft
-COPIES = 2**30  # bytes of the context's keys and values that are copied, so that rehearsals are written together
+COPIES = 2**30  # bytes of the context's keys and values that are copied, so that validation texts are written together
 MARK = "dgd-mark"  # stands for a user's words where the template is asked what follows them
 
 
 class Written(NamedTuple):
-    """Tokens of a rehearsal."""
+    """Tokens of a validation text."""
 
     ids: list[int]  # context included
     first_anchor: int  # where the greedy part begins
@@ -52,11 +53,11 @@ class Chosen(NamedTuple):
 Share = Callable[[Callable[[], Chosen]], Chosen]  # gives every rank what the function gives on rank 0
 
 
-class Rehearsals(NamedTuple):
+class ValidationTexts(NamedTuple):
     """All texts of a context as the target read them; no question stands in both lists."""
 
-    held_out: list[Rehearsal]
-    trained: list[Rehearsal]
+    held_out: list[ValidationText]
+    trained: list[ValidationText]
     answers: int = 0  # of the held-out ones, those that are a question and its answer
 
 
@@ -64,9 +65,9 @@ class Behind(NamedTuple):
     """Where decoding goes on: in the caches of the context themselves, or in copies of them. One of the two."""
 
     prefix: Prefix | None
-    shared: SharedPrefix | None
+    shared: PrefixCache | None
 
-    def rows(self, count: int) -> list[SharedPrefix | None] | None:
+    def rows(self, count: int) -> list[PrefixCache | None] | None:
         """For so many prompts."""
         return None if self.shared is None else [self.shared] * count
 
@@ -104,7 +105,7 @@ def chat_of(pair: Pair, *, enable_thinking: bool = False) -> Chat:
 
 
 class Plan(NamedTuple):
-    """How rehearsals are written behind a context of S tokens."""
+    """How validation texts are written behind a context of S tokens."""
 
     chat: Chat
     tokens: int  # limit of each question and of each answer
@@ -120,25 +121,25 @@ def plan(pair: Pair, length: int, config: TTTConfig, *, enable_thinking: bool = 
     Raises:
         InputError: the target has too few positions behind the context.
     """
-    if config.steps == 0 or config.rehearsals + config.train_rehearsals == 0:
+    if config.steps == 0 or config.validation_texts + config.train_texts == 0:
         return None
     assert pair.draft is not None
     chat = chat_of(pair, enable_thinking=enable_thinking)
     besides = len(chat.end) + pair.draft.config.block_size
-    tokens = min(config.rehearsal_tokens, (pair.target.max_positions - length - besides) // 2)
+    tokens = min(config.validation_tokens, (pair.target.max_positions - length - besides) // 2)
     if tokens < LEAD:
         most = pair.target.max_positions
         raise InputError(
-            "ttt.rehearsals",
+            "ttt.validation_texts",
             expected=f"a context that leaves {2 * LEAD + besides} of the target's {most} positions",
             received=f"{length} tokens",
-            mend="set ttt.rehearsals and ttt.train_rehearsals to 0: the context's end is held out then",
+            hint="set ttt.validation_texts and ttt.train_texts to 0: the context's end is held out then",
         )
     return Plan(chat, tokens, length + 2 * tokens + besides)
 
 
 @torch.no_grad()
-def rehearse(
+def write_texts(
     pair: Pair,
     context: Tensor,
     features: Tensor,
@@ -148,11 +149,11 @@ def rehearse(
     avoid: Sequence[Tensor] = (),
     share: Share = lambda make: make(),
     on_text: Callable[[], None] | None = None,
-) -> Rehearsals:
-    """Let the target write rehearsals behind a context that it has read.
+) -> ValidationTexts:
+    """Let the target write validation texts behind a context that it has read.
 
     Several together where copies of the cache are small, else one after the other in the cache itself
-    (`ttt.rehearsal_batch`). Every text has a seed of its own, so they are the same, but for near-ties: a batch of
+    (`ttt.validation_batch`). Every text has a seed of its own, so they are the same, but for near-ties: a batch of
     another shape may round half precision in another way.
 
     Args:
@@ -161,7 +162,7 @@ def rehearse(
         cache: holds the context at positions 0 … S − 1, and has the planned capacity.
         config: how many.
         planned: from :func:`plan`.
-        avoid: prompts that no rehearsal may be: those of tasks whose answers are to be measured.
+        avoid: prompts that no validation text may be: those of tasks whose answers are to be measured.
         share: gives every rank the texts of rank 0.
         on_text: called before questions are drawn, and before they are answered.
 
@@ -179,7 +180,7 @@ def rehearse(
         behind = Behind(Prefix(context[:known], cache, draft_cache), None)
     else:
         layer_ids = tuple(draft.config.target_layer_ids)
-        behind = Behind(None, SharedPrefix(context[:known], cache, layer_ids, features[:, :known]))
+        behind = Behind(None, PrefixCache(context[:known], cache, layer_ids, features[:, :known]))
 
     def write(seeds: list[int]) -> list[Written]:
         return _write(pair, context, behind, planned, seeds, on_text or (lambda: None))
@@ -189,20 +190,20 @@ def rehearse(
 
     written = share(choose)
     held_out, trained = ([_read(pair, text, known, cache) for text in texts] for texts in written)
-    return Rehearsals(held_out, trained, sum(text.answers for text in written.held_out))
+    return ValidationTexts(held_out, trained, sum(text.answers for text in written.held_out))
 
 
 def at_once(pair: Pair, cache: PositionCache, config: TTTConfig, planned: Plan) -> int:
-    """Rehearsals that are written together, each in a copy of the context's keys and values.
+    """ValidationTexts that are written together, each in a copy of the context's keys and values.
 
     Args:
         cache: of the target, with the context in it.
         config: says how many, or that :data:`COPIES` bytes may be copied.
     """
     assert pair.draft is not None
-    wanted = config.rehearsals + config.train_rehearsals
-    if config.rehearsal_batch is not None:
-        return min(config.rehearsal_batch, wanted)
+    wanted = config.validation_texts + config.train_texts
+    if config.validation_batch is not None:
+        return min(config.validation_batch, wanted)
     draft, shape = pair.draft, pair.draft.config
     own = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * torch.finfo(draft.dtype).bits // 8
     theirs = sum(part[0, :, 0].nbytes for slot in cache.slots for part in (slot.keys, slot.values))  # of a position
@@ -219,7 +220,7 @@ class _Asked(NamedTuple):
 def _write(
     pair: Pair, context: Tensor, behind: Behind, planned: Plan, seeds: list[int], on_text: Callable[[], None]
 ) -> list[Written]:
-    """A rehearsal for each seed, all of them at a time."""
+    """A validation text for each seed, all of them at a time."""
     (end, stops), limit = planned.chat, planned.tokens
     spoken = bool(end) and context[-len(end) :].tolist() == end  # the answer is to come: there is nothing to ask
     asks = bool(end) and not spoken
@@ -287,7 +288,7 @@ def _choose(
     answers: set[str] = set()
     chosen = Chosen([], [])
     number = 0
-    for kept, count in zip(chosen, (config.rehearsals, config.train_rehearsals), strict=True):
+    for kept, count in zip(chosen, (config.validation_texts, config.train_texts), strict=True):
         last = number + TRIES * count
         while len(kept) < count and number < last:
             together = range(number, min(number + width, number + count - len(kept), last))
@@ -302,17 +303,17 @@ def _choose(
                 if not trained:
                     answers.add(answer)
                 kept.append(text)
-    if config.rehearsals and not chosen.held_out:
+    if config.validation_texts and not chosen.held_out:
         raise InputError(
-            "ttt.rehearsals",
+            "ttt.validation_texts",
             expected=f"a target that writes {FEWEST_TOKENS} tokens behind the context, and not for a task's question",
-            received=f"none in {TRIES * config.rehearsals} draws",
-            mend="set ttt.rehearsals to 0: the context's end is held out then",
+            received=f"none in {TRIES * config.validation_texts} draws",
+            hint="set ttt.validation_texts to 0: the context's end is held out then",
         )
     return chosen
 
 
-def _read(pair: Pair, text: Written, known: int, cache: PositionCache) -> Rehearsal:
+def _read(pair: Pair, text: Written, known: int, cache: PositionCache) -> ValidationText:
     """Features and last hidden states behind the context, in one forward."""
     target, draft = pair.target, pair.draft
     assert draft is not None
@@ -327,4 +328,4 @@ def _read(pair: Pair, text: Written, known: int, cache: PositionCache) -> Rehear
     ).features
     assert taps is not None
     width = draft.config.num_features
-    return Rehearsal(ids, known, text.first_anchor, taps[..., :width], taps[..., width:])
+    return ValidationText(ids, known, text.first_anchor, taps[..., :width], taps[..., width:])

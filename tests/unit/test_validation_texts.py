@@ -1,4 +1,4 @@
-"""Rehearsals: written by the target behind the context, judged as decoding would, and a gate that protects answers."""
+"""Validation texts: written by the target behind the context, judged as decoding would, and a gate on them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from dgd_lightning import (
 from dgd_lightning.decode.engine import Prefix
 from dgd_lightning.lab.rows import eval_rows
 from dgd_lightning.modules.test_time_training import _rolled_back
-from dgd_lightning.ttt import rehearsal
+from dgd_lightning.ttt import validation_texts
 from dgd_lightning.ttt.adapt import Fit, Material, gather, sure_gain
 from dgd_lightning.ttt.lora import DraftLora
 from dgd_lightning.ttt.objective import committed_per_block
-from dgd_lightning.ttt.problem import Stretch
-from dgd_lightning.ttt.rehearsal import at_once, chat_of, plan
+from dgd_lightning.ttt.problem import DraftContext
+from dgd_lightning.ttt.validation_texts import at_once, chat_of, plan
 from dgd_lightning.types import HeldOutScore
 
 CLOSE = 1e-9  # fp64 hidden states, read in one piece and in two
@@ -123,7 +123,7 @@ def test_templates_that_close_no_turn_give_continuations(lab: Pair, template: st
     tokenizer.chat_template = template
     pair = Pair(lab.target, lab.draft, tokenizer)
     assert chat_of(pair).end == []
-    texts = gather(pair, lab_context(lab), TTTConfig(rehearsals=2)).rehearsals
+    texts = gather(pair, lab_context(lab), TTTConfig(validation_texts=2)).validation_texts
     assert (len(texts.held_out), texts.answers) == (2, 0)
 
 
@@ -135,12 +135,12 @@ def test_thinking_is_the_templates_business(lab: Pair) -> None:
 
 
 def lab_material(pair: Pair, **changes: object) -> Material:
-    return gather(pair, lab_context(pair), TTTConfig(**{"rehearsals": 3, **changes}))  # type: ignore[arg-type]
+    return gather(pair, lab_context(pair), TTTConfig(**{"validation_texts": 3, **changes}))  # type: ignore[arg-type]
 
 
 def test_questions_and_greedy_answers_behind_the_context(lab: Pair) -> None:
     context, end = lab_context(lab), chat_of(lab).end
-    texts = lab_material(lab, train_rehearsals=2, repeats=2).rehearsals
+    texts = lab_material(lab, train_texts=2, repeats=2).validation_texts
     assert (len(texts.held_out), len(texts.trained)) == (3, 2)
     prompts = []
     for text in (*texts.held_out, *texts.trained):
@@ -148,7 +148,7 @@ def test_questions_and_greedy_answers_behind_the_context(lab: Pair) -> None:
         prompt, answer = ids[: text.first_anchor], ids[text.first_anchor :]
         assert torch.equal(ids[: len(context)], context)
         assert prompt[-len(end) :].tolist() == end
-        # Written in a cache that holds the context's second reading and other rehearsals, as if from nothing.
+        # Written in a cache that holds the context's second reading and other validation texts, as if from nothing.
         assert torch.equal(autoregressive_generate(lab, [prompt], max_new_tokens=64)[0].tokens, answer)
         prompts.append(tuple(prompt.tolist()))
     assert len(set(prompts)) == 5
@@ -157,8 +157,10 @@ def test_questions_and_greedy_answers_behind_the_context(lab: Pair) -> None:
 @pytest.mark.parametrize(("chat", "repeats"), [(True, 2), (False, 1)], ids=["answers", "continuations"])
 def test_texts_written_together_are_those_written_one_by_one(lab: Pair, chat: bool, repeats: int) -> None:
     pair, context = Pair(lab.target, lab.draft, lab.tokenizer if chat else None), lab_context(lab)
-    knobs = {"rehearsals": 3, "train_rehearsals": 2, "repeats": repeats, "rehearsal_tokens": 24}
-    found = [gather(pair, context, TTTConfig(**knobs, rehearsal_batch=batch)).rehearsals for batch in (1, 2, None)]
+    knobs = {"validation_texts": 3, "train_texts": 2, "repeats": repeats, "validation_tokens": 24}
+    found = [
+        gather(pair, context, TTTConfig(**knobs, validation_batch=batch)).validation_texts for batch in (1, 2, None)
+    ]
     for texts in found[1:]:
         assert texts.answers == found[0].answers
         for one, other in zip((*texts.held_out, *texts.trained), (*found[0].held_out, *found[0].trained), strict=True):
@@ -169,24 +171,24 @@ def test_texts_written_together_are_those_written_one_by_one(lab: Pair, chat: bo
 
 def test_so_many_are_written_together_as_copies_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     pair, context = make_pair(), tiny_context()
-    config = TTTConfig(rehearsals=5, train_rehearsals=2)
+    config = TTTConfig(validation_texts=5, train_texts=2)
     planned = plan(pair, len(context), config)
     prefix = prefix_of(pair, context, planned.capacity)
     held = (slot for cache in (prefix.cache, prefix.draft_cache) for slot in cache.slots)
     row = sum(part.nbytes for slot in held for part in (slot.keys, slot.values))  # both caches have one row
     for bytes_, expected in ((10 * row, 7), (3 * row, 3), (3 * row - 1, 2), (0, 1)):
-        monkeypatch.setattr(rehearsal, "COPIES", bytes_)
+        monkeypatch.setattr(validation_texts, "COPIES", bytes_)
         assert at_once(pair, prefix.cache, config, planned) == expected
-    assert at_once(pair, prefix.cache, replace(config, rehearsal_batch=4), planned) == 4
-    assert at_once(pair, prefix.cache, replace(config, rehearsal_batch=90), planned) == 7
+    assert at_once(pair, prefix.cache, replace(config, validation_batch=4), planned) == 4
+    assert at_once(pair, prefix.cache, replace(config, validation_batch=90), planned) == 7
 
 
 def test_features_are_those_of_a_prefill_of_the_whole_text() -> None:
     pair = make_pair()
-    material = gather(pair, tiny_context(), TTTConfig(rehearsals=2, rehearsal_tokens=12, repeats=2))
-    for text in material.rehearsals.held_out:
+    material = gather(pair, tiny_context(), TTTConfig(validation_texts=2, validation_tokens=12, repeats=2))
+    for text in material.validation_texts.held_out:
         assert text.origin == 29
-        assert text.first_anchor == 38  # without a chat template a rehearsal is a continuation
+        assert text.first_anchor == 38  # without a chat template a validation text is a continuation
         assert text.length == 50
         greedy = autoregressive_generate(pair, [text.ids[0, :38]], max_new_tokens=12)[0].tokens
         assert torch.equal(text.ids[0, 38:], greedy)
@@ -198,10 +200,10 @@ def test_features_are_those_of_a_prefill_of_the_whole_text() -> None:
 
 def test_no_rehearsal_is_a_task_and_no_trained_one_held_out(lab: Pair) -> None:
     context = lab_context(lab)
-    config = TTTConfig(rehearsals=2, train_rehearsals=3)
-    texts = gather(lab, context, config).rehearsals
+    config = TTTConfig(validation_texts=2, train_texts=3)
+    texts = gather(lab, context, config).validation_texts
     avoided = [text.ids[0, : text.first_anchor] for text in (texts.held_out[0], *texts.trained)]
-    again = gather(lab, context, config, avoid=avoided).rehearsals
+    again = gather(lab, context, config, avoid=avoided).validation_texts
     kept = [text.ids[0, : text.first_anchor].tolist() for text in (*again.held_out, *again.trained)]
     assert len(again.held_out) == 2
     assert again.trained
@@ -211,7 +213,7 @@ def test_no_rehearsal_is_a_task_and_no_trained_one_held_out(lab: Pair) -> None:
 
 def test_a_whole_prompt_is_continued_not_asked(lab: Pair) -> None:
     prompt = lab_prompt(lab)  # a single task's context is its prompt: the answer is to come
-    texts = gather(lab, prompt, TTTConfig(rehearsals=2), avoid=[prompt]).rehearsals
+    texts = gather(lab, prompt, TTTConfig(validation_texts=2), avoid=[prompt]).validation_texts
     assert texts.answers == 0
     for text in texts.held_out:
         assert torch.equal(text.ids[0, : len(prompt)], prompt)
@@ -220,7 +222,7 @@ def test_a_whole_prompt_is_continued_not_asked(lab: Pair) -> None:
 
 def test_pairs_of_two_dtypes_rehearse() -> None:
     pair = load_pair("lab", "lab", device="cpu", dtype="bfloat16", draft_dtype="float32")
-    assert len(gather(pair, lab_context(pair), TTTConfig(rehearsals=2)).rehearsals.held_out) == 2
+    assert len(gather(pair, lab_context(pair), TTTConfig(validation_texts=2)).validation_texts.held_out) == 2
 
 
 # How adaptations are judged.
@@ -229,14 +231,14 @@ def test_pairs_of_two_dtypes_rehearse() -> None:
 @pytest.mark.parametrize("chat", [True, False], ids=["answers", "continuations"])
 def test_tau_of_rehearsals_is_that_of_decoding_them(lab: Pair, chat: bool) -> None:
     pair = lab if chat else Pair(lab.target, lab.draft, None)
-    config = TTTConfig(rehearsals=4, anchors_per_step=16)
+    config = TTTConfig(validation_texts=4, anchors_per_step=16)
     material = gather(pair, lab_context(lab), config)
-    assert (material.rehearsals.answers > 0) == chat
+    assert (material.validation_texts.answers > 0) == chat
     lora = DraftLora(lab.draft, rank=8, alpha=8, modules=config.modules, seed=0)
     score = material.problem(lab, config, lora).score(0)
     lora.remove()
     lengths: list[int] = []
-    for text in material.rehearsals.held_out:
+    for text in material.validation_texts.held_out:
         stops = None if chat else []
         output = speculative_generate(
             pair, [text.ids[0, : text.first_anchor]], max_new_tokens=64, stop_token_ids=stops
@@ -270,11 +272,11 @@ def test_what_ruins_answers_is_rolled_back(lab: Pair) -> None:
     harmful = {"steps": 12, "lr": 1e-2, "rank": 16, "weighting": "dpace", "eval_every": 12, "anchors_per_step": 32}
     context = lab_context(lab)
     judged = ttt_adapt(lab, context, TTTConfig(**harmful))
-    assert judged.trace.held_out_by == "rehearsals"
+    assert judged.trace.held_out_by == "validation_texts"
     assert not judged.kept
     assert judged.trace.scores[-1].tau < 0.9 * judged.trace.scores[0].tau
     # the context's end sees nothing of it
-    blind = ttt_adapt(lab, context, TTTConfig(**harmful, rehearsals=0))
+    blind = ttt_adapt(lab, context, TTTConfig(**harmful, validation_texts=0))
     assert blind.trace.held_out_by == "span"
     assert blind.kept
 
@@ -287,14 +289,14 @@ def test_what_ruins_answers_is_rolled_back(lab: Pair) -> None:
         ([(0, 2.0, 1.3), (5, 2.1, 1.69)], "the highest τ was 1.69, at step 5: +30%, but the loss on them did not fall"),
         (
             [(0, 2.0, 1.3), (5, 1.9, 1.69), (10, 1.8, 1.5)],
-            "the highest τ was 1.69, at step 5: +30%, but not beyond its standard error over 3 rehearsals",
+            "the highest τ was 1.69, at step 5: +30%, but not beyond its standard error over 3 validation_texts",
         ),
     ],
 )
 def test_what_was_lacking_is_told(scores: list[tuple[int, float, float]], words: str) -> None:
     held_out = [HeldOutScore(step, loss, tau, [tau] * 3, []) for step, loss, tau in scores]
     told = _rolled_back(
-        SimpleNamespace(stopped="done", scores=held_out, held_out_by="rehearsals"),  # type: ignore[arg-type]
+        SimpleNamespace(stopped="done", scores=held_out, held_out_by="validation_texts"),  # type: ignore[arg-type]
         TTTConfig(),
     )
     _, _, told = told.partition("and a lower loss; ")
@@ -303,7 +305,7 @@ def test_what_was_lacking_is_told(scores: list[tuple[int, float, float]], words:
 
 def test_gains_below_the_least_are_not_worth_it(lab: Pair) -> None:
     context = lab_context(lab, "ledger")
-    knobs = {"steps": 8, "lr": 1e-2, "rank": 16, "eval_every": 8, "anchors_per_step": 32, "rehearsals": 3}
+    knobs = {"steps": 8, "lr": 1e-2, "rank": 16, "eval_every": 8, "anchors_per_step": 32, "validation_texts": 3}
     result = ttt_adapt(lab, context, TTTConfig(**knobs, min_gain=0.02))
     assert result.kept
     gain = max(score.tau for score in result.trace.scores) / result.trace.scores[0].tau - 1
@@ -313,13 +315,13 @@ def test_gains_below_the_least_are_not_worth_it(lab: Pair) -> None:
 
 def test_too_few_positions_are_told() -> None:
     pair = make_pair()
-    config = TTTConfig(rehearsal_tokens=250)
-    with pytest.raises(InputError, match=r"ttt\.rehearsals.*of the target's 512 positions"):
+    config = TTTConfig(validation_tokens=250)
+    with pytest.raises(InputError, match=r"ttt\.validation_texts.*of the target's 512 positions"):
         ttt_adapt(pair, tiny_context(500), config)
     planned = plan(pair, 400, config)
     assert planned.tokens == 54  # shorter ones fit
     assert planned.capacity <= 512
-    assert plan(pair, 30, TTTConfig(rehearsals=0)) is None
+    assert plan(pair, 30, TTTConfig(validation_texts=0)) is None
     assert plan(pair, 30, TTTConfig(steps=0)) is None
 
 
@@ -335,7 +337,7 @@ def test_the_best_of_the_worthy_scores_is_kept() -> None:
     ]
 
     class Problem:
-        rehearsed = True
+        has_validation_texts = True
 
         def score(self, step: int) -> HeldOutScore:
             return scores[step]
@@ -355,16 +357,16 @@ def test_the_best_of_the_worthy_scores_is_kept() -> None:
 @pytest.mark.parametrize("changes", [{"query_only": True}, {"gradient_checkpointing": True}, {}])
 def test_a_window_may_begin_behind_the_context(changes: dict) -> None:
     pair, context = make_pair(), tiny_context()
-    config = TTTConfig(rehearsals=2, train_rehearsals=1, window=6, rehearsal_tokens=16, **changes)
+    config = TTTConfig(validation_texts=2, train_texts=1, window=6, validation_tokens=16, **changes)
     material = gather(pair, context, config)
     lora = DraftLora(pair.draft, rank=4, alpha=4, modules=config.modules, seed=0)
     problem = material.problem(pair, config, lora)
     score = problem.score(0)
-    problem.loss(1).backward()  # an odd step: a rehearsal's
+    problem.loss(1).backward()  # an odd step: a validation text's
     pair.draft.gradient_checkpointing = False
     lora.remove()
     lengths = []
-    for text in material.rehearsals.held_out:  # the same, block by block over the last six positions
+    for text in material.validation_texts.held_out:  # the same, block by block over the last six positions
         first, accepted = text.first_anchor - 6, []
         hidden = pair.target.model(text.ids, output_hidden_states=True)
         taps = torch.cat([hidden.hidden_states[i + 1] for i in pair.draft.config.target_layer_ids], dim=-1)[:, first:]
@@ -384,9 +386,9 @@ def test_a_window_may_begin_behind_the_context(changes: dict) -> None:
 
 @pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"window": 6}, {}])
 def test_scores_hold_the_contexts_keys(changes: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are made once for all rehearsals, give what each would have made, and are gone before the next step."""
+    """They are made once for all texts, give what each would have made, and are gone before the next step."""
     pair, context = make_pair(), tiny_context()
-    config = TTTConfig(rehearsals=3, rehearsal_tokens=16, **changes)
+    config = TTTConfig(validation_texts=3, validation_tokens=16, **changes)
     material = gather(pair, context, config)
     lora = DraftLora(pair.draft, rank=4, alpha=4, modules=config.modules, seed=0)
     problem = material.problem(pair, config, lora)
@@ -399,15 +401,15 @@ def test_scores_hold_the_contexts_keys(changes: dict, monkeypatch: pytest.Monkey
     )
     held = problem.score(0)
     assert lengths.count(len(context) - 1) == 1
-    assert problem.texts[0].stretch.keys_values is None
-    monkeypatch.setattr(Stretch, "held", lambda self, end: nullcontext())
+    assert problem.texts[0].draft_context.keys_values is None
+    monkeypatch.setattr(DraftContext, "held", lambda self, end: nullcontext())
     alone = problem.score(0)
     lora.remove()
     assert held.tau_by_text == alone.tau_by_text
     assert held.loss == pytest.approx(alone.loss, rel=1e-12)
 
 
-@pytest.mark.parametrize("name", ["rehearsals", "train_rehearsals", "rehearsal_tokens", "min_gain"])
+@pytest.mark.parametrize("name", ["validation_texts", "train_texts", "validation_tokens", "min_gain"])
 def test_bad_numbers_are_named(name: str) -> None:
     with pytest.raises(InputError, match=f"ttt.{name}"):
         TTTConfig(**{name: -1})

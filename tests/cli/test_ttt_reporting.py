@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_tools import Config, Dgd, TinyPair, chat_row, check_told, write_jsonl
+from cli_tools import Config, Dgd, TinyPair, chat_row, check_error, write_jsonl
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_ttt_runs import FIT, fit_yaml, text_file
 from torch import Tensor
@@ -18,17 +18,17 @@ ARMS = [{"name": "adapted", "method": "speculative", "ttt": True}]
 LINES = {"callbacks": [{"class_path": "DecodeProgress", "init_args": {"line_every": 0}}]}
 
 
-@pytest.mark.parametrize("rehearsals", [0, 2])
-def test_progress_tells_of_adaptation(rehearsals: int, config: Config, dgd: Dgd, tmp_path: Path) -> None:
-    model = {"arms": ARMS, "ttt": {**FIT, "rehearsals": rehearsals, "rehearsal_tokens": 16}}
+@pytest.mark.parametrize("validation_texts", [0, 2])
+def test_progress_tells_of_adaptation(validation_texts: int, config: Config, dgd: Dgd, tmp_path: Path) -> None:
+    model = {"arms": ARMS, "ttt": {**FIT, "validation_texts": validation_texts, "validation_tokens": 16}}
     path = write_jsonl(tmp_path / "two.jsonl", [chat_row(2, 0), chat_row(3, 0), chat_row(3, 1)])
     run = dgd("predict", "--config", config(model, {"path": str(path), "clbench": False}, LINES))
     assert run.code == 0, run.err
     told = [line.split("; ", 1)[1] for line in run.out.splitlines() if "adapting to c3" in line]
-    written = told.count("adapting to c3… the target rehearses")  # told of every text, for they take long
-    assert written >= rehearsals
-    assert bool(written) == bool(rehearsals)
-    phases = ["the target reads it", *["the target rehearses"] * written, "the draft learns"]
+    written = told.count("adapting to c3… the target writes validation texts")  # told of every text, for they take long
+    assert written >= validation_texts
+    assert bool(written) == bool(validation_texts)
+    phases = ["the target reads it", *["the target writes validation texts"] * written, "the draft learns"]
     assert told[: len(phases)] == [f"adapting to c3… {phase}" for phase in phases]
     steps = told[len(phases) :]
     assert 0 < len(steps) <= FIT["steps"]  # it may stop early
@@ -62,8 +62,8 @@ def end_of_fit(dgd: Dgd, path: Path, tmp_path: Path) -> tuple[list[str], float]:
             "stopped early, after step 2 of 6: 1 scores in a row were no better",
             "kept nothing, the draft stays as it was: no step lowered the loss on the context’s end",
         ]),
-        ({"rehearsals": 2, "rehearsal_tokens": 16, "min_gain": 9.0}, 0, [
-            "kept nothing, the draft stays as it was: on the rehearsals", "900%",
+        ({"validation_texts": 2, "validation_tokens": 16, "min_gain": 9.0}, 0, [
+            "kept nothing, the draft stays as it was: on the validation_texts", "900%",
         ]),
         ({"seed": 7}, 0, ["kept nothing, the draft stays as it was: the loss of step 4 was nan: lower ttt.lr"]),
     ],
@@ -119,21 +119,21 @@ def test_mistakes_go_by_the_names_that_were_written(
         path = fit_yaml(tmp_path, tiny_pair, {"path": str(text_file(tmp_path))}, ttt=ttt)
     else:
         path = config({"arms": ARMS, "ttt": ttt}, {"path": str(contexts), "clbench": False})
-    check_told(dgd(command, "--config", path, *more), argument, *words)
+    check_error(dgd(command, "--config", path, *more), argument, *words)
 
 
 def test_short_contexts_are_refused_or_warned_of(dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path) -> None:
     """The draft's block has 4 slots, every byte is a token."""
-    text, ttt = tmp_path / "short.txt", {**FIT, "rehearsals": 2, "rehearsal_tokens": 16}
+    text, ttt = tmp_path / "short.txt", {**FIT, "validation_texts": 2, "validation_tokens": 16}
     text.write_text("eels")
     path = fit_yaml(tmp_path, tiny_pair, {"path": str(text)}, ttt=ttt)
-    check_told(dgd("fit", "--config", path), "data", "a context of at least 5 tokens: one, a block of 4", "received 4")
+    check_error(dgd("fit", "--config", path), "data", "a context of at least 5 tokens: one, a block of 4", "received 4")
     told = "the context has {} tokens to train on, fewer than 4 blocks of 4"
     text.write_text("otters eat eels")
     with pytest.warns(UserWarning, match=told.format(15)):
         assert dgd("fit", "--config", path).code == 0
     text.write_text("otters eat eels and mice")
-    with pytest.warns(UserWarning, match=told.format(15)):  # without rehearsals its end is held out
+    with pytest.warns(UserWarning, match=told.format(15)):  # without validation texts its end is held out
         assert (
             dgd(
                 "fit", "--config", fit_yaml(tmp_path, tiny_pair, {"path": str(text)}, ttt=FIT | {"holdout": 0.375})

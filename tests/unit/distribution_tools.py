@@ -1,4 +1,4 @@
-"""What the tests of output laws share: a stub pair of lookup tables, noise that walks every outcome, exact laws.
+"""What the tests of output distributions share: a stub pair, a walk over every outcome, exact results.
 
 The stub keeps the contract of Target and DFlashDraft and nothing else: the target's logits are a table over (position,
 last two tokens), the draft's one over (anchor, its token, slot). So every probability is known in fp64.
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgd_lightning.decode.noise import Stream
+from dgd_lightning.decode.random_source import Stream
 from dgd_lightning.decode.sampling import probabilities, sampling_params
 from dgd_lightning.types import Prefill, TargetStep
 
 TV_TOLERANCE = 1e-12  # the issue's bound: sums of some 1e5 fp64 path probabilities, each a product of up to 12 factors
-BUG_IS_SEEN = 1e-3  # a planted bug moves the law by far more than rounding
+BUG_IS_SEEN = 1e-3  # a planted bug moves the distribution by far more than rounding
 
 
 class StubCache:
@@ -100,11 +100,12 @@ def stub_pair(vocab: int, block_size: int, seed: int = 0) -> Any:
 
 
 class Explorer:
-    """Noise that walks every outcome: row b follows ``scripts[b]``, and takes the first way at draws beyond its script.
+    """Walks every outcome: row b follows ``scripts[b]``, and takes the first way at draws beyond its script.
 
     Each (stream, position) is one uniform, as in the real table: it starts as the interval [0, 1), a draw cuts it to
     the part that gives the chosen outcome, and a later draw from the same number is cut out of that part. So a number
-    that entered the output twice would show as a wrong law. A row has the product of its intervals as probability.
+    that entered the output twice would show as a wrong distribution. A row has the product of its intervals as
+    probability.
     """
 
     def __init__(self, scripts: list[list[int]], limit: int) -> None:
@@ -160,37 +161,37 @@ class Path:
 
 
 def output_law(generate: Any, pair: Any, prompt: list[int], tokens: int, rows: int = 8192, **knobs: Any) -> dict:
-    """Exact law {tokens: probability} of a decoder, every path walked once, thousands of paths to a batch."""
-    law: dict[tuple[int, ...], float] = {}
+    """Exact distribution {tokens: probability} of a decoder, every path walked once, thousands of paths to a batch."""
+    distribution: dict[tuple[int, ...], float] = {}
     frontier: list[list[int]] = [[]]
     while frontier:
         scripts, frontier = frontier[:rows], frontier[rows:]
         explorer = Explorer(scripts, len(prompt) + tokens)
         prompts = [torch.tensor(prompt)] * len(scripts)
-        outputs = generate(pair, prompts, max_new_tokens=tokens, noise=explorer, seed=0, **knobs)
+        outputs = generate(pair, prompts, max_new_tokens=tokens, random_source=explorer, seed=0, **knobs)
         for script, path, output in zip(scripts, explorer.paths, outputs, strict=True):
             key = tuple(output.tokens.tolist())
-            law[key] = law.get(key, 0.0) + path.probability()
+            distribution[key] = distribution.get(key, 0.0) + path.probability()
             for depth in range(len(script), len(path.digits)):  # the ways not taken are scripts of their own
                 frontier += [[*path.digits[:depth], way] for way in range(1, path.ways[depth])]
-    return law
+    return distribution
 
 
 def target_law(pair: Any, prompt: list[int], tokens: int, stops: tuple[int, ...] = (), **knobs: Any) -> dict:
-    """The target's own law, straight from its table."""
-    laws = probabilities(pair.target.table, sampling_params(**knobs))  # [P, V, V, V]
-    law = {(): 1.0}
+    """The target's own distribution, straight from its table."""
+    distributions = probabilities(pair.target.table, sampling_params(**knobs))  # [P, V, V, V]
+    distribution = {(): 1.0}
     for _ in range(tokens):
         longer: dict[tuple[int, ...], float] = {}
-        for path, mass in law.items():
+        for path, mass in distribution.items():
             if path and path[-1] in stops:
                 longer[path] = mass
                 continue
             text = [*prompt, *path]
-            row = laws[len(text) - 1, text[-2], text[-1]]
+            row = distributions[len(text) - 1, text[-2], text[-1]]
             longer |= {(*path, token): mass * float(row[token]) for token in range(len(row)) if row[token] > 0}
-        law = longer
-    return law
+        distribution = longer
+    return distribution
 
 
 def total_variation(a: dict, b: dict) -> float:

@@ -1,4 +1,4 @@
-"""The output law of guided decoding, enumerated exactly: fast = slow = product of the guided distributions."""
+"""The output distribution of guided decoding, enumerated exactly: fast = slow = product of the guided distributions."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from distribution_tools import BUG_IS_SEEN, TV_TOLERANCE, StubDraft, output_law, stub_pair, total_variation
 from guided_tools import Read, naive_read, readout_of
-from law_tools import BUG_IS_SEEN, TV_TOLERANCE, StubDraft, output_law, stub_pair, total_variation
 from tiny import make_draft, make_target
 from torch import Tensor
 
 from dgd_lightning.decode import guided, verify
 from dgd_lightning.decode.blending import Adaptive, Blend, Disagree, WarmUp
 from dgd_lightning.decode.guided import guided_generate
-from dgd_lightning.decode.lanes import Lane
-from dgd_lightning.decode.readouts import Reading, Stretch, WithoutContext
+from dgd_lightning.decode.readout_group import ReadoutGroup
+from dgd_lightning.decode.readouts import ReadoutState, TargetOutput, WithoutContext
 from dgd_lightning.decode.sampling import probabilities, sampling_params
 from dgd_lightning.pair import Pair
 
@@ -37,12 +37,12 @@ class Table:
         return TableReading(self.table)
 
 
-class TableReading(Reading):
+class TableReading(ReadoutState):
     def __init__(self, table: Tensor) -> None:
         self.table = table
 
-    def logits(self, stretch: Stretch) -> Tensor:
-        return self.table[stretch.positions.clamp(max=len(self.table) - 1), stretch.tokens]
+    def logits(self, out: TargetOutput) -> Tensor:
+        return self.table[out.positions.clamp(max=len(self.table) - 1), out.tokens]
 
 
 def table_readout(vocab: int) -> Table:
@@ -54,10 +54,10 @@ def guided_law(target: Read, readout: Read, prompt: list[int], tokens: int, *, s
     """The product of the guided distributions, one text at a time."""
     blend = Blend(**{name: knobs.pop(name) for name in BLEND if name in knobs})
     sampling = sampling_params(**knobs)
-    law = {(): 1.0}
+    distribution = {(): 1.0}
     for step in range(tokens):
         longer: dict[tuple[int, ...], float] = {}
-        for path, mass in law.items():
+        for path, mass in distribution.items():
             if path and path[-1] in stops:
                 longer[path] = mass
                 continue
@@ -69,8 +69,8 @@ def guided_law(target: Read, readout: Read, prompt: list[int], tokens: int, *, s
                 mixed = blend.mix(t, r, torch.tensor([blend.beta], dtype=torch.float64), torch.tensor([[step]]))
             row = probabilities(mixed[0, 0], sampling)
             longer |= {(*path, token): mass * float(row[token]) for token in range(len(row)) if row[token] > 0}
-        law = longer
-    return law
+        distribution = longer
+    return distribution
 
 
 def stub_reads(pair: Any, table: Table | None) -> tuple[Read, Read]:
@@ -108,19 +108,21 @@ def test_law_is_the_blends(vocab: int, block_size: int, tokens: int, knobs: dict
     plain = guided_law(*stub_reads(pair, table), prompt, tokens, **(knobs | {"beta": 0.0}))
     assert total_variation(plain, expected) > BUG_IS_SEEN  # guidance does something
     for speculative in (False, True):
-        law = output_law(
+        distribution = output_law(
             guided_generate, pair, prompt, tokens, readout=table or "draft", speculative=speculative, **knobs
         )
-        assert total_variation(law, expected) <= TV_TOLERANCE
-        assert sum(law.values()) == pytest.approx(1.0, abs=TV_TOLERANCE)
+        assert total_variation(distribution, expected) <= TV_TOLERANCE
+        assert sum(distribution.values()) == pytest.approx(1.0, abs=TV_TOLERANCE)
 
 
 def test_law_with_a_stop_token() -> None:
     pair, prompt, knobs = stub_pair(3, 3), [0, 1], {"beta": 0.6, "temperature": 1.0}
     expected = guided_law(*stub_reads(pair, None), prompt, 3, stops=(2,), **knobs)
     for speculative in (False, True):
-        law = output_law(guided_generate, pair, prompt, 3, rows=1, stop_token_ids=[2], speculative=speculative, **knobs)
-        assert total_variation(law, expected) <= TV_TOLERANCE
+        distribution = output_law(
+            guided_generate, pair, prompt, 3, rows=1, stop_token_ids=[2], speculative=speculative, **knobs
+        )
+        assert total_variation(distribution, expected) <= TV_TOLERANCE
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +136,7 @@ def real_pair() -> Pair:
     ["draft", "small_block", "shuffled", "random", "lens", "dola", "without", "other", "noise", "entropy"],
 )
 def test_law_of_a_real_pair(readout: str, real_pair: Pair) -> None:
-    """Over a real target and draft in fp64: caches, masks and features take part in the law."""
+    """Over a real target and draft in fp64: caches, masks and features take part in the distribution."""
     prompt, tokens = torch.tensor([1, 0, 2]), 3 if readout != "noise" else 2
     knobs: dict[str, Any] = {"beta": 0.6, "temperature": 0.8, "top_k": 3}
 
@@ -197,10 +199,10 @@ def plant_target_residual(monkeypatch: pytest.MonkeyPatch) -> None:
         seen["target"] = target
         return mix(self, target, *others)
 
-    def by_target(proposals: Tensor, q: Tensor, p: Tensor, noise: Any, positions: Tensor) -> verify.Verdict:
+    def by_target(proposals: Tensor, q: Tensor, p: Tensor, random_source: Any, positions: Tensor) -> verify.Verdict:
         monkeypatch.setattr(verify, "accept_probability", lambda _, q, chosen: accept(p[:, :-1], q, chosen))
         own = probabilities(seen["target"], sampling_params(0.8))
-        return reject(proposals, q, own, noise, positions)
+        return reject(proposals, q, own, random_source, positions)
 
     monkeypatch.setattr(Blend, "mix", remembered)
     monkeypatch.setattr(guided, "verify_rejection", by_target)
@@ -237,17 +239,17 @@ def plant_shifted_readout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def plant_plain_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """The prompt's last position is the target's alone."""
-    make = Lane.mix
+    make = ReadoutGroup.mix
 
-    def plain_once(self: Lane, stretch: Stretch, target: Tensor, step: Tensor) -> Tensor:
-        betas, first = self.betas, not hasattr(self, "begun")
-        self.begun = True  # type: ignore[attr-defined]
+    def plain_once(self: ReadoutGroup, out: TargetOutput, target: Tensor, step: Tensor) -> Tensor:
+        betas, first = self.betas, not hasattr(self, "stored")
+        self.stored = True  # type: ignore[attr-defined]
         self.betas = torch.zeros_like(betas) if first else betas
-        logits = make(self, stretch, target, step)
+        logits = make(self, out, target, step)
         self.betas = betas
         return logits
 
-    monkeypatch.setattr(Lane, "mix", plain_once)
+    monkeypatch.setattr(ReadoutGroup, "mix", plain_once)
 
 
 @pytest.mark.parametrize(
@@ -272,14 +274,16 @@ def test_planted_bugs_are_seen(plant: Any, monkeypatch: pytest.MonkeyPatch) -> N
     healthy = output_law(guided_generate, pair, prompt, 3, **knobs)
     assert total_variation(healthy, expected) <= TV_TOLERANCE
     plant(monkeypatch)
-    law = output_law(guided_generate, pair, prompt, 3, **knobs)
-    assert total_variation(law, expected) > BUG_IS_SEEN
+    distribution = output_law(guided_generate, pair, prompt, 3, **knobs)
+    assert total_variation(distribution, expected) > BUG_IS_SEEN
 
 
 def test_the_walk_covers_everything() -> None:
-    """The plainest case by hand: one token, so the law is one softmax."""
+    """The plainest case by hand: one token, so the distribution is one softmax."""
     pair, prompt, beta = stub_pair(4, 3), [1, 0, 2], 0.35
-    law = output_law(guided_generate, pair, prompt, 1, beta=beta, temperature=1.0)
+    distribution = output_law(guided_generate, pair, prompt, 1, beta=beta, temperature=1.0)
     target, readout = (read(prompt).tolist() for read in stub_reads(pair, None))
     weights = [math.exp((1 - beta) * t + beta * r) for t, r in zip(target, readout, strict=True)]
-    assert [law[(i,)] for i in range(4)] == pytest.approx([w / sum(weights) for w in weights], abs=TV_TOLERANCE)
+    assert [distribution[(i,)] for i in range(4)] == pytest.approx(
+        [w / sum(weights) for w in weights], abs=TV_TOLERANCE
+    )
