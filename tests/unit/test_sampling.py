@@ -109,5 +109,6 @@ def test_a_device_without_float64_gets_narrower_uniforms_that_stay_below_one() -
     assert torch.equal(uniforms_on(table, torch.device("cpu")), table)
     with mock.patch("dgd_lightning.distributions.real_dtype", return_value=torch.float32):
         narrow = uniforms_on(table, torch.device("cpu"))
-    assert narrow.dtype == torch.float32 and narrow[:2].tolist() == [0.0, 0.25]
+    assert narrow.dtype == torch.float32
+    assert narrow[:2].tolist() == [0.0, 0.25]
     assert narrow[2] < 1
