@@ -23,6 +23,7 @@ from dgd_lightning.callbacks.decode_metrics import histogram_tables, notes, summ
 from dgd_lightning.callbacks.fit_progress import FitProgress
 from dgd_lightning.callbacks.provenance import Provenance, git_state
 from dgd_lightning.errors import InputError
+from dgd_lightning.jsonl import JsonLines
 
 
 def line(idx: str, arm: str = "a", **more: Any) -> dict[str, Any]:
@@ -30,8 +31,8 @@ def line(idx: str, arm: str = "a", **more: Any) -> dict[str, Any]:
 
 
 def fill(folder: Path, rank: int, rows: list[dict[str, Any]], torn: bytes = b"") -> None:
-    with run_folder.open_shard(run_folder.shard(folder, rank)) as file:
-        run_folder.append(file, rows)
+    with JsonLines(run_folder.shard(folder, rank)) as file:
+        file.append(rows)
     with run_folder.shard(folder, rank).open("ab") as raw:
         raw.write(torn)
 
