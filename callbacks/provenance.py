@@ -105,7 +105,8 @@ def changed_versions(before: Sequence[dict[str, Any]], now: dict[str, Any]) -> l
 def _code(one: dict[str, Any]) -> dict[str, Any]:
     """What a session ran, by name; None where it is not known."""
     git = one.get("git") or {"sha": None, "diff_hash": "clean"}
-    commit = git["sha"] and git["sha"][:10] + ("" if git["diff_hash"] == "clean" else f" with changes {git['diff_hash']}")
+    changes = "" if git["diff_hash"] == "clean" else f" with changes {git['diff_hash']}"
+    commit = git["sha"] and git["sha"][:10] + changes
     return {"python": one.get("python"), **one.get("versions", {}), "git": commit}
 
 

@@ -170,7 +170,7 @@ def mark_whole(folder: Path, rank: int, name: str = PREDICTIONS) -> None:
 
 
 def _is_whole(folder: Path, rank: int, name: str) -> bool:
-    """Whether a rank has marked its shard, and all that it wrote is visible here (another machine's rows come later)."""
+    """Whether a rank has marked its shard, and all of it can be seen here: rows of another machine may come late."""
     try:
         return shard(folder, rank, name).stat().st_size >= int(mark(folder, rank, name).read_text())
     except FileNotFoundError:
