@@ -12,8 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.table import Table
 
-from callbacks.prediction_writer import written_folder
 from dgd_lightning import run_folder
+from dgd_lightning.callbacks.prediction_writer import written_folder
 from dgd_lightning.data.tasks import context_of
 from dgd_lightning.metrics.paired import Difference, TauGain, Verified, tau_gain
 from dgd_lightning.modules.arms import Arm

@@ -5,8 +5,8 @@ from __future__ import annotations
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.text import Text
 
-from callbacks.prediction_writer import written_folder
 from dgd_lightning import run_folder
+from dgd_lightning.callbacks.prediction_writer import written_folder
 from dgd_lightning.errors import InputError
 from dgd_lightning.report.case_studies import LIMIT, write_case_studies
 

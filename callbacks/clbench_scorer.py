@@ -11,17 +11,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.text import Text
 
-from callbacks.prediction_writer import written_folder
+from dgd_lightning.callbacks.prediction_writer import written_folder
 from dgd_lightning.errors import InputError
+from dgd_lightning.grader import Grader, package_graders
 from dgd_lightning.report.solve_rates import ALL, comparison_table, rate_table
-from dgd_lightning.scoring.code import CodeGrader
 from dgd_lightning.scoring.grade_run import grade_run
 from dgd_lightning.scoring.graded import Graded, by_arm
-from dgd_lightning.scoring.grader import Grader
-from dgd_lightning.scoring.judge import RubricJudge
 from dgd_lightning.scoring.judge_config import JudgeConfig
-from dgd_lightning.scoring.lab import LabGrader
-from dgd_lightning.scoring.mathematics import MathGrader
 from dgd_lightning.scoring.score_run import source
 from dgd_lightning.scoring.summary import Compared
 
@@ -41,19 +37,18 @@ class CLBenchScorer(Callback):
     """
 
     def __init__(self, judge: JudgeConfig | None = None, allow_code_execution: bool = False, workers: int = 2) -> None:
-        if judge is not None:  # what can be known before hours of decoding
-            RubricJudge(judge).close()
-        self.judge, self.workers = judge, workers
-        self.code = CodeGrader(allow_code_execution=allow_code_execution or None, workers=workers)
+        self.options: dict[str, Any] = {"judge": judge, "allow_code_execution": allow_code_execution, "leave": True}
+        self.options |= {"code_workers": workers, "math_workers": workers}
+        for grader in package_graders(self.options):  # what can be known before hours of decoding
+            grader.close()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = written_folder(trainer)
         if not trainer.is_global_zero or folder is None:
             return
-        graders: list[Grader] = [LabGrader(), MathGrader(workers=self.workers)]
-        graders += [self.code] if self.code.allowed else []
+        graders: list[Grader] = []
         try:
-            graders += [RubricJudge(self.judge)] if self.judge is not None else []
+            graders = package_graders(self.options)
             run = grade_run(source(folder), graders, leave=True)
         except InputError as error:  # the answers are there: hours of decoding must not end in a traceback
             rank_zero_warn(f"not all answers are graded: {error}; `dgd score {folder}` goes on")
