@@ -108,13 +108,13 @@ def test_rows_as_others_write_them(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def our_row(task: int, arm: str, score: int | None, **changes: Any) -> dict[str, Any]:
     """A row of a run, graded by `dgd score`."""
-    method, control = ("guided", None) if arm == "guided" else ("guided", "guided")
-    record = {
+    record: dict[str, Any] = {
         "arm": arm,
-        "method": "autoregressive" if arm == "plain" else method,
+        "method": "Autoregressive" if arm == "plain" else "Guided",
+        "lossless": arm == "plain",
         "prompt_tokens": 3000 + 3000 * (task % 2),
     }
-    record |= {"control_of": control if arm == "noise" else None, "grading": {}, "grader": "rubric_judge"}
+    record |= {"control_of": "guided" if arm == "noise" else None, "grading": {}, "grader": "rubric_judge"}
     status = ["yes" if score else "no"]
     return {**foreign_row(task, status, score=score), "dgd": record, **changes}
 

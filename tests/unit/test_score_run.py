@@ -16,7 +16,7 @@ import pytest
 
 from dgd_lightning.cli import main
 from dgd_lightning.errors import InputError
-from dgd_lightning.scoring.grader import Grader
+from dgd_lightning.grader import Grader
 from dgd_lightning.scoring.score_file import read_scores
 from dgd_lightning.scoring.score_run import Counts, rows_of, score_rows, source, write_graded
 from dgd_lightning.types import Score
