@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.text import Text
 
+from dgd_lightning.callbacks.prediction_writer import written_folder
 from dgd_lightning.errors import InputError
 from dgd_lightning.grader import Grader, package_graders
 from dgd_lightning.report.solve_rates import ALL, comparison_table, rate_table
@@ -43,15 +43,15 @@ class CLBenchScorer(Callback):
             grader.close()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        log_dir = trainer.log_dir  # a collective: every rank asks
-        if not trainer.is_global_zero or log_dir is None:
+        folder = written_folder(trainer)
+        if not trainer.is_global_zero or folder is None:
             return
         graders: list[Grader] = []
         try:
             graders = package_graders(self.options)
-            run = grade_run(source(Path(log_dir)), graders, leave=True)
+            run = grade_run(source(folder), graders, leave=True)
         except InputError as error:  # the answers are there: hours of decoding must not end in a traceback
-            rank_zero_warn(f"not all answers are graded: {error}; `dgd score {log_dir}` goes on")
+            rank_zero_warn(f"not all answers are graded: {error}; `dgd score {folder}` goes on")
             return
         finally:
             for grader in graders:
@@ -62,7 +62,7 @@ class CLBenchScorer(Callback):
         if run.compared:
             tables.append(comparison_table(run.compared))
         if run.counts.left:
-            tables.append(Text(f"{run.counts.left} answers need a judge or a sandbox: dgd score {log_dir}"))
+            tables.append(Text(f"{run.counts.left} answers need a judge or a sandbox: dgd score {folder}"))
         if isinstance(trainer.logger, TensorBoardLogger):
             _log(trainer.logger.experiment, run.scores, run.compared)
 

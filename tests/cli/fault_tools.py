@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-import dgd_lightning.cli_lightning
+import dgd_lightning.commands.lightning
 import dgd_lightning.scoring.judge_client  # noqa: F401
 from dgd_lightning.cli import main
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from judge_tools import KEY, expected, judge_server, make_judge, make_row
 
-from dgd_lightning.report_command import main as report
+from dgd_lightning.commands.report import main as report
 from dgd_lightning.scoring.rubric_grader import RubricJudge
 from dgd_lightning.types import Score
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
+from dgd_lightning.commands.report import main
 from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.paired import Difference
 from dgd_lightning.report.pictures import Line, intervals
 from dgd_lightning.report.runs import read_runs, study
 from dgd_lightning.report.text import visible
 from dgd_lightning.report.verdict import verdict
-from dgd_lightning.report_command import main
 from dgd_lightning.scoring.graded import Graded, Versus
 from dgd_lightning.scoring.statistics import Comparison, Pair, compare
 from dgd_lightning.scoring.summary import Compared
@@ -331,7 +331,7 @@ def test_a_picture_s_places_follow_its_numbers() -> None:
 
 
 def test_the_report_starts_without_torch() -> None:
-    code = "import sys, dgd_lightning.report_command as r; r.parse_options(['x']); sys.exit('torch' in sys.modules)"
+    code = "import sys, dgd_lightning.commands.report as r; r.parse_options(['x']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dgd_lightning.checks import check_integer
+from dgd_lightning.commands.errors import parsed
 from dgd_lightning.errors import InputError
 from dgd_lightning.grader import ASK, READ, Grader, package_graders
 from dgd_lightning.report.print_tables import plain_console, print_tables
@@ -77,15 +79,9 @@ def parse_options(argv: list[str]) -> Namespace:
     parser.add_argument("--math_workers", type=int, default=2, help="answers compared at once")
     parser.add_argument("--regrade", type=bool, default=False, help="grade rows anew that came with a score")
     parser.add_argument("--exclude", type=str | None, default=None, help="file of task ids, one a line: told both ways")
-    try:
-        options = parser.instantiate_classes(parser.parse_args(argv))
-    except ArgumentError as error:
-        from dgd_lightning.cli_errors import from_parser_message  # torch, which a right command need not wait for
-
-        raise from_parser_message(str(error)) from error
+    options = parsed(parser, argv)
     for key in ("code_workers", "math_workers"):
-        if options[key] < 1:
-            raise InputError(key, expected="at least 1", received=options[key], hint="use 1 or more")
+        check_integer(key, options[key])
     if options.taxonomy and options.judge is None:
         raise InputError(
             "taxonomy",
