@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.text import Text
 
 from dgd_lightning import run_folder
+from dgd_lightning.callbacks.prediction_writer import written_folder
 from dgd_lightning.errors import InputError
 from dgd_lightning.report.case_studies import LIMIT, write_case_studies
 
@@ -32,8 +31,7 @@ class CaseStudies(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reads the merged predictions."""
-        log_dir = trainer.log_dir  # a collective: every rank asks
-        if trainer.is_global_zero and log_dir is not None:
-            folder = Path(log_dir)
+        folder = written_folder(trainer)
+        if trainer.is_global_zero and folder is not None:
             path = write_case_studies(folder, lambda: run_folder.read_predictions(folder), self.limit)
             pl_module.summary_tables.append(Text(f"case studies: {path}"))  # type: ignore[union-attr,operator]

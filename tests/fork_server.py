@@ -213,7 +213,7 @@ def _import_everything() -> None:
     import torch
 
     import dgd_lightning.scoring.judge_client  # noqa: F401
-    from dgd_lightning.cli_lightning import import_plugins
+    from dgd_lightning.commands.lightning import import_plugins
 
     torch.set_num_threads(1)  # no pool of threads may be there when a child is forked
     import_plugins()

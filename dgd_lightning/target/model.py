@@ -106,6 +106,7 @@ class Target(nn.Module):
         *,
         max_length: int,
         layer_ids: Sequence[int] = (),
+        slots: Tensor | None = None,
     ) -> TargetStep:
         """One forward on Q tokens per row, each at its own position; keys and values are written there.
 
@@ -115,14 +116,17 @@ class Target(nn.Module):
             ids: [B, Q].
             positions: [B, Q], absolute, distinct within a row; everything below a row's smallest one is in the cache.
             cache: from :meth:`new_cache`.
-            max_length: host-known bound, more than every position: keys 0…max_length−1 are read.
+            max_length: host-known bound, more than every slot: keys 0…max_length−1 are read.
             layer_ids: tapped layers, 0-based.
+            slots: [B, Q], where keys and values are written instead: a proposal that may be rejected as a whole (see
+                :meth:`PositionCache.at`). Rotary embedding and mask go by the positions all the same.
 
         Returns:
             Logits [B, Q, V] and features [B, Q, F·H], on the target's device wherever the last layer is.
         """
-        masks = self._masks(positions, max_length)
-        hidden, features = self._forward(ids, positions, masks, cache, max_length, layer_ids)
+        cache.at(positions, slots=slots, max_length=max_length)
+        masks = self._masks(positions, max_length, cache.key_positions)
+        hidden, features = self._forward(ids, positions, masks, cache, layer_ids)
         return TargetStep(self.lm_head(hidden).to(self.device), features)
 
     @torch.no_grad()
@@ -166,8 +170,9 @@ class Target(nn.Module):
             max_length = furthest + high
             if not alike:
                 positions, max_length = positions.clamp(max=cache.capacity - 1), min(max_length, cache.capacity)
-            masks = self._masks(positions[:1] if alike else positions, max_length)  # one for all that stand alike
-            hidden, features = self._forward(ids[:, low:high], positions, masks, cache, max_length, layer_ids)
+            cache.at(positions, max_length=max_length)
+            masks = self._masks(positions[:1] if alike else positions, max_length)  # one for all where they are alike
+            hidden, features = self._forward(ids[:, low:high], positions, masks, cache, layer_ids)
             at = lengths - 1 - low  # [B]
             here = _pick(hidden, at.clamp(0, high - low - 1)).to(last.device)
             last = torch.where(((at >= 0) & (at < high - low))[:, None, None], here, last)
@@ -185,11 +190,9 @@ class Target(nn.Module):
         positions: Tensor,
         masks: Tensor | dict[str, Tensor],
         cache: PositionCache,
-        max_length: int,
         layer_ids: Sequence[int],
     ) -> tuple[Tensor, Tensor | None]:
-        """(last hidden states [B, Q, H], features [B, Q, F·H] or None)."""
-        cache.at(positions, max_length=max_length)
+        """(last hidden states [B, Q, H], features [B, Q, F·H] or None), on a cache that knows where to write."""
         with self._tapped(layer_ids) as taps:
             output = self.model.get_decoder()(
                 input_ids=ids,
@@ -229,37 +232,40 @@ class Target(nn.Module):
             for handle in handles:
                 handle.remove()
 
-    def _masks(self, positions: Tensor, max_length: int) -> Tensor | dict[str, Tensor]:
+    def _masks(
+        self, positions: Tensor, max_length: int, key_positions: Tensor | None = None
+    ) -> Tensor | dict[str, Tensor]:
         """The attention mask that the family's decoder takes: one, or one per kind of layer."""
         config = self.model.config
         window = getattr(config, "sliding_window", None)
+
+        def mask(window: int | None) -> Tensor:
+            """Additive, in the model's dtype: made once here, where a boolean one is widened again in every layer."""
+            allowed = position_mask(positions, max_length, window, key_positions)
+            return torch.zeros_like(allowed, dtype=self.dtype).masked_fill_(~allowed, torch.finfo(self.dtype).min)
+
         if config.model_type == "qwen3_moe":  # one window for every layer; its config lists no kinds of layers
-            return self._mask(positions, max_length, window)
+            return mask(window)
         if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-            return {
-                "full_attention": self._mask(positions, max_length, None),
-                "sliding_attention": self._mask(positions, max_length, window),
-            }
-        return self._mask(positions, max_length, None)
-
-    def _mask(self, positions: Tensor, max_length: int, window: int | None) -> Tensor:
-        """Additive, in the model's dtype: made once here, where a boolean one is widened again in every layer."""
-        allowed = position_mask(positions, max_length, window)
-        return torch.zeros_like(allowed, dtype=self.dtype).masked_fill_(~allowed, torch.finfo(self.dtype).min)
+            return {"full_attention": mask(None), "sliding_attention": mask(window)}
+        return mask(None)
 
 
-def position_mask(positions: Tensor, key_length: int, window: int | None = None) -> Tensor:
+def position_mask(
+    positions: Tensor, key_length: int, window: int | None = None, key_positions: Tensor | None = None
+) -> Tensor:
     """Which cached positions a query sees: ``key ≤ query``, and ``key > query − window`` in sliding layers.
 
     Args:
         positions: [B, Q] of the queries.
         key_length: L.
         window: positions a sliding layer looks back on, itself included, or None.
+        key_positions: [B, L], of the keys; None: 0…L−1.
 
     Returns:
         [B, 1, Q, L] boolean.
     """
-    keys = torch.arange(key_length, device=positions.device)
+    keys = torch.arange(key_length, device=positions.device) if key_positions is None else key_positions[:, None, None]
     queries = positions[:, None, :, None]  # [B, 1, Q, 1]
     allowed = keys <= queries
     return allowed if window is None else allowed & (keys > queries - window)

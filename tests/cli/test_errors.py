@@ -18,7 +18,7 @@ from fork_server import launched
 from tiny import hf_model, make_draft
 
 from dgd_lightning import run_folder
-from dgd_lightning.cli_errors import from_parser_message
+from dgd_lightning.commands.errors import from_parser_message
 from dgd_lightning.draft.checkpoint import save_draft
 from dgd_lightning.target.model import Target
 
@@ -109,7 +109,7 @@ def test_a_failed_start_leaves_no_version_behind(
         free.append(wanted is not None and run_folder.choose_version(folder.parent, wanted) == int(folder.name[8:]))
         run_folder.discard_start(folder)
 
-    monkeypatch.setattr("dgd_lightning.cli_lightning.discard_start", discard)
+    monkeypatch.setattr("dgd_lightning.commands.lightning.discard_start", discard)
     assert dgd("predict", "--config", config(), *START_MISTAKES[when]).code == 2
     assert not (tmp_path / "logs/run/version_0").exists()
     assert free == [False]  # no other run could have gone on with it

@@ -28,6 +28,8 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
+from dgd_lightning.checks import check_integer
+from dgd_lightning.commands.errors import parsed
 from dgd_lightning.errors import InputError
 from dgd_lightning.report.sweep_views import curve, leaders
 from dgd_lightning.seeds import mixed_seed
@@ -93,20 +95,12 @@ def parse_options(argv: list[str]) -> Namespace:
     parser.add_argument("--parallel", type=int, default=1, help="trials at a time")
     parser.add_argument("--devices", type=list[int] | None, default=None, help="GPUs that the trials share, in turn")
     parser.add_argument("--seed", type=int, default=0)
-    from jsonargparse import ArgumentError
-
-    from dgd_lightning.cli_errors import from_parser_message
-
-    try:
-        options = parser.parse_args(argv)
-    except ArgumentError as error:
-        raise from_parser_message(str(error)) from error
+    options = parsed(parser, argv)
     for key in ("base", "arm", "search"):
         if not options[key]:
             raise InputError(key, expected="a value", received="nothing", hint="see configs/sweeps/ttt.yaml")
     for key in ("trials", "parallel"):
-        if options[key] < 1:
-            raise InputError(key, expected="at least 1", received=options[key], hint="use 1 or more")
+        check_integer(key, options[key])
     if options.objective != "tau" and options.against is None:
         raise InputError("against", expected="an arm, for a gain", received="null", hint="name it, or use tau")
     if not Path(options.base).is_file():
@@ -393,7 +387,7 @@ class Sweep:
 
     def _value(self, folder: str) -> float:
         """The objective of a finished trial; NaN where nothing was verified."""
-        from callbacks.adapt_metrics import collect, gain_of
+        from dgd_lightning.callbacks.adapt_metrics import collect, gain_of
 
         versions = (self.root / folder).glob("version_*")
         counts, _ = collect(max(versions, key=lambda path: int(path.name[8:])))
