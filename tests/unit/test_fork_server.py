@@ -14,8 +14,9 @@ from fork_server import launch, launched
 
 def test_a_child_has_its_own_arguments_environment_and_streams(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dgd_lightning.cli.USAGE", "patched here alone")
-    code = "import os, sys; print(sys.argv[1:], os.environ, os.getcwd()); print('oh', file=sys.stderr); sys.exit(7)"
+    monkeypatch.setattr("json.__doc__", None)  # as any change that a test makes in its own process
+    code = "import json, os, sys; assert json.__doc__; print(sys.argv[1:], os.environ, os.getcwd())\n"
+    code += "print('oh', file=sys.stderr); sys.exit(7)"
     done = launched("a", "b c", code=code, env={"ONLY": "this"})
     assert done.returncode == 7
     assert done.stdout == f"['a', 'b c'] environ({{'ONLY': 'this'}}) {tmp_path}\n"
