@@ -22,15 +22,15 @@ if TYPE_CHECKING:
         WithoutContext,
     )
     from dgd_lightning.decode.rerank import rerank_generate
+    from dgd_lightning.draft.adapter import Adapter, load_adapter, save_adapter
     from dgd_lightning.errors import InputError
     from dgd_lightning.pair import Pair, load_pair
     from dgd_lightning.ttt.adapt import AdaptResult, ttt_adapt
     from dgd_lightning.ttt.config import TTTConfig
-    from dgd_lightning.ttt.lora import Adapter, load_adapter, save_adapter
     from dgd_lightning.ttt.online import OnlineTTT
     from dgd_lightning.types import AdaptTrace, DecodeOutput, DecodeTrace, HeldOutScore
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _HOMES = {
     "autoregressive_generate": "dgd_lightning.decode",
     "speculative_generate": "dgd_lightning.decode",
@@ -62,9 +62,9 @@ _HOMES = {
     "ttt_adapt": "dgd_lightning.ttt.adapt",
     "TTTConfig": "dgd_lightning.ttt.config",
     "OnlineTTT": "dgd_lightning.ttt.online",
-    "Adapter": "dgd_lightning.ttt.lora",
-    "load_adapter": "dgd_lightning.ttt.lora",
-    "save_adapter": "dgd_lightning.ttt.lora",
+    "Adapter": "dgd_lightning.draft.adapter",
+    "load_adapter": "dgd_lightning.draft.adapter",
+    "save_adapter": "dgd_lightning.draft.adapter",
 }
 __all__ = [
     "AblatedDraft",

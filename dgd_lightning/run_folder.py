@@ -5,16 +5,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from dgd_lightning import jsonl
 from dgd_lightning.errors import InputError
+from dgd_lightning.files import whole_files
 
 PREDICTIONS, DIAGNOSTIC = "predictions.jsonl", "diagnostic.jsonl"
 ROWS = {"predict": PREDICTIONS, "test": DIAGNOSTIC}  # by stage
@@ -31,7 +32,8 @@ TIMINGS = (
     "ttt_fit_seconds",
     "ttt_peak_memory",
 )  # the only fields that may differ in a rerun
-SHARDS = ("predictions.rank*.jsonl", "diagnostic.rank*.jsonl")
+SHARDS = ("predictions.rank*.*", "diagnostic.rank*.*")  # and their marks
+POLL, FIRST_WORD, NEXT_WORD = 0.2, 10.0, 60.0  # seconds, of rank 0 that waits for other ranks
 STARTED = (PROVENANCE, "config.yaml", "hparams.yaml", "events.out.tfevents.*", *SHARDS)
 
 Key = tuple[str, str]  # (idx, arm)
@@ -64,7 +66,7 @@ def choose_version(root: Path, wanted: str | None) -> int:
     versions = sorted((int(p.name[8:]) for p in root.glob("version_*") if p.name[8:].isdecimal()), reverse=True)
     for version in versions if wanted is not None else []:
         folder = root / f"version_{version}"
-        busy = any(_busy(shard(folder, 0, name)) for name in ROWS.values())
+        busy = any(jsonl.held(shard(folder, 0, name)) for name in ROWS.values())
         if not (folder / DONE).exists() and _hash_of(folder) == wanted and not busy:
             return version
     version = versions[0] + 1 if versions else 0
@@ -96,17 +98,6 @@ def _hash_of(folder: Path) -> str | None:
         return None
 
 
-def _busy(path: Path) -> bool:
-    try:
-        with path.open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no such file, or a file system without locks
-        return False
-    return False
-
-
 def shard(folder: Path, rank: int, name: str = PREDICTIONS) -> Path:
     """The file that a rank appends to; the name is that of the merged file."""
     return folder / f"{Path(name).stem}.rank{rank}.jsonl"
@@ -119,71 +110,24 @@ def sources(folder: Path, name: str = PREDICTIONS) -> list[Path]:
     return [path for path in (folder / name, *shards) if path.exists()]
 
 
-def open_shard(path: Path) -> IO[bytes]:
-    """Opens a shard for appending and cuts off a line that a killed process left torn.
-
-    Waits while another process holds it: after a kill of rank 0, other ranks finish their group before they stop.
-    """
-    file = path.open("a+b")
-    with contextlib.suppress(OSError):  # a file system without locks
-        fcntl.flock(file, fcntl.LOCK_EX)
-    file.seek(0, os.SEEK_END)
-    end = position = file.tell()
-    while position > 0:
-        start = max(0, position - 65536)
-        file.seek(start)
-        newline = file.read(position - start).rfind(b"\n")
-        if newline >= 0:
-            position = start + newline + 1
-            break
-        position = start
-    if position < end:
-        file.truncate(position)
-    file.seek(0, os.SEEK_END)
-    return file
-
-
-def append(file: IO[bytes], rows: Sequence[dict[str, Any]]) -> None:
-    """Appends rows and returns when they are on the disk."""
-    if rows:
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-        file.write(
-            b"".join(line.encode(errors="backslashreplace") + b"\n" for line in lines)
-        )  # lone surrogates: \udXXX
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def unwritable(path: str | Path, error: OSError) -> InputError:
-    """What a user is told where rows or scores can't be written; those written before are whole."""
-    return InputError(
-        str(path), expected="a file that can be written", received=error, hint="make room; the same command continues"
-    )
-
-
 def read_rows(path: Path) -> Iterator[tuple[Line, dict[str, Any]]]:
     """Rows of a merged file or a shard; a torn last line is left out.
 
     Raises:
         InputError: a line other than a torn last one is no row.
     """
-    offset = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                row = json.loads(line)
-                row["idx"], row["dgd"]["arm"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(
-                    f"{path} line {number}",
-                    expected="a row written by dgd",
-                    received=line[:60],
-                    hint="delete the line; the run makes it again",
-                ) from error
-            yield Line(path, offset, len(line)), row
-            offset += len(line)
+    for number, (offset, line) in enumerate(jsonl.lines(path), 1):
+        try:
+            row = json.loads(line)
+            row["idx"], row["dgd"]["arm"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} line {number}",
+                expected="a row written by dgd",
+                received=line[:60],
+                hint="delete the line; the run makes it again",
+            ) from error
+        yield Line(path, offset, len(line)), row
 
 
 def rows_so_far(folder: Path) -> Iterator[dict[str, Any]]:
@@ -211,6 +155,54 @@ def batch_share(record: dict[str, Any]) -> float:
     if record["method"] == "rerank":
         decoded = sum(one["tokens"] - 1 for one in record["answers"])
     return decoded / record["batch_tokens"] if record["batch_tokens"] else 0.0
+
+
+def mark(folder: Path, rank: int, name: str = PREDICTIONS) -> Path:
+    """The file that says that a rank's shard is whole, by the shard's size."""
+    return shard(folder, rank, name).with_suffix(".done")
+
+
+def mark_whole(folder: Path, rank: int, name: str = PREDICTIONS) -> None:
+    """Says that a rank's shard, which is closed, has all of the rank's rows."""
+    path = mark(folder, rank, name)
+    with whole_files(folder, path.name) as scratch:
+        (scratch / path.name).write_text(str(shard(folder, rank, name).stat().st_size))
+
+
+def _is_whole(folder: Path, rank: int, name: str) -> bool:
+    """Whether a rank has marked its shard, and all of it can be seen here: rows of another machine may come late."""
+    try:
+        return shard(folder, rank, name).stat().st_size >= int(mark(folder, rank, name).read_text())
+    except FileNotFoundError:
+        return False
+
+
+def await_shards(folder: Path, ranks: Iterable[int], name: str, seconds: float) -> None:
+    """Returns when these ranks have marked their shards as whole; says for whom it waits.
+
+    Args:
+        folder: of the run.
+        ranks: that write shards beside this process.
+        name: of the merged file.
+        seconds: to wait at most.
+
+    Raises:
+        InputError: they have not within this time; all that was written stays.
+    """
+    started, next_word = time.monotonic(), FIRST_WORD
+    while missing := [shard(folder, rank, name).name for rank in ranks if not _is_whole(folder, rank, name)]:
+        waited, shards = time.monotonic() - started, ", ".join(missing)
+        if waited >= seconds:
+            raise InputError(
+                str(folder),
+                expected=f"the rows of all ranks within {seconds / 3600:g} hours of rank 0's last (merge_wait)",
+                received=f"none or not all in {shards}",
+                hint="the same command continues; give PredictionWriter a longer merge_wait if ranks still decode",
+            )
+        if waited >= next_word:
+            print(f"waiting for the last rows of {shards}: {waited / 60:.0f} minutes so far", flush=True)
+            next_word += NEXT_WORD
+        time.sleep(POLL)
 
 
 def index(folder: Path, name: str = PREDICTIONS) -> dict[Key, Line]:
@@ -246,11 +238,10 @@ def merge(folder: Path, order: Sequence[Key], name: str = PREDICTIONS) -> int:
 
 
 def finish(folder: Path, name: str = PREDICTIONS) -> None:
-    """Marks the run complete and removes the shards, whose rows are all in the merged file."""
+    """Marks the run complete and removes the shards, whose rows are all in the merged file, with their marks."""
     (folder / DONE).touch()
-    for path in sources(folder, name):
-        if path.name != name:
-            path.unlink()
+    for path in folder.glob(f"{Path(name).stem}.rank*"):
+        path.unlink()
 
 
 def read_predictions(folder: str | Path, name: str = PREDICTIONS) -> Iterator[dict[str, Any]]:

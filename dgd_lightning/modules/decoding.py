@@ -18,6 +18,7 @@ from torch import Tensor
 from dgd_lightning.data.tasks import TaskData, context_of, tasks_by_context
 from dgd_lightning.decode.engine import Progress
 from dgd_lightning.decode.readouts import Readout
+from dgd_lightning.draft.adapter import Adapter
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.adaptation import ADAPTERS, Adapted, ContextAdapter, OnAdapt, contexts_to_adapt
 from dgd_lightning.modules.arm_checks import check_arms, check_block_sizes, check_ttt
@@ -41,7 +42,6 @@ from dgd_lightning.modules.sources import PairSources
 from dgd_lightning.pair import Pair, load_pair
 from dgd_lightning.target.load import bundled
 from dgd_lightning.ttt.config import TTTConfig
-from dgd_lightning.ttt.lora import Adapter
 from dgd_lightning.ttt.online import OnlineTTT
 from dgd_lightning.types import DecodeOutput, Task
 

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from dgd_lightning.data.licence import check_clbench
 from dgd_lightning.data.one_context import common_prefix
+from dgd_lightning.draft.adapter import save_adapter
+from dgd_lightning.draft.lora import DraftLora
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.adaptation import ADAPTERS, best_score, safe_name, save_trace
 from dgd_lightning.modules.sources import PairSources
@@ -25,7 +27,6 @@ from dgd_lightning.pair import Pair, load_pair
 from dgd_lightning.target.load import bundled
 from dgd_lightning.ttt.adapt import AdaptResult, Fit, Material, gather, make_optimizer
 from dgd_lightning.ttt.config import TTTConfig
-from dgd_lightning.ttt.lora import DraftLora, save_adapter
 from dgd_lightning.ttt.validation_texts import Chosen
 from dgd_lightning.types import AdaptTrace
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from dgd_lightning.draft.adapter import Adapter
+from dgd_lightning.draft.lora import DraftLora, check_base
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.adapt import check_adaptable, make_optimizer
 from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.context import ReadContext, Split
-from dgd_lightning.ttt.lora import Adapter, DraftLora, check_base
 from dgd_lightning.ttt.problem import AdaptProblem
 
 

@@ -21,10 +21,10 @@ from dgd_lightning.decode.guided import Guidance, guided_generate, guided_sweep
 from dgd_lightning.decode.prefix import PrefixCache, make_prefix_cache
 from dgd_lightning.decode.rerank import rerank_generate
 from dgd_lightning.decode.speculative import speculative_generate
+from dgd_lightning.draft.lora import DraftLora
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import Pair
 from dgd_lightning.target.model import Target
-from dgd_lightning.ttt.lora import DraftLora
 from dgd_lightning.ttt.online import OnlineTTT
 
 NEW = 14

@@ -8,11 +8,11 @@ from tiny import make_pair
 from torch import Tensor
 
 from dgd_lightning import InputError, OnlineTTT, TTTConfig, autoregressive_generate, speculative_generate, ttt_adapt
+from dgd_lightning.draft.lora import base_digest
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.target.cache import PositionCache
 from dgd_lightning.ttt import online as online_module
 from dgd_lightning.ttt.context import read_context, split_context
-from dgd_lightning.ttt.lora import base_digest
 
 CLOSE = 1e-9  # fp64 hidden states of a prefill against those of single blocks
 
@@ -86,7 +86,7 @@ def test_after_a_round_the_cache_is_that_of_the_changed_draft(monkeypatch: pytes
             fresh = self.new_cache(1, cache.capacity)
             extend(self, fresh, features, positions)
             end = features.shape[1]
-            seen.append((cache.slots[0].keys[:, :, :end].clone(), fresh.slots[0].keys[:, :, :end].clone()))
+            seen.append((cache.buffers[0].keys[:, :, :end].clone(), fresh.buffers[0].keys[:, :, :end].clone()))
 
     monkeypatch.setattr(DFlashDraft, "extend", spy)
     speculative_generate(pair, [ids], max_new_tokens=40, online=online())

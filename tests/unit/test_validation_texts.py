@@ -22,11 +22,11 @@ from dgd_lightning import (
     ttt_adapt,
 )
 from dgd_lightning.decode.engine import Prefix
+from dgd_lightning.draft.lora import DraftLora
 from dgd_lightning.lab.rows import eval_rows
 from dgd_lightning.modules.test_time_training import _rolled_back
 from dgd_lightning.ttt import validation_texts
 from dgd_lightning.ttt.adapt import Fit, Material, gather, sure_gain
-from dgd_lightning.ttt.lora import DraftLora
 from dgd_lightning.ttt.objective import committed_per_block
 from dgd_lightning.ttt.problem import DraftContext
 from dgd_lightning.ttt.validation_texts import at_once, chat_of, plan
@@ -174,7 +174,7 @@ def test_so_many_are_written_together_as_copies_fit(monkeypatch: pytest.MonkeyPa
     config = TTTConfig(validation_texts=5, train_texts=2)
     planned = plan(pair, len(context), config)
     prefix = prefix_of(pair, context, planned.capacity)
-    held = (slot for cache in (prefix.cache, prefix.draft_cache) for slot in cache.slots)
+    held = (slot for cache in (prefix.cache, prefix.draft_cache) for slot in cache.buffers)
     row = sum(part.nbytes for slot in held for part in (slot.keys, slot.values))  # both caches have one row
     for bytes_, expected in ((10 * row, 7), (3 * row, 3), (3 * row - 1, 2), (0, 1)):
         monkeypatch.setattr(validation_texts, "COPIES", bytes_)
