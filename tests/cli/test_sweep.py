@@ -18,7 +18,8 @@ from cli_tools import Config, Dgd, chat_row, check_error, write_jsonl
 from rich.console import Console
 
 from dgd_lightning.cli import main
-from dgd_lightning.commands.sweep import LOCK, Sweep, alone, parse_options, read_setting
+from dgd_lightning.commands.sweep import parse_options, read_setting
+from dgd_lightning.commands.trials import LOCK, Sweep, alone
 from dgd_lightning.errors import InputError
 from dgd_lightning.report.sweep_views import curve, leaders
 
