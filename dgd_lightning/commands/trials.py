@@ -17,6 +17,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any, NamedTuple
 
+import yaml
 from jsonargparse import Namespace
 from rich.console import Console
 
@@ -277,7 +278,9 @@ class Sweep:
         from dgd_lightning.callbacks.adapt_metrics import collect, gain_of
 
         versions = (self.root / folder).glob("version_*")
-        counts, _ = collect(max(versions, key=lambda path: int(path.name[8:])))
+        version = max(versions, key=lambda path: int(path.name[8:]))
+        check_rows(version)
+        counts, _ = collect(version)
         gain = gain_of(counts, self.options.against or self.options.arm, self.options.arm)
         return {"tau_gain": gain.ratio.value, "tau_gain_median": gain.median.value, "tau": gain.tau}[
             self.options.objective
@@ -301,3 +304,23 @@ class Sweep:
         print(f"trials:   {self.root / TRIALS}")
         print(f"curves:   {', '.join(map(str, pictures))}")
         print(f"best:     dgd predict --config {self.root / BEST}")
+
+
+def check_rows(folder: Path) -> None:
+    """Refuse to choose settings by a run on CL-bench's rows: its licence forbids calibrating too.
+
+    Args:
+        folder: of a finished trial.
+
+    Raises:
+        InputError: the rows are CL-bench's, and nobody permitted it.
+    """
+    from dgd_lightning.data.licence import holds_clbench, refusal
+    from dgd_lightning.run_folder import read_predictions
+
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    model, data = (config[part].get("init_args") or {} for part in ("model", "data"))
+    if not model.get("accept_clbench_license") and holds_clbench(
+        read_predictions(folder), data.get("path") or "", data.get("clbench")
+    ):
+        raise refusal("base")
