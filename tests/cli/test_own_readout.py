@@ -1,4 +1,4 @@
-"""The readout of docs/guided.md: written to a file, named by an arm, exact."""
+"""The readout of docs/extending.md: written to a file, named by an arm, exact."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from dgd_lightning import guided_generate, load_pair
 from dgd_lightning.draft.checkpoint import save_draft
 from dgd_lightning.target.model import Target
 
-DOC = Path(__file__).parents[2] / "docs" / "guided.md"
+DOC = Path(__file__).parents[2] / "docs" / "extending.md"
 
 
 def test_the_documented_readout_is_an_arm_and_exact(
     config: Config, dgd: Dgd, contexts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    section = DOC.read_text().split("## A readout of your own")[1]
+    section = DOC.read_text().split("## A readout")[1]
     code, arms = (re.search(rf"```{kind}\n(.*?)```", section, re.S) for kind in ("python", "yaml"))
     assert code is not None
     assert arms is not None
