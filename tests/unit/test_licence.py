@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from dgd_lightning.commands.sweep import check_rows
 from dgd_lightning.data.contexts import ContextsData
 from dgd_lightning.data.hub import HubData
 from dgd_lightning.data.licence import LicensedData, check_clbench, is_clbench_row
@@ -20,7 +21,6 @@ from dgd_lightning.errors import InputError
 from dgd_lightning.lab.contexts import LabContexts
 from dgd_lightning.lab.one_context import LabOneContext
 from dgd_lightning.modules.adaptation import contexts_to_adapt
-from dgd_lightning.sweep import check_rows
 
 METADATA = {"task_id": "t", "context_id": "c", "context_category": "Rules", "sub_category": "s"}
 ROW = {"messages": [{"role": "user", "content": "q"}], "rubrics": ["r"], "metadata": METADATA}
