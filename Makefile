@@ -20,6 +20,7 @@ bench: ## decoding benchmarks, side by side in one run
 	$(PYTHON) benchmarks/decode.py
 	$(PYTHON) benchmarks/ttt.py
 
+LAB = dgd_lightning/lab/assets
 lab: ## make the bundled pair again (hours on two cores)
-	$(PYTHON) -m dgd_lightning.cli fit --config configs/lab/target.yaml
-	$(PYTHON) -m dgd_lightning.cli fit --config configs/lab/draft.yaml
+	$(PYTHON) -m dgd_lightning.cli fit --config configs/lab/target.yaml --model.export_dir $(LAB)/target
+	$(PYTHON) -m dgd_lightning.cli fit --config configs/lab/draft.yaml --model.export_dir $(LAB)/draft

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from dgd_lightning import run_folder
 from dgd_lightning.callbacks.prediction_writer import written_folder
-from dgd_lightning.errors import InputError
+from dgd_lightning.checks import check_integer
 from dgd_lightning.report.case_studies import LIMIT, write_case_studies
 
 
@@ -25,9 +25,7 @@ class CaseStudies(Callback):
     """
 
     def __init__(self, limit: int = LIMIT) -> None:
-        if limit < 1:
-            raise InputError("CaseStudies.limit", expected="at least 1", received=limit, hint=f"use e.g. {LIMIT}")
-        self.limit = limit
+        self.limit = check_integer("CaseStudies.limit", limit, hint=f"use e.g. {LIMIT}")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reads the merged predictions."""

@@ -103,18 +103,26 @@ def remarked(row: dict[str, Any], answer: str, score: Score, graders: Sequence[G
     return score._replace(details=(score.details or {}) | remarks) if remarks else score
 
 
-def package_graders(options: Mapping[str, Any]) -> list[Grader]:
+def checked(row: dict[str, Any], answer: str, graders: Sequence[Grader]) -> Score | None:
+    """The score of an answer by the first of the graders that takes its row; None where none does or it can't say."""
+    score = next((grader.grade(row, answer) for grader in graders if grader.takes(row)), None)
+    return None if score is None or score.value is None else score
+
+
+def package_graders(options: Mapping[str, Any], *, least: int = READ, most: int = ASK) -> list[Grader]:
     """The package's graders for a command, the cheapest first.
 
     Args:
         options: see `Grader.from_options`.
+        least, most: of their costs.
     """
     kinds: list[type[Grader]] = []
     root = Path(__file__).parent
     for path in sorted(root.glob("*/*grader.py")):
         module = importlib.import_module(f"{root.name}.{path.parent.name}.{path.stem}")
         kinds += [kind for kind in vars(module).values() if _is_grader(kind) and kind.__module__ == module.__name__]
-    found = [kind.from_options(options) for kind in sorted(kinds, key=lambda kind: (kind.cost, kind.name))]
+    wanted = sorted((kind for kind in kinds if least <= kind.cost <= most), key=lambda kind: (kind.cost, kind.name))
+    found = [kind.from_options(options) for kind in wanted]
     return [grader for grader in found if grader is not None]
 
 

@@ -11,13 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dgd_lightning.checks import check_choice, check_integer
 from dgd_lightning.errors import InputError
 from dgd_lightning.target.attention import FOLDED_SDPA, fold_groups
 from dgd_lightning.target.cache import PositionCache
-from dgd_lightning.target.fields import MEND, is_integer
+from dgd_lightning.target.fields import HINT, is_integer
 from dgd_lightning.types import Prefill, TargetStep
 
 ATTENTION = ("sdpa", "eager")  # implementations that take an explicit mask of key positions
+
+
+def check_attention(name: str) -> str:
+    """Raises:
+    InputError: an implementation that takes no mask, though the rows of a batch are at different positions.
+    """
+    return check_choice("attn_implementation", name, ATTENTION, hint="leave it unset")
 
 
 class Target(nn.Module):
@@ -38,13 +46,8 @@ class Target(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         config = model.config
-        if config._attn_implementation not in (*ATTENTION, FOLDED_SDPA):
-            raise InputError(
-                "attn_implementation",
-                expected=f"{' or '.join(ATTENTION)}: rows stand at different positions, which takes a mask",
-                received=config._attn_implementation,
-                hint="leave attn_implementation unset",
-            )
+        if config._attn_implementation != FOLDED_SDPA:
+            check_attention(config._attn_implementation)
         fold_groups(model)
         self.model = model.eval().requires_grad_(False)
         self.vocab_size: int = config.vocab_size
@@ -86,7 +89,7 @@ class Target(nn.Module):
     def lm_head(self, hidden: Tensor) -> Tensor:
         """Hidden states after a final norm [.., H] -> logits [.., V]; differentiable in ``hidden``."""
         head = self.model.get_output_embeddings()
-        if not hasattr(head, "_hf_hook"):  # accelerate's hook moves what it needs, and its weight may stand elsewhere
+        if not hasattr(head, "_hf_hook"):  # accelerate's hook moves what it needs; its weight may be on another device
             return head(hidden.to(head.weight.device)).to(hidden.device)
         return head(hidden).to(hidden.device)
 
@@ -150,7 +153,7 @@ class Target(nn.Module):
             ids: [B, S], rows padded on the right (with any valid id).
             lengths: [B], 1…S.
             cache: at least ``start`` + S positions.
-            start: position of the first token, of all rows or of each; what stands before it is in the cache. Where
+            start: position of the first token, of all rows or of each; what comes before it is in the cache. Where
                 rows differ, padding that reaches past the cache is written at its last position.
             layer_ids: tapped layers, 0-based.
             chunk_size: tokens per forward.
@@ -205,7 +208,7 @@ class Target(nn.Module):
         if not layer_ids:
             return hidden, None
         if self.num_layers - 1 in layer_ids:
-            taps[self.num_layers - 1] = hidden  # transformers' last hidden state stands after the final norm
+            taps[self.num_layers - 1] = hidden  # transformers' last hidden state comes after the final norm
         return hidden, torch.cat([taps[i].to(self.device) for i in layer_ids], dim=-1)
 
     @contextmanager
@@ -214,13 +217,7 @@ class Target(nn.Module):
         taps: dict[int, Tensor] = {}
         handles = []
         for i in set(layer_ids):
-            if not 0 <= i < self.num_layers:
-                raise InputError(
-                    "layer_ids",
-                    expected=f"layers within 0…{self.num_layers - 1}",
-                    received=i,
-                    hint="use a draft made for this target",
-                )
+            check_integer("layer_ids", i, least=0, most=self.num_layers - 1, hint="use a draft made for this target")
 
             def keep(module: nn.Module, inputs: Any, output: Any, i: int = i) -> None:
                 taps[i] = output[0] if isinstance(output, tuple) else output
@@ -287,13 +284,13 @@ def _stop_tokens(model: Any) -> tuple[int, ...]:
     ids = [] if ids is None else ids if isinstance(ids, list | tuple) else [ids]
     if not all(is_integer(i) for i in ids):
         raise InputError(
-            "target.generation_config.eos_token_id", expected="a token id or a list of them", received=ids, hint=MEND
+            "target.generation_config.eos_token_id", expected="a token id or a list of them", received=ids, hint=HINT
         )
     return tuple(ids)
 
 
 def _keep_float64(model: Any) -> None:
-    """Let norms and routers of a float64 model compute in float64, so that exactness can be told from rounding."""
+    """Let norms and routers of a float64 model compute in float64, so that rounding does not hide an error."""
 
     def norm(self: Any, x: Tensor) -> Tensor:
         return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon))
