@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dgd_lightning.decode.engine import Progress as DecodeState
+from dgd_lightning.decode.call import Progress as DecodeState
 
 REFRESH = 0.2  # seconds between updates within a group: decoding must not wait for the console
 

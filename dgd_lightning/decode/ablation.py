@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from dgd_lightning.decode.controls import WrappedState
-from dgd_lightning.decode.engine import Request
+from dgd_lightning.decode.call import Request
 from dgd_lightning.decode.readouts import DraftReadout, Readout, ReadoutState, TargetOutput, wide
 from dgd_lightning.errors import InputError
 
@@ -32,6 +32,8 @@ class AblatedDraft(Readout):
 
     ablate: Sequence[int]
     by: Literal["zero", "mean"] = "mean"
+
+    needs_draft: ClassVar[bool] = True
 
     def layers(self, pair: Pair) -> tuple[int, ...]:
         return DraftReadout().layers(pair)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from dgd_lightning.data.responses import ResponseBatch, ResponseDataset, pad_responses
-from dgd_lightning.decode import autoregressive_generate
+from dgd_lightning.methods.autoregressive import autoregressive_generate
 from dgd_lightning.errors import InputError
 from dgd_lightning.lab.families import FAMILIES
 from dgd_lightning.lab.names import Split

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from dgd_lightning.data.licence import check_clbench
-from dgd_lightning.decode import speculative_generate
+from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.draft.checkpoint import save_draft
 from dgd_lightning.draft.config import DraftConfig, default_layer_ids
 from dgd_lightning.draft.model import DFlashDraft

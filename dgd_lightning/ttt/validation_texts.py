@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dgd_lightning.decode.autoregressive import autoregressive_generate
-from dgd_lightning.decode.engine import Prefix
-from dgd_lightning.decode.prefix import PrefixCache
+from dgd_lightning.methods.autoregressive import autoregressive_generate
+from dgd_lightning.decode.prefix_cache import Prefix
+from dgd_lightning.decode.prefix_cache import PrefixCache
 from dgd_lightning.decode.random_source import row_seeds
-from dgd_lightning.decode.speculative import speculative_generate
+from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import Pair
 from dgd_lightning.seeds import mixed_seed

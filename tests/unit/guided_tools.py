@@ -27,7 +27,7 @@ from dgd_lightning.decode.readouts import (
     Readout,
     WithoutContext,
 )
-from dgd_lightning.decode.speculative import Proposal
+from dgd_lightning.decode.drafter import Proposal
 from dgd_lightning.pair import Pair
 
 BETAS = (-1.0, -0.25, 0.0, 0.1, 0.5, 1.0)

@@ -12,7 +12,7 @@ from tiny import make_draft, make_pair, make_target
 import dgd_lightning
 from dgd_lightning.decode.blending import Adaptive, Constant, Disagree, WarmUp
 from dgd_lightning.decode.controls import MatchedEntropy, Noise
-from dgd_lightning.decode.guided import guided_generate
+from dgd_lightning.methods.guided import guided_generate
 from dgd_lightning.decode.readouts import (
     DoLa,
     DraftReadout,

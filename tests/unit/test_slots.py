@@ -12,7 +12,7 @@ from tiny import make_pair
 from torch import Tensor
 
 from dgd_lightning.decode.ablation import AblatedDraft
-from dgd_lightning.decode.guided import guided_generate
+from dgd_lightning.methods.guided import guided_generate
 from dgd_lightning.decode.readouts import DraftReadout
 from dgd_lightning.decode.replay import replay
 from dgd_lightning.decode.slots import DraftSlots
