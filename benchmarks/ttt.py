@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dgd_lightning.draft.config import DraftConfig
+from dgd_lightning.draft.lora import DraftLora
 from dgd_lightning.draft.model import CONTEXT_PIECE, DFlashDraft
 from dgd_lightning.draft.objective import block_ids, default_gamma
 from dgd_lightning.draft.tiles import KEPT, width_of
@@ -41,7 +42,6 @@ from dgd_lightning.target.model import Target
 from dgd_lightning.ttt.adapt import Material, fit_to, gather, ttt_adapt
 from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.context import Split, draw_blocks
-from dgd_lightning.ttt.lora import DraftLora
 from dgd_lightning.ttt.problem import AdaptProblem
 from dgd_lightning.ttt.validation_texts import MARK
 

@@ -13,10 +13,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console, Group
 from rich.text import Text
 
-from callbacks.diagnosis import ALL, Diagnosis, diagnose, summary
-from callbacks.diagnostic_figures import figures
-from callbacks.diagnostic_tables import LEGEND, bucket_table, further_table, reader_table
 from dgd_lightning import run_folder
+from dgd_lightning.callbacks.diagnosis import ALL, Diagnosis, diagnose, summary
+from dgd_lightning.callbacks.diagnostic_figures import figures
+from dgd_lightning.callbacks.diagnostic_tables import LEGEND, bucket_table, further_table, reader_table
 from dgd_lightning.files import whole_files
 
 REPORT, SUMMARY, PLOTS = "diagnostic.txt", "diagnostic_summary.json", "plots"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dgd_lightning import run_folder
 from dgd_lightning.errors import InputError
+from dgd_lightning.jsonl import JsonLines
 
 
 def written_before(trainer: Trainer, callback: Callback) -> Path:
@@ -41,7 +41,7 @@ class PredictionWriter(Callback):
 
     def __init__(self) -> None:
         self.folder: Path | None = None
-        self.file: IO[bytes] | None = None
+        self.file: JsonLines | None = None
         self.name = run_folder.PREDICTIONS
         self.hash = ""
         self.have: set[run_folder.Key] = set()
@@ -61,7 +61,7 @@ class PredictionWriter(Callback):
         assert log_dir is not None
         self.folder = Path(log_dir)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.file = run_folder.open_shard(run_folder.shard(self.folder, trainer.global_rank, self.name))
+        self.file = JsonLines(run_folder.shard(self.folder, trainer.global_rank, self.name))
         for path in run_folder.sources(self.folder, self.name):
             for _, row in run_folder.read_rows(path):
                 if (found := row["dgd"].get("config_hash")) != self.hash:
@@ -91,10 +91,7 @@ class PredictionWriter(Callback):
         rows = [row for row in outputs if run_folder.key(row) not in self.have]
         for row in rows:
             row["dgd"]["config_hash"] = self.hash
-        try:
-            run_folder.append(self.file, rows)
-        except OSError as error:
-            raise run_folder.unwritable(self.file.name, error) from error
+        self.file.append(rows)
         self.have.update(map(run_folder.key, rows))
         if trainer.global_rank > 0 and os.getppid() != self.parent:
             raise SystemExit("the process that launched this rank is gone")  # else it would hold its shard for hours
@@ -119,6 +116,5 @@ class PredictionWriter(Callback):
 
     def _close(self) -> None:
         if self.file is not None:
-            with contextlib.suppress(OSError):  # a full disk, which `append` has told of
-                self.file.close()
+            self.file.close()
             self.file = None

@@ -48,8 +48,8 @@ class DecodeProgress(ProgressBar):
         self.totals, self.done, self.fresh = {}, 0, 0
         self.total = int(sum(trainer.num_predict_batches))
         self.started = self.shown = time.monotonic()
-        pl_module.on_progress = self._within_group  # type: ignore[assignment]
-        pl_module.on_adapt = self._adapting  # type: ignore[assignment]
+        pl_module.decoder.on_progress = self._within_group  # type: ignore[union-attr]
+        pl_module.decoder.on_adapt = self._adapting  # type: ignore[union-attr]
         if sys.stdout.isatty():
             self.bar = Progress(
                 TextColumn("decoding"),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ReadoutState,
         WithoutContext,
     )
+    from dgd_lightning.draft.adapter import Adapter, load_adapter, save_adapter
     from dgd_lightning.errors import InputError
     from dgd_lightning.methods.autoregressive import Autoregressive, autoregressive_generate
     from dgd_lightning.methods.base import Guidance, Method, choose_among
@@ -32,11 +33,10 @@ if TYPE_CHECKING:
     from dgd_lightning.pair import Pair, load_pair
     from dgd_lightning.ttt.adapt import AdaptResult, ttt_adapt
     from dgd_lightning.ttt.config import TTTConfig
-    from dgd_lightning.ttt.lora import Adapter, load_adapter, save_adapter
     from dgd_lightning.ttt.online import OnlineTTT
     from dgd_lightning.types import AdaptTrace, DecodeOutput, DecodeTrace, HeldOutScore
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _HOMES = {
     "decode.ablation": ["AblatedDraft"],
     "decode.blending": ["Adaptive", "Blend", "Constant", "Disagree", "WarmUp"],
@@ -53,7 +53,7 @@ _HOMES = {
     "pair": ["Pair", "load_pair"],
     "ttt.adapt": ["AdaptResult", "ttt_adapt"],
     "ttt.config": ["TTTConfig"],
-    "ttt.lora": ["Adapter", "load_adapter", "save_adapter"],
+    "draft.adapter": ["Adapter", "load_adapter", "save_adapter"],
     "ttt.online": ["OnlineTTT"],
     "types": ["AdaptTrace", "DecodeOutput", "DecodeTrace", "HeldOutScore"],
 }

@@ -1,4 +1,7 @@
-"""Distributions over a vocabulary and how far they lie apart: pure functions of log-probabilities, in fp32 or wider."""
+"""Distributions over a vocabulary and how far they lie apart: pure functions of log-probabilities, in fp32 or wider.
+
+And which real numbers a device has for them.
+"""
 
 from __future__ import annotations
 
@@ -28,3 +31,15 @@ def js_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 def total_variation(log_p: Tensor, log_q: Tensor) -> Tensor:
     """Share of probability that lies elsewhere, 0 … 1; [.., V] -> [..]."""
     return (log_p.exp() - log_q.exp()).abs().sum(-1) / 2
+
+
+def real_dtype(device: torch.device) -> torch.dtype:
+    """The widest real numbers that a device computes with: fp64, or fp32 where there is none (Apple's MPS)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def uniforms_on(uniforms: Tensor, device: torch.device) -> Tensor:
+    """Uniforms in [0, 1) on a device, in its :func:`real_dtype`; narrowing rounds none of them up to 1."""
+    dtype = real_dtype(device)
+    narrowed = uniforms.to(dtype)  # before the move: a device without fp64 takes none
+    return narrowed.clamp(max=1 - torch.finfo(dtype).eps / 2).to(device)

@@ -8,22 +8,28 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from dgd_lightning.draft.adapter import Adapter
 from dgd_lightning.draft.checkpoint import load_draft
 from dgd_lightning.draft.config import DraftConfig
+from dgd_lightning.draft.lora import applied
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.errors import InputError
 from dgd_lightning.target.load import TOKENIZER_FILES, bundled, fetch_folder, first_line, load_target, resolve_commit
 from dgd_lightning.target.model import Target
 
-if TYPE_CHECKING:
-    from dgd_lightning.ttt.adapt import AdaptResult
-    from dgd_lightning.ttt.lora import Adapter
-
 HASHED_WHOLE = 64 * 2**20  # bytes; larger weight files are told apart by size and time of change
+
+
+class Adapted(Protocol):
+    """Whatever holds an adapter, as the result of ``ttt_adapt`` does."""
+
+    @property
+    def adapter(self) -> Adapter:
+        """The one to decode with."""
 
 
 @dataclass
@@ -34,7 +40,7 @@ class Pair:
     draft: DFlashDraft | None  # None: a target alone, for autoregressive decoding
     tokenizer: Any | None  # a transformers tokenizer, or None where the target's folder has none
 
-    def adapter(self, adapted: AdaptResult | Adapter) -> AbstractContextManager[DFlashDraft]:
+    def adapter(self, adapted: Adapter | Adapted) -> AbstractContextManager[DFlashDraft]:
         """Decode with a draft that was adapted to a context: ``with pair.adapter(result): …``; off again at the end.
 
         Args:
@@ -43,21 +49,19 @@ class Pair:
         Raises:
             InputError: there is no draft, it has an adapter already, or the adapter was made for another one.
         """
-        from dgd_lightning.ttt.adapt import AdaptResult
-        from dgd_lightning.ttt.lora import Adapter, applied  # PEFT takes a second to import; most runs need none of it
-
         if self.draft is None:
             raise InputError(
                 "pair", expected="a pair with a draft", received="a target alone", hint="give load_pair a draft"
             )
-        if not isinstance(adapted, Adapter | AdaptResult):
+        adapter = getattr(adapted, "adapter", adapted)
+        if not isinstance(adapter, Adapter):
             raise InputError(
                 "adapted",
                 expected="what ttt_adapt or load_adapter gave",
                 received=repr(adapted)[:80],
                 hint="load a folder with load_adapter first",
             )
-        return applied(self.draft, adapted if isinstance(adapted, Adapter) else adapted.adapter)
+        return applied(self.draft, adapter)
 
 
 class Commits(NamedTuple):

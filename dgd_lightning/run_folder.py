@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from dgd_lightning import jsonl
 from dgd_lightning.errors import InputError
 
 PREDICTIONS, DIAGNOSTIC = "predictions.jsonl", "diagnostic.jsonl"
@@ -64,7 +63,7 @@ def choose_version(root: Path, wanted: str | None) -> int:
     versions = sorted((int(p.name[8:]) for p in root.glob("version_*") if p.name[8:].isdecimal()), reverse=True)
     for version in versions if wanted is not None else []:
         folder = root / f"version_{version}"
-        busy = any(_busy(shard(folder, 0, name)) for name in ROWS.values())
+        busy = any(jsonl.held(shard(folder, 0, name)) for name in ROWS.values())
         if not (folder / DONE).exists() and _hash_of(folder) == wanted and not busy:
             return version
     version = versions[0] + 1 if versions else 0
@@ -96,17 +95,6 @@ def _hash_of(folder: Path) -> str | None:
         return None
 
 
-def _busy(path: Path) -> bool:
-    try:
-        with path.open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no such file, or a file system without locks
-        return False
-    return False
-
-
 def shard(folder: Path, rank: int, name: str = PREDICTIONS) -> Path:
     """The file that a rank appends to; the name is that of the merged file."""
     return folder / f"{Path(name).stem}.rank{rank}.jsonl"
@@ -119,71 +107,24 @@ def sources(folder: Path, name: str = PREDICTIONS) -> list[Path]:
     return [path for path in (folder / name, *shards) if path.exists()]
 
 
-def open_shard(path: Path) -> IO[bytes]:
-    """Opens a shard for appending and cuts off a line that a killed process left torn.
-
-    Waits while another process holds it: after a kill of rank 0, other ranks finish their group before they stop.
-    """
-    file = path.open("a+b")
-    with contextlib.suppress(OSError):  # a file system without locks
-        fcntl.flock(file, fcntl.LOCK_EX)
-    file.seek(0, os.SEEK_END)
-    end = position = file.tell()
-    while position > 0:
-        start = max(0, position - 65536)
-        file.seek(start)
-        newline = file.read(position - start).rfind(b"\n")
-        if newline >= 0:
-            position = start + newline + 1
-            break
-        position = start
-    if position < end:
-        file.truncate(position)
-    file.seek(0, os.SEEK_END)
-    return file
-
-
-def append(file: IO[bytes], rows: Sequence[dict[str, Any]]) -> None:
-    """Appends rows and returns when they are on the disk."""
-    if rows:
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-        file.write(
-            b"".join(line.encode(errors="backslashreplace") + b"\n" for line in lines)
-        )  # lone surrogates: \udXXX
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def unwritable(path: str | Path, error: OSError) -> InputError:
-    """What a user is told where rows or scores can't be written; those written before are whole."""
-    return InputError(
-        str(path), expected="a file that can be written", received=error, hint="make room; the same command continues"
-    )
-
-
 def read_rows(path: Path) -> Iterator[tuple[Line, dict[str, Any]]]:
     """Rows of a merged file or a shard; a torn last line is left out.
 
     Raises:
         InputError: a line other than a torn last one is no row.
     """
-    offset = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                row = json.loads(line)
-                row["idx"], row["dgd"]["arm"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(
-                    f"{path} line {number}",
-                    expected="a row written by dgd",
-                    received=line[:60],
-                    hint="delete the line; the run makes it again",
-                ) from error
-            yield Line(path, offset, len(line)), row
-            offset += len(line)
+    for number, (offset, line) in enumerate(jsonl.lines(path), 1):
+        try:
+            row = json.loads(line)
+            row["idx"], row["dgd"]["arm"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} line {number}",
+                expected="a row written by dgd",
+                received=line[:60],
+                hint="delete the line; the run makes it again",
+            ) from error
+        yield Line(path, offset, len(line)), row
 
 
 def rows_so_far(folder: Path) -> Iterator[dict[str, Any]]:

@@ -393,7 +393,7 @@ class Sweep:
 
     def _value(self, folder: str) -> float:
         """The objective of a finished trial; NaN where nothing was verified."""
-        from callbacks.adapt_metrics import collect, gain_of
+        from dgd_lightning.callbacks.adapt_metrics import collect, gain_of
 
         versions = (self.root / folder).glob("version_*")
         counts, _ = collect(max(versions, key=lambda path: int(path.name[8:])))

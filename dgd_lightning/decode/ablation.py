@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dgd_lightning.decode.controls import WrappedState
 from dgd_lightning.decode.call import Request
+from dgd_lightning.decode.controls import WrappedState
 from dgd_lightning.decode.readouts import DraftReadout, Readout, ReadoutState, TargetOutput, wide
 from dgd_lightning.errors import InputError
 

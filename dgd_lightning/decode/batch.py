@@ -19,6 +19,7 @@ from dgd_lightning.decode.random_source import TARGET, RandomSource, RandomTable
 from dgd_lightning.decode.sampling import SamplingParams, log_normalisers, probabilities
 from dgd_lightning.decode.session import Forward, OnFeatures, Session
 from dgd_lightning.decode.verify import Verdict
+from dgd_lightning.distributions import real_dtype, uniforms_on
 from dgd_lightning.types import DecodeOutput, DecodeTrace
 
 
@@ -76,14 +77,13 @@ class Batch:
         self.on_progress, self.on_change = on_progress, on_change
         self.lengths = [request.lengths[prompt] for prompt in request.rows]  # R, of each row's prompt
         self.starts = torch.tensor(self.lengths, device=device)  # [b]
-        self.random_source = random_source or RandomTable(_table(request, width).to(device), self.starts)
+        self.random_source = random_source or RandomTable(uniforms_on(_table(request, width), device), self.starts)
         self.stops = torch.tensor(request.stop_token_ids, dtype=torch.long, device=device)  # [n]
         self.slots = torch.arange(width, device=device)  # [K]
         room = request.max_new_tokens + width
         self.tokens = torch.zeros(batch, room, dtype=torch.long, device=device)  # [B, T + K]
-        real = torch.float32 if device.type == "mps" else torch.float64
-        scores = 2 if request.log_probs else 0
-        self.scores = torch.zeros(scores, batch, room, dtype=real, device=device)  # [2, B, T + K] log p, log Z
+        scores = 2 if request.log_probs else 0  # log p and log Z of every token
+        self.scores = torch.zeros(scores, batch, room, dtype=real_dtype(device), device=device)
         self.index = torch.arange(batch, device=device)  # [b] row of ``tokens``
         self.limits = self.starts + request.max_new_tokens  # [b] first position that no token may take
         self.anchors = self.starts - 1
@@ -207,7 +207,8 @@ class Batch:
         Args:
             lengths: R numbers of new tokens that stay, at least 1 each.
         """
-        assert self.keep_finished and not self.share_sequences, "rows that have left the caches can't come back"
+        assert self.keep_finished, "rows that have left the caches can't come back"
+        assert not self.share_sequences, "rows of one sequence go on together"
         stay = torch.tensor(lengths, device=self.index.device)  # [b]
         self.anchors = self.starts + stay - 1
         self.last = self.tokens.gather(1, (stay - 1)[:, None])[:, 0]
@@ -244,7 +245,7 @@ class Batch:
         own = change.sequence_of == list(range(count))  # every row has a sequence of its own
         self._leaders = None if own else torch.tensor(leaders, device=device)  # [t]
         self._sequences = None if own else torch.tensor(change.sequence_of, device=device).clamp(min=0)  # [b]
-        self.sequence_random = self.random_source if own else self.random_source.select(self._leaders)
+        self.sequence_random = self.random_source if self._leaders is None else self.random_source.select(self._leaders)
         if self.on_change is not None:
             self.on_change(change)
 

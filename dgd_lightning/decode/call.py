@@ -134,7 +134,7 @@ class Request(NamedTuple):
     log_probs: bool = False
 
     def capacity(self, width: int) -> int:
-        """Positions per row that a cache needs when cycles write ``width`` tokens: the last may reach past the limit."""
+        """Positions per row that a cache needs where cycles write ``width`` tokens: the last may pass the limit."""
         return max(self.lengths) + self.max_new_tokens + width
 
 

@@ -49,8 +49,10 @@ class Session:
     ) -> None:
         self.target, self.request, self.layer_ids = target, request, tuple(layer_ids)
         own, need = request.prefixes[0], request.capacity(width)
-        in_place = own is not None and own.draft_cache is not None
-        self.cache = check_room(own.cache, need) if in_place else target.new_cache(len(request.lengths), need)
+        if own is not None and own.draft_cache is not None:
+            self.cache = check_room(own.cache, need)
+        else:
+            self.cache = target.new_cache(len(request.lengths), need)
         self.caches = [self.cache, *companions]
 
     def prefill(self, on_features: OnFeatures | None = None, *, hold_last: bool = False) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""`Method`: the base class of all ways to decode. A method of one's own is a frozen dataclass that writes `generate`."""
+"""`Method`: the base class of all ways to decode. A new one is a frozen dataclass that writes `generate`."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ from dgd_lightning.decode.readouts import Readout, TargetOutput, as_readout, spl
 from dgd_lightning.decode.sampling import probabilities
 from dgd_lightning.decode.session import Session
 from dgd_lightning.decode.verify import Verdict, verify_match, verify_rejection
+from dgd_lightning.distributions import real_dtype
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.base import Guidance, Method, check_single_beta
 from dgd_lightning.pair import Pair
@@ -94,7 +95,7 @@ class Guided(Method):
     def generate(self, pair: Pair, prompts: Sequence[Tensor], call: Call) -> list[DecodeOutput]:
         blend, readout, request = self.blend(), as_readout(self.readout), check_request(pair, prompts, call)
         width, rows = self.block(pair) or 1, list(range(len(request.rows)))
-        betas = torch.tensor(blend.betas(len(rows)), dtype=real_dtype(pair), device=pair.target.device)
+        betas = torch.tensor(blend.betas(len(rows)), dtype=real_dtype(pair.target.device), device=pair.target.device)
         group = ReadoutGroup(blend, readout.begin(pair, request, width), rows, betas, len(prompts))
         return GuidedLoop(pair, request, [group], readout.layers(pair), width, call).run()
 
@@ -129,19 +130,14 @@ def sweep(
     groups: list[ReadoutGroup] = []
     layers: tuple[int, ...] = ()
     for numbers in alike.values():
-        blend, readout = variants[numbers[0]]
+        blend, readout = variants[numbers[0]].blend, as_readout(variants[numbers[0]].readout)
         rows = [prompt * count + number for prompt in range(len(prompts)) for number in numbers]
         each = [float(variants[row % count].blend.beta) for row in rows]  # type: ignore[arg-type]
-        betas = torch.tensor(each, dtype=real_dtype(pair), device=pair.target.device)
+        betas = torch.tensor(each, dtype=real_dtype(pair.target.device), device=pair.target.device)
         groups.append(ReadoutGroup(blend, readout.begin(pair, request, width), rows, betas, len(prompts)))
         layers += readout.layers(pair)
     outputs = GuidedLoop(pair, request, groups, layers, width, call, share_sequences=True).run()
     return [outputs[number::count] for number in range(count)]
-
-
-def real_dtype(pair: Pair) -> torch.dtype:
-    """float64, but for devices that lack it."""
-    return torch.float32 if pair.target.device.type == "mps" else torch.float64
 
 
 class GuidedLoop:

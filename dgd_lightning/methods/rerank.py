@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dgd_lightning.checks import check_choice, check_integer
 from dgd_lightning.decode.blending import Blend, Schedule, Space, as_schedule
-from dgd_lightning.decode.call import Call, SampledOptions, call_of
+from dgd_lightning.decode.call import Call, CallOptions, call_of
 from dgd_lightning.decode.drafter import check_block_size
 from dgd_lightning.decode.nested import of_prompt
 from dgd_lightning.decode.readouts import DraftReadout, Readout, as_readout, wide
@@ -206,13 +206,15 @@ def rerank_generate(
     readout: Readout | str = "draft",
     block_size: int | None = None,
     temperature: float = 1.0,
-    **options: Unpack[SampledOptions],
+    top_k: int | None = None,
+    top_p: float | None = None,
+    **options: Unpack[CallOptions],
 ) -> list[DecodeOutput]:
     """Decode several answers of every prompt, and return the best one of each.
 
     Args:
         pair, prompts, max_new_tokens, options: as in ``autoregressive_generate``; seeds are one per prompt.
-        temperature: of the answers.
+        temperature, top_k, top_p: of the answers.
         blend: of ``rank_by`` blend, and what but for β the answers of ``betas`` are decoded with.
         rank_by, num_answers, betas, readout, block_size: see :class:`Rerank`.
 
@@ -232,4 +234,6 @@ def rerank_generate(
     method = Rerank(
         rank_by, num_answers if betas is None else 8, betas, readout=readout, block_size=block_size, **guidance
     )
-    return method.generate(pair, prompts, call_of(max_new_tokens, temperature=temperature, **options))
+    return method.generate(
+        pair, prompts, call_of(max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, **options)
+    )

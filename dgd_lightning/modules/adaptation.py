@@ -16,12 +16,12 @@ from torch import Tensor
 from dgd_lightning.data.licence import check_clbench
 from dgd_lightning.data.one_context import common_prefix
 from dgd_lightning.data.tasks import tasks_by_context
+from dgd_lightning.draft.adapter import save_adapter
 from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.adapt import AdaptResult, ttt_adapt
 from dgd_lightning.ttt.config import TTTConfig
-from dgd_lightning.ttt.lora import save_adapter
 from dgd_lightning.types import AdaptTrace, Task
 
 ADAPTERS, TRACE = "adapters", "trace.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from dgd_lightning.checks import check_integer
@@ -60,17 +60,19 @@ class Arm:
         return {**method, **facts, **self.sampling(), "ttt": self.ttt, "online_every": self.online_every}
 
     def describe(self) -> str:
-        """What was resolved, in one line: settings that are not the class's own are named."""
-        usual = {}
-        if not self.method.settings():
-            usual = {}
+        """What was resolved, in one line: ``guided: Guided, beta 0.3, readout draft; greedy; ttt``."""
+        usual = {field.name: field.default for field in fields(self.method)}  # type: ignore[arg-type]
         words = [
-            f"{name} {value}" for name, value in self.method.settings().items() if value not in (None, usual.get(name))
+            f"{name} {short(value)}"
+            for name, value in self.method.settings().items()
+            if name == "readout" or value != usual.get(name)
         ]
         drawn = [f"{name} {value:g}" for name, value in self.sampling().items() if value]
-        more = ["ttt"] * self.ttt + [f"online every {self.online_every} tokens"] * (self.online_every is not None)
-        return f"arm {self.name}: {' '.join([self.method.name, ', '.join(words)]).strip()}; " + "; ".join(
-            [", ".join(drawn) or "greedy", *more]
+        more = ["ttt"] * self.ttt
+        if self.online_every is not None:
+            more.append(f"adapts every {self.online_every} tokens")
+        return f"{self.name}: " + "; ".join(
+            [", ".join([self.method.name, *words]), ", ".join(drawn) or "greedy", *more]
         )
 
     def check(self) -> None:
@@ -101,6 +103,14 @@ class Arm:
             )
         self.sampling_params()
         self.method.check_arm(self.temperature)
+
+
+def short(value: Any) -> str:
+    """A setting in words: ``LogitLens(layer=3)`` for a class path with its arguments."""
+    if not isinstance(value, dict) or "class_path" not in value:
+        return str(value)
+    inner = ", ".join(f"{name}={short(one)}" for name, one in value["init_args"].items())
+    return value["class_path"].rpartition(".")[2] + (f"({inner})" if inner else "")
 
 
 def check_arms(arms: Sequence[Arm], draft: str | None) -> None:
@@ -158,9 +168,11 @@ def control_of(arms: Sequence[Arm]) -> dict[str, str]:
     """By name of a null control, the arm it controls: it differs in the readout that the control imitates, alone."""
     found = {}
     for arm in arms:
-        original = arm.method.controls()
-        twin = next((o for o in arms if replace(o, name="") == replace(arm, name="", method=original)), None)
-        if original is not None and twin is not None:
+        if (original := arm.method.controls()) is None:
+            continue
+        wanted = replace(arm, name="", method=original)
+        twin = next((other for other in arms if replace(other, name="") == wanted), None)
+        if twin is not None:
             found[arm.name] = twin.name
     return found
 

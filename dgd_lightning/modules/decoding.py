@@ -114,6 +114,11 @@ class Decoding(LightningModule):
         """Names of the rows that every task gets."""
         return [arm.name for arm in self.arms]
 
+    @property
+    def summary_tables(self) -> list[Any]:
+        """Renderables that callbacks add."""
+        return self.summary.details
+
     def fingerprint(self) -> dict[str, Any]:
         """Everything about the model that can change a row, to be hashed; revisions count by their commits."""
         settings, source = self.settings, self.source.settings
@@ -160,7 +165,9 @@ class Decoding(LightningModule):
         prefixes = PrefixStore(pair, prompts, contexts if self.reuse_prefix else {}, tuple(dict.fromkeys(layers)))
         log_dir = self.trainer.log_dir
         folder = Path(log_dir, ADAPTERS) if self.save_adapters and log_dir is not None else None
-        adapt = self.ttt and ContextAdapter(pair, self.ttt, folder, enable_thinking=self.enable_thinking)
+        adapt = None
+        if self.ttt is not None:
+            adapt = ContextAdapter(pair, self.ttt, folder, enable_thinking=self.enable_thinking)
         self.decoder = GroupDecoder(pair, self.arms, methods, prompts, prefixes, self.settings, adapt, self.ttt)
         self.decoder.on_note = rank_zero_warn
 

@@ -203,7 +203,7 @@ class GroupDecoder:
         return with_prompts(methods, [self.prompts.bare(task) for task in tasks])
 
     def _compare(self, record: dict[str, Any], arm: Arm, method: Method, adapted: Adapted | None, task: Task) -> None:
-        """Adds ``divergence`` to an answered row. What an arm learned while it decoded is gone: its start is compared."""
+        """Adds ``divergence`` to an answered row. What an arm learned while decoding is gone: its start is compared."""
         settings = self.settings.divergence
         if settings is None or "output_ids" not in record or (settings.guided_only and not method.blends):
             return

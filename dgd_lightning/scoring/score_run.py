@@ -6,6 +6,7 @@ rows with CL-bench's own fields (``score``, ``requirement_status``, ``grading_ra
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +17,9 @@ from typing import Any, NamedTuple
 from dgd_lightning import run_folder
 from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
+from dgd_lightning.jsonl import JsonLines, encoded
 from dgd_lightning.scoring.grader import Grader, grader_for
-from dgd_lightning.scoring.score_file import Out, Record, finished, read_scores, record_of
+from dgd_lightning.scoring.score_file import Record, finished, read_scores, record_of
 from dgd_lightning.types import Score
 
 Row = dict[str, Any]
@@ -140,7 +142,7 @@ def score_rows(
     Raises:
         InputError: no grader takes a row, or a grader can't work; what was scored until then is kept.
     """
-    out = Out(where.scores)  # waits for another process that scores this run; what it wrote is known then
+    out = JsonLines(where.scores)  # waits for another process that scores this run; what it wrote is known then
     known = read_scores(where.scores)
     found: dict[Key, Record] = {}
     pools = {grader.name: ThreadPoolExecutor(grader.workers) for grader in graders}
@@ -161,7 +163,7 @@ def score_rows(
                     continue
                 score = future.result()
                 found[idx, arm] = record_of((idx, arm), key, grader, score)
-                out.append(found[idx, arm])
+                out.append([found[idx, arm]._asdict()])
                 lost = score.value is None
                 counts = counts._replace(scored=counts.scored + (not lost), unscored=counts.unscored + lost)
             if failed is not None:
@@ -199,8 +201,9 @@ def score_rows(
         for pool in pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
         for future, (place, key, name) in pending.items():  # what others finished meanwhile is kept
-            if not future.cancelled() and future.exception() is None and not out.failed:
-                out.append(record_of(place, key, name, future.result()))
+            if not future.cancelled() and future.exception() is None:
+                with contextlib.suppress(InputError):  # a full disk: the error that brought us here is reported
+                    out.append([record_of(place, key, name, future.result())._asdict()])
         out.close()
     if on_progress is not None:
         on_progress(counts)
@@ -221,8 +224,7 @@ def write_graded(where: Source, scores: dict[Key, Record]) -> None:
     name = where.graded.name
     with whole_files(where.graded.parent, name) as scratch, (scratch / name).open("wb") as out:
         for row in rows_of(where.rows):
-            line = json.dumps(with_score(row, scores.get(run_folder.key(row))), ensure_ascii=False)
-            out.write(line.encode(errors="backslashreplace") + b"\n")  # lone surrogates: \udXXX
+            out.write(encoded(with_score(row, scores.get(run_folder.key(row)))))
 
 
 def with_score(row: Row, record: Record | None) -> Row:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dgd_lightning.errors import InputError
+from dgd_lightning.jsonl import JsonLines, lines
 from dgd_lightning.scoring.taxonomy import CLASSES
 
 
@@ -42,7 +42,7 @@ class VerdictFile:
         self._read_to = 0
         with self._mistakes():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._file = JsonLines(self.path, argument=argument, shared=True)
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The record of a key, those that other processes wrote meanwhile included; None where there is none."""
@@ -61,48 +61,24 @@ class VerdictFile:
         Raises:
             InputError: it can't be written.
         """
-        line = json.dumps({"key": key, **record}, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
-        with self._lock, self._mistakes(), self._alone():
-            end = os.fstat(self._file).st_size
-            torn = end > 0 and os.pread(self._file, 1, end - 1) != b"\n"
-            rest = memoryview(b"\n" + line if torn else line)
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
-            os.fsync(self._file)
+        with self._lock, self._mistakes():
+            self._file.append([{"key": key, **record}])
             self._read_on()
             return self._found[key]
 
     def close(self) -> None:
         """Let go of the file."""
         with self._lock:
-            if self._file >= 0:
-                os.close(self._file)
-                self._file = -1
+            self._file.close()
 
     def _read_on(self) -> None:
         """Takes in whole lines beyond what was read; a last one without its end may still be being written."""
-        size = os.fstat(self._file).st_size
-        if size <= self._read_to:
-            return
-        new = os.pread(self._file, size - self._read_to, self._read_to)
-        whole = new[: new.rfind(b"\n") + 1]
-        self._read_to += len(whole)
-        for line in whole.split(b"\n"):
+        for line in lines(self.path, self._read_to):
+            self._read_to = line.offset + len(line.text)
             with contextlib.suppress(ValueError):  # torn by a kill
-                record = json.loads(line)
+                record = json.loads(line.text)
                 if _is_verdict(record):
                     self._found.setdefault(record["key"], record)
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """No other process writes."""
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                fcntl.flock(self._file, fcntl.LOCK_UN)
 
     @contextlib.contextmanager
     def _mistakes(self) -> Iterator[None]:

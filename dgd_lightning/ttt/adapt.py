@@ -12,11 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dgd_lightning.draft.adapter import Adapter
+from dgd_lightning.draft.lora import DraftLora
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.context import ReadContext, Split, read_context, split_context, synchronise
-from dgd_lightning.ttt.lora import Adapter, DraftLora
 from dgd_lightning.ttt.problem import AdaptProblem
 from dgd_lightning.ttt.validation_texts import Share, ValidationTexts, plan, write_texts
 from dgd_lightning.types import AdaptTrace, HeldOutScore

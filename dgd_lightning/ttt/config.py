@@ -6,15 +6,12 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from dgd_lightning.draft.adapter import MODULES
 from dgd_lightning.errors import InputError
 
 Labels = Literal["context", "target"]
 Loss = Literal["auto", "ce", "kl", "argmax"]
 Weighting = Literal["decay", "dpace"]
-
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP = ("gate_proj", "up_proj", "down_proj")
-MODULES = ("fc", *ATTENTION, *MLP)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dgd_lightning.draft.attention import KeysValues
+from dgd_lightning.draft.lora import NAME, DraftLora, factors, lifted
 from dgd_lightning.draft.model import DFlashDraft, context_pieces
 from dgd_lightning.draft.objective import block_ids, default_gamma
 from dgd_lightning.metrics.functional import tau_micro
@@ -25,7 +26,6 @@ from dgd_lightning.ttt.context import (
     held_out_span,
     held_out_text,
 )
-from dgd_lightning.ttt.lora import NAME, DraftLora, factors, lifted
 from dgd_lightning.ttt.objective import (
     SlotScores,
     accepted_slots,

@@ -16,8 +16,8 @@ import torch
 import yaml
 from cli_tools import Config, Dgd, TinyPair, chat_row, check_error, write_jsonl, write_training
 
-from callbacks import diagnostic_report
 from dgd_lightning import load_pair, run_folder
+from dgd_lightning.callbacks import diagnostic_report
 from dgd_lightning.data.tasks import Task
 from dgd_lightning.metrics import diagnosis
 from dgd_lightning.modules.diagnostic import Diagnostic

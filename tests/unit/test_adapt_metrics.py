@@ -13,7 +13,15 @@ import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.table import Table
 
-from callbacks.adapt_metrics import AdaptMetrics, adaptation_table, collect, gain_of, gain_table, shared, twin
+from dgd_lightning.callbacks.adapt_metrics import (
+    AdaptMetrics,
+    adaptation_table,
+    collect,
+    gain_of,
+    gain_table,
+    shared,
+    twin,
+)
 from dgd_lightning.metrics.paired import Verified
 from dgd_lightning.modules.arms import Arm
 

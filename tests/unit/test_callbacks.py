@@ -15,14 +15,15 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from callbacks.arm_stats import ArmStats, collect, speed_up
-from callbacks.clbench_scorer import CLBenchScorer
-from callbacks.curve import acceptance_figure, bar_line
-from callbacks.decode_metrics import histogram_tables, notes, summary_table
-from callbacks.fit_progress import FitProgress
-from callbacks.provenance import Provenance, git_state
 from dgd_lightning import run_folder
+from dgd_lightning.callbacks.arm_stats import ArmStats, collect, speed_up
+from dgd_lightning.callbacks.clbench_scorer import CLBenchScorer
+from dgd_lightning.callbacks.curve import acceptance_figure, bar_line
+from dgd_lightning.callbacks.decode_metrics import histogram_tables, notes, summary_table
+from dgd_lightning.callbacks.fit_progress import FitProgress
+from dgd_lightning.callbacks.provenance import Provenance, git_state
 from dgd_lightning.errors import InputError
+from dgd_lightning.jsonl import JsonLines
 
 
 def line(idx: str, arm: str = "a", **more: Any) -> dict[str, Any]:
@@ -30,8 +31,8 @@ def line(idx: str, arm: str = "a", **more: Any) -> dict[str, Any]:
 
 
 def fill(folder: Path, rank: int, rows: list[dict[str, Any]], torn: bytes = b"") -> None:
-    with run_folder.open_shard(run_folder.shard(folder, rank)) as file:
-        run_folder.append(file, rows)
+    with JsonLines(run_folder.shard(folder, rank)) as file:
+        file.append(rows)
     with run_folder.shard(folder, rank).open("ab") as raw:
         raw.write(torn)
 

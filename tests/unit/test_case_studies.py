@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from callbacks.case_studies import CaseStudies
+from dgd_lightning.callbacks.case_studies import CaseStudies
 from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.divergence import TokenDivergence
 from dgd_lightning.report.case_studies import PAGE, choose, main, page

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from dgd_lightning.decode.random_source import ACCEPT, DRAFT, TARGET, RandomTable, random_table, row_seeds
 from dgd_lightning.decode.sampling import draw, probabilities, sampling_params
+from dgd_lightning.distributions import real_dtype, uniforms_on
 from dgd_lightning.errors import InputError
 
 FP64_ROUNDING = 1e-14  # softmax over fewer than 100 entries, twice, in fp64
@@ -96,3 +99,16 @@ def test_bad_seeds(seed: object) -> None:
 def test_bad_params(name: str, value: object) -> None:
     with pytest.raises(InputError, match=f"^{name}: expected"):
         sampling_params(**{"temperature": 1.0, name: value})  # type: ignore[arg-type]
+
+
+def test_a_device_without_float64_gets_narrower_uniforms_that_stay_below_one() -> None:
+    assert real_dtype(torch.device("cpu")) == torch.float64
+    assert real_dtype(torch.device("mps")) == torch.float32
+    largest = 1 - torch.finfo(torch.float64).eps / 2  # the largest that a generator gives; as fp32 it would be 1
+    table = torch.tensor([0.0, 0.25, largest], dtype=torch.float64)
+    assert torch.equal(uniforms_on(table, torch.device("cpu")), table)
+    with mock.patch("dgd_lightning.distributions.real_dtype", return_value=torch.float32):
+        narrow = uniforms_on(table, torch.device("cpu"))
+    assert narrow.dtype == torch.float32
+    assert narrow[:2].tolist() == [0.0, 0.25]
+    assert narrow[2] < 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -203,20 +204,17 @@ def test_killed_again_and_again_it_ends_as_if_never_killed(tmp_path: Path) -> No
 
 
 def test_a_full_disk_is_told_and_nothing_is_torn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dgd_lightning import run_folder
-
     where = source(write_rows(tmp_path / "answers.jsonl"))
-    whole, written = run_folder.append, []
+    whole, written = os.write, []
 
-    def full(file: Any, rows: Any) -> None:
+    def full(number: int, text: Any) -> int:
         if len(written) == 7:
-            file.write(b'{"idx": "torn')
-            file.flush()
+            whole(number, text[:13])
             raise OSError(28, "No space left on device")
-        written.extend(rows)
-        whole(file, rows)
+        written.append(text)
+        return whole(number, text)
 
-    monkeypatch.setattr(run_folder, "append", full)
+    monkeypatch.setattr("dgd_lightning.jsonl.os.write", full)
     with pytest.raises(InputError, match="No space left"):
         score_rows(where, [Echo()])
     monkeypatch.undo()

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from dgd_lightning import InputError, Pair, TTTConfig, load_adapter, save_adapter, speculative_generate, ttt_adapt
 from dgd_lightning.draft.config import DraftConfig
+from dgd_lightning.draft.lora import DraftLora, SecondFactor, base_digest
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.draft.objective import block_ids
 from dgd_lightning.ttt.adapt import gather
 from dgd_lightning.ttt.context import ValidationText, draw_blocks, held_out_span, read_context, split_context
-from dgd_lightning.ttt.lora import DraftLora, SecondFactor, base_digest
 from dgd_lightning.ttt.objective import accepted_slots, decay_weights, dpace_weights, slot_scores
 from dgd_lightning.ttt.problem import AdaptProblem
 

@@ -8,11 +8,11 @@ from tiny import make_pair
 from torch import Tensor
 
 from dgd_lightning import InputError, OnlineTTT, TTTConfig, autoregressive_generate, speculative_generate, ttt_adapt
+from dgd_lightning.draft.lora import base_digest
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.target.cache import PositionCache
 from dgd_lightning.ttt import online as online_module
 from dgd_lightning.ttt.context import read_context, split_context
-from dgd_lightning.ttt.lora import base_digest
 
 CLOSE = 1e-9  # fp64 hidden states of a prefill against those of single blocks
 

@@ -1,51 +1,27 @@
-"""LoRA on a draft: put in through PEFT, reset in place, switched off and on, saved and loaded in PEFT's format."""
+"""LoRA layers inside a draft: put in through PEFT, reset in place, switched off and on, taken out again."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import Linear as LoraLinear
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dgd_lightning.draft.adapter import Adapter, peft_config
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.errors import InputError
-from dgd_lightning.files import save_tensors, whole_files
-from dgd_lightning.ttt.config import ATTENTION, MLP, MODULES
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import Linear as LoraLinear
 
 NAME = "ttt"  # PEFT's name of the adapter inside the draft
-PREFIX = "base_model.model."  # PEFT's, before every key of a saved adapter
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-# PEFT's settings that make another network of it.
-FOREIGN = ("use_rslora", "use_dora", "bias", "rank_pattern", "alpha_pattern", "lora_bias", "modules_to_save")
 SAMPLE = 64  # elements of every weight that tell one base draft from another
-
-
-class Adapter(NamedTuple):
-    """LoRA weights of one context, apart from any draft."""
-
-    weights: dict[str, Tensor]  # by PEFT's keys without their prefix: ``fc.lora_A.weight`` [r, in], … on CPU
-    rank: int
-    alpha: float
-    modules: tuple[str, ...]
-    base: str | None  # :func:`base_digest` of the draft it was trained on; None where a file does not say
-
-    @property
-    def parameters(self) -> int:
-        """Trained numbers."""
-        return sum(weight.numel() for weight in self.weights.values())
 
 
 class _Lifted(torch.autograd.Function):
@@ -94,7 +70,7 @@ class DraftLora:
         draft: gets PEFT's layers in place of the chosen linear ones; its own weights are frozen.
         rank: r.
         alpha: the update counts alpha / rank.
-        modules: names out of ``ttt.config.MODULES``.
+        modules: names out of ``draft.adapter.MODULES``.
         seed: of the first factors.
 
     Raises:
@@ -102,7 +78,9 @@ class DraftLora:
     """
 
     def __init__(self, draft: DFlashDraft, *, rank: int, alpha: float, modules: Sequence[str], seed: int) -> None:
-        if any(isinstance(module, LoraLinear) for module in draft.modules()):
+        from peft import inject_adapter_in_model  # takes a second to import; most runs need none of it
+
+        if _lora_layers(draft):
             raise InputError(
                 "pair.draft",
                 expected="a draft without an adapter",
@@ -115,27 +93,20 @@ class DraftLora:
         draft.requires_grad_(False)
         self.layers: dict[str, LoraLinear] = {}
         try:
-            inject_adapter_in_model(self.peft_config(), draft, adapter_name=NAME)
+            inject_adapter_in_model(peft_config(rank, alpha, modules), draft, adapter_name=NAME)
             self._take_up(seed)
         except BaseException:  # out of memory, an interrupt: the draft is given back as it was
-            self._find()
+            self.layers = _lora_layers(draft)
             self.remove()
             raise
 
-    def _find(self) -> None:
-        self.layers = {name: module for name, module in self.draft.named_modules() if isinstance(module, LoraLinear)}
-
     def _take_up(self, seed: int) -> None:
-        self._find()
+        self.layers = _lora_layers(self.draft)
         wide = torch.promote_types(self.draft.dtype, torch.float32)  # fp32 for half-precision drafts
         for layer in self.layers.values():
             layer.lora_A[NAME].to(wide)
             layer.lora_B[NAME] = SecondFactor(factors(layer)[1].data.to(wide))
         self.reset(seed)
-
-    def peft_config(self) -> LoraConfig:
-        """PEFT's description of these layers."""
-        return _peft_config(self.rank, self.alpha, self.modules)
 
     def parameters(self) -> list[nn.Parameter]:
         """What an optimiser may change: A and B of every layer, in the draft's order."""
@@ -221,6 +192,12 @@ class DraftLora:
             weight.requires_grad_(required)
 
 
+def _lora_layers(draft: DFlashDraft) -> dict[str, LoraLinear]:
+    from peft.tuners.lora import Linear
+
+    return {name: module for name, module in draft.named_modules() if isinstance(module, Linear)}
+
+
 def factors(layer: LoraLinear) -> tuple[nn.Parameter, nn.Parameter]:
     """A [r, in] and B [out, r] of a layer; it computes ``base(x) + alpha / r · B(A(x))``."""
     return cast(nn.Parameter, layer.lora_A[NAME].weight), cast(nn.Parameter, layer.lora_B[NAME].weight)
@@ -264,66 +241,3 @@ def base_digest(draft: DFlashDraft) -> str:
         some = weight.detach().flatten()[:SAMPLE].to("cpu", torch.bfloat16).float()
         digest.update(f"{name.replace('.base_layer', '')} {tuple(weight.shape)} {some.tolist()}".encode())
     return digest.hexdigest()[:16]
-
-
-def _peft_config(rank: int, alpha: float, modules: Sequence[str]) -> LoraConfig:
-    inside = dict.fromkeys(ATTENTION, "self_attn") | dict.fromkeys(MLP, "mlp")
-    names = [rf"layers\.\d+\.{inside[name]}\.{name}" if name in inside else name for name in modules]
-    return LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT only ever divides it by the rank
-        target_modules=f"({'|'.join(names)})",
-        lora_dropout=0.0,
-        bias="none",
-    )
-
-
-def save_adapter(adapter: Adapter, folder: str | os.PathLike[str]) -> Path:
-    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT reads them; each appears whole.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
-    path = Path(folder)
-    config = _peft_config(adapter.rank, adapter.alpha, adapter.modules)
-    config.inference_mode = True
-    weights = {PREFIX + key: value.contiguous() for key, value in adapter.weights.items()}
-    metadata = {"format": "pt"} | ({"base": adapter.base} if adapter.base else {})
-    try:
-        with whole_files(path, WEIGHTS, CONFIG) as scratch:
-            save_tensors(weights, scratch / WEIGHTS, metadata)
-            config.save_pretrained(str(scratch))
-    except OSError as error:
-        raise InputError(
-            "adapter folder", expected="a folder that can be written", received=error, hint="choose another"
-        ) from error
-    return path
-
-
-def load_adapter(folder: str | os.PathLike[str]) -> Adapter:
-    """Read an adapter that :func:`save_adapter` or PEFT wrote for a draft.
-
-    Raises:
-        InputError: there is none, it can't be read, or it is no LoRA on linear layers of a draft.
-    """
-    path = Path(folder)
-    hint = "name a folder adapters/<context id>/ of a run"
-    try:
-        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        with safe_open(path / WEIGHTS, framework="pt") as file:
-            base = (file.metadata() or {}).get("base")
-            weights = {key.removeprefix(PREFIX): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        rank, alpha = int(config["r"]), float(config["lora_alpha"])
-        foreign = [name for name in FOREIGN if config.get(name) not in (None, False, "none", {}, [])]
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise InputError("adapter folder", expected="a PEFT adapter", received=f"{path}: {error}", hint=hint) from error
-    if foreign:
-        raise InputError(
-            "adapter folder",
-            expected="plain LoRA",
-            received=f"{path} with {', '.join(foreign)}",
-            hint="such adapters are not supported; train one without",
-        )
-    found = {re.sub(r"\.lora_[AB]\.weight$", "", key).rpartition(".")[2] for key in weights}
-    modules = tuple(name for name in MODULES if name in found)
-    return Adapter(weights, rank, alpha, modules, base)
