@@ -1,6 +1,6 @@
-"""Null controls: readouts that correct as much as another one does, and know nothing.
+"""Null controls: readouts that change the target as much as another one does, without its information.
 
-What an arm gains over its control is what its readout knew; what both gain is regularisation. The draft's own
+What an arm gains over its control is due to what its readout knows; what both gain is regularisation. The draft's own
 controls, fed with shuffled or random features, are settings of `DraftReadout`.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Noise(Readout):
     """The target plus Gaussian noise with, at every token, the size of another readout's correction.
 
-    The correction ``readout − target``, freed of its mean, has a norm; so has the noise, exactly.
+    The noise has, exactly, the norm of the correction ``readout − target`` less its mean over the vocabulary.
 
     Args:
         like: the readout whose size it has.
@@ -49,7 +49,7 @@ class Noise(Readout):
 
 
 class WrappedState(ReadoutState):
-    """A state that is made from another one's."""
+    """A state that is made from another readout's."""
 
     def __init__(self, inner: ReadoutState) -> None:
         self.inner, self.caches, self.drafts = inner, inner.caches, inner.drafts

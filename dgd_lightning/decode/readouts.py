@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ class ReadoutState(ABC):
 class Readout(ABC):
     """What the target is blended with."""
 
-    needs_draft: ClassVar[bool] = False  # whether the pair must have one
+    needs_draft = False  # whether the pair must have one
 
     @abstractmethod
     def layers(self, pair: Pair) -> tuple[int, ...]:
@@ -113,7 +113,7 @@ class DraftReadout(Readout):
     features: Features = "own"
     seed: int = 0
 
-    needs_draft: ClassVar[bool] = True
+    needs_draft = True
 
     def layers(self, pair: Pair) -> tuple[int, ...]:
         return tuple(_draft(pair).config.target_layer_ids)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -22,8 +22,8 @@ from dgd_lightning.types import DecodeOutput
 class Autoregressive(Method):
     """The target alone, token by token. It has no settings."""
 
-    lossless: ClassVar[bool] = True
-    baseline: ClassVar[bool] = True
+    lossless = True
+    baseline = True
 
     @torch.no_grad()
     def generate(self, pair: Pair, prompts: Sequence[Tensor], call: Call) -> list[DecodeOutput]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import fields, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -37,9 +37,10 @@ class Method(ABC):
         online: the draft may be changed between its cycles (``Call.cycle_hook``).
     """
 
-    lossless: ClassVar[bool] = False
-    baseline: ClassVar[bool] = False
-    online: ClassVar[bool] = False
+    # Not annotated: annotated names are fields, and jsonargparse evaluates annotations in the subclass's module.
+    lossless = False
+    baseline = False
+    online = False
 
     @abstractmethod
     def generate(self, pair: Pair, prompts: Sequence[Tensor], call: Call) -> list[DecodeOutput]:

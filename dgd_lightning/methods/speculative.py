@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Unpack, get_args
+from typing import Unpack, get_args
 
 import torch
 from torch import Tensor
@@ -41,8 +41,8 @@ class Speculative(Method):
     block_size: int | None = None
     scheme: Scheme = "rejection"
 
-    lossless: ClassVar[bool] = True
-    online: ClassVar[bool] = True
+    lossless = True
+    online = True
 
     def __post_init__(self) -> None:
         check_integer("block_size", self.block_size, least=2, optional=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from dgd_lightning.scoring.grader import Grader
+from dgd_lightning.grader import INCOMPLETE, Grader, remarked
 from dgd_lightning.scoring.judge_prompt import fill, packaged, rubric_texts
 from dgd_lightning.scoring.judge_reply import read_error_class
 from dgd_lightning.scoring.one_judge import OneJudge, Question
-from dgd_lightning.scoring.taxonomy import INCOMPLETE
 from dgd_lightning.scoring.verdicts import content_key
 from dgd_lightning.types import Score
 
@@ -66,11 +66,13 @@ class Classified(Grader):
     Args:
         grader: which gives the score.
         errors: who gives the class.
+        others: graders whose remarks on a row may give one too; then nobody is asked.
     """
 
-    def __init__(self, grader: Grader, errors: ErrorJudge) -> None:
-        self._grader, self._errors = grader, errors
-        self.name, self.workers = grader.name, max(grader.workers, errors.workers)
+    def __init__(self, grader: Grader, errors: ErrorJudge, others: Sequence[Grader] = ()) -> None:
+        self._grader, self._errors, self._others = grader, errors, others
+        self.name, self.cost = grader.name, grader.cost
+        self.workers = max(grader.workers, errors.workers)
 
     def takes(self, row: dict[str, Any]) -> bool:
         """See `Grader.takes`."""
@@ -78,7 +80,7 @@ class Classified(Grader):
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
         """See `Grader.grade`; ``details`` get the class, unless the grader has named one."""
-        score = self._grader.grade(row, answer)
+        score = remarked(row, answer, self._grader.grade(row, answer), self._others)
         details = score.details or {}
         solved = score.value is None or score.value == 1.0
         if solved or details.get("error_class") is not None or not rubric_texts(row.get("rubrics")):

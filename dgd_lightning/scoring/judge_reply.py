@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any, NamedTuple
 
-from dgd_lightning.scoring.taxonomy import CLASSES
+from dgd_lightning.grader import ERROR_CLASSES
 
 CLASS, REASON = "Error Class", "Reason"
 RATIONALE, STATUS, SCORE = "Grading Rationale", "List of Requirement Satisfaction Status", "Overall Score"
@@ -30,7 +30,7 @@ class Verdict(NamedTuple):
 class ErrorVerdict(NamedTuple):
     """Why an answer failed, as a judge sees it."""
 
-    error_class: str  # one of `taxonomy.CLASSES`
+    error_class: str  # one of `grader.ERROR_CLASSES`
     rationale: str
 
 
@@ -65,7 +65,7 @@ def read_error_class(text: str) -> ErrorVerdict:
     name, reason = found[CLASS], found.get(REASON)
     if not isinstance(reason, str):
         raise UnreadableReply(f"no text under {REASON!r}")
-    if not isinstance(name, str) or name.strip().casefold() not in CLASSES:
+    if not isinstance(name, str) or name.strip().casefold() not in ERROR_CLASSES:
         raise UnreadableReply(f"an error class of {str(name)[:40]!r}")
     return ErrorVerdict(name.strip().casefold(), reason)
 

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 from dgd_lightning import run_folder
 from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
+from dgd_lightning.grader import Grader, grader_for, remarked
 from dgd_lightning.jsonl import JsonLines, encoded
-from dgd_lightning.scoring.grader import Grader, grader_for
-from dgd_lightning.scoring.score_file import Record, finished, read_scores, record_of
+from dgd_lightning.scoring.score_file import Record, finished, read_scores, record_of, score_of
 from dgd_lightning.types import Score
 
 Row = dict[str, Any]
@@ -151,6 +151,9 @@ def score_rows(
     pending: dict[Future[Score], tuple[Key, str, str]] = {}
     counts = Counts(0, 0, 0, 0, 0)
 
+    def grade(row: Row, answer: str, grader: Grader) -> Score:
+        return remarked(row, answer, grader.grade(row, answer), graders)
+
     def drain(*, until: int) -> None:
         nonlocal counts
         while len(pending) > until:
@@ -185,10 +188,11 @@ def score_rows(
             place, key = run_folder.key(row), content_key(row, grader.name, prints[grader.name])
             before = known.get(place)
             if before is not None and before.key == key and finished(before):
-                found[place] = before
+                score = remarked(row, answer, score_of(before), graders)
+                found[place] = before._replace(details=score.details)
                 counts = counts._replace(reused=counts.reused + 1)
                 continue
-            pending[pools[grader.name].submit(grader.grade, row, answer)] = (place, key, grader.name)
+            pending[pools[grader.name].submit(grade, row, answer, grader)] = (place, key, grader.name)
             drain(until=limit - 1)
         drain(until=0)
     except BaseException:  # a mistake is told at once, and Ctrl-C ends at once: nobody waits for a silent judge

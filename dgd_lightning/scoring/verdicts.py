@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dgd_lightning.errors import InputError
+from dgd_lightning.grader import ERROR_CLASSES
 from dgd_lightning.jsonl import JsonLines, lines
-from dgd_lightning.scoring.taxonomy import CLASSES
 
 
 def content_key(*parts: Any) -> str:
@@ -97,4 +97,4 @@ def _is_verdict(record: Any) -> bool:
     if not (isinstance(record, dict) and all(isinstance(record.get(name), str) for name in ("key", "rationale"))):
         return False
     graded = isinstance(record.get("status"), list) and record.get("score") in (0, 1)
-    return graded or record.get("error_class") in CLASSES
+    return graded or record.get("error_class") in ERROR_CLASSES

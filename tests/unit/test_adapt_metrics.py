@@ -22,6 +22,7 @@ from dgd_lightning.callbacks.adapt_metrics import (
     shared,
     twin,
 )
+from dgd_lightning.callbacks.prediction_writer import PredictionWriter
 from dgd_lightning.metrics.paired import Verified
 from dgd_lightning.modules.arms import Arm
 
@@ -182,7 +183,9 @@ def predict_ended(folder: Path, arms: list[Arm]) -> tuple[list[Table], Written]:
     """What the callback adds to a finished run."""
     logger, written = Mock(spec=TensorBoardLogger), Written()
     logger.experiment = written
-    trainer: Any = SimpleNamespace(log_dir=str(folder), is_global_zero=True, logger=logger)
+    writer = PredictionWriter()
+    writer.folder = folder
+    trainer: Any = SimpleNamespace(callbacks=[writer], is_global_zero=True, logger=logger)
     module: Any = SimpleNamespace(arms=arms, summary_tables=[])
     AdaptMetrics().on_predict_end(trainer, module)
     return module.summary_tables, written

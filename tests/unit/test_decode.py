@@ -10,12 +10,12 @@ import pytest
 import torch
 from decode_tools import dial, random_prompts, tokens_of
 from host_waits import HostWaits
+from reference_decoding import reference_autoregressive, reference_speculative
 from tiny import make_draft, make_pair, make_target
 from torch import Tensor
 
 from dgd_lightning.decode import engine, speculative
 from dgd_lightning.decode.random_source import ACCEPT, DRAFT, TARGET, RandomTable, Stream, random_table
-from dgd_lightning.decode.reference import reference_autoregressive, reference_speculative
 from dgd_lightning.decode.sampling import sampling_params
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.autoregressive import autoregressive_generate

@@ -28,6 +28,8 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
+from dgd_lightning.checks import check_integer
+from dgd_lightning.commands.errors import parsed
 from dgd_lightning.errors import InputError
 from dgd_lightning.report.sweep_views import curve, leaders
 from dgd_lightning.seeds import mixed_seed
@@ -93,20 +95,12 @@ def parse_options(argv: list[str]) -> Namespace:
     parser.add_argument("--parallel", type=int, default=1, help="trials at a time")
     parser.add_argument("--devices", type=list[int] | None, default=None, help="GPUs that the trials share, in turn")
     parser.add_argument("--seed", type=int, default=0)
-    from jsonargparse import ArgumentError
-
-    from dgd_lightning.cli_errors import from_parser_message
-
-    try:
-        options = parser.parse_args(argv)
-    except ArgumentError as error:
-        raise from_parser_message(str(error)) from error
+    options = parsed(parser, argv)
     for key in ("base", "arm", "search"):
         if not options[key]:
             raise InputError(key, expected="a value", received="nothing", hint="see configs/sweeps/ttt.yaml")
     for key in ("trials", "parallel"):
-        if options[key] < 1:
-            raise InputError(key, expected="at least 1", received=options[key], hint="use 1 or more")
+        check_integer(key, options[key])
     if options.objective != "tau" and options.against is None:
         raise InputError("against", expected="an arm, for a gain", received="null", hint="name it, or use tau")
     if not Path(options.base).is_file():
@@ -396,7 +390,9 @@ class Sweep:
         from dgd_lightning.callbacks.adapt_metrics import collect, gain_of
 
         versions = (self.root / folder).glob("version_*")
-        counts, _ = collect(max(versions, key=lambda path: int(path.name[8:])))
+        version = max(versions, key=lambda path: int(path.name[8:]))
+        check_rows(version)
+        counts, _ = collect(version)
         gain = gain_of(counts, self.options.against or self.options.arm, self.options.arm)
         return {"tau_gain": gain.ratio.value, "tau_gain_median": gain.median.value, "tau": gain.tau}[
             self.options.objective
@@ -434,6 +430,26 @@ class Sweep:
         print(f"trials:   {self.root / TRIALS}")
         print(f"curves:   {', '.join(map(str, pictures))}")
         print(f"best:     dgd predict --config {self.root / BEST}")
+
+
+def check_rows(folder: Path) -> None:
+    """Refuse to choose settings by a run on CL-bench's rows: its licence forbids calibrating too.
+
+    Args:
+        folder: of a finished trial.
+
+    Raises:
+        InputError: the rows are CL-bench's, and nobody permitted it.
+    """
+    from dgd_lightning.data.licence import holds_clbench, refusal
+    from dgd_lightning.run_folder import read_predictions
+
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    model, data = (config[part].get("init_args") or {} for part in ("model", "data"))
+    if not model.get("accept_clbench_license") and holds_clbench(
+        read_predictions(folder), data.get("path") or "", data.get("clbench")
+    ):
+        raise refusal("base")
 
 
 def _put(config: dict[str, Any], key: str, value: Any) -> None:

@@ -26,10 +26,11 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from dgd_lightning.errors import InputError
-from dgd_lightning.scoring.grader import Grader
+from dgd_lightning.grader import Grader
 from dgd_lightning.scoring.jail.wire import Channel
 from dgd_lightning.scoring.sandbox import START_SECONDS, Cell, Limits, Sandbox, SandboxError
 from dgd_lightning.types import Score
@@ -67,6 +68,15 @@ class CodeGrader(Grader):
         self.sandbox = Sandbox(self.limits, namespaces=namespaces)
         self._stopped = False
         self._waiting: set[socket.socket] = set()  # for verdicts
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> CodeGrader | None:
+        """See `Grader.from_options`."""
+        found = cls(
+            allow_code_execution=options["allow_code_execution"] or None,
+            workers=options["code_workers"],
+        )
+        return found if found.allowed or not options.get("leave") else None
 
     def takes(self, row: dict[str, Any]) -> bool:
         """See `Grader.takes`."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from dgd_lightning.errors import InputError
+from dgd_lightning.grader import ASK, Grader
 from dgd_lightning.scoring.error_judge import ErrorJudge
-from dgd_lightning.scoring.grader import Grader
 from dgd_lightning.scoring.judge_config import JudgeConfig, JudgeModel
 from dgd_lightning.scoring.judge_prompt import fill, read_template, rubric_texts
 from dgd_lightning.scoring.judge_reply import read_verdict
@@ -28,7 +29,7 @@ class RubricJudge(Grader):
         InputError: settings that can't work, an unusable prompt file, or a file of verdicts that can't be written.
     """
 
-    name = "rubric_judge"
+    name, cost = "rubric_judge", ASK
 
     def __init__(self, config: JudgeConfig) -> None:
         config.check("judge")
@@ -48,6 +49,13 @@ class RubricJudge(Grader):
                     received="the first one again, which would only repeat its stored verdicts",
                     hint="use another model or other sampling",
                 )
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Grader | None:
+        """See `Grader.from_options`."""
+        if options["judge"] is None:
+            return None if options.get("leave") else NoJudge()
+        return cls(options["judge"])
 
     def takes(self, row: dict[str, Any]) -> bool:
         """See `Grader.takes`."""
@@ -112,3 +120,30 @@ def _score(answer: Answer) -> Score:
     if (record := answer.record) is None:
         return Score(None, [], answer.failure, answer.details)
     return Score(float(record["score"]), list(record["status"]), record["rationale"], answer.details)
+
+
+class NoJudge(Grader):
+    """Says that a judge is missing where rows need one."""
+
+    name, cost = "no judge", ASK
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> None:
+        """Only `RubricJudge` makes one."""
+
+    def takes(self, row: dict[str, Any]) -> bool:
+        """See `Grader.takes`."""
+        return bool(row.get("rubrics"))
+
+    def grade(self, row: dict[str, Any], answer: str) -> Score:
+        """See `Grader.grade`."""
+        raise InputError(
+            "judge",
+            expected="a judge, for rows with rubrics that no program checks",
+            received="none",
+            hint="name one with --judge.model (and --judge.base_url, OPENAI_API_KEY), see docs/scoring.md",
+        )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """See `Grader.fingerprint`."""
+        return {}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from dgd_lightning.errors import InputError
+from dgd_lightning.grader import Grader
 from dgd_lightning.scoring.final_answer import final_answer, plain_number, words_alone
-from dgd_lightning.scoring.grader import Grader
 from dgd_lightning.scoring.math_pool import MathPool, WorkerError
 from dgd_lightning.types import Score
 
@@ -32,6 +33,11 @@ class MathGrader(Grader):
     def __init__(self, *, seconds: float = 10.0, memory_mb: int = 2048, workers: int = 2) -> None:
         self.workers = workers
         self.pool = MathPool(workers, seconds, memory_mb)
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> MathGrader:
+        """See `Grader.from_options`."""
+        return cls(workers=options["math_workers"])
 
     def takes(self, row: dict[str, Any]) -> bool:
         """See `Grader.takes`."""
