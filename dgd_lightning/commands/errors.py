@@ -14,6 +14,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from dgd_lightning.commands.packaged import with_paths
 from dgd_lightning.errors import InputError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -31,13 +32,13 @@ _UNION = re.compile(r"Subtypes: \[([^\n]+)\]\n(?:(?!Subtypes: ).)*?Given value: 
 
 
 def parsed(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
-    """What a parser made with ``exit_on_error=False`` makes of the arguments.
+    """What a parser made with ``exit_on_error=False`` makes of the arguments; ``--config`` may name a packaged file.
 
     Raises:
         InputError: an unknown or unparsable one.
     """
     try:
-        return parser.instantiate_classes(parser.parse_args(list(argv)))
+        return parser.instantiate_classes(parser.parse_args(with_paths(argv)))
     except ArgumentError as error:
         raise from_parser_message(str(error)) from error
 

@@ -11,6 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from dgd_lightning.commands.bootstrap import bootstrap
 from dgd_lightning.commands.errors import as_written, from_file_message, from_parser_message, mistake_behind
+from dgd_lightning.commands.packaged import with_paths
 from dgd_lightning.commands.signals import ended_by_sigterm
 from dgd_lightning.errors import InputError
 
@@ -24,6 +25,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         InputError: a mistake in settings or data.
     """
+    argv = with_paths(argv)
     check_config_files(argv)
     with bootstrap():
         from lightning.fabric.utilities.exceptions import MisconfigurationException

@@ -20,7 +20,6 @@ class LabGrader(Grader):
     name, cost = "lab", CHECK
 
     def takes(self, row: dict[str, Any]) -> bool:
-        """See `Grader.takes`."""
         return has_checks(row)
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
@@ -32,7 +31,6 @@ class LabGrader(Grader):
             return Score(None, [], f"lab_error: {type(error).__name__}: {error}")
 
     def remarks(self, row: dict[str, Any], answer: str, score: Score) -> dict[str, Any]:
-        """See `Grader.remarks`."""
         try:
             failed = score.value is not None and score.value < 1.0
             found: dict[str, Any] = {"error_class": lab_error(row, answer)} if failed else {}
@@ -43,7 +41,6 @@ class LabGrader(Grader):
             return {}
 
     def fingerprint(self) -> dict[str, Any]:
-        """See `Grader.fingerprint`."""
         return {"grader": self.name, "taxonomy": VERSION}
 
 

@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,10 +34,11 @@ Row = dict[str, Any]
 Verdict = Callable[[Row, str], Score | None]  # of a row and an answer to it; None where nobody can say
 
 
-class ArmSummary(NamedTuple):
+@dataclass
+class ArmSummary:
     """What one arm did on all tasks of the run."""
 
-    settings: dict[str, Any]
+    settings: dict[str, str]
     tasks: int = 0
     solved: int = 0
     graded: int = 0
@@ -80,13 +82,11 @@ def choose(rows: Iterable[Row], limit: int, verdict: Verdict) -> Selection:
         if solved is not None:
             verdicts[idx].add(solved)
         arm = arms.setdefault(record["arm"], ArmSummary(_settings(record)))
-        arms[record["arm"]] = arm._replace(
-            tasks=arm.tasks + 1,
-            solved=arm.solved + bool(solved),
-            graded=arm.graded + (solved is not None),
-            changed=arm.changed + sum(changed),
-            tokens=arm.tokens + len(changed),
-        )
+        arm.tasks += 1
+        arm.solved += bool(solved)
+        arm.graded += solved is not None
+        arm.changed += sum(changed)
+        arm.tokens += len(changed)
     tasks = [Chosen(idx, len(verdicts[idx]) == 2, changed) for idx, changed in changes.items()]
     shown = sorted(tasks, key=lambda task: (not task.differs, -task.changed))[:limit]  # stable: ties as in the data
     return Selection(shown, len(tasks), sum(t.differs for t in tasks), sum(t.changed > 0 for t in tasks), arms)
@@ -146,7 +146,7 @@ def _solved(row: Row, verdict: Verdict) -> bool | None:
     return None if score is None else score.value == 1.0
 
 
-def _settings(record: Row) -> dict[str, Any]:
+def _settings(record: Row) -> dict[str, str]:
     """How an arm decodes: its method, the method's own settings, and what it adds to them."""
     settings = record.get("settings")
     found = {"method": record.get("method"), **(settings if isinstance(settings, dict) else {})}

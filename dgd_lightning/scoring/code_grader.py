@@ -71,7 +71,6 @@ class CodeGrader(Grader):
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> CodeGrader | None:
-        """See `Grader.from_options`."""
         found = cls(
             allow_code_execution=options["allow_code_execution"] or None,
             workers=options["code_workers"],
@@ -79,7 +78,6 @@ class CodeGrader(Grader):
         return found if found.allowed or not options.get("leave") else None
 
     def takes(self, row: dict[str, Any]) -> bool:
-        """See `Grader.takes`."""
         return _is_human_eval(row) or _is_mbpp(row)
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
@@ -117,7 +115,6 @@ class CodeGrader(Grader):
         return Score(0.0, [], "; ".join([told, *(f"ended: {end}" for end in limits)]), details)
 
     def fingerprint(self) -> dict[str, Any]:
-        """See `Grader.fingerprint`."""
         return {
             "grader": self.name,
             "python": ".".join(map(str, sys.version_info[:3])),

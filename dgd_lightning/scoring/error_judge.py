@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dgd_lightning.grader import INCOMPLETE, Grader, remarked
-from dgd_lightning.scoring.judge_prompt import fill, packaged, rubric_texts
-from dgd_lightning.scoring.judge_reply import read_error_class
+from dgd_lightning.scoring.judge_text import fill, packaged, read_error_class, rubric_texts
 from dgd_lightning.scoring.one_judge import OneJudge, Question
 from dgd_lightning.scoring.verdicts import content_key
 from dgd_lightning.types import Score
@@ -75,7 +74,6 @@ class Classified(Grader):
         self.workers = max(grader.workers, errors.workers)
 
     def takes(self, row: dict[str, Any]) -> bool:
-        """See `Grader.takes`."""
         return self._grader.takes(row)
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
@@ -88,17 +86,13 @@ class Classified(Grader):
         return score._replace(details={**details, **self._errors.classify(row, answer, score)})
 
     def fingerprint(self) -> dict[str, Any]:
-        """See `Grader.fingerprint`."""
         return {**self._grader.fingerprint(), "error_classes": self._errors.fingerprint()}
 
     def totals(self) -> dict[str, Any] | None:
-        """See `Grader.totals`."""
         return self._grader.totals()
 
     def stop(self) -> None:
-        """See `Grader.stop`."""
         self._grader.stop()
 
     def close(self) -> None:
-        """See `Grader.close`."""
         self._grader.close()

@@ -17,7 +17,6 @@ class AsGraded(Grader):
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> AsGraded | None:
-        """See `Grader.from_options`."""
         return None if options.get("regrade") else cls()
 
     def takes(self, row: dict[str, Any]) -> bool:
@@ -25,9 +24,7 @@ class AsGraded(Grader):
         return "grading_rationale" in row and read_score(row).value is not None
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
-        """See `Grader.grade`."""
         return read_score(row)
 
     def fingerprint(self) -> dict[str, Any]:
-        """See `Grader.fingerprint`."""
         return {"grader": self.name}

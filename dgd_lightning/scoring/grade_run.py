@@ -41,7 +41,7 @@ def grade_run(
         InputError: see :func:`score_rows`; or an excluded task is not there.
     """
     check_excluded(where, excluded)
-    counts = Counts(0, 0, 0, 0, 0)
+    counts = Counts()
     asked = [grader.totals() for grader in graders]  # so far, of other runs
 
     def keep(now: Counts) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from dgd_lightning.grader import ERROR_CLASSES
-from dgd_lightning.scoring.judge_reply import status_of
+from dgd_lightning.scoring.judge_text import status_of
 from dgd_lightning.types import Score
 
 

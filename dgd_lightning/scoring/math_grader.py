@@ -36,11 +36,9 @@ class MathGrader(Grader):
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> MathGrader:
-        """See `Grader.from_options`."""
         return cls(workers=options["math_workers"])
 
     def takes(self, row: dict[str, Any]) -> bool:
-        """See `Grader.takes`."""
         return isinstance(row.get("answer"), str) and (_is_gsm8k(row) or _is_math(row))
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
@@ -74,11 +72,9 @@ class MathGrader(Grader):
         return Score(float(equal), [], f"{found.text} is {'' if equal else 'not '}{gold}", details)
 
     def fingerprint(self) -> dict[str, Any]:
-        """See `Grader.fingerprint`."""
         return {"grader": self.name, "rules": RULES, "math_verify": _version(), "seconds": self.pool.seconds}
 
     def close(self) -> None:
-        """See `Grader.close`."""
         self.pool.close()
 
 

@@ -9,10 +9,10 @@ from typing import Any
 from dgd_lightning.errors import InputError
 from dgd_lightning.grader import ASK, Grader
 from dgd_lightning.scoring.error_judge import ErrorJudge
+from dgd_lightning.scoring.judge_client import OpenAIEndpoint
 from dgd_lightning.scoring.judge_config import JudgeConfig, JudgeModel
-from dgd_lightning.scoring.judge_prompt import fill, read_template, rubric_texts
-from dgd_lightning.scoring.judge_reply import read_verdict
-from dgd_lightning.scoring.one_judge import Answer, OneJudge, Question, endpoint_of
+from dgd_lightning.scoring.judge_text import fill, read_template, read_verdict, rubric_texts
+from dgd_lightning.scoring.one_judge import Answer, Endpoint, OneJudge, Question
 from dgd_lightning.scoring.verdicts import VerdictFile, content_key
 from dgd_lightning.types import Score
 
@@ -52,13 +52,11 @@ class RubricJudge(Grader):
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Grader | None:
-        """See `Grader.from_options`."""
         if options["judge"] is None:
             return None if options.get("leave") else NoJudge()
         return cls(options["judge"])
 
     def takes(self, row: dict[str, Any]) -> bool:
-        """See `Grader.takes`."""
         return bool(rubric_texts(row.get("rubrics")))
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
@@ -82,7 +80,6 @@ class RubricJudge(Grader):
         return score._replace(details={**(score.details or {}), "second": second})
 
     def fingerprint(self) -> dict[str, Any]:
-        """See `Grader.fingerprint`."""
         found = {
             "grader": self.name,
             "prompt": content_key(self._template)[:16],
@@ -102,18 +99,23 @@ class RubricJudge(Grader):
         return self._errors
 
     def stop(self) -> None:
-        """See `Grader.stop`."""
         for judge in filter(None, (self._first, self._second)):
             judge.stop()
 
     def close(self) -> None:
-        """See `Grader.close`."""
         for judge in filter(None, (self._first, self._second)):
             judge.close()
         self._verdicts.close()
 
     def _judge(self, settings: JudgeModel, argument: str) -> OneJudge:
-        return OneJudge(settings, endpoint_of(settings, argument), self._asks, self._verdicts)
+        endpoint: Endpoint
+        if settings.local:
+            from dgd_lightning.scoring.local_judge import LocalEndpoint  # torch: only for those whose judge is local
+
+            endpoint = LocalEndpoint(settings, argument)
+        else:
+            endpoint = OpenAIEndpoint(settings, argument)
+        return OneJudge(settings, endpoint, self._asks, self._verdicts)
 
 
 def _score(answer: Answer) -> Score:
@@ -132,11 +134,9 @@ class NoJudge(Grader):
         """Only `RubricJudge` makes one."""
 
     def takes(self, row: dict[str, Any]) -> bool:
-        """See `Grader.takes`."""
         return bool(row.get("rubrics"))
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
-        """See `Grader.grade`."""
         raise InputError(
             "judge",
             expected="a judge, for rows with rubrics that no program checks",
@@ -145,5 +145,4 @@ class NoJudge(Grader):
         )
 
     def fingerprint(self) -> dict[str, Any]:
-        """See `Grader.fingerprint`."""
         return {}

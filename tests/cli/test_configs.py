@@ -9,7 +9,8 @@ import yaml
 
 from dgd_lightning.commands.lightning import ProjectCLI, import_plugins
 from dgd_lightning.commands.sweep import parse_options as parse_sweep
-from dgd_lightning.commands.sweep import read_setting, trial_command
+from dgd_lightning.commands.sweep import read_setting
+from dgd_lightning.commands.trials import trial_command
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -17,7 +17,8 @@ from fork_server import launch
 from rich.console import Console
 
 from dgd_lightning.cli import main
-from dgd_lightning.commands.sweep import LOCK, Sweep, alone, parse_options, read_setting
+from dgd_lightning.commands.sweep import parse_options, read_setting
+from dgd_lightning.commands.trials import LOCK, Sweep, alone
 from dgd_lightning.errors import InputError
 from dgd_lightning.report.sweep_views import curve, leaders
 

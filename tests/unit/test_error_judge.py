@@ -13,7 +13,7 @@ from dgd_lightning.commands.score import main
 from dgd_lightning.errors import InputError
 from dgd_lightning.scoring.error_judge import Classified
 from dgd_lightning.scoring.given_grader import AsGraded
-from dgd_lightning.scoring.judge_reply import UnreadableReply, read_error_class
+from dgd_lightning.scoring.judge_text import UnreadableReply, read_error_class
 from dgd_lightning.scoring.score_run import score_rows, source
 from dgd_lightning.types import Score
 
