@@ -35,8 +35,6 @@ from dgd_lightning.run_folder import PROVENANCE, choose_version, config_hash, di
 
 ROOMS = ("data", "decode", "methods", "modules", "lab", "callbacks")
 PLUGIN_PACKAGES = tuple(f"dgd_lightning.{room}" for room in ROOMS)
-    f"dgd_lightning.{room}" for room in ("data", "decode", "methods", "modules", "lab", "callbacks")
-)
 
 
 def import_plugins() -> None:
