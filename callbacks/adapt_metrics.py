@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.table import Table
 
 from dgd_lightning import run_folder
+from dgd_lightning.callbacks.prediction_writer import written_folder
 from dgd_lightning.data.tasks import context_of
 from dgd_lightning.metrics.paired import Difference, TauGain, Verified, tau_gain
 from dgd_lightning.modules.arms import Arm
@@ -32,11 +33,11 @@ class AdaptMetrics(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reads the predictions and adds tables, curves and pictures."""
-        log_dir = trainer.log_dir  # a collective: every rank asks
+        folder = written_folder(trainer)
         arms: list[Arm] = pl_module.arms  # type: ignore[assignment]
-        if not trainer.is_global_zero or log_dir is None or not any(map(adapts, arms)):
+        if not trainer.is_global_zero or folder is None or not any(map(adapts, arms)):
             return
-        counts, records = collect(Path(log_dir))
+        counts, records = collect(folder)
         writer: Any = trainer.logger.experiment if isinstance(trainer.logger, TensorBoardLogger) else None
         tables: list[Table] = pl_module.summary_tables  # type: ignore[assignment]
         compared = [(arm, twin(arm, arms)) for arm in arms if adapts(arm)]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dgd_lightning.metrics import AcceptanceRates, Tau, acceptance_rates, length_histogram, tau_of_histogram
+from dgd_lightning.metrics.functional import AcceptanceRates, Tau, acceptance_rates, length_histogram, tau_of_histogram
 from dgd_lightning.run_folder import batch_share
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.text import Text
 
 from dgd_lightning import run_folder
-from dgd_lightning.errors import InputError
+from dgd_lightning.callbacks.prediction_writer import written_folder
+from dgd_lightning.checks import check_integer
 from dgd_lightning.report.case_studies import LIMIT, write_case_studies
 
 
@@ -26,14 +25,11 @@ class CaseStudies(Callback):
     """
 
     def __init__(self, limit: int = LIMIT) -> None:
-        if limit < 1:
-            raise InputError("CaseStudies.limit", expected="at least 1", received=limit, hint=f"use e.g. {LIMIT}")
-        self.limit = limit
+        self.limit = check_integer("CaseStudies.limit", limit, hint=f"use e.g. {LIMIT}")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reads the merged predictions."""
-        log_dir = trainer.log_dir  # a collective: every rank asks
-        if trainer.is_global_zero and log_dir is not None:
-            folder = Path(log_dir)
+        folder = written_folder(trainer)
+        if trainer.is_global_zero and folder is not None:
             path = write_case_studies(folder, lambda: run_folder.read_predictions(folder), self.limit)
             pl_module.summary_tables.append(Text(f"case studies: {path}"))  # type: ignore[union-attr,operator]

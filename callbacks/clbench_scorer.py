@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,16 +11,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.text import Text
 
+from dgd_lightning.callbacks.prediction_writer import written_folder
 from dgd_lightning.errors import InputError
+from dgd_lightning.grader import Grader, package_graders
 from dgd_lightning.report.solve_rates import ALL, comparison_table, rate_table
-from dgd_lightning.scoring.code import CodeGrader
 from dgd_lightning.scoring.grade_run import grade_run
 from dgd_lightning.scoring.graded import Graded, by_arm
-from dgd_lightning.scoring.grader import Grader
-from dgd_lightning.scoring.judge import RubricJudge
 from dgd_lightning.scoring.judge_config import JudgeConfig
-from dgd_lightning.scoring.lab import LabGrader
-from dgd_lightning.scoring.mathematics import MathGrader
 from dgd_lightning.scoring.score_run import source
 from dgd_lightning.scoring.summary import Compared
 
@@ -41,22 +37,21 @@ class CLBenchScorer(Callback):
     """
 
     def __init__(self, judge: JudgeConfig | None = None, allow_code_execution: bool = False, workers: int = 2) -> None:
-        if judge is not None:  # what can be known before hours of decoding
-            RubricJudge(judge).close()
-        self.judge, self.workers = judge, workers
-        self.code = CodeGrader(allow_code_execution=allow_code_execution or None, workers=workers)
+        self.options: dict[str, Any] = {"judge": judge, "allow_code_execution": allow_code_execution, "leave": True}
+        self.options |= {"code_workers": workers, "math_workers": workers}
+        for grader in package_graders(self.options):  # what can be known before hours of decoding
+            grader.close()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        log_dir = trainer.log_dir  # a collective: every rank asks
-        if not trainer.is_global_zero or log_dir is None:
+        folder = written_folder(trainer)
+        if not trainer.is_global_zero or folder is None:
             return
-        graders: list[Grader] = [LabGrader(), MathGrader(workers=self.workers)]
-        graders += [self.code] if self.code.allowed else []
+        graders: list[Grader] = []
         try:
-            graders += [RubricJudge(self.judge)] if self.judge is not None else []
-            run = grade_run(source(Path(log_dir)), graders, leave=True)
+            graders = package_graders(self.options)
+            run = grade_run(source(folder), graders, leave=True)
         except InputError as error:  # the answers are there: hours of decoding must not end in a traceback
-            rank_zero_warn(f"not all answers are graded: {error}; `dgd score {log_dir}` goes on")
+            rank_zero_warn(f"not all answers are graded: {error}; `dgd score {folder}` goes on")
             return
         finally:
             for grader in graders:
@@ -67,7 +62,7 @@ class CLBenchScorer(Callback):
         if run.compared:
             tables.append(comparison_table(run.compared))
         if run.counts.left:
-            tables.append(Text(f"{run.counts.left} answers need a judge or a sandbox: dgd score {log_dir}"))
+            tables.append(Text(f"{run.counts.left} answers need a judge or a sandbox: dgd score {folder}"))
         if isinstance(trainer.logger, TensorBoardLogger):
             _log(trainer.logger.experiment, run.scores, run.compared)
 

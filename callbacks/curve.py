@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from callbacks.arm_stats import ArmStats
+from dgd_lightning.callbacks.arm_stats import ArmStats
 
 BARS = " ▁▂▃▄▅▆▇█"
 

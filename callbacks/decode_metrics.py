@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from callbacks.arm_stats import ArmStats, Cost, collect, speed_up
-from callbacks.curve import acceptance_figure, bar_line
-from callbacks.prediction_writer import written_before
 from dgd_lightning import run_folder
+from dgd_lightning.callbacks.arm_stats import ArmStats, Cost, collect, speed_up
+from dgd_lightning.callbacks.curve import acceptance_figure, bar_line
+from dgd_lightning.callbacks.prediction_writer import written_before
 from dgd_lightning.report.print_tables import print_tables
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from callbacks.diagnosis import ALL, MAIN, Cell, Diagnosis
+from dgd_lightning.callbacks.diagnosis import ALL, MAIN, Cell, Diagnosis
 from dgd_lightning.metrics.diagnosis import Difference, Wins
 from dgd_lightning.modules.diagnostic import ADAPTED, DRAFT, RANDOM, SHUFFLED, TARGET
 

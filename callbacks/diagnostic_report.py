@@ -13,10 +13,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console, Group
 from rich.text import Text
 
-from callbacks.diagnosis import ALL, Diagnosis, diagnose, summary
-from callbacks.diagnostic_figures import figures
-from callbacks.diagnostic_tables import LEGEND, bucket_table, further_table, reader_table
 from dgd_lightning import run_folder
+from dgd_lightning.callbacks.diagnosis import ALL, Diagnosis, diagnose, summary
+from dgd_lightning.callbacks.diagnostic_figures import figures
+from dgd_lightning.callbacks.diagnostic_tables import LEGEND, bucket_table, further_table, reader_table
+from dgd_lightning.callbacks.prediction_writer import written_folder
 from dgd_lightning.files import whole_files
 
 REPORT, SUMMARY, PLOTS = "diagnostic.txt", "diagnostic_summary.json", "plots"
@@ -36,10 +37,9 @@ class DiagnosticReport(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reads the rows and writes the files."""
-        log_dir = trainer.log_dir  # a collective: every rank asks
-        if not trainer.is_global_zero or log_dir is None:
+        self.folder = written_folder(trainer)
+        if not trainer.is_global_zero or self.folder is None:
             return
-        self.folder = Path(log_dir)
         rows = run_folder.read_predictions(self.folder, run_folder.DIAGNOSTIC)
         self.found = found = diagnose(rows, pl_module.edges, list(pl_module.readouts))  # type: ignore[arg-type]
         if not found.tasks:

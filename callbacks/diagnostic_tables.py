@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from callbacks.diagnosis import ALL, MAIN, Cell, Diagnosis
+from dgd_lightning.callbacks.diagnosis import ALL, MAIN, Cell, Diagnosis
 from dgd_lightning.metrics.diagnosis import Wins, interval
 from dgd_lightning.modules.diagnostic import ADAPTED, DRAFT, RANDOM, SHUFFLED, TARGET
 

@@ -9,10 +9,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.table import Table
 
-from callbacks.divergence_stats import CLASSES, COLUMNS, EDGES, ArmDivergence, collect
-from callbacks.divergence_views import position_figure, text_image
-from callbacks.prediction_writer import written_before
 from dgd_lightning import run_folder
+from dgd_lightning.callbacks.divergence_stats import CLASSES, COLUMNS, EDGES, ArmDivergence, collect
+from dgd_lightning.callbacks.divergence_views import position_figure, text_image
+from dgd_lightning.callbacks.prediction_writer import written_before
 from dgd_lightning.errors import InputError
 
 BROKEN_DOWN = (

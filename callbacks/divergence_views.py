@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from callbacks.divergence_stats import COLUMNS, ArmDivergence
+from dgd_lightning.callbacks.divergence_stats import COLUMNS, ArmDivergence
 from dgd_lightning.report.text import visible
 
 LEAST = 2  # answers that a point of a curve needs

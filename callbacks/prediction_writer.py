@@ -9,8 +9,18 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dgd_lightning import run_folder
+from dgd_lightning.checks import check_number
 from dgd_lightning.errors import InputError
 from dgd_lightning.jsonl import JsonLines
+
+
+def written_folder(trainer: Trainer) -> Path | None:
+    """The folder that a run's rows go to; None where nothing writes rows.
+
+    ``trainer.log_dir`` is a collective, and once a rank has no context left it must wait for no other rank.
+    """
+    writers = (callback for callback in trainer.callbacks if isinstance(callback, PredictionWriter))  # type: ignore[attr-defined]
+    return next((writer.folder for writer in writers), None)
 
 
 def written_before(trainer: Trainer, callback: Callback) -> Path:
@@ -19,16 +29,16 @@ def written_before(trainer: Trainer, callback: Callback) -> Path:
     Raises:
         InputError: no `PredictionWriter` comes before the callback.
     """
-    log_dir = trainer.log_dir  # a collective: every rank asks, and once
     before = trainer.callbacks[: trainer.callbacks.index(callback)]  # type: ignore[attr-defined]
-    if not any(isinstance(other, PredictionWriter) for other in before) or log_dir is None:
+    folder = written_folder(trainer)
+    if not any(isinstance(other, PredictionWriter) for other in before) or folder is None:
         raise InputError(
             "trainer.callbacks",
             expected=f"PredictionWriter before {type(callback).__name__}",
             received=", ".join(type(other).__name__ for other in before) or "nothing",
             hint="add it; the final numbers are read from its file",
         )
-    return Path(log_dir)
+    return folder
 
 
 class PredictionWriter(Callback):
@@ -36,10 +46,20 @@ class PredictionWriter(Callback):
 
     That file is `predictions.jsonl` in predict and `diagnostic.jsonl` in test. A run that was killed continues where it
     stopped: rows on disk are kept, groups that miss a row are done again. The module says which rows a task gets
-    (``row_names``) and is told which are there (``done``).
+    (``row_names``), and ``done`` of the module is set to those that are there.
+
+    Ranks may need very different times. So no rank waits in a collective once it has no context left: it marks its
+    shard as whole and ends, and rank 0 waits for the marks.
+
+    Args:
+        merge_wait: hours that rank 0 waits for the other ranks' shards after its own last context.
+
+    Raises:
+        InputError: a wait that is no positive number.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, merge_wait: float = 24.0) -> None:
+        self.merge_wait = check_number("PredictionWriter.merge_wait", merge_wait, above=0, hint="use e.g. 24")
         self.folder: Path | None = None
         self.file: JsonLines | None = None
         self.name = run_folder.PREDICTIONS
@@ -48,7 +68,7 @@ class PredictionWriter(Callback):
         self.parent = os.getppid()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Finds the rows that are there already and tells the module.
+        """Finds the rows that are there already.
 
         Raises:
             InputError: the folder holds rows of another configuration.
@@ -57,11 +77,12 @@ class PredictionWriter(Callback):
             return
         self.name = run_folder.ROWS[stage]
         self.hash = run_folder.config_hash(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
-        log_dir = trainer.log_dir  # the same on every rank
+        log_dir = trainer.log_dir  # a collective: the same on every rank
         assert log_dir is not None
         self.folder = Path(log_dir)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.file = JsonLines(run_folder.shard(self.folder, trainer.global_rank, self.name))
+        run_folder.mark(self.folder, trainer.global_rank, self.name).unlink(missing_ok=True)  # of a session before
         for path in run_folder.sources(self.folder, self.name):
             for _, row in run_folder.read_rows(path):
                 if (found := row["dgd"].get("config_hash")) != self.hash:
@@ -97,16 +118,21 @@ class PredictionWriter(Callback):
             raise SystemExit("the process that launched this rank is gone")  # else it would hold its shard for hours
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Merges on rank 0 once every rank has written; later callbacks read the merged file."""
+        """Marks this rank's shard as whole; rank 0 merges all of them, and later callbacks read the merged file.
+
+        Raises:
+            InputError: another rank's shard is not whole within ``merge_wait``; the same command continues the run.
+        """
         assert self.folder is not None
         self._close()
-        trainer.strategy.barrier("rows written")
-        if trainer.is_global_zero:
-            tasks = trainer.datamodule.tasks  # type: ignore[attr-defined]
-            order = [(task.idx, name) for task in tasks for name in pl_module.row_names]  # type: ignore[union-attr]
-            if run_folder.merge(self.folder, order, self.name) == len(order):
-                run_folder.finish(self.folder, self.name)
-        trainer.strategy.barrier("rows merged")
+        if not trainer.is_global_zero:
+            run_folder.mark_whole(self.folder, trainer.global_rank, self.name)
+            return
+        run_folder.await_shards(self.folder, range(1, trainer.world_size), self.name, self.merge_wait * 3600)
+        tasks = trainer.datamodule.tasks  # type: ignore[attr-defined]
+        order = [(task.idx, name) for task in tasks for name in pl_module.row_names]  # type: ignore[union-attr]
+        if run_folder.merge(self.folder, order, self.name) == len(order):
+            run_folder.finish(self.folder, self.name)
 
     on_test_batch_end, on_test_epoch_end = on_predict_batch_end, on_predict_epoch_end
 

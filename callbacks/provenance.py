@@ -8,12 +8,14 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 import dgd_lightning
 from dgd_lightning import run_folder
@@ -25,6 +27,8 @@ PACKAGES = ("dgd-lightning", "torch", "lightning", "transformers", "tokenizers",
 
 class Provenance(Callback):
     """Writes code, versions, command line, hardware and hashes; a continued run adds a session to the file.
+
+    A run that is continued by other code or versions warns of what differs.
 
     Environment variables are never written: they may hold keys.
     """
@@ -58,7 +62,13 @@ class Provenance(Callback):
             )
         # a resumed fit may read other data than before: each session names its own
         this = {**session(trainer), "data_hash": hashes.get("data_hash")}
-        record = {**hashes, "sessions": [*earlier.get("sessions", []), this]}
+        before = earlier.get("sessions", [])
+        if changes := changed_versions(before, this):
+            rank_zero_warn(
+                f"{path.parent} is continued by other versions, so its rows may differ in their last digits or more: "
+                + ", ".join(changes)
+            )
+        record = {**hashes, "sessions": [*before, this]}
         with whole_files(path.parent, path.name) as scratch:
             (scratch / path.name).write_text(json.dumps(record, indent=1) + "\n")
 
@@ -75,6 +85,29 @@ def session(trainer: Trainer) -> dict[str, Any]:
         "ranks": trainer.world_size,
         "strategy": type(trainer.strategy).__name__,
     }
+
+
+def changed_versions(before: Sequence[dict[str, Any]], now: dict[str, Any]) -> list[str]:
+    """What differs from some earlier session of a run: ``torch 2.9.0 → 2.9.1``.
+
+    Args:
+        before: earlier sessions, as `session` gives them.
+        now: this one.
+    """
+    latest: dict[str, str] = {}
+    for one in before:
+        for name, value in _code(one).items():
+            if value != _code(now).get(name):
+                latest[name] = f"{name} {value} → {_code(now).get(name)}"
+    return list(latest.values())
+
+
+def _code(one: dict[str, Any]) -> dict[str, Any]:
+    """What a session ran, by name; None where it is not known."""
+    git = one.get("git") or {"sha": None, "diff_hash": "clean"}
+    changes = "" if git["diff_hash"] == "clean" else f" with changes {git['diff_hash']}"
+    commit = git["sha"] and git["sha"][:10] + changes
+    return {"python": one.get("python"), **one.get("versions", {}), "git": commit}
 
 
 def hardware() -> dict[str, Any]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dgd_lightning.ttt.online import OnlineTTT
     from dgd_lightning.types import AdaptTrace, DecodeOutput, DecodeTrace, HeldOutScore
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _HOMES = {
     "autoregressive_generate": "dgd_lightning.decode",
     "speculative_generate": "dgd_lightning.decode",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def entropy(log_p: Tensor) -> Tensor:
-    """In nats; log-probabilities [.., V] -> [..]."""
+    """Shannon entropy in nats; log-probabilities [.., V], fp32 or wider -> [..]."""
     return -torch.xlogy(log_p.exp(), log_p.exp()).sum(-1)
 
 
@@ -29,7 +29,7 @@ def js_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def total_variation(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Share of probability that lies elsewhere, 0 … 1; [.., V] -> [..]."""
+    """Total variation, half the L1 distance of the probabilities, 0 … 1; [.., V] -> [..]."""
     return (log_p.exp() - log_q.exp()).abs().sum(-1) / 2
 
 

@@ -38,6 +38,24 @@ def lines(path: str | os.PathLike[str], start: int = 0) -> Iterator[Line]:
             start += len(text)
 
 
+@contextlib.contextmanager
+def reported(path: str | os.PathLike[str], argument: str) -> Iterator[None]:
+    """The system's errors about a file as the one-line error.
+
+    Raises:
+        InputError: the block raised an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            argument,
+            expected="a file that can be read and written",
+            received=f"{path} ({error.strerror or type(error).__name__})",
+            hint="make room, or check the path and its permissions; the same command continues",
+        ) from error
+
+
 def held(path: str | os.PathLike[str]) -> bool:
     """Whether a process has opened the file with `JsonLines` for itself alone."""
     try:
@@ -83,23 +101,17 @@ class JsonLines:
         new = b"".join(map(encoded, records))
         if not new:
             return
-        try:
+        with reported(self.path, self._argument):
             if self.shared:
                 self._lock(fcntl.LOCK_EX)
-            rest = memoryview(self._repair() + new)
-            while rest:
-                rest = rest[os.write(self._file.fileno(), rest) :]
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise InputError(
-                self._argument,
-                expected="a file that can be written",
-                received=f"{self.path} ({error.strerror or type(error).__name__})",
-                hint="make room, or check its permissions; the same command continues",
-            ) from error
-        finally:
-            if self.shared:
-                self._lock(fcntl.LOCK_UN)
+            try:
+                rest = memoryview(self._repair() + new)
+                while rest:
+                    rest = rest[os.write(self._file.fileno(), rest) :]
+                os.fsync(self._file.fileno())
+            finally:
+                if self.shared:
+                    self._lock(fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Let go of the file and of its lock."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dgd_lightning import jsonl
 from dgd_lightning.errors import InputError
+from dgd_lightning.files import whole_files
 
 PREDICTIONS, DIAGNOSTIC = "predictions.jsonl", "diagnostic.jsonl"
 ROWS = {"predict": PREDICTIONS, "test": DIAGNOSTIC}  # by stage
@@ -30,7 +32,8 @@ TIMINGS = (
     "ttt_fit_seconds",
     "ttt_peak_memory",
 )  # the only fields that may differ in a rerun
-SHARDS = ("predictions.rank*.jsonl", "diagnostic.rank*.jsonl")
+SHARDS = ("predictions.rank*.*", "diagnostic.rank*.*")  # and their marks
+POLL, FIRST_WORD, NEXT_WORD = 0.2, 10.0, 60.0  # seconds, of rank 0 that waits for other ranks
 STARTED = (PROVENANCE, "config.yaml", "hparams.yaml", "events.out.tfevents.*", *SHARDS)
 
 Key = tuple[str, str]  # (idx, arm)
@@ -154,6 +157,54 @@ def batch_share(record: dict[str, Any]) -> float:
     return decoded / record["batch_tokens"] if record["batch_tokens"] else 0.0
 
 
+def mark(folder: Path, rank: int, name: str = PREDICTIONS) -> Path:
+    """The file that says that a rank's shard is whole, by the shard's size."""
+    return shard(folder, rank, name).with_suffix(".done")
+
+
+def mark_whole(folder: Path, rank: int, name: str = PREDICTIONS) -> None:
+    """Says that a rank's shard, which is closed, has all of the rank's rows."""
+    path = mark(folder, rank, name)
+    with whole_files(folder, path.name) as scratch:
+        (scratch / path.name).write_text(str(shard(folder, rank, name).stat().st_size))
+
+
+def _is_whole(folder: Path, rank: int, name: str) -> bool:
+    """Whether a rank has marked its shard, and all of it can be seen here: rows of another machine may come late."""
+    try:
+        return shard(folder, rank, name).stat().st_size >= int(mark(folder, rank, name).read_text())
+    except FileNotFoundError:
+        return False
+
+
+def await_shards(folder: Path, ranks: Iterable[int], name: str, seconds: float) -> None:
+    """Returns when these ranks have marked their shards as whole; says for whom it waits.
+
+    Args:
+        folder: of the run.
+        ranks: that write shards beside this process.
+        name: of the merged file.
+        seconds: to wait at most.
+
+    Raises:
+        InputError: they have not within this time; all that was written stays.
+    """
+    started, next_word = time.monotonic(), FIRST_WORD
+    while missing := [shard(folder, rank, name).name for rank in ranks if not _is_whole(folder, rank, name)]:
+        waited, shards = time.monotonic() - started, ", ".join(missing)
+        if waited >= seconds:
+            raise InputError(
+                str(folder),
+                expected=f"the rows of all ranks within {seconds / 3600:g} hours of rank 0's last (merge_wait)",
+                received=f"none or not all in {shards}",
+                hint="the same command continues; give PredictionWriter a longer merge_wait if ranks still decode",
+            )
+        if waited >= next_word:
+            print(f"waiting for the last rows of {shards}: {waited / 60:.0f} minutes so far", flush=True)
+            next_word += NEXT_WORD
+        time.sleep(POLL)
+
+
 def index(folder: Path, name: str = PREDICTIONS) -> dict[Key, Line]:
     """Where each finished row stands; a row written twice counts once."""
     found: dict[Key, Line] = {}
@@ -187,11 +238,10 @@ def merge(folder: Path, order: Sequence[Key], name: str = PREDICTIONS) -> int:
 
 
 def finish(folder: Path, name: str = PREDICTIONS) -> None:
-    """Marks the run complete and removes the shards, whose rows are all in the merged file."""
+    """Marks the run complete and removes the shards, whose rows are all in the merged file, with their marks."""
     (folder / DONE).touch()
-    for path in sources(folder, name):
-        if path.name != name:
-            path.unlink()
+    for path in folder.glob(f"{Path(name).stem}.rank*"):
+        path.unlink()
 
 
 def read_predictions(folder: str | Path, name: str = PREDICTIONS) -> Iterator[dict[str, Any]]:

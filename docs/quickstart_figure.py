@@ -8,8 +8,8 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from callbacks.arm_stats import ArmStats, collect
 from dgd_lightning import run_folder
+from dgd_lightning.callbacks.arm_stats import ArmStats, collect
 
 
 def main(folder: Path) -> None:

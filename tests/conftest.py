@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,17 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    import fork_server
+
+    if not session.config.option.collectonly and not getattr(session.config.option, "numprocesses", None):
+        fork_server.start()
+
+
 def pytest_unconfigure() -> None:
+    if "fork_server" in sys.modules:
+        sys.modules["fork_server"].stop()
     gc.disable()
     gc.unfreeze()  # extension modules complain of what is still there at the end
 

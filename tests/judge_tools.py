@@ -16,8 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from dgd_lightning.scoring.judge import RubricJudge
 from dgd_lightning.scoring.judge_config import JudgeConfig
+from dgd_lightning.scoring.rubric_grader import RubricJudge
 
 KEY = "sk-a-test-key-0123456789"
 TIMEOUT = 0.5  # of the client; "stall" takes longer

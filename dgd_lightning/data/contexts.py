@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dgd_lightning.data.hub_rows import load_rows
-from dgd_lightning.data.licence import holds_clbench
 from dgd_lightning.data.rows import STALE, Row, check_json, check_unique, field, read_jsonl
 from dgd_lightning.data.subset import Subset
 from dgd_lightning.data.tasks import Names, TaskData
@@ -91,18 +90,12 @@ class ContextsData(TaskData):
         subset: Subset | None = None,
         clbench: bool | None = None,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size, limit=limit, category=category, sub_category=sub_category, subset=subset
-        )
-        self.path, self.clbench = Path(path), clbench
+        chosen = {"category": category, "sub_category": sub_category, "subset": subset}
+        super().__init__(batch_size=batch_size, limit=limit, clbench=clbench, **chosen)  # type: ignore[arg-type]
+        self.path = Path(path)
         file = self.path.exists() or self.path.suffix in (".jsonl", ".json", ".gz")
         self.hub = None if file or not _HUB_ID.fullmatch(path) else path
         self.split, self.revision = split, revision
-
-    @property
-    def is_clbench(self) -> bool:
-        """Whether CL-bench's licence holds for the rows."""
-        return holds_clbench((task.row for task in self.tasks), self.clbench)
 
     def read(self) -> list[Task]:
         """See `TaskData.read`."""

@@ -6,7 +6,6 @@ from typing import Literal
 
 from dgd_lightning.data.contexts import parse_rows
 from dgd_lightning.data.hub_rows import load_rows
-from dgd_lightning.data.licence import holds_clbench
 from dgd_lightning.data.prompts import PromptFormat
 from dgd_lightning.data.subset import Subset
 from dgd_lightning.data.tasks import Names, TaskData
@@ -34,8 +33,8 @@ class HubData(TaskData):
         category: keep tasks of these ``metadata.context_category`` values only.
         sub_category: keep tasks of these ``metadata.sub_category`` values only.
         subset: a share of every category's contexts, for development, see `Subset`.
-        clbench: whether the rows are CL-bench's, which may be decoded but never adapted to. None: they are, if any has
-            CL-bench's format and is not the lab's.
+        clbench: whether the rows are CL-bench's, which may be decoded but never adapted to. None: they are, if any
+            looks like one and is not the lab's, or the data set is named so.
     """
 
     def __init__(
@@ -58,21 +57,14 @@ class HubData(TaskData):
         subset: Subset | None = None,
         clbench: bool | None = None,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size, limit=limit, category=category, sub_category=sub_category, subset=subset
-        )
-        self.clbench = clbench
+        chosen = {"category": category, "sub_category": sub_category, "subset": subset}
+        super().__init__(batch_size=batch_size, limit=limit, clbench=clbench, **chosen)  # type: ignore[arg-type]
         self.source = {"name": name, "split": split, "revision": revision, "streaming": streaming}
         self.path, self.kind = path, format
         prefix = f"{path.rstrip('/').rpartition('/')[2]}-{split}"
         self.format = PromptFormat(
             field=field, id_field=id_field, prefix=prefix, template=template, system=system, chat=chat
         )
-
-    @property
-    def is_clbench(self) -> bool:
-        """Whether CL-bench's licence holds for the rows."""
-        return holds_clbench((task.row for task in self.tasks), self.clbench)
 
     def read(self) -> list[Task]:
         """See `TaskData.read`."""

@@ -2,35 +2,66 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+
+from lightning.pytorch import LightningDataModule
 
 from dgd_lightning.errors import InputError
 
-CLBENCH = "CL-bench's licence is evaluation only: it forbids training, adapting and any other updating of parameters"
+CLBENCH = "CL-bench's licence is evaluation only: it forbids training, adapting, calibrating and any parameter updating"
+COLUMNS = {"rubrics", "context_category", "sub_category"}  # any of them beside a context's id
 
 
-def is_clbench_row(row: dict[str, Any]) -> bool:
-    """Whether a row may be CL-bench's: it has rubrics and a context's id, and does not come from the lab."""
+def is_clbench_row(row: dict[str, Any], source: str | Path = "") -> bool:
+    """Whether a row may be CL-bench's and does not come from the lab.
+
+    Args:
+        row: as read, however much of it is left; metadata may be flattened, or JSON in a text. It may be CL-bench's if
+            it has a context's id, and rubrics or a category.
+        source: the file or `datasets` id; all that comes from one that is named after CL-bench may be CL-bench's.
+    """
     metadata = row.get("metadata")
-    return isinstance(metadata, dict) and "context_id" in metadata and "rubrics" in row and "lab" not in metadata
+    inner = re.findall(r"\w+", metadata) if isinstance(metadata, str) else metadata
+    names = {str(key).rpartition(".")[2] for key in (*row, *(inner if isinstance(inner, list | dict) else ()))}
+    named = "clbench" in re.sub(r"[^a-z]", "", Path(source).name.lower())
+    return "lab" not in names and (named or ("context_id" in names and not names.isdisjoint(COLUMNS)))
 
 
-def holds_clbench(rows: Iterable[dict[str, Any]], said: bool | None) -> bool:
+def holds_clbench(rows: Iterable[dict[str, Any]], source: str | Path, said: bool | None) -> bool:
     """Whether the licence holds for rows.
 
     Args:
         rows: as read.
+        source: where they come from.
         said: what the user says of them; None: one row that may be CL-bench's is enough.
     """
-    return any(map(is_clbench_row, rows)) if said is None else said
+    return any(is_clbench_row(row, source) for row in rows) if said is None else said
+
+
+class LicensedData(LightningDataModule):
+    """Base of the data modules that read rows from elsewhere: a subclass says which, and from where (``path``)."""
+
+    path: str | Path = ""
+    clbench: bool | None = None  # what the user says of the rows
+
+    def rows_used(self) -> Iterable[dict[str, Any]]:
+        """The rows that reach a model, as they were read."""
+        return ()
+
+    @property
+    def is_clbench(self) -> bool:
+        """Whether CL-bench's licence holds for the rows."""
+        return holds_clbench(self.rows_used(), self.path, self.clbench)
 
 
 def check_clbench(data: Any, accepted: bool, argument: str) -> None:
     """Refuse to fit anything to CL-bench's rows.
 
     Args:
-        data: a datamodule; ``is_clbench`` says whether the licence holds for what it read.
+        data: a data module; one that is no `LicensedData` is its author's to answer for.
         accepted: the user has obtained permission.
         argument: what asks for the fit.
 
@@ -38,10 +69,15 @@ def check_clbench(data: Any, accepted: bool, argument: str) -> None:
         InputError: the rows are CL-bench's, and nobody permitted it.
     """
     if getattr(data, "is_clbench", False) and not accepted:
-        raise InputError(
-            argument,
-            expected="rows that a model may be fitted to",
-            received=f"rows in CL-bench's format. {CLBENCH}",
-            hint="set data.clbench: false if the rows are your own, or model.accept_clbench_license: true if you have "
-            "obtained permission",
-        )
+        raise refusal(argument)
+
+
+def refusal(argument: str) -> InputError:
+    """What a user reads who would fit something to CL-bench's rows."""
+    return InputError(
+        argument,
+        expected="rows that a model may be fitted to",
+        received=f"rows in CL-bench's format or from a source of its name. {CLBENCH}",
+        hint="set data.clbench: false if the rows are your own, or model.accept_clbench_license: true if you have "
+        "obtained permission",
+    )

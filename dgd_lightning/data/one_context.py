@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from dgd_lightning.data.chat import prompt_ids
 from dgd_lightning.data.contexts import parse_rows
-from dgd_lightning.data.licence import holds_clbench
+from dgd_lightning.data.licence import LicensedData
 from dgd_lightning.data.rows import read_jsonl, require_file
 from dgd_lightning.data.tasks import context_of
 from dgd_lightning.errors import InputError
@@ -34,10 +33,8 @@ class Steps(IterableDataset[int]):
         return iter(range(self.count))
 
 
-class OneContext(LightningDataModule):
-    """Base of the datamodules that hold one context: a subclass implements `context`."""
-
-    is_clbench = False
+class OneContext(LicensedData):
+    """Base of the data modules that hold one context: a subclass implements `prompts`."""
 
     def prompts(self, tokenizer: Any) -> tuple[str, list[Tensor]]:
         """The context's id and the prompts of its tasks, [S] each; a context without tasks is its own prompt.
@@ -75,8 +72,8 @@ class FileContext(OneContext):
         path: a text file, read as it is, or CL-bench-format rows (``.jsonl``, ``.jsonl.gz``).
         context_id: which context of the rows (``metadata.context_id``); None takes the first one. All that the prompts
             of its tasks begin with is read.
-        clbench: whether the rows are CL-bench's, which may never be adapted to. None: they are, unless they come from
-            the lab. Set it to false for rows of your own.
+        clbench: whether it is CL-bench's, which may never be adapted to. None: rows are, unless they come from the lab,
+            and so is a text whose file is named so. Set it to false for a context of your own.
     """
 
     def __init__(self, path: str, context_id: str | None = None, clbench: bool | None = None) -> None:
@@ -95,10 +92,9 @@ class FileContext(OneContext):
         """Whether the file holds rows."""
         return ".jsonl" in map(str.lower, self.path.suffixes)
 
-    @property
-    def is_clbench(self) -> bool:  # type: ignore[override]
-        """Whether CL-bench's licence holds for the context."""
-        return holds_clbench((task.row for task in self._tasks()) if self.rows else (), self.clbench)
+    def rows_used(self) -> Iterable[dict[str, Any]]:
+        """See `LicensedData.rows_used`; a text is a row without fields."""
+        return [task.row for task in self._tasks()] if self.rows else [{}]
 
     def _lines(self) -> list[str]:
         require_file(self.path, "data.path")

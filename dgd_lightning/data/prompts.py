@@ -132,6 +132,8 @@ class PromptsData(TaskData):
         batch_size: tasks decoded together.
         limit: only the first so many tasks.
         subset: a share of the tasks, the same whatever their order, see `Subset`.
+        clbench: whether the prompts are CL-bench's, which may be decoded but never adapted to. None: they are, if any
+            row looks like one and is not the lab's, or the file is named so.
     """
 
     def __init__(
@@ -145,8 +147,9 @@ class PromptsData(TaskData):
         batch_size: int = 8,
         limit: int | None = None,
         subset: Subset | None = None,
+        clbench: bool | None = None,
     ) -> None:
-        super().__init__(batch_size=batch_size, limit=limit, subset=subset)
+        super().__init__(batch_size=batch_size, limit=limit, subset=subset, clbench=clbench)
         self.path = Path(path)
         prefix = self.path.name.split(".")[0]
         self.format = PromptFormat(

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from dgd_lightning.data.chat import prompt_ids, require_unicode
-from dgd_lightning.data.licence import holds_clbench
+from dgd_lightning.data.licence import LicensedData, is_clbench_row
 from dgd_lightning.data.rows import Row, read_jsonl, require_file
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import load_tokenizer
@@ -110,7 +110,7 @@ def response_loader(
     )
 
 
-class ResponsesData(LightningDataModule):
+class ResponsesData(LicensedData):
     """Conversations of a predictions file: what `dgd predict` wrote when the target answered the training prompts.
 
     The exact tokens in ``dgd.prompt_ids`` and ``dgd.output_ids`` are used: a template, a system message or a truncation
@@ -127,8 +127,8 @@ class ResponsesData(LightningDataModule):
         num_workers: processes that collate.
         enable_thinking: passed to the chat template, for rows without ids.
         seed: of the random order; an order depends on it, the epoch and the data alone.
-        clbench: whether the rows are CL-bench's, which nothing may be trained on. None: they are, if any has CL-bench's
-            format and is not the lab's. Set it to false for rows of your own.
+        clbench: whether the rows are CL-bench's, which nothing may be trained on. None: they are, if any looks like one
+            and is not the lab's, or the file is named so. Set it to false for rows of your own.
         revision: of ``target`` on the Hub: branch, tag or commit; the same as ``model.revision``.
     """
 
@@ -147,7 +147,8 @@ class ResponsesData(LightningDataModule):
         revision: str | None = None,
     ) -> None:
         super().__init__()
-        self.clbench, self.is_clbench = clbench, bool(clbench)
+        self.clbench = clbench
+        self.suspects: list[dict[str, Any]] = []  # the first row that may be CL-bench's
         if not 0.0 <= val_share < 1.0:
             raise InputError("data.val_share", expected="a share in [0, 1)", received=val_share, hint="use e.g. 0.02")
         for name, value, least in (
@@ -205,7 +206,8 @@ class ResponsesData(LightningDataModule):
             if idx in seen or row.value.get("model_output") in (None, ""):
                 continue
             seen.add(idx)
-            self.is_clbench |= holds_clbench([row.value], self.clbench)
+            if not self.suspects and is_clbench_row(row.value, self.path):
+                self.suspects.append(row.value)
             prompt, answer = self.encode(tokenizer, row, idx)
             if len(prompt) >= self.max_length:
                 too_long += 1
@@ -226,6 +228,10 @@ class ResponsesData(LightningDataModule):
                 received="none",
                 hint="decode training prompts first: dgd predict with an autoregressive arm",
             )
+
+    def rows_used(self) -> list[dict[str, Any]]:
+        """See `LicensedData.rows_used`: one is enough, and the file is read once, by `setup`."""
+        return self.suspects
 
     def encode(self, tokenizer: Any, row: Row, idx: str) -> tuple[Tensor, Tensor]:
         """Prompt and response ids of a row, 1-D LongTensors.

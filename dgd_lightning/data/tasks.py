@@ -9,9 +9,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, DistributedSampler
 
+from dgd_lightning.checks import check_integer
+from dgd_lightning.data.licence import LicensedData
 from dgd_lightning.data.subset import Subset
 from dgd_lightning.errors import InputError
 from dgd_lightning.types import Task
@@ -86,7 +87,7 @@ class ContextShards(DistributedSampler[int]):
         return len(self.mine)
 
 
-class TaskData(LightningDataModule):
+class TaskData(LicensedData):
     """Base of the datamodules of predict and test: a subclass implements `read`.
 
     Args:
@@ -95,6 +96,8 @@ class TaskData(LightningDataModule):
         category: keep tasks of these ``metadata.context_category`` values only.
         sub_category: keep tasks of these ``metadata.sub_category`` values only.
         subset: a share of the contexts that pass the filter.
+        clbench: whether the rows are CL-bench's, which may be decoded but never adapted to; None: see
+            `licence.is_clbench_row`.
     """
 
     def __init__(
@@ -105,12 +108,12 @@ class TaskData(LightningDataModule):
         category: Names = None,
         sub_category: Names = None,
         subset: Subset | None = None,
+        clbench: bool | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("limit", limit)):
-            if value is not None and value < 1:
-                raise InputError(f"data.{name}", expected="a positive integer", received=value, hint="use 1 or more")
-        self.batch_size, self.limit, self.subset = batch_size, limit, subset
+        self.batch_size = check_integer("data.batch_size", batch_size)
+        self.limit = check_integer("data.limit", limit, optional=True)
+        self.subset, self.clbench = subset, clbench
         self.filters = {"context_category": category, "sub_category": sub_category}
 
     def read(self) -> list[Task]:
@@ -130,6 +133,10 @@ class TaskData(LightningDataModule):
         if self.subset is not None:
             tasks = self.subset.of(tasks, [context_of(task) for task in tasks])
         return tasks[: self.limit]
+
+    def rows_used(self) -> Iterator[dict[str, Any]]:
+        """See `LicensedData.rows_used`."""
+        return (task.row for task in self.tasks)
 
     @cached_property
     def groups(self) -> list[list[Task]]:

@@ -1,4 +1,4 @@
-"""Layer ablation: the draft read with some of its tapped layers taken away, to see which of them it lives on."""
+"""Layer ablation: the draft without some of its tapped layers, to see which of them it relies on."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from dgd_lightning.checks import check_choice
 from dgd_lightning.decode.controls import WrappedState
 from dgd_lightning.decode.engine import Request
 from dgd_lightning.decode.readouts import DraftReadout, Readout, ReadoutState, TargetOutput, wide
@@ -24,10 +25,10 @@ class AblatedDraft(Readout):
     """`DraftReadout` with the states of some tapped layers replaced at every position before the draft reads them.
 
     Args:
-        ablate: layers of the target to take away, of those that the draft taps.
-        by: ``zero``: zeros; or ``mean``: the layer's mean state over the prompt's positions except the last, row by
-            row. Positions of the answer take no part in it, so each answer token is still read from what stands before
-            it, and decoding token by token or in blocks gives the same. A prompt of one token has the mean zero.
+        ablate: layers of the target to replace, of those that the draft taps.
+        by: ``zero``: zeros; or ``mean``: the layer's mean state over the row's prompt except its last token. The answer
+            does not count, so each of its tokens depends on those before it only, and decoding token by token or in
+            blocks gives the same. For a prompt of one token the mean is zero.
     """
 
     ablate: Sequence[int]
@@ -54,28 +55,27 @@ class AblatedDraft(Readout):
                 received=repr(self.ablate),
                 hint="name tapped layers only",
             )
-        if self.by not in ("zero", "mean"):
-            raise InputError("readout.by", expected="zero or mean", received=repr(self.by), hint="use mean")
+        check_choice("readout.by", self.by, ("zero", "mean"))
 
 
 class AblatedState(WrappedState):
-    """See `AblatedDraft`. With ``mean`` the prompt's states wait until all of them are there."""
+    """See `AblatedDraft`. With ``mean`` the prompt's states are kept until all of them have come."""
 
     def __init__(self, inner: ReadoutState, readout: AblatedDraft, lengths: Tensor) -> None:
         super().__init__(inner)
         self.layer_ids, self.lengths = tuple(readout.ablate), lengths  # [b]
         self.prompt: list[tuple[dict[int, Tensor], Tensor]] | None = [] if readout.by == "mean" else None
-        self.means: dict[int, Tensor] = {}  # [b, 1, H] per layer; none stands for zero
+        self.means: dict[int, Tensor] = {}  # [b, 1, H] per layer; zeros where there is none
 
     def share(self, cache: PositionCache, block_size: int) -> None:
-        return  # the proposals' cache has seen the whole features
+        return  # the proposals' cache was made from all layers
 
     def extend(self, taps: dict[int, Tensor], positions: Tensor) -> None:
         if self.prompt is not None:
             self.prompt.append((taps, positions))
             return
         changed = {
-            layer: (self.means[layer].expand_as(taps[layer]) if layer in self.means else torch.zeros_like(taps[layer]))
+            layer: self.means[layer].expand_as(taps[layer]) if layer in self.means else torch.zeros_like(taps[layer])
             for layer in self.layer_ids
         }
         self.inner.extend({**taps, **changed}, positions)
@@ -92,7 +92,7 @@ class AblatedState(WrappedState):
         return self.inner.logits(out)
 
     def _mean(self, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """[b, 1, H]; behind a row's prompt stands padding, which does not count."""
+        """[b, 1, H]; the padding behind a row's prompt does not count."""
         states, positions = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
         counts = (positions < self.lengths[:, None] - 1)[..., None]  # [b, S, 1]
         total = (wide(states) * counts).sum(1, keepdim=True)

@@ -1,7 +1,11 @@
 """Guidance: ``guided = (1 − β)·target + β·readout``, its spaces, constraints and schedules; pure functions.
 
-Everything here depends on the two sets of logits at a position and on how many tokens were generated before it, so a
-block of positions gives what position by position gives.
+- *Space*: what the formula mixes, logits or probabilities.
+- *Constraint*: which tokens may be chosen at all, by the target's own distribution.
+- *Schedule*: a factor on β at every position.
+
+All depend only on the two sets of logits at a position and on how many tokens were generated before it, so a block of
+positions gives what position by position gives.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from dgd_lightning.checks import check_choice, check_integer, check_number
 from dgd_lightning.distributions import entropy, js_divergence, kl_divergence
 from dgd_lightning.errors import InputError
 
@@ -23,7 +28,10 @@ Signal = Literal["js", "kl", "entropy_gap"]
 
 
 class Schedule(ABC):
-    """How strong guidance is at each position: a factor on β. A user's own is given by its class path."""
+    """How strong guidance is at each position: a factor on β.
+
+    One of a user's own subclasses this and is named by its class path; it may use what is at or before a position only.
+    """
 
     @abstractmethod
     def __call__(self, target: Tensor, readout: Tensor, step: Tensor) -> Tensor:
@@ -38,7 +46,7 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """Always β."""
+    """β at every position."""
 
     def __call__(self, target: Tensor, readout: Tensor, step: Tensor) -> Tensor:
         return torch.ones_like(target[..., 0])
@@ -55,10 +63,7 @@ class WarmUp(Schedule):
     tokens: int = 32
 
     def __post_init__(self) -> None:
-        if isinstance(self.tokens, bool) or not isinstance(self.tokens, int) or self.tokens < 1:
-            raise InputError(
-                "schedule.tokens", expected="an integer of at least 1", received=repr(self.tokens), hint="use e.g. 32"
-            )
+        check_integer("schedule.tokens", self.tokens, hint="use e.g. 32")
 
     def __call__(self, target: Tensor, readout: Tensor, step: Tensor) -> Tensor:
         return (step.to(target.dtype) / self.tokens).clamp(max=1.0)
@@ -66,7 +71,7 @@ class WarmUp(Schedule):
 
 @dataclass(frozen=True)
 class Disagree(Schedule):
-    """β where the two top-1 tokens differ, 0 elsewhere."""
+    """β where the top-1 tokens of target and readout differ, 0 elsewhere."""
 
     def __call__(self, target: Tensor, readout: Tensor, step: Tensor) -> Tensor:
         return (target.argmax(-1) != readout.argmax(-1)).to(target.dtype)
@@ -74,11 +79,13 @@ class Disagree(Schedule):
 
 @dataclass(frozen=True)
 class Adaptive(Schedule):
-    """More guidance where the readout says more that is new; factors in 0 … 1.
+    """More guidance the more the readout differs from the target; the factor is in 0 … 1 at each position.
 
-    With p the target's distribution and r the readout's: ``js`` is JS(p, r) / ln 2 (as AdaCAD's, arXiv 2409.07394),
-    ``kl`` is 1 − exp(−KL(r ‖ p)), and ``entropy_gap`` is max(0, H(p) − H(r)) / ln V: guidance only where the readout is
-    surer.
+    With p the target's distribution there and r the readout's:
+
+    - ``js``: JS(p, r) / ln 2, as in AdaCAD (arXiv 2409.07394). Symmetric; 1 where p and r have no token in common.
+    - ``kl``: 1 − exp(−KL(r ‖ p)). Large where the readout is sure of a token that the target thinks unlikely.
+    - ``entropy_gap``: max(0, H(p) − H(r)) / ln V. Above 0 only where the readout is surer than the target.
 
     Args:
         by: which of them.
@@ -87,10 +94,7 @@ class Adaptive(Schedule):
     by: Signal = "js"
 
     def __post_init__(self) -> None:
-        if self.by not in get_args(Signal):
-            raise InputError(
-                "schedule.by", expected=" or ".join(get_args(Signal)), received=repr(self.by), hint="use js"
-            )
+        check_choice("schedule.by", self.by, get_args(Signal))
 
     def __call__(self, target: Tensor, readout: Tensor, step: Tensor) -> Tensor:
         if self.by == "js":
@@ -104,17 +108,18 @@ class Adaptive(Schedule):
 
 @dataclass(frozen=True)
 class Blend:
-    """How target and readout become one.
+    """How target and readout become one distribution.
 
     Args:
-        beta: one number for all rows, or one per row; any finite number (negative ones push away from the readout).
+        beta: strength: one number for all rows, or one per row; any finite number. 0 is the target, 1 the readout; a
+            negative one pushes away from the readout, one above 1 away from the target.
         space: ``logits`` mixes logits; ``log_probs`` mixes log-probabilities, which is the same distribution, since
             they differ by a constant per position; ``probs`` is the mixture (1 − β)·p + β·r of the distributions, for β
             in 0 … 1.
-        candidates: only the target's so many likeliest tokens can be chosen (where the row's β is not 0).
-        plausibility: α in (0, 1]: only tokens with at least α times the probability of the target's likeliest can be
-            chosen (Li et al. 2023, contrastive decoding, arXiv 2210.15097).
-        schedule: factor on β at each position.
+        candidates: constraint: only the target's so many likeliest tokens can be chosen.
+        plausibility: constraint: α in (0, 1]; only tokens with at least α times the probability of the target's
+            likeliest can be chosen (Li et al. 2023, contrastive decoding, arXiv 2210.15097).
+        schedule: factor on β at each position. Constraints hold whatever it is, except for rows whose β is 0.
 
     Raises:
         InputError: a number that can't be used.
@@ -127,29 +132,14 @@ class Blend:
     schedule: Schedule = field(default_factory=Constant)
 
     def __post_init__(self) -> None:
-        betas = list(self.beta) if isinstance(self.beta, Sequence) else [self.beta]
-        fine = bool(betas) and all(isinstance(b, int | float) and not isinstance(b, bool) for b in betas)
-        if not fine or not all(math.isfinite(b) for b in betas):
-            raise InputError(
-                "beta", expected="a finite number, or one per row", received=repr(self.beta), hint="use e.g. beta=0.3"
-            )
-        if self.space not in get_args(Space):
-            raise InputError(
-                "space", expected=" or ".join(get_args(Space)), received=repr(self.space), hint="use logits"
-            )
-        if self.space == "probs" and not all(0 <= b <= 1 for b in betas):
-            raise InputError(
-                "beta", expected="0 … 1 for space probs", received=repr(self.beta), hint="use space='logits'"
-            )
-        c, a = self.candidates, self.plausibility
-        if c is not None and (isinstance(c, bool) or not isinstance(c, int) or c < 1):
-            raise InputError(
-                "candidates", expected="an integer of at least 1: a token must be left", received=repr(c), hint="use 50"
-            )
-        if a is not None and (isinstance(a, bool) or not isinstance(a, int | float) or not 0 < a <= 1):
-            raise InputError(
-                "plausibility", expected="a number in (0, 1]: a token must be left", received=repr(a), hint="use 0.1"
-            )
+        check_choice("space", self.space, get_args(Space))
+        limits = {"least": 0, "most": 1, "hint": "use space='logits'"} if self.space == "probs" else {}
+        for beta in self.beta if isinstance(self.beta, Sequence) and self.beta else [self.beta]:
+            check_number("beta", beta, **{"hint": "use e.g. beta=0.3", **limits})
+        check_integer("candidates", self.candidates, optional=True, hint="use 50: a token must be left")
+        check_number(
+            "plausibility", self.plausibility, above=0, most=1, optional=True, hint="use 0.1: a token must be left"
+        )
 
     def betas(self, rows: int) -> list[float]:
         """One β per row.
@@ -181,21 +171,20 @@ class Blend:
         log_p, log_r = target.log_softmax(-1), readout.log_softmax(-1)
         strength = (beta.to(kind)[:, None] * self.schedule(log_p, log_r, step))[..., None]  # [B, Q, 1]
         if self.space == "probs":
-            strength = strength.clamp(
-                0, 1
-            )  # whatever a schedule's factor is: a distribution has no negative probabilities
+            strength = strength.clamp(0, 1)  # whatever a schedule's factor is: there are no negative probabilities
             mixed = torch.logaddexp(log_p + (1 - strength).log(), log_r + strength.log())
         else:
             first, second = (target, readout) if self.space == "logits" else (log_p, log_r)
             mixed = (1 - strength) * first + strength * second
             mixed = torch.where(strength == 1, second, mixed)  # 0 · (−∞) would be NaN
         mixed = torch.where(strength == 0, target, mixed)
+        constrained = (beta != 0)[:, None, None]
         if self.candidates is not None and self.candidates < target.shape[-1]:
             least = target.topk(self.candidates, dim=-1).values[..., -1:]
-            mixed = torch.where((target < least) & (beta != 0)[:, None, None], -math.inf, mixed)
+            mixed = torch.where((target < least) & constrained, -math.inf, mixed)
         if self.plausibility is not None:
             least = log_p.amax(-1, keepdim=True) + math.log(self.plausibility)
-            mixed = torch.where((log_p < least) & (beta != 0)[:, None, None], -math.inf, mixed)
+            mixed = torch.where((log_p < least) & constrained, -math.inf, mixed)
         return mixed
 
 
@@ -203,7 +192,7 @@ def as_schedule(schedule: Any) -> Schedule:
     """None is constant.
 
     Raises:
-        InputError: something that can't be called, or a class, which stands for no schedule until it is made.
+        InputError: something that can't be called, or a class, which is no schedule until it is made.
     """
     if schedule is None:
         return Constant()

@@ -1,6 +1,6 @@
-"""Null controls: readouts that correct as much as another one does, and know nothing.
+"""Null controls: readouts that change the target as much as another one does, without its information.
 
-What an arm gains over its control is what its readout knew; what both gain is regularisation. The draft's own
+What an arm gains over its control is due to what its readout knows; what both gain is regularisation. The draft's own
 controls, fed with shuffled or random features, are settings of `DraftReadout`.
 """
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.decode.engine import Request
+from dgd_lightning.decode.philox import normals
 from dgd_lightning.decode.readouts import DraftReadout, Readout, ReadoutState, TargetOutput, wide
 from dgd_lightning.distributions import entropy
 from dgd_lightning.seeds import mixed_seed
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
 class Noise(Readout):
     """The target plus Gaussian noise with, at every token, the size of another readout's correction.
 
-    The correction ``readout − target``, freed of its mean, has a norm; so has the noise, exactly.
+    The noise has, exactly, the norm of the correction ``readout − target`` less its mean over the vocabulary.
 
     Args:
         like: the readout whose size it has.
-        seed: of the noise, together with the prompt and the position.
+        seed: of the noise, together with the prompt, the position and the token: batch, rank and device change nothing.
     """
 
     like: Readout = field(default_factory=DraftReadout)
@@ -44,11 +45,11 @@ class Noise(Readout):
         return self.like
 
     def begin(self, pair: Pair, request: Request, width: int) -> ReadoutState:
-        return NoiseState(self.like.begin(pair, request, width), request, self.seed)
+        return NoiseState(self.like.begin(pair, request, width), request, self.seed, pair.target.device)
 
 
 class WrappedState(ReadoutState):
-    """A state that is made from another one's."""
+    """A state that is made from another readout's."""
 
     def __init__(self, inner: ReadoutState) -> None:
         self.inner, self.caches, self.drafts = inner, inner.caches, inner.drafts
@@ -70,34 +71,23 @@ class WrappedState(ReadoutState):
 class NoiseState(WrappedState):
     """See `Noise`."""
 
-    def __init__(self, inner: ReadoutState, request: Request, seed: int) -> None:
+    def __init__(self, inner: ReadoutState, request: Request, seed: int, device: torch.device) -> None:
         super().__init__(inner)
-        self.seeds = [
-            mixed_seed(seed, zlib.crc32(request.ids[row, :length].numpy().tobytes()))
-            for row, length in enumerate(request.lengths)
-        ]
+        prompts = [request.ids[row, :length].numpy().tobytes() for row, length in enumerate(request.lengths)]
+        mixed = [mixed_seed(seed, zlib.crc32(prompt)) for prompt in prompts]
+        self.keys = torch.tensor([[one & 0xFFFFFFFF, one >> 32] for one in mixed], device=device)  # [b, 2]
 
     def logits(self, out: TargetOutput) -> Tensor:
         target = wide(out.logits)
         correction = wide(self.inner.logits(out)) - target
         size = (correction - correction.mean(-1, keepdim=True)).norm(dim=-1, keepdim=True)
-        noise = torch.stack(
-            [
-                torch.stack([self._noise(seed, position, target.shape[-1]) for position in row])
-                for seed, row in zip(self.seeds, out.positions.tolist(), strict=True)
-            ]
-        ).to(target)
+        noise = normals(self.keys, out.positions, target.shape[-1]).to(target)
         noise = noise - noise.mean(-1, keepdim=True)
         return target + noise * (size / noise.norm(dim=-1, keepdim=True))
 
-    @staticmethod
-    def _noise(seed: int, position: int, width: int) -> Tensor:
-        generator = torch.Generator().manual_seed(mixed_seed(seed, position))
-        return torch.randn(width, generator=generator, dtype=torch.float64)
-
     def select(self, rows: Tensor) -> None:
         super().select(rows)
-        self.seeds = [self.seeds[row] for row in rows.tolist()]
+        self.keys = self.keys[rows]
 
 
 @dataclass(frozen=True)

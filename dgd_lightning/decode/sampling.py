@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dgd_lightning.errors import InputError
+from dgd_lightning.checks import check_integer, check_number
 
 MIN_TEMPERATURE = 1e-4  # below it fp32 logits overflow when divided, and the distribution is the argmax's anyway
 
@@ -40,18 +40,10 @@ def sampling_params(temperature: float = 0.0, top_k: int | None = None, top_p: f
     Raises:
         InputError: a knob is out of its range.
     """
-    number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
-    if not number or not math.isfinite(temperature) or not (temperature == 0 or temperature >= MIN_TEMPERATURE):
-        raise InputError(
-            "temperature",
-            expected=f"0 (greedy) or a finite number of at least {MIN_TEMPERATURE}",
-            received=repr(temperature),
-            hint="use temperature=0 for greedy decoding or e.g. temperature=1.0 for sampling",
-        )
-    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
-        raise InputError("top_k", expected="an integer of at least 1, or None", received=repr(top_k), hint="use None")
-    if top_p is not None and (isinstance(top_p, bool) or not isinstance(top_p, int | float) or not 0 < top_p <= 1):
-        raise InputError("top_p", expected="a number in (0, 1], or None", received=repr(top_p), hint="use None")
+    if check_number("temperature", temperature, least=0, hint="use 0 for greedy decoding or e.g. 1.0") != 0:
+        check_number("temperature", temperature, least=MIN_TEMPERATURE, hint="use 0 for greedy decoding")
+    check_integer("top_k", top_k, optional=True, hint="leave it out")
+    check_number("top_p", top_p, above=0, most=1, optional=True, hint="leave it out")
     return SamplingParams(float(temperature), top_k, None if top_p is None else float(top_p))
 
 

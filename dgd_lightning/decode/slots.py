@@ -1,6 +1,6 @@
 """All slots of the draft's blocks along a given text, for diagnostics: guided decoding reads slot 1 only.
 
-Slot j of the block anchored at p speaks of the token at p + j, and has seen nothing of the tokens between.
+Slot j of the block anchored at p predicts the token at p + j without having seen the tokens between.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class DraftSlots:
     """The draft at slots 1 … K − 1 of a block anchored at every position, for `replay`.
 
-    It is no `Readout`: its logits have one axis more, and those of later slots belong to later tokens, so it can't be
+    Not a `Readout`: its logits have one axis more, and those of later slots belong to later tokens, so it can't be
     blended. Slot 1 is what `DraftReadout` gives.
     """
 
@@ -58,7 +58,7 @@ class SlotsState(ReadoutState):
         self.draft.extend(self.cache, torch.cat([taps[i] for i in self.layer_ids], dim=-1), positions)
 
     def logits(self, out: TargetOutput) -> Tensor:
-        """[b, Q, K − 1, V]: entry j − 1 of a position speaks of the token j after it."""
+        """[b, Q, K − 1, V]: entry j − 1 of a position predicts the j-th token after it."""
         rows, count = out.tokens.shape
         anchors = self.target.embed(out.tokens)[:, :, None]  # [b, Q, 1, H]
         blocks = torch.cat([anchors, self.masks.expand(rows, count, -1, -1)], dim=2).flatten(1, 2)  # [b, Q·K, H]

@@ -1,7 +1,7 @@
-"""Accept or reject a proposed block: pure functions, vectorised over rows and slots, no word from the host.
+"""Accept or reject a proposed block: pure functions, vectorised over rows and slots; nothing waits for the device.
 
 A block of K tokens is the anchor and K - 1 proposals. Logits of slot j belong to the token at anchor + j + 1, so the
-K distributions stand for the K - 1 proposals and one bonus token.
+K distributions are those of the K - 1 proposals and of one bonus token.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from dgd_lightning.decode.random_source import ACCEPT, TARGET, RandomSource
 
 
 class Verdict(NamedTuple):
-    """What one verification commits: ``tokens[b, :lengths[b]]``; the entries beyond are without meaning."""
+    """What one verification commits: ``tokens[b, :lengths[b]]``; the entries beyond have no meaning."""
 
     tokens: Tensor  # [B, K] accepted proposals, then the target's own token
     lengths: Tensor  # [B] accepted proposals + 1
 
 
 def leading_true(flags: Tensor) -> Tensor:
-    """How many flags [B, N] stand before the first false one, per row [B]."""
+    """How many flags [B, N] are before the first false one, per row [B]."""
     return flags.long().cumprod(1).sum(1)
 
 
@@ -81,7 +81,7 @@ def verify_rejection(
         proposals: [B, K - 1] tokens drawn from q.
         q: [B, K - 1, V] the draft's distributions after temperature and filters.
         p: [B, K, V] the target's distributions after the same.
-        random_source: source of the accept (stream ``ACCEPT``) and final (stream ``TARGET``) draws.
+        random_source: of the accept draws (stream ``ACCEPT``) and the final one (stream ``TARGET``).
         positions: [B, K] absolute positions of the proposals and of the bonus token.
     """
     drafted = proposals.shape[1]

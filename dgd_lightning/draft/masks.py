@@ -10,16 +10,23 @@ from torch import Tensor
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def multi_anchor_mask(anchors: Tensor, context_length: int, block_size: int, keep: Tensor | None = None) -> Tensor:
+def multi_anchor_mask(
+    anchors: Tensor,
+    context_length: int,
+    block_size: int,
+    keep: Tensor | None = None,
+    context_positions: Tensor | None = None,
+) -> Tensor:
     """Dense mask of N blocks over ``[context ; blocks]``: context strictly before the anchor, own block both ways.
 
     A dropped block sees itself only, so that its (ignored) rows stay finite.
 
     Args:
         anchors: [B, N] absolute positions.
-        context_length: S, context keys stand at positions 0…S−1.
+        context_length: S.
         block_size: K.
         keep: [B, N] boolean, or None for all.
+        context_positions: [B, S], of the context's keys; None: 0…S−1.
 
     Returns:
         [B, 1, N·K, S + N·K], True where attention is allowed.
@@ -28,7 +35,8 @@ def multi_anchor_mask(anchors: Tensor, context_length: int, block_size: int, kee
     device = anchors.device
     limit = anchors if keep is None else torch.where(keep, anchors, 0)  # [B, N]
     limit = limit.repeat_interleave(block_size, dim=1)  # [B, N·K]
-    context = torch.arange(context_length, device=device) < limit[:, :, None]  # [B, N·K, S]
+    keys = torch.arange(context_length, device=device) if context_positions is None else context_positions[:, None]
+    context = keys < limit[:, :, None]  # [B, N·K, S]
     owner = torch.arange(blocks * block_size, device=device) // block_size  # [N·K]
     own = (owner[:, None] == owner[None, :]).expand(batch, -1, -1)  # [B, N·K, N·K]
     return torch.cat([context, own], dim=-1)[:, None]

@@ -197,16 +197,16 @@ class DFlashDraft(nn.Module):
         return self.hidden_norm(over_rows(self.fc, features, self.dtype))
 
     @torch.no_grad()
-    def extend(self, cache: PositionCache, features: Tensor, positions: Tensor) -> None:
-        """Write context keys and values of ``features`` [B, S, F·H] at ``positions`` [B, S].
+    def extend(self, cache: PositionCache, features: Tensor, positions: Tensor, slots: Tensor | None = None) -> None:
+        """Write context keys and values of ``features`` [B, S, F·H] at ``positions`` [B, S], or into ``slots``.
 
         Features past a row's length may be written too: they lie beyond its next anchor, hidden and overwritten later.
         No gradients (nor in ``block``): a cache that is written in place cannot be differentiated.
         """
         context = self.context(features)
         rotary = self.rotary(positions, context.dtype)
-        cache.at(positions)
-        for layer, slot in zip(self._stack, cache.slots, strict=True):
+        cache.at(positions, slots=slots)
+        for layer, slot in zip(self._stack, cache.buffers, strict=True):
             slot.write(*layer.self_attn.keys_values(context, rotary))
 
     @torch.no_grad()
@@ -231,6 +231,7 @@ class DFlashDraft(nn.Module):
             embeddings: [B, N·K, H], the target's embedding of ``[anchor token, mask, …]`` for each block.
             anchors: [B, N] absolute positions.
             longest_anchor: host-known, at least the largest anchor. N = 1 needs a capacity of ``longest_anchor + K``.
+                Where spare slots are in use (see :meth:`PositionCache.at`): more than each of them, and ``keep_cache``.
             slot: the only slot that is wanted of each block: the last layer then computes no other.
 
         Returns:
@@ -242,12 +243,13 @@ class DFlashDraft(nn.Module):
         hidden = embeddings
         rotary = self.rotary(positions, hidden.dtype)
         in_place = blocks == 1 and not keep_cache
-        cache.at(positions, max_length=longest_anchor + size if in_place else longest_anchor)
         if in_place:
+            cache.at(positions, max_length=longest_anchor + size)
             mask = single_block_mask(anchors, size, cache.max_length)
         else:
-            mask = multi_anchor_mask(anchors, cache.max_length, size)
-        for number, (layer, kept) in enumerate(zip(self._stack, cache.slots, strict=True), 1):
+            cache.read(longest_anchor)
+            mask = multi_anchor_mask(anchors, cache.max_length, size, context_positions=cache.key_positions)
+        for number, (layer, kept) in enumerate(zip(self._stack, cache.buffers, strict=True), 1):
             x = layer.input_layernorm(hidden)
             keys, values = layer.self_attn.keys_values(x, rotary)
             if in_place:

@@ -1,6 +1,6 @@
-"""How far target and readout lie apart at every token, and how far guidance moved the target: pure functions.
+"""How much target and readout differ at every token, and how much guidance changed the target: pure functions.
 
-A torchmetrics wrapper sums the numbers up by groups: token classes, positions, contexts.
+A torchmetrics wrapper averages the numbers by groups: token classes, positions, contexts.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ class TokenDivergence(NamedTuple):
     readout_prob: Tensor
     guided_prob: Tensor
     argmax_changed: Tensor  # whether guidance changed the top-1 token
-    tv_target_guided: (
-        Tensor  # total variation of target and guided distribution: the share of probability that guidance moved
-    )
+    tv_target_guided: Tensor  # total variation of target and guided distribution: how much guidance changed
 
 
 def token_divergence(target: Tensor, readout: Tensor, guided: Tensor, tokens: Tensor) -> TokenDivergence:

@@ -2,8 +2,8 @@
 
 A length l in 1 … K is what one verification of a block of K slots gives: l − 1 accepted draft tokens and one token of
 the target's. *Acceptance lengths* stop at a stop token or the limit and count what was committed: τ is made of them.
-*Verified lengths* go on past it and count what agreed: acceptance rates are made of them, for a block that was cut at a
-stop token says nothing against the draft's later slots.
+*Verified lengths* go on past it and count what agreed: acceptance rates are made of them, since a block that was cut at
+a stop token is no evidence against the draft's later slots.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class AcceptanceRates(NamedTuple):
 
 
 def length_histogram(lengths: Sequence[int], block_size: int) -> Tensor:
-    """How often each length came.
+    """How often each length occurred.
 
     Args:
         lengths: lengths of verifications, each in 1 … K; a 0 (nothing committed) counts as well.

@@ -1,4 +1,4 @@
-"""How a set of logits places the token that was right: its rank, its probability, and how sure the logits are."""
+"""How logits rate the token that was right: its rank, its probability, and their confidence in any token."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 def gold_rank(logits: Tensor, tokens: Tensor) -> Tensor:
     """Rank of each token among all: 1 for the top-1 token.
 
-    Tokens with equal logits share the mean of the ranks they take up, which is the expected rank if ties were broken by
-    chance: a reader with constant logits has rank (V + 1) / 2 everywhere, neither the best nor the worst.
+    Tokens with equal logits share the mean of the ranks they take up, the expected rank if ties were broken at random:
+    constant logits give rank (V + 1) / 2 everywhere, neither the best nor the worst.
 
     Args:
         logits: [.., V].

@@ -10,34 +10,40 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dgd_lightning.checks import check_integer
 from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
-from dgd_lightning.lab.checks import grade, has_checks
-from dgd_lightning.report.style import CSS, LEVELS
-from dgd_lightning.report.text import escaped
+from dgd_lightning.grader import CHECK, checked, package_graders
+from dgd_lightning.report.text import rendered
 from dgd_lightning.run_folder import PREDICTIONS, read_predictions
 from dgd_lightning.types import Score
 
 PAGE, LIMIT = "case_studies.html", 20
+LEVELS = 10  # shades of correction
 FAINT = 0.01  # share of moved probability below which a token has no colour
 PLACES = 60  # of one answer whose likeliest tokens are listed
-SIGNS = {"yes": '<b class="yes">✓</b>', "no": '<b class="no">✗</b>'}
+DISTRIBUTIONS = ("target", "readout", "guided")
+SIGNS = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥"})
 Row = dict[str, Any]
+Verdict = Callable[[Row, str], Score | None]  # of a row and an answer to it; None where nobody can say
 
 
-class ArmSummary(NamedTuple):
+@dataclass
+class ArmSummary:
     """What one arm did on all tasks of the run."""
 
-    settings: dict[str, Any]
+    settings: dict[str, str]
     tasks: int = 0
     solved: int = 0
     graded: int = 0
     changed: int = 0
-    tokens: int = 0  # of rows that tell what was changed
+    tokens: int = 0  # of rows that say what was changed
 
 
 class Chosen(NamedTuple):
@@ -58,175 +64,144 @@ class Selection(NamedTuple):
     arms: dict[str, ArmSummary]
 
 
-def choose(rows: Iterable[Row], limit: int) -> Selection:
+def choose(rows: Iterable[Row], limit: int, verdict: Verdict) -> Selection:
     """First the tasks that some arms solved and others did not, then the others, each by changed tokens.
 
     Args:
         rows: of all tasks and arms.
         limit: most tasks that are chosen.
+        verdict: of an answer.
     """
     verdicts: dict[str, set[bool]] = defaultdict(set)
     changes: dict[str, int] = defaultdict(int)
     arms: dict[str, ArmSummary] = {}
     for row in rows:
-        idx, record, score = row["idx"], row["dgd"], graded(row)
+        idx, record, solved = row["idx"], row["dgd"], _solved(row, verdict)
         changed = (record.get("divergence") or {}).get("argmax_changed", [])
         changes[idx] += sum(changed)
-        if score is not None:
-            verdicts[idx].add(score.value == 1.0)
+        if solved is not None:
+            verdicts[idx].add(solved)
         arm = arms.setdefault(record["arm"], ArmSummary(_settings(record)))
-        arms[record["arm"]] = arm._replace(
-            tasks=arm.tasks + 1,
-            solved=arm.solved + (score is not None and score.value == 1.0),
-            graded=arm.graded + (score is not None),
-            changed=arm.changed + sum(changed),
-            tokens=arm.tokens + len(changed),
-        )
+        arm.tasks += 1
+        arm.solved += bool(solved)
+        arm.graded += solved is not None
+        arm.changed += sum(changed)
+        arm.tokens += len(changed)
     tasks = [Chosen(idx, len(verdicts[idx]) == 2, changed) for idx, changed in changes.items()]
     shown = sorted(tasks, key=lambda task: (not task.differs, -task.changed))[:limit]  # stable: ties as in the data
     return Selection(shown, len(tasks), sum(t.differs for t in tasks), sum(t.changed > 0 for t in tasks), arms)
 
 
-def graded(row: Row) -> Score | None:
-    """The verdict of the lab's program checks; None for rows without an answer or without checks that can be read."""
-    if row["model_output"] is None or not has_checks(row):
-        return None
-    try:
-        return grade(row, row["model_output"])
-    except (KeyError, TypeError, ValueError):  # metadata of another origin
-        return None
-
-
-def page(title: str, rows: Iterable[Row], selection: Selection) -> str:
+def page(title: str, rows: Iterable[Row], selection: Selection, verdict: Verdict) -> str:
     """The whole page.
 
     Args:
         title: names the run.
         rows: of all tasks and arms; of these the chosen are kept.
         selection: from :func:`choose`.
+        verdict: of an answer.
     """
     wanted: dict[str, list[Row]] = {task.idx: [] for task in selection.shown}
     for row in rows:
         if row["idx"] in wanted:
             wanted[row["idx"]].append(row)
-    cases = (_case(number, task, wanted[task.idx]) for number, task in enumerate(selection.shown, 1))
-    return "\n".join(
-        [
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>Case studies: {escaped(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>",
-            *_head(title, selection),
-            *cases,
-            "</main>\n</body>\n</html>\n",
-        ]
+    return rendered(
+        "case_studies.html.j2",
+        heading=f"Case studies: {title}",
+        selection=selection,
+        arms=_arms(selection.arms),
+        cases=[_case(task, wanted[task.idx], verdict) for task in selection.shown],
+        levels=LEVELS,
+        faint=FAINT,
     )
 
 
-def write_case_studies(folder: Path, read: Callable[[], Iterable[Row]], limit: int = LIMIT) -> Path:
+def write_case_studies(
+    folder: Path, read: Callable[[], Iterable[Row]], limit: int = LIMIT, verdict: Verdict | None = None
+) -> Path:
     """Writes ``case_studies.html`` into a run folder.
 
     Args:
         folder: of the run.
         read: gives all rows of the run; called twice, since only the shown tasks are held in memory.
         limit: most tasks on the page.
+        verdict: of an answer; None asks the package's graders that check text alone.
 
     Raises:
         InputError: a limit that shows nothing.
     """
-    if limit < 1:
-        raise InputError("limit", expected="at least 1 task", received=limit, hint=f"use e.g. {LIMIT}")
-    selection = choose(read(), limit)
+    check_integer("limit", limit, hint=f"use e.g. {LIMIT}")
+    verdict = verdict or partial(checked, graders=package_graders({}, least=CHECK, most=CHECK))
+    selection = choose(read(), limit, verdict)
     resolved = folder.resolve()
     with whole_files(folder, PAGE) as scratch:
-        text = page(f"{resolved.parent.name}/{resolved.name}", read(), selection)
+        text = page(f"{resolved.parent.name}/{resolved.name}", read(), selection, verdict)
         (scratch / PAGE).write_text(text, encoding="utf-8")
     return folder / PAGE
 
 
-def _settings(record: Row) -> dict[str, Any]:
-    """What a reader wants to know of an arm."""
-    names = ("method", "temperature", "rank_by", "num_answers", "betas")
-    guidance = ("beta", "readout", "space", "schedule", "candidates", "plausibility")
-    usual = {"temperature": 0.0, "space": "logits"}
-    blends = (record.get("guidance") or {}) if record.get("method") == "rerank" else record
-    found = {name: record.get(name) for name in names} | {name: blends.get(name) for name in guidance}
-    if found["betas"] is not None:  # then there is one candidate for each
-        found["num_answers"] = None
-    found["ttt"] = True if record.get("ttt") else None
-    return {name: _short(value) for name, value in found.items() if value is not None and value != usual.get(name)}
+def _solved(row: Row, verdict: Verdict) -> bool | None:
+    """Whether a row's answer is right; None where there is none or nobody can say."""
+    score = None if row["model_output"] is None else verdict(row, row["model_output"])
+    return None if score is None else score.value == 1.0
 
 
-def _short(value: Any) -> Any:
-    """An object's class name and settings."""
+def _settings(record: Row) -> dict[str, str]:
+    """How an arm decodes: its method, the method's own settings, and what it adds to them."""
+    settings = record.get("settings")
+    found = {"method": record.get("method"), **(settings if isinstance(settings, dict) else {})}
+    found |= {"temperature": record.get("temperature") or None, "ttt": bool(record.get("ttt")) or None}
+    return {str(name): _short(value) for name, value in found.items() if value is not None}
+
+
+def _short(value: Any) -> str:
+    """A setting in a few characters; of an object its class name and settings."""
     if not isinstance(value, dict) or "class_path" not in value:
-        return value
+        return str(value)
     inner = ", ".join(f"{k}={_short(v)}" for k, v in (value.get("init_args") or {}).items() if v is not None)
     return f"{str(value['class_path']).rpartition('.')[2]}({inner})"
 
 
-# Parts of the page.
+# What the template shows.
 
 
-def _head(title: str, selection: Selection) -> Iterator[str]:
-    shown, tasks = len(selection.shown), selection.tasks
-    yield f"<h1>Case studies: {escaped(title)}</h1>"
-    yield (
-        f"<p>{shown} of {tasks} tasks, chosen in this order: tasks that some arms solved and others did not "
-        f"({selection.differing} in all), then tasks with most tokens whose top-1 token guidance changed "
-        f"({selection.with_changes} in all have any), then the others as in the data. "
-        "<strong>This is a selection of what differs most, not a statistic.</strong> The table counts all tasks.</p>"
-    )
-    yield '<div class="wide"><table>\n<tr><th>arm<th>settings<th>tasks<th>solved<th>tokens changed</tr>'
-    for name, arm in selection.arms.items():
-        settings = " · ".join(f"{key} {value}" for key, value in arm.settings.items())
-        solved = f"{arm.solved}/{arm.graded}" if arm.graded else "–"
-        changed = f"{arm.changed:,}/{arm.tokens:,}" if arm.tokens else "–"
-        yield f"<tr><th>{escaped(name)}<td>{escaped(settings)}<td>{arm.tasks:,}<td>{solved}<td>{changed}</tr>"
-    yield "</table></div>"
-    steps = "".join(
-        f'<span class="m{level}"> {max(FAINT, (level - 1) / LEVELS):.0%} </span>' for level in range(1, LEVELS + 1)
-    )
-    yield (
-        "<p>Colour: how much probability guidance moved at a token, the total variation of target and guided "
-        f'distribution, from <span class="answer">{steps}</span> on. '
-        '<span class="answer"><b class="c">Underlined</b></span>: guidance changed the top-1 token. '
-        "An arm without guidance moves nothing. Point at a token for its numbers; below each answer stand the "
-        "likeliest tokens where guidance changed something or target and readout differ much.</p>"
-    )
-    yield "<nav><ol>"
-    for number, task in enumerate(selection.shown, 1):
-        yield f'<li><a href="#case-{number}">{escaped(task.idx)}</a> {_why(task)}'
-    yield "</ol></nav>"
+def _arms(arms: dict[str, ArmSummary]) -> list[dict[str, Any]]:
+    """A line per arm; settings that all arms share are left out."""
+    first, *others = (arm.settings.items() for arm in arms.values())
+    shared = dict(set(first).intersection(*others)) if others else {}
+    return [
+        {
+            "name": name,
+            "settings": " · ".join(f"{key} {value}" for key, value in arm.settings.items() if key not in shared),
+            "tasks": f"{arm.tasks:,}",
+            "solved": f"{arm.solved}/{arm.graded}" if arm.graded else "–",
+            "changed": f"{arm.changed:,}/{arm.tokens:,}" if arm.tokens else "–",
+        }
+        for name, arm in arms.items()
+    ]
 
 
-def _why(task: Chosen) -> str:
-    differs = "arms differ in solving it; " if task.differs else ""
-    return f'<span class="faint">{differs}{task.changed} changed token{"" if task.changed == 1 else "s"}</span>'
-
-
-def _case(number: int, task: Chosen, rows: Sequence[Row]) -> str:
+def _case(task: Chosen, rows: Sequence[Row], verdict: Verdict) -> dict[str, Any]:
     row = rows[0]
     found = row.get("metadata")
     metadata = found if isinstance(found, dict) else {}
     about = [metadata[name] for name in ("context_category", "sub_category", "context_id") if name in metadata]
-    parts = _prompt(row)
-    asked = parts[-1][1].rstrip().rpartition("\n\n")[2] if parts else ""
-    size = sum(len(text) for _, text in parts)
-    prompt = "".join(f'<h4>{escaped(role)}</h4><pre dir="auto">{escaped(text)}</pre>' for role, text in parts)
-    return "\n".join(
-        [
-            f'<section id="case-{number}">\n<h2>{number}. {escaped(task.idx)}</h2>',
-            f'<p class="faint">{" · ".join(map(escaped, about))}</p><p>{_why(task)}</p>',
-            f'<h3>End of the prompt</h3><pre dir="auto">{escaped(asked)}</pre>',
-            f"<details><summary>Context and question ({size:,} characters)</summary>{prompt}</details>",
-            '<h3>Answers</h3><div class="wide"><div class="arms">',
-            *map(_answer, rows),
-            "</div></div>",
-            _rubrics(rows),
-            "</section>",
-        ]
-    )
+    prompt = _prompt(row)
+    answered = [row for row in rows if row["model_output"] is not None]
+    scores = [(row, score) for row in answered if (score := verdict(row, row["model_output"])) is not None]
+    return {
+        "task": task,
+        "about": " · ".join(map(str, about)),
+        "prompt": prompt,
+        "asked": prompt[-1][1].rstrip().rpartition("\n\n")[2] if prompt else "",
+        "characters": f"{sum(len(text) for _, text in prompt):,}",
+        "answers": [_answer(row, verdict) for row in rows],
+        "graded_arms": [row["dgd"]["arm"] for row, _ in scores],
+        "rubrics": [
+            (rubric, [score.status[number] == "yes" for _, score in scores])
+            for number, rubric in enumerate(scores[0][0]["rubrics"] if scores else [])
+        ],
+    }
 
 
 def _prompt(row: Row) -> list[tuple[str, str]]:
@@ -237,47 +212,41 @@ def _prompt(row: Row) -> list[tuple[str, str]]:
     return [(name, text) for name, text in row.items() if isinstance(text, str) and name not in ("idx", "model_output")]
 
 
-def _answer(row: Row) -> str:
-    record, score = row["dgd"], graded(row)
-    found = record.get("divergence")
-    title = f"<article><h4>{escaped(record['arm'])}</h4>"
-    if row["model_output"] is None:
-        return f'{title}<p class="faint">no answer: {escaped(record.get("skipped", "unknown"))}</p></article>'
-    verdict = (
-        ""
-        if score is None
-        else '<b class="yes">solved</b> · '
-        if score.value == 1.0
-        else '<b class="no">not solved</b> · '
-    )
-    changed = f" · {sum(found['argmax_changed'])} changed" if found else ""
-    about = f"<p>{verdict}{record['tokens']:,} tokens{changed}</p>"
-    others = _answers(row) if record.get("method") == "rerank" else ""
-    if not found:
-        text = escaped(row["model_output"])
-        return f'{title}{about}<div class="answer" dir="auto">{text}</div>{others}</article>'
-    top = {entry["at"]: entry for entry in found["top"]}
-    tokens = "".join(_token(found, at, top.get(at)) for at in range(len(found["tokens"])))
-    return f'{title}{about}<div class="answer" dir="auto">{tokens}</div>{_places(found)}{others}</article>'
-
-
-def _answers(row: Row) -> str:
-    """All answers among which the best was chosen, folded away."""
+def _answer(row: Row, verdict: Verdict) -> dict[str, Any]:
     record = row["dgd"]
-    answers = record["answers"]
-    words = f"{len(answers)} answers, of which number {record['chosen'] + 1} was chosen"
-    lines = [f"<details><summary>{words}</summary>"]
-    for number, one in enumerate(answers, 1):
-        score = graded({**row, "model_output": one["text"]})
-        verdict = "" if score is None else f"{SIGNS['yes' if score.value == 1.0 else 'no']} "
-        rank = "−∞" if one["score"] is None else f"{one['score']:.4g}"
-        beta = "" if one["beta"] is None else f" · β {one['beta']:g}"
-        about = f"score {rank}{beta} · {one['tokens']:,} tokens · {escaped(one['stop_reason'])}"
-        lines.append(f'<p>{verdict}{number}. {about}</p><pre dir="auto">{escaped(one["text"])}</pre>')
-    return "\n".join([*lines, "</details>"])
+    if row["model_output"] is None:
+        return {"arm": record["arm"], "skipped": record.get("skipped", "unknown")}
+    found, others = record.get("divergence"), record.get("answers") or []
+    top = {entry["at"]: entry for entry in found["top"]} if found else {}
+    changed = f" · {sum(found['argmax_changed'])} changed" if found else ""
+    places = found["top"][:PLACES] if found else []
+    return {
+        "arm": record["arm"],
+        "skipped": None,
+        "solved": _solved(row, verdict),
+        "about": f"{record['tokens']:,} tokens{changed}",
+        "text": row["model_output"],
+        "tokens": [_token(found, at, top.get(at, {})) for at in range(len(found["tokens"]))] if found else [],
+        "places": [_place(found, entry) for entry in places],
+        "places_title": f"Likeliest tokens at {len(top)} places" + f", the first {PLACES}" * (len(top) > PLACES),
+        "distributions": [name for name in DISTRIBUTIONS if places and name in places[0]],
+        "others": [_other(row, one, verdict) for one in others],
+        "others_title": f"{len(others)} answers, of which number {record.get('chosen', 0) + 1} was chosen",
+    }
 
 
-def _token(found: Row, at: int, top: Row | None) -> str:
+def _other(row: Row, answer: Row, verdict: Verdict) -> dict[str, Any]:
+    """One of the answers among which the best was chosen."""
+    score = "−∞" if answer["score"] is None else f"{answer['score']:.4g}"
+    beta = "" if answer["beta"] is None else f" · β {answer['beta']:g}"
+    return {
+        "solved": _solved({**row, "model_output": answer["text"]}, verdict),
+        "about": f"score {score}{beta} · {answer['tokens']:,} tokens · {answer['stop_reason']}",
+        "text": answer["text"],
+    }
+
+
+def _token(found: Row, at: int, top: Row) -> dict[str, str]:
     """One token: its colour, and its numbers to be pointed at."""
     text, moved, changed = found["tokens"][at], found["tv_target_guided"][at], found["argmax_changed"][at]
     level = 0 if moved < FAINT else min(LEVELS, 1 + int(moved * LEVELS))
@@ -292,53 +261,27 @@ def _token(found: Row, at: int, top: Row | None) -> str:
         ),
         f"guided: probability {found['guided_prob'][at]:.4f}",
     ]
-    for distribution in ("target", "readout", "guided") if top else ():
-        if distribution in top:  # type: ignore[operator]
-            lines.append(f"{distribution}'s first: " + ", ".join(f"{word!r} {p:.3f}" for word, p in top[distribution]))  # type: ignore[index]
-    shown = escaped(text.replace("\n", "⏎\n") if kinds else text)
-    return f'<span class="{" ".join(kinds)}" title="{escaped(chr(10).join(lines))}">{shown}</span>'
+    for name in DISTRIBUTIONS:
+        if name in top:
+            lines.append(f"{name}'s first: " + ", ".join(f"{word!r} {p:.3f}" for word, p in top[name]))
+    return {
+        "kinds": " ".join(kinds),
+        "title": "\n".join(lines),
+        "text": text.replace("\n", "⏎\n") if kinds else text,
+    }
 
 
-def _places(found: Row) -> str:
-    """The likeliest tokens of each distribution, where the row has them."""
-    entries = found["top"][:PLACES]
-    if not entries:
-        return ""
-    distributions = [distribution for distribution in ("target", "readout", "guided") if distribution in entries[0]]
-    total = len(found["top"])
-    less = f", the first {PLACES}" if total > PLACES else ""
-    heads = "".join(f"<th>{name}" for name in distributions)
-    lines = [
-        f"<details><summary>Likeliest tokens at {total} places{less}</summary>",
-        f'<div class="wide"><table class="places"><tr><th>token<th>emitted{heads}</tr>',
-    ]
-    for entry in entries:
-        at = entry["at"]
-        kind = ' class="c"' if found["changed"][at] else ""
-        cells = "".join(
-            "<td>" + "<br>".join(f"<code>{_quoted(word)}</code> {p:.3f}" for word, p in entry[distribution])
-            for distribution in distributions
-        )
-        lines.append(f"<tr><td>{at + 1}<td><code{kind}>{_quoted(found['tokens'][at])}</code>{cells}</tr>")
-    return "\n".join([*lines, "</table></div></details>"])
-
-
-def _quoted(word: str) -> str:
-    """A token with its blanks to be seen."""
-    return escaped(word.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥"))
-
-
-def _rubrics(rows: Sequence[Row]) -> str:
-    """Which rubrics hold, a column per arm; nothing for rows without program checks."""
-    verdicts = [(row, score) for row in rows if (score := graded(row)) is not None]
-    if not verdicts:
-        return ""
-    names = "".join(f"<th>{escaped(row['dgd']['arm'])}" for row, _ in verdicts)
-    lines = [f'<h3>Rubrics</h3><div class="wide"><table><tr><th>rubric{names}</tr>']
-    for number, rubric in enumerate(verdicts[0][0]["rubrics"]):
-        cells = "".join(f'<td class="sign">{SIGNS[score.status[number]]}' for _, score in verdicts)
-        lines.append(f"<tr><td>{escaped(rubric)}{cells}</tr>")
-    return "\n".join([*lines, "</table></div>"])
+def _place(found: Row, entry: Row) -> dict[str, Any]:
+    """The likeliest tokens of each distribution at one place; blanks get signs."""
+    at = entry["at"]
+    return {
+        "number": at + 1,
+        "token": found["tokens"][at].translate(SIGNS),
+        "changed": found["argmax_changed"][at],
+        "likeliest": [
+            [(word.translate(SIGNS), f"{p:.3f}") for word, p in entry[name]] for name in DISTRIBUTIONS if name in entry
+        ],
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -347,7 +290,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments; those of the process where None.
     """
-
     parser = argparse.ArgumentParser(prog="python -m dgd_lightning.report.case_studies", description=__doc__)
     parser.add_argument("folder", type=Path, help="a run folder, such as logs/NAME/version_0")
     parser.add_argument("--limit", type=int, default=LIMIT, help="most tasks on the page")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dgd_lightning.errors import InputError
-from dgd_lightning.scoring.graded import ArmFacts, Graded, Versus, comparisons, read_graded
-from dgd_lightning.scoring.judge_prompt import rubric_texts
+from dgd_lightning.scoring.graded import ArmFacts, Graded, Versus, arm_facts, comparisons, graded, read_score
+from dgd_lightning.scoring.judge_text import rubric_texts
 from dgd_lightning.scoring.score_run import rows_of
 
 GRADED, SUFFIX = "graded.jsonl", "_graded"  # in run folders; of files beside their rows
@@ -107,15 +107,15 @@ def _shared_tasks(runs: Sequence[Run], common: bool) -> tuple[set[str], str]:
     shared = set.intersection(*tasks)
     if all(own == shared for own in tasks):
         return shared, ""
-    told = "; ".join(
+    differ = "; ".join(
         f"{run.label} has {len(own)} tasks, {len(own - shared)} of them "
         f"{'alone' if len(runs) == 2 else 'not in all runs'}"
         for run, own in zip(runs, tasks, strict=True)
     )
     if not common or not shared:
         hint = f"--common true compares over the {len(shared)} that all have" if shared else "name other runs"
-        raise InputError("runs", expected="runs on the same tasks", received=told, hint=hint)
-    return shared, f"only the {len(shared)} common tasks: {told}"
+        raise InputError("runs", expected="runs on the same tasks", received=differ, hint=hint)
+    return shared, f"only the {len(shared)} common tasks: {differ}"
 
 
 def _check_same_arms(runs: Sequence[Run]) -> None:
@@ -158,30 +158,22 @@ def _read(place: Path, label: str) -> Run:
             received=place,
             hint=f"dgd score {place}" if place.is_dir() else "check the path",
         )
-    seen = Seen()
-    scores, arms = read_graded(seen.watch(rows_of(file, graded=True)))
-    if not seen.graded:
+    scores: list[Graded] = []
+    arms: dict[str, ArmFacts] = {}
+    twice: list[Row] = []
+    scored, without_status = False, 0
+    for row in rows_of(file, graded=True):
+        one = graded(row, read_score(row))
+        scores.append(one)
+        arms.setdefault(one.arm, arm_facts(row))
+        scored = scored or "score" in row
+        answered = isinstance(row["model_output"], str) and row["model_output"].strip()
+        if one.score == 0.0 and answered and not one.satisfied[1] and rubric_texts(row.get("rubrics")):
+            without_status += 1
+        grading = row["dgd"].get("grading")
+        if isinstance(grading, dict) and isinstance(grading.get("second"), dict):
+            kept = {name: row.get(name) for name in ("score", "requirement_status")}
+            twice.append({**kept, "dgd": {"grading": {"second": grading["second"]}}})
+    if not scored:
         raise InputError("runs", expected="rows with a score", received=file, hint=f"dgd score {place}")
-    return Run(label, file, scores, arms, seen.twice, seen.without_status)
-
-
-class Seen:
-    """What a report wants of rows that pass by, beyond their scores."""
-
-    def __init__(self) -> None:
-        self.graded, self.without_status = False, 0
-        self.twice: list[Row] = []
-
-    def watch(self, rows: Iterator[Row]) -> Iterator[Row]:
-        """The rows, unchanged."""
-        for row in rows:
-            self.graded = self.graded or "score" in row
-            score = read_graded([row])[0][0]
-            answered = isinstance(row["model_output"], str) and row["model_output"].strip()
-            if score.score == 0.0 and answered and not score.satisfied[1] and rubric_texts(row.get("rubrics")):
-                self.without_status += 1
-            grading = row["dgd"].get("grading")
-            if isinstance(grading, dict) and isinstance(grading.get("second"), dict):
-                kept = {name: row.get(name) for name in ("score", "requirement_status")}
-                self.twice.append({**kept, "dgd": {"grading": {"second": grading["second"]}}})
-            yield row
+    return Run(label, file, scores, list(arms.values()), twice, without_status)

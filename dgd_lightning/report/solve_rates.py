@@ -35,9 +35,19 @@ def score_tables(scores: Sequence[Graded], found: Sequence[Compared]) -> list[Ta
 
 
 def shown_arms(scores: Sequence[Graded], found: Sequence[Compared]) -> list[str]:
-    """Arms that are told apart by group: those that are compared, or all."""
+    """Arms that are shown by group: those that are compared, or all."""
     arms = list(by_arm(scores))
     return [arm for arm in arms if any(arm in (c.versus.arm, c.versus.base) for c in found)] or arms
+
+
+def _table(title: str, left: Sequence[str], right: Sequence[str], caption: str | None = None) -> Table:
+    """A table whose first columns hold names and whose other columns hold numbers."""
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    for header in left:
+        table.add_column(header)
+    for header in right:
+        table.add_column(header, justify="right")
+    return table
 
 
 def rate_table(scores: Sequence[Graded]) -> Table:
@@ -48,16 +58,13 @@ def rate_table(scores: Sequence[Graded]) -> Table:
     lost = any(one.score is None for one in scores)
     title = "Solve rate (all rubrics hold; 95% intervals over contexts)"
     caption = "official: of the scored tasks. strict: unscored ones count as not solved. at most: as solved."
-    table = Table(title=title, title_justify="left", caption=caption if lost else None, caption_justify="left")
-    arms = by_arm(scores)
     categories = sorted({one.category for one in scores if one.category})
     reversible = any(one.reverted is not None for one in scores)
     rubrics = any(one.satisfied[1] > 1 for one in scores)
     whole = ["official", "strict", "at most"] if lost else [ALL]
-    table.add_column("arm")
-    for header in (*whole, *categories, *([RUBRICS] if rubrics else []), *([REVERTED] if reversible else [])):
-        table.add_column("\n".join(wrap(header, HEADER)), justify="right")
-    for arm, tasks in arms.items():
+    headers = [*whole, *categories, *([RUBRICS] if rubrics else []), *([REVERTED] if reversible else [])]
+    table = _table(title, ["arm"], list(map(_wrapped, headers)), caption if lost else None)
+    for arm, tasks in by_arm(scores).items():
         graded = list(tasks.values())
         found = rates(graded)
         cells = [_rate(found.official, found.solved, found.scored)]
@@ -82,10 +89,7 @@ def group_table(
     groups = sorted({group_of(one) for one in scores} - {""})
     if len(groups) < 2:
         return None
-    table = Table(title=title, title_justify="left")
-    table.add_column("tasks")
-    for arm in arms:
-        table.add_column("\n".join(wrap(arm, HEADER)), justify="right")
+    table = _table(title, ["tasks"], list(map(_wrapped, arms)))
     for group in groups:
         cells = []
         for arm in arms:
@@ -98,15 +102,13 @@ def group_table(
 
 def comparison_table(found: Sequence[Compared]) -> Table:
     """One line per comparison."""
-    table = Table(
-        title="Solve rate, paired by task (percentage points; 95% intervals over contexts)",
-        title_justify="left",
-        caption="fixed, broken: tasks that only one of the two solved. p: exact sign-flip test over contexts; Holm: "
+    table = _table(
+        "Solve rate, paired by task (percentage points; 95% intervals over contexts)",
+        ["arm", "against"],
+        ["tasks", "difference", "fixed", "broken", "p", "Holm", "finds"],
+        "fixed, broken: tasks that only one of the two solved. p: exact sign-flip test over contexts; Holm: "
         "adjusted for all lines. finds: smallest difference seen in 80% of such runs.",
-        caption_justify="left",
     )
-    for column in ("arm", "against", "tasks", "difference", "fixed", "broken", "p", "Holm", "finds"):
-        table.add_column(column, justify="left" if column in ("arm", "against") else "right")
     for one in found:
         result = one.result
         table.add_row(
@@ -132,10 +134,7 @@ def outcome_table(scores: Sequence[Graded]) -> Table:
     """Why tasks failed: a line per arm and a column per error class that occurs."""
     counts = {arm: outcomes(tasks.values()) for arm, tasks in by_arm(scores).items()}
     used = [name for name in OUTCOMES if any(name in found for found in counts.values())]
-    table = Table(title="What came of the tasks, by error class", title_justify="left")
-    table.add_column("arm")
-    for name in used:
-        table.add_column(name.replace("_", "\n"), justify="right")
+    table = _table("What came of the tasks, by error class", ["arm"], [name.replace("_", "\n") for name in used])
     for arm, found in counts.items():
         table.add_row(arm, *(f"{found.get(name, 0)}" for name in used))
     return table
@@ -150,11 +149,9 @@ def transition_table(scores: Sequence[Graded], versus: Versus) -> Table | None:
     if all(before == after for before, after in moves):
         return None
     title = f"{versus.arm} against {base_name(versus)}: what became of the tasks"
-    table = Table(title=title, title_justify="left", min_width=len(title))
-    table.add_column("before \\ after")
     columns = [name for name in OUTCOMES if any(name == after for _, after in moves)]
-    for name in columns:
-        table.add_column(name.replace("_", "\n"), justify="right")
+    table = _table(title, ["before \\ after"], [name.replace("_", "\n") for name in columns])
+    table.min_width = len(title)
     for before in OUTCOMES:
         if any(before == name for name, _ in moves):
             cells = [moves.get((before, after), 0) for after in columns]
@@ -164,14 +161,8 @@ def transition_table(scores: Sequence[Graded], versus: Versus) -> Table | None:
 
 def agreement_table(found: Agreement) -> Table:
     """How far two judges agree."""
-    table = Table(
-        title="Agreement of the two judges",
-        title_justify="left",
-        caption="κ: Cohen's, agreement beyond chance: 0 none, 1 all. –: both said one and the same throughout.",
-        caption_justify="left",
-    )
-    for column in ("verdicts per", "judged by both", "equal", "κ"):
-        table.add_column(column, justify="left" if column == "verdicts per" else "right")
+    caption = "κ: Cohen's, agreement beyond chance: 0 none, 1 all. –: both said one and the same throughout."
+    table = _table("Agreement of the two judges", ["verdicts per"], ["judged by both", "equal", "κ"], caption)
     for name, total, share, kappa in (("task", *found[:3]), ("rubric", *found[3:])):
         equal = f"{100 * share:.1f}%" if total else "–"
         table.add_row(name, f"{total}", equal, f"{kappa:.3f}" if kappa == kappa else "–")
@@ -192,6 +183,10 @@ def change(result: Comparison) -> str:
 def p_value(p: float) -> str:
     """Three digits; what they can't show is not called nothing."""
     return f"{p:.3f}" if p >= 0.0005 else "<0.001"
+
+
+def _wrapped(header: str) -> str:
+    return "\n".join(wrap(header, HEADER))
 
 
 def _rate(found: Difference, solved: float, tasks: int) -> str:

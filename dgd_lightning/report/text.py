@@ -1,8 +1,13 @@
-"""Any text as something that can be shown: what can't be seen, or would reorder what stands around it, gets a sign."""
+"""Any text as something that can be shown: what can't be seen, or would reorder what is around it, gets a sign."""
 
 from __future__ import annotations
 
-import html
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 # Control characters have pictures of their own in Unicode; newlines and tabs stay.
 _SIGNS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"}
@@ -18,6 +23,20 @@ def visible(text: str) -> str:
     return text.translate(_SIGNS)
 
 
-def escaped(value: object) -> str:
-    """Anything as text for HTML, in elements and in quoted attributes."""
-    return html.escape(visible(str(value)), quote=True)
+def rendered(template: str, **values: Any) -> str:
+    """A template of ``templates/`` filled in: every value is made visible and escaped, a missing one is an error."""
+    return _environment().get_template(template).render(values)
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # for those who write pages
+
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

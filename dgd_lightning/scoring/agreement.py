@@ -20,26 +20,22 @@ class Agreement(NamedTuple):
     rubric_kappa: float
 
 
-def cohens_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float:
-    """κ = (p_o − p_e) / (1 − p_e), p_e from each judge's own shares (Cohen 1960).
+def kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float:
+    """Cohen's κ of two judges' verdicts on the same items in the same order (statsmodels; Cohen 1960).
 
     NaN for no verdicts, and where both judges gave one and the same verdict throughout: then chance alone explains all
     agreement, and κ is 0/0.
 
-    Args:
-        first: one judge's verdicts.
-        second: the other's, of the same items in the same order.
-
     Raises:
         ValueError: of different lengths.
     """
-    total = len(first)
-    same = sum(a == b for a, b in zip(first, second, strict=True))
-    left, right = Counter(first), Counter(second)
-    by_chance = sum(left[verdict] * right[verdict] for verdict in left)  # in whole numbers: total² · p_e
-    if by_chance == total**2:  # also for no verdicts
+    pairs = Counter(zip(first, second, strict=True))
+    verdicts = list(dict.fromkeys(verdict for pair in pairs for verdict in pair))
+    if len(verdicts) < 2:
         return float("nan")
-    return (same * total - by_chance) / (total**2 - by_chance)
+    from statsmodels.stats.inter_rater import cohens_kappa  # a second of imports, for those with two judges
+
+    return float(cohens_kappa([[pairs[a, b] for b in verdicts] for a in verdicts], return_results=False))
 
 
 def agreement(rows: Iterable[dict[str, Any]]) -> Agreement:
@@ -63,7 +59,7 @@ def agreement(rows: Iterable[dict[str, Any]]) -> Agreement:
         for kept, listed, one in zip(scores, statuses, (first, other), strict=True):
             kept.append(one.value == 1.0)
             listed += one.status
-    by_task, by_rubric = ((len(pair[0]), _share(*pair), cohens_kappa(*pair)) for pair in (scores, statuses))
+    by_task, by_rubric = ((len(pair[0]), _share(*pair), kappa(*pair)) for pair in (scores, statuses))
     return Agreement(*by_task, *by_rubric)
 
 

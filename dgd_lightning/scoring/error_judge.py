@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from dgd_lightning.scoring.grader import Grader
-from dgd_lightning.scoring.judge_prompt import fill, packaged, rubric_texts
-from dgd_lightning.scoring.judge_reply import read_error_class
+from dgd_lightning.grader import INCOMPLETE, Grader, remarked
+from dgd_lightning.scoring.judge_text import fill, packaged, read_error_class, rubric_texts
 from dgd_lightning.scoring.one_judge import OneJudge, Question
-from dgd_lightning.scoring.taxonomy import INCOMPLETE
 from dgd_lightning.scoring.verdicts import content_key
 from dgd_lightning.types import Score
 
@@ -66,19 +65,20 @@ class Classified(Grader):
     Args:
         grader: which gives the score.
         errors: who gives the class.
+        others: graders whose remarks on a row may give one too; then nobody is asked.
     """
 
-    def __init__(self, grader: Grader, errors: ErrorJudge) -> None:
-        self._grader, self._errors = grader, errors
-        self.name, self.workers = grader.name, max(grader.workers, errors.workers)
+    def __init__(self, grader: Grader, errors: ErrorJudge, others: Sequence[Grader] = ()) -> None:
+        self._grader, self._errors, self._others = grader, errors, others
+        self.name, self.cost = grader.name, grader.cost
+        self.workers = max(grader.workers, errors.workers)
 
     def takes(self, row: dict[str, Any]) -> bool:
-        """See `Grader.takes`."""
         return self._grader.takes(row)
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
         """See `Grader.grade`; ``details`` get the class, unless the grader has named one."""
-        score = self._grader.grade(row, answer)
+        score = remarked(row, answer, self._grader.grade(row, answer), self._others)
         details = score.details or {}
         solved = score.value is None or score.value == 1.0
         if solved or details.get("error_class") is not None or not rubric_texts(row.get("rubrics")):
@@ -86,17 +86,13 @@ class Classified(Grader):
         return score._replace(details={**details, **self._errors.classify(row, answer, score)})
 
     def fingerprint(self) -> dict[str, Any]:
-        """See `Grader.fingerprint`."""
         return {**self._grader.fingerprint(), "error_classes": self._errors.fingerprint()}
 
     def totals(self) -> dict[str, Any] | None:
-        """See `Grader.totals`."""
         return self._grader.totals()
 
     def stop(self) -> None:
-        """See `Grader.stop`."""
         self._grader.stop()
 
     def close(self) -> None:
-        """See `Grader.close`."""
         self._grader.close()

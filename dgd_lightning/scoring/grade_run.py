@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
+from dgd_lightning.grader import Grader
 from dgd_lightning.scoring.graded import Graded, comparisons, read_graded
-from dgd_lightning.scoring.grader import Grader
 from dgd_lightning.scoring.score_run import Counts, Source, rows_of, score_rows, write_graded
 from dgd_lightning.scoring.summary import Compared, compared, summary
 
@@ -41,7 +41,7 @@ def grade_run(
         InputError: see :func:`score_rows`; or an excluded task is not there.
     """
     check_excluded(where, excluded)
-    counts = Counts(0, 0, 0, 0, 0)
+    counts = Counts()
     asked = [grader.totals() for grader in graders]  # so far, of other runs
 
     def keep(now: Counts) -> None:

@@ -6,12 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from dgd_lightning.lab.checks import grade, has_checks, reverted_to_prior
-from dgd_lightning.scoring.judge_reply import status_of
-from dgd_lightning.scoring.taxonomy import CLASSES
+from dgd_lightning.grader import ERROR_CLASSES
+from dgd_lightning.scoring.judge_text import status_of
 from dgd_lightning.types import Score
-
-LOSSLESS = ("autoregressive", "speculative")  # methods whose answers have the target's own distribution
 
 
 class Graded(NamedTuple):
@@ -24,9 +21,9 @@ class Graded(NamedTuple):
     sub_category: str
     score: float | None  # None: not scored
     satisfied: tuple[int, int]  # rubrics that hold, of how many
-    reverted: bool | None  # to the prior; None where no prior is contradicted
+    reverted: bool | None  # to a prior that the context contradicts; None where there is none
     prompt_tokens: int | None = None
-    error_class: str | None = None  # why it failed, one of `taxonomy.CLASSES`; None where that is not known
+    error_class: str | None = None  # why it failed, one of `grader.ERROR_CLASSES`; None where that is not known
 
 
 class ArmFacts(NamedTuple):
@@ -34,6 +31,7 @@ class ArmFacts(NamedTuple):
 
     name: str
     method: str
+    lossless: bool  # its answers have the target's own distribution
     sampling: tuple[Any, ...]  # temperature, top_k, top_p
     control_of: str | None  # the arm whose null control it is
 
@@ -46,21 +44,14 @@ class Versus(NamedTuple):
     control: bool  # whether the base is the arm's null control
 
 
-def graded_by_program(row: dict[str, Any]) -> Graded | None:
-    """A lab row's answer, graded by its program checks; None for other rows and for rows without an answer."""
-    text = row["model_output"]
-    return graded(row, grade(row, text)) if text is not None and has_checks(row) else None
-
-
 def graded(row: dict[str, Any], score: Score) -> Graded:
-    """A row with its score; whether a lab answer reverted to the prior is read from the row."""
-    metadata, text, record = row.get("metadata"), row["model_output"], row.get("dgd", {})
+    """A row with its score."""
+    metadata, record = row.get("metadata"), row.get("dgd", {})
     about = metadata if isinstance(metadata, dict) else {}
-    contradicted = text is not None and has_checks(row) and about["lab"].get("prior") == "contradict"
     named = {name: about.get(name) for name in ("context_id", "context_category", "sub_category")}
     context, category, sub_category = ("" if value is None else str(value) for value in named.values())
     length, details = record.get("prompt_tokens"), score.details or {}
-    error = details.get("error_class")
+    error, reverted = details.get("error_class"), details.get("reverted_to_prior")
     return Graded(
         str(row["idx"]),
         str(record.get("arm", "")),
@@ -69,9 +60,9 @@ def graded(row: dict[str, Any], score: Score) -> Graded:
         sub_category,
         score.value,
         (sum(status == "yes" for status in score.status), len(score.status)),
-        reverted_to_prior(row, text) if contradicted else None,
+        reverted if isinstance(reverted, bool) else None,
         length if isinstance(length, int) and length >= 0 else None,
-        error if error in CLASSES and score.value is not None and score.value < 1.0 else None,
+        error if error in ERROR_CLASSES and score.value is not None and score.value < 1.0 else None,
     )
 
 
@@ -104,24 +95,27 @@ def read_score(row: dict[str, Any]) -> Score:
 
 
 def arm_facts(row: dict[str, Any]) -> ArmFacts:
-    """Of the arm that a row belongs to."""
+    """Of the arm that a row belongs to; an arm whose rows do not say so is not lossless."""
     record = row.get("dgd", {})
     sampling = tuple(record.get(name) for name in ("temperature", "top_k", "top_p"))
-    control = record.get("control_of")
-    method = str(record.get("method", ""))
-    return ArmFacts(str(record.get("arm", "")), method, sampling, control if isinstance(control, str) else None)
+    control, lossless = (
+        record.get("control_of"),
+        record.get("lossless", record.get("method") in ("autoregressive", "speculative")),
+    )
+    name, method = (str(record.get(name, "")) for name in ("arm", "method"))
+    return ArmFacts(name, method, lossless, sampling, control if isinstance(control, str) else None)
 
 
 def comparisons(arms: Sequence[ArmFacts]) -> list[Versus]:
     """Which arms are compared: each whose distribution is not its baseline's with that, and with its null controls.
 
-    The baseline of an arm is the first autoregressive or speculative one with its sampling, or else the first of all.
+    The baseline of an arm is the first lossless one with its sampling, or else the first lossless one of all.
     """
-    plain = [arm for arm in arms if arm.method in LOSSLESS]
+    plain = [arm for arm in arms if arm.lossless]
     found = []
     for arm in arms:
         base = next((other for other in plain if other.sampling == arm.sampling), None)
-        if arm.method in LOSSLESS:  # the same distribution as its baseline, so only another sampling is worth a line
+        if arm.lossless:  # the same distribution as its baseline, so only another sampling is worth a line
             base = None if arm.sampling == plain[0].sampling else plain[0]
         elif base is None and plain:
             base = plain[0]

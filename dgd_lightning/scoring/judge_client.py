@@ -13,9 +13,9 @@ from functools import partial
 from typing import Any
 
 from dgd_lightning.errors import InputError
-from dgd_lightning.scoring.endpoint import Effort, Endpoint, NoAnswer, Reply
 from dgd_lightning.scoring.judge_config import JudgeModel
 from dgd_lightning.scoring.judge_failures import Failure, hide, read_failure, unreachable
+from dgd_lightning.scoring.one_judge import Effort, Endpoint, NoAnswer, Reply
 from dgd_lightning.scoring.rate_limit import RateLimit
 
 FIRST_ATTEMPTS = 3  # to reach an endpoint that has never answered
@@ -47,11 +47,9 @@ class OpenAIEndpoint(Endpoint):
         self._silent = 0  # questions without an answer since the last one with
 
     def identity(self) -> dict[str, Any]:
-        """See `Endpoint.identity`."""
         return {"model": self._settings.model, "base_url": self._url, "sampling": self._settings.sampling}
 
     def ask(self, prompt: str, effort: Effort) -> Reply:
-        """See `Endpoint.ask`."""
         attempts, reason = self._settings.attempts, ""
         for attempt in range(1, attempts + 1):
             self._go_on()
@@ -73,12 +71,10 @@ class OpenAIEndpoint(Endpoint):
         raise NoAnswer(f"no answer after {attempts} attempts, the last: {reason}")
 
     def stop(self) -> None:
-        """See `Endpoint.stop`."""
         self._given_up = time.monotonic()
         self._ended.set()
 
     def close(self) -> None:
-        """See `Endpoint.close`."""
         self._ended.set()
         with self._lock:
             if self._client is not None:

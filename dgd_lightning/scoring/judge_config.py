@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from dgd_lightning.checks import check_integer, check_number
 from dgd_lightning.errors import InputError
 
 OPENAI = "https://api.openai.com/v1"
@@ -76,10 +77,12 @@ class JudgeModel:
         """
         if not self.model:
             raise InputError(f"{argument}.model", expected="a model's name", received="nothing", hint="name the judge")
-        for name in ("timeout", "attempts", "stop_after", "requests_per_minute", "tokens_per_minute", "max_new_tokens"):
-            _at_least(argument, name, getattr(self, name), above=True)
+        for name in ("attempts", "stop_after", "max_new_tokens"):
+            check_integer(f"{argument}.{name}", getattr(self, name))
+        for name in ("timeout", "requests_per_minute", "tokens_per_minute"):
+            check_number(f"{argument}.{name}", getattr(self, name), above=0, optional=name != "timeout")
         for name in ("first_wait", "longest_wait", "price_in", "price_out"):
-            _at_least(argument, name, getattr(self, name), above=False)
+            check_number(f"{argument}.{name}", getattr(self, name), least=0, optional=name.startswith("price"))
         if (self.price_in is None) != (self.price_out is None):
             one, other = ("price_in", "price_out") if self.price_in is None else ("price_out", "price_in")
             raise InputError(
@@ -141,19 +144,8 @@ class JudgeConfig(JudgeModel):
     second: JudgeModel | None = None
 
     def check(self, argument: str) -> None:
-        """See `JudgeModel.check`."""
         super().check(argument)
         for name in ("workers", "asks"):
-            _at_least(argument, name, getattr(self, name), above=True)
+            check_integer(f"{argument}.{name}", getattr(self, name))
         if self.second is not None:
             self.second.check(f"{argument}.second")
-
-
-def _at_least(argument: str, name: str, value: float | None, *, above: bool) -> None:
-    if value is not None and not (value > 0 if above else value >= 0):
-        raise InputError(
-            f"{argument}.{name}",
-            expected="a number above 0" if above else "0 or more",
-            received=value,
-            hint="correct the value",
-        )

@@ -6,8 +6,8 @@ import threading
 from typing import Any
 
 from dgd_lightning.errors import InputError
-from dgd_lightning.scoring.endpoint import Effort, Endpoint, NoAnswer, Reply
 from dgd_lightning.scoring.judge_config import JudgeModel
+from dgd_lightning.scoring.one_judge import Effort, Endpoint, NoAnswer, Reply
 
 
 class LocalEndpoint(Endpoint):
@@ -42,7 +42,6 @@ class LocalEndpoint(Endpoint):
         }
 
     def identity(self) -> dict[str, Any]:
-        """See `Endpoint.identity`."""
         return self._identity
 
     def ask(self, prompt: str, effort: Effort) -> Reply:
@@ -53,11 +52,9 @@ class LocalEndpoint(Endpoint):
             return self._generate(target, tokenizer, prompt, effort)
 
     def stop(self) -> None:
-        """See `Endpoint.stop`."""
         self._ended.set()
 
     def close(self) -> None:
-        """See `Endpoint.close`."""
         with self._lock:
             self._loaded = None
 

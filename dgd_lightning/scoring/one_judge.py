@@ -1,20 +1,78 @@
-"""`OneJudge`: asks one judge one question at a time, keeps what it says, and counts what that took."""
+"""`OneJudge`: asks one judge one question at a time, keeps what it says, and counts what that took.
+
+`Endpoint`: where a judge is asked, whatever is behind it.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from dgd_lightning.scoring.endpoint import Effort, Endpoint, NoAnswer
-from dgd_lightning.scoring.judge_client import OpenAIEndpoint
 from dgd_lightning.scoring.judge_config import JudgeModel
-from dgd_lightning.scoring.judge_reply import UnreadableReply
+from dgd_lightning.scoring.judge_text import UnreadableReply
 from dgd_lightning.scoring.verdicts import VerdictFile, content_key
 
 BEGINNING = 200  # characters of a reply that is no verdict, for people
+
+
+class Reply(NamedTuple):
+    """What a judge wrote."""
+
+    text: str
+    flaw: str | None  # why it is no verdict whatever it says: refused, cut off
+
+
+class NoAnswer(Exception):
+    """This question has no answer, whatever was tried; others may have one. The text says why."""
+
+
+@dataclass
+class Effort:
+    """What a question took, failures included."""
+
+    requests: int = 0
+    faults: Counter[str] = field(default_factory=Counter)  # failed attempts and unreadable replies, by reason
+    tokens_in: int | None = 0  # None: an endpoint did not tell
+    tokens_out: int | None = 0
+
+    def count_tokens(self, tokens_in: int | None, tokens_out: int | None) -> None:
+        """Add a reply's tokens."""
+        self.tokens_in = None if tokens_in is None or self.tokens_in is None else self.tokens_in + tokens_in
+        self.tokens_out = None if tokens_out is None or self.tokens_out is None else self.tokens_out + tokens_out
+
+
+class Endpoint(ABC):
+    """Where a judge is asked; safe to call from several threads."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What decides a reply beside the prompt; JSON-able, without a key."""
+
+    @abstractmethod
+    def ask(self, prompt: str, effort: Effort) -> Reply:
+        """One reply, always a fresh one.
+
+        Args:
+            prompt: the user's turn.
+            effort: what it takes is added here, whatever becomes of it.
+
+        Raises:
+            NoAnswer: none could be had for this prompt.
+            InputError: a user's mistake, which ends all questions.
+        """
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Give up what is waited for, but for replies that come at once; nothing is asked afterwards."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End all waiting; nothing is asked afterwards."""
 
 
 class Question(NamedTuple):
@@ -33,29 +91,12 @@ class Answer(NamedTuple):
     details: dict[str, Any]  # requests, tokens, cost; whether it was stored before
 
 
-def endpoint_of(settings: JudgeModel, argument: str) -> Endpoint:
-    """Where a judge is asked.
-
-    Args:
-        settings: checked.
-        argument: ``judge`` or ``judge.second``, for errors.
-
-    Raises:
-        InputError: a local judge that is not there.
-    """
-    if settings.local:
-        from dgd_lightning.scoring.local_judge import LocalEndpoint
-
-        return LocalEndpoint(settings, argument)
-    return OpenAIEndpoint(settings, argument)
-
-
 class OneJudge:
     """One judge, its stored verdicts and what it took.
 
     Args:
         settings: checked.
-        endpoint: where it is asked, see `endpoint_of`.
+        endpoint: where it is asked.
         asks: replies asked for until one can be read.
         verdicts: where verdicts are kept.
     """

@@ -31,6 +31,11 @@ def record_of(place: Key, key: str, grader: str, score: Score) -> Record:
     return Record(*place, key, score.value, score.status, score.rationale, grader, score.details)
 
 
+def score_of(record: Record) -> Score:
+    """The score that a record keeps."""
+    return Score(record.score, record.requirement_status, record.grading_rationale, record.details)
+
+
 def finished(record: Record) -> bool:
     """Whether nothing about a row is left to be asked."""
     details = record.details or {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -17,10 +18,9 @@ from typing import Any, NamedTuple
 from dgd_lightning import run_folder
 from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
+from dgd_lightning.grader import Grader, grader_for, remarked
 from dgd_lightning.jsonl import JsonLines, encoded
-from dgd_lightning.scoring.grader import Grader, grader_for
-from dgd_lightning.scoring.score_file import Record, finished, read_scores, record_of
-from dgd_lightning.types import Score
+from dgd_lightning.scoring.score_file import Record, finished, read_scores, record_of, score_of
 
 Row = dict[str, Any]
 Key = run_folder.Key
@@ -41,11 +41,11 @@ class Source(NamedTuple):
 class Counts(NamedTuple):
     """How far scoring has come, for a progress bar."""
 
-    rows: int  # looked at, those scored before included
-    scored: int
-    unscored: int  # graders gave up
-    reused: int  # scored by an earlier run
-    skipped: int  # without an answer
+    rows: int = 0  # looked at, those scored before included
+    scored: int = 0
+    unscored: int = 0  # graders gave up
+    reused: int = 0  # scored by an earlier run
+    skipped: int = 0  # without an answer
     left: int = 0  # for no grader that is here
 
 
@@ -148,50 +148,52 @@ def score_rows(
     pools = {grader.name: ThreadPoolExecutor(grader.workers) for grader in graders}
     limit = AHEAD * sum(grader.workers for grader in graders)
     prints = {grader.name: grader.fingerprint() for grader in graders}
-    pending: dict[Future[Score], tuple[Key, str, str]] = {}
-    counts = Counts(0, 0, 0, 0, 0)
+    pending: set[Future[Record]] = set()
+    tally: Counter[str] = Counter()
+
+    def grade(row: Row, answer: str, grader: Grader, key: str) -> Record:
+        score = remarked(row, answer, grader.grade(row, answer), graders)
+        return record_of(run_folder.key(row), key, grader.name, score)
+
+    def report() -> None:
+        if on_progress is not None:
+            on_progress(Counts(**tally))
 
     def drain(*, until: int) -> None:
-        nonlocal counts
         while len(pending) > until:
             done, _ = wait(pending, return_when=FIRST_COMPLETED)
-            failed: BaseException | None = None
-            for future in done:
-                (idx, arm), key, grader = pending.pop(future)
-                if (error := future.exception()) is not None:
-                    failed = failed or error
-                    continue
-                score = future.result()
-                found[idx, arm] = record_of((idx, arm), key, grader, score)
-                out.append([found[idx, arm]._asdict()])
-                lost = score.value is None
-                counts = counts._replace(scored=counts.scored + (not lost), unscored=counts.unscored + lost)
-            if failed is not None:
-                raise failed
-            if on_progress is not None:
-                on_progress(counts)
+            pending.difference_update(done)
+            failed = [error for future in done if (error := future.exception()) is not None]
+            for record in (future.result() for future in done if future.exception() is None):
+                found[record.idx, record.arm] = record
+                out.append([record._asdict()])
+                tally["unscored" if record.score is None else "scored"] += 1
+            if failed:
+                raise failed[0]
+            report()
 
     try:
         for row in rows_of(where.rows):
-            counts = counts._replace(rows=counts.rows + 1)
+            tally["rows"] += 1
             answer = row["model_output"]
             if answer is None:
-                counts = counts._replace(skipped=counts.skipped + 1)
+                tally["skipped"] += 1
                 continue
             if leave and not any(grader.takes(row) for grader in graders):
-                counts = counts._replace(left=counts.left + 1)
+                tally["left"] += 1
                 continue
             grader = grader_for(row, graders)
             place, key = run_folder.key(row), content_key(row, grader.name, prints[grader.name])
             before = known.get(place)
             if before is not None and before.key == key and finished(before):
-                found[place] = before
-                counts = counts._replace(reused=counts.reused + 1)
+                score = remarked(row, answer, score_of(before), graders)
+                found[place] = before._replace(details=score.details)
+                tally["reused"] += 1
                 continue
-            pending[pools[grader.name].submit(grader.grade, row, answer)] = (place, key, grader.name)
+            pending.add(pools[grader.name].submit(grade, row, answer, grader, key))
             drain(until=limit - 1)
         drain(until=0)
-    except BaseException:  # a mistake is told at once, and Ctrl-C ends at once: nobody waits for a silent judge
+    except BaseException:  # a mistake ends it at once, and so does Ctrl-C: nobody waits for a silent judge
         for grader in graders:
             grader.stop()
         raise
@@ -200,13 +202,12 @@ def score_rows(
             future.cancel()
         for pool in pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
-        for future, (place, key, name) in pending.items():  # what others finished meanwhile is kept
+        for future in pending:  # what others finished meanwhile is kept
             if not future.cancelled() and future.exception() is None:
                 with contextlib.suppress(InputError):  # a full disk: the error that brought us here is reported
-                    out.append([record_of(place, key, name, future.result())._asdict()])
+                    out.append([future.result()._asdict()])
         out.close()
-    if on_progress is not None:
-        on_progress(counts)
+    report()
     return found
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from dgd_lightning.grader import ERROR_CLASSES
 from dgd_lightning.scoring.graded import Graded, Versus, by_arm
-from dgd_lightning.scoring.taxonomy import CLASSES
 
 SOLVED, UNCLASSIFIED = "solved", "unclassified"
-OUTCOMES = (SOLVED, *CLASSES, UNCLASSIFIED)
+OUTCOMES = (SOLVED, *ERROR_CLASSES, UNCLASSIFIED)
 
 Moves = dict[tuple[str, str], int]  # (outcome under the base, outcome under the arm): tasks
 

@@ -7,13 +7,11 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dgd_lightning.errors import InputError
-from dgd_lightning.jsonl import JsonLines, lines
-from dgd_lightning.scoring.taxonomy import CLASSES
+from dgd_lightning.grader import ERROR_CLASSES
+from dgd_lightning.jsonl import JsonLines, lines, reported
 
 
 def content_key(*parts: Any) -> str:
@@ -40,13 +38,13 @@ class VerdictFile:
         self._lock = threading.Lock()
         self._found: dict[str, dict[str, Any]] = {}
         self._read_to = 0
-        with self._mistakes():
+        with reported(self.path, self.argument):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = JsonLines(self.path, argument=argument, shared=True)
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The record of a key, those that other processes wrote meanwhile included; None where there is none."""
-        with self._lock, self._mistakes():
+        with self._lock, reported(self.path, self.argument):
             if key not in self._found:
                 self._read_on()
             return self._found.get(key)
@@ -61,7 +59,7 @@ class VerdictFile:
         Raises:
             InputError: it can't be written.
         """
-        with self._lock, self._mistakes():
+        with self._lock, reported(self.path, self.argument):
             self._file.append([{"key": key, **record}])
             self._read_on()
             return self._found[key]
@@ -80,21 +78,9 @@ class VerdictFile:
                 if _is_verdict(record):
                     self._found.setdefault(record["key"], record)
 
-    @contextlib.contextmanager
-    def _mistakes(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise InputError(
-                self.argument,
-                expected="a file that can be read and written",
-                received=f"{self.path} ({error.strerror or type(error).__name__})",
-                hint="check the path, its permissions and the disk's free space",
-            ) from error
-
 
 def _is_verdict(record: Any) -> bool:
     if not (isinstance(record, dict) and all(isinstance(record.get(name), str) for name in ("key", "rationale"))):
         return False
     graded = isinstance(record.get("status"), list) and record.get("score") in (0, 1)
-    return graded or record.get("error_class") in CLASSES
+    return graded or record.get("error_class") in ERROR_CLASSES

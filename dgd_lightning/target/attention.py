@@ -45,7 +45,7 @@ def folded_sdpa(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     folded = query.reshape(batch, -1, groups * length, width)  # [B, kv heads, g·Q, D]
-    mask = attention_mask.repeat(1, 1, groups, 1) if length > 1 else attention_mask  # one row stands for all
+    mask = attention_mask.repeat(1, 1, groups, 1) if length > 1 else attention_mask  # one row serves all
     mixed = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
     mixed = mixed.reshape(batch, heads, length, value.shape[-1])
     return mixed.transpose(1, 2).contiguous(), None

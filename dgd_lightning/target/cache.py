@@ -1,4 +1,9 @@
-"""Position-addressed key/value cache: written at each row's own absolute positions, never cropped or moved."""
+"""Position-addressed key/value cache: each row's text is stored at its own absolute positions, never cropped.
+
+A *slot* is a place in the buffers. Normally slot p holds position p, and no table says so. A proposal that may be
+rejected as a whole can be written into spare slots instead: then the cache knows the position of every slot, until the
+proposal is moved into place or forgotten.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +15,14 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from dgd_lightning.errors import InputError
 
+NOWHERE = torch.iinfo(torch.long).max  # the position of a slot that no query may see
+
 
 class _Cursor:
-    """Where the next forward writes ([B, Q] positions) and how much of the buffers it reads; shared by the layers."""
+    """Where the next forward writes ([B, Q] slots) and how much of the buffers it reads; shared by the layers."""
 
     def __init__(self) -> None:
-        self.positions: Tensor | None = None
+        self.slots: Tensor | None = None
         self.max_length = 0
 
 
@@ -43,16 +50,24 @@ class PositionLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def write(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Put [B, heads, Q, D] at the cursor's positions [B, Q]."""
+        """Put [B, heads, Q, D] into the cursor's slots [B, Q]."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.cursor.positions is not None, "call PositionCache.at before a forward"
-        index = self.cursor.positions.to(self.device)[:, None, :, None]  # [B, 1, Q, 1]
+        assert self.cursor.slots is not None, "call PositionCache.at before a forward"
+        index = self.cursor.slots.to(self.device)[:, None, :, None]  # [B, 1, Q, 1]
         self.keys.scatter_(2, index.expand_as(key_states), key_states.to(self.dtype))
         self.values.scatter_(2, index.expand_as(value_states), value_states.to(self.values.dtype))
 
+    def move(self, from_slots: Tensor, to_slots: Tensor) -> None:
+        if not self.is_initialized:
+            return
+        for buffer in (self.keys, self.values):
+            take, put = (slots.to(self.device)[:, None, :, None] for slots in (from_slots, to_slots))  # [B, 1, n, 1]
+            shape = (-1, buffer.shape[1], -1, buffer.shape[3])
+            buffer.scatter_(2, put.expand(shape), buffer.gather(2, take.expand(shape)))
+
     def view(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of positions 0…max_length−1, [B, heads, L, D] each, no copy."""
+        """Keys and values of slots 0…max_length−1, [B, heads, L, D] each, no copy."""
         end = self.cursor.max_length
         return self.keys[:, :, :end], self.values[:, :, :end]
 
@@ -94,31 +109,42 @@ class PositionCache(Cache):
     Args:
         num_layers: layers of the network that writes.
         batch: rows.
-        capacity: positions per row; fixed.
+        capacity: slots per row; fixed. Spare slots for proposals lie behind the last position that a row can reach.
     """
 
     def __init__(self, num_layers: int, batch: int, capacity: int) -> None:
         self._cursor = _Cursor()
-        self.slots = [PositionLayer(self._cursor, batch, capacity) for _ in range(num_layers)]
-        super().__init__(layers=list(self.slots))
+        self.buffers = [PositionLayer(self._cursor, batch, capacity) for _ in range(num_layers)]
+        super().__init__(layers=list(self.buffers))
         self.capacity = capacity
         self.batch = batch
+        self._positions: Tensor | None = None  # [B, capacity], of every slot; None: of slot p it is p
 
     @property
     def max_length(self) -> int:
-        """Keys that the next forward reads: positions 0…max_length−1."""
+        """Keys that the next forward reads: slots 0…max_length−1."""
         return self._cursor.max_length
 
-    def at(self, positions: Tensor, *, max_length: int | None = None) -> None:
+    @property
+    def key_positions(self) -> Tensor | None:
+        """Positions [B, max_length] of the keys that the next forward reads; None where slot p holds position p."""
+        return None if self._positions is None else self._positions[:, : self.max_length]
+
+    def at(self, positions: Tensor, *, slots: Tensor | None = None, max_length: int | None = None) -> None:
         """Set where the next forward writes, and how far it reads.
+
+        A row's text ends where it is written: with ``slots``, every other slot at or beyond the row's smallest position
+        is hidden, be it an earlier proposal's or, in its own place, what the proposal may replace. So a proposal may be
+        written in several forwards. A call without ``slots`` forgets the proposal, and what is in place counts again.
 
         Args:
             positions: [B, Q], distinct within a row.
-            max_length: one more than the largest position read or written, known on the host (asking the device would
+            slots: [B, Q], where they are written instead, distinct within a row; None: at their positions.
+            max_length: one more than the largest slot read or written, known on the host (asking the device would
                 stall it). None leaves the reading length alone (for writes without a read).
 
         Raises:
-            InputError: the capacity does not hold ``max_length`` positions, or the rows differ.
+            InputError: the capacity does not hold ``max_length`` slots, or the rows differ.
         """
         if positions.shape[0] != self.batch:
             raise InputError(
@@ -128,24 +154,56 @@ class PositionCache(Cache):
                 hint="call cache.select(rows) when rows are dropped",
             )
         if max_length is not None:
-            if max_length > self.capacity:
-                raise InputError(
-                    "max_length",
-                    expected=f"at most the cache's capacity of {self.capacity} positions",
-                    received=max_length,
-                    hint="allocate new_cache(batch, capacity) for prompt + new tokens + block size",
-                )
-            self._cursor.max_length = max_length
-        self._cursor.positions = positions
+            self.read(max_length)
+        self._cursor.slots = positions if slots is None else slots
+        if slots is None:
+            self._positions = None
+            return
+        if self._positions is None:
+            in_place = torch.arange(self.capacity, device=positions.device)
+            self._positions = in_place.repeat(self.batch, 1)
+        self._positions.masked_fill_(self._positions >= positions.amin(1, keepdim=True), NOWHERE)
+        self._positions.scatter_(1, slots, positions)
+
+    def read(self, max_length: int) -> None:
+        """Set how far the next forward reads: slots 0…max_length−1.
+
+        Raises:
+            InputError: the capacity does not hold them.
+        """
+        if max_length > self.capacity:
+            raise InputError(
+                "max_length",
+                expected=f"at most the cache's capacity of {self.capacity} positions",
+                received=max_length,
+                hint="allocate new_cache(batch, capacity) for prompt + new tokens + block size",
+            )
+        self._cursor.max_length = max_length
+
+    def move(self, from_slots: Tensor, to_slots: Tensor) -> None:
+        """Copy accepted slots into place, on the device.
+
+        Args:
+            from_slots: [B, n].
+            to_slots: [B, n], the positions of what is moved, distinct within a row. Rows that move fewer fill up with
+                slots that are moved onto themselves.
+        """
+        for layer in self.buffers:
+            layer.move(from_slots, to_slots)
+        if self._positions is not None:
+            moved = self._positions.gather(1, from_slots)
+            self._positions.scatter_(1, from_slots, NOWHERE).scatter_(1, to_slots, moved)
 
     def fill(self, rows: Sequence[int], source: PositionCache, length: int) -> None:
         """Copy positions 0…length−1 of a cache of one row, for the same network, into these rows."""
-        for slot, other in zip(self.slots, source.slots, strict=True):
-            slot.fill(list(rows), other, length)
+        for layer, other in zip(self.buffers, source.buffers, strict=True):
+            layer.fill(list(rows), other, length)
 
     def select(self, rows: Tensor | Sequence[int]) -> None:
         """Keep these rows only, in this order (finished rows are dropped so)."""
         index = torch.as_tensor(rows, dtype=torch.long)
         self.batch = index.shape[0]
-        for slot in self.slots:
-            slot.select(index)
+        for layer in self.buffers:
+            layer.select(index)
+        if self._positions is not None:
+            self._positions = self._positions[index.to(self._positions.device)]

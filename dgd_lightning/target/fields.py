@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from dgd_lightning.errors import InputError
 
-MEND = "use a checkpoint whose config.json is consistent"
+HINT = "use a checkpoint whose config.json is consistent"
 # What transformers needs of a scaled rope before it can turn anything.
 _ROPE_NEEDS = {
     "linear": ("factor",),
@@ -52,7 +52,7 @@ def read_mapping(raw: Mapping[str, Any], key: str, argument: str) -> dict[str, A
     """
     value = raw.get(key)
     if value is not None and not isinstance(value, Mapping):
-        raise InputError(f"{argument}.{key}", expected="an object", received=repr(value), hint=MEND)
+        raise InputError(f"{argument}.{key}", expected="an object", received=repr(value), hint=HINT)
     return dict(value or {})
 
 
@@ -64,7 +64,7 @@ def read_list(raw: Mapping[str, Any], key: str, argument: str) -> list[Any] | No
     """
     value = raw.get(key)
     if value is not None and not isinstance(value, list | tuple):
-        raise InputError(f"{argument}.{key}", expected="a list", received=repr(value), hint=MEND)
+        raise InputError(f"{argument}.{key}", expected="a list", received=repr(value), hint=HINT)
     return None if value is None else list(value)
 
 
@@ -76,7 +76,7 @@ def read_integer(raw: Mapping[str, Any], key: str, argument: str, default: int |
     """
     value = default if raw.get(key) is None else raw[key]
     if value is None or not is_integer(value):
-        raise InputError(f"{argument}.{key}", expected="an integer", received=repr(value), hint=MEND)
+        raise InputError(f"{argument}.{key}", expected="an integer", received=repr(value), hint=HINT)
     return value
 
 
@@ -88,7 +88,7 @@ def read_number(raw: Mapping[str, Any], key: str, argument: str, default: float 
     """
     value = raw.get(key, default)
     if value is None or not is_number(value) or value <= 0:
-        raise InputError(f"{argument}.{key}", expected="a number above 0", received=repr(value), hint=MEND)
+        raise InputError(f"{argument}.{key}", expected="a number above 0", received=repr(value), hint=HINT)
     return float(value)
 
 
@@ -108,10 +108,10 @@ def read_rope(raw: Mapping[str, Any], argument: str) -> Rope:
     old = params.pop("type", None)
     kind = params.get("rope_type") or old or "default"
     if not isinstance(kind, str):
-        raise InputError(f"{where}.rope_type", expected="a name", received=repr(kind), hint=MEND)
+        raise InputError(f"{where}.rope_type", expected="a name", received=repr(kind), hint=HINT)
     for name in _ROPE_NEEDS.get(kind, ()):
         read_number(params, name, where)
     for name in _ROPE_NUMBERS:
         if params.get(name) is not None and not is_number(params[name]):
-            raise InputError(f"{where}.{name}", expected="a number", received=repr(params[name]), hint=MEND)
+            raise InputError(f"{where}.{name}", expected="a number", received=repr(params[name]), hint=HINT)
     return Rope(theta, kind, params)

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
+from dgd_lightning.checks import check_choice
 from dgd_lightning.errors import InputError
 from dgd_lightning.target.fields import read_list, read_mapping, read_rope
-from dgd_lightning.target.model import ATTENTION, Target
+from dgd_lightning.target.model import Target, check_attention
 
 # model_type -> the causal LM class that the weights must be of
 FAMILIES = {
@@ -66,13 +67,7 @@ def load_target(
         InputError: nothing there, no network, no safetensors, another architecture, an unsupported option, a
             ``device_map`` that leaves layers on the CPU or the disk while others are on a GPU.
     """
-    if attn_implementation is not None and attn_implementation not in ATTENTION:
-        raise InputError(
-            "attn_implementation",
-            expected=f"{' or '.join(ATTENTION)}: rows stand at different positions, which takes a mask",
-            received=attn_implementation,
-            hint="leave it unset",
-        )
+    attention = check_attention(attn_implementation or "sdpa")
     wanted = as_dtype(dtype)
     folder = fetch_folder("target", name_or_path, revision, (*_MODEL_FILES, *TOKENIZER_FILES))
     check_family(read_json(folder / "config.json", "target"))
@@ -84,7 +79,7 @@ def load_target(
     from transformers import AutoModelForCausalLM
 
     where = as_device_map(device)
-    # what transformers lets out for a config.json of wrong types: it says which, in words of its own
+    # what transformers raises for a config.json of wrong types; its messages say which
     mistakes = (TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError)
     try:
         # with output_loading_info it gives a pair, which its annotations do not say
@@ -92,7 +87,7 @@ def load_target(
             folder,
             dtype=wanted,
             device_map=where,
-            attn_implementation=attn_implementation or "sdpa",
+            attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -101,11 +96,9 @@ def load_target(
     except (OSError, SafetensorError, RuntimeError, ValueError, *mistakes) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
+        received = f"{folder.name}: {_words(error)}"
         raise InputError(
-            "target",
-            expected="a readable checkpoint",
-            received=f"{folder.name}: {_words(error)}",
-            hint="fetch it again",
+            "target", expected="a readable checkpoint", received=received, hint="fetch it again"
         ) from error
     model, info = found
     broken = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind) or ())
@@ -231,7 +224,7 @@ def fetch_folder(
         hint = "check the spelling; for a private one run `hf auth login`; for a folder give its path"
         raise InputError(argument, expected=expected, received=f"{name!r}, unknown to the Hub", hint=hint) from error
     except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
-        # no route, a proxy's refusal, offline mode without a cached copy: the Hub's client has many words for it
+        # no route, a proxy's refusal, offline mode without a cached copy: the Hub's client has many errors for it
         if (cached := _other_revisions(name, revision)) is not None:
             raise InputError(
                 setting,
@@ -262,7 +255,7 @@ def _other_revisions(name: str, revision: str | None) -> list[str] | None:
 def resolve_commit(
     argument: str, name_or_path: str | os.PathLike[str], revision: str | None, setting: str = "revision"
 ) -> str | None:
-    """The commit that a Hub id's revision stands for now, or None for a folder. Only one small file is fetched.
+    """The commit that a Hub id's revision is now, or None for a folder. Only one small file is fetched.
 
     A branch may move while a run loads its parts: whoever loads more than one part gives this commit to all of them.
 
@@ -287,23 +280,16 @@ def read_json(path: Path, argument: str) -> dict[str, Any]:
     Raises:
         InputError: it is missing or is not a JSON object.
     """
+    name, again = path.name, "fetch it again"
     if not path.is_file():
-        raise InputError(
-            argument,
-            expected=f"a folder with {path.name}",
-            received=f"{path.parent}, which has none",
-            hint="check the path",
-        )
+        received = f"{path.parent}, which has none"
+        raise InputError(argument, expected=f"a folder with {name}", received=received, hint="check the path")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(
-            argument, expected=f"JSON in {path.name}", received=str(error), hint="fetch it again"
-        ) from error
+        raise InputError(argument, expected=f"JSON in {name}", received=error, hint=again) from error
     if not isinstance(raw, dict):
-        raise InputError(
-            argument, expected=f"an object in {path.name}", received=type(raw).__name__, hint="fetch it again"
-        )
+        raise InputError(argument, expected=f"an object in {name}", received=type(raw).__name__, hint=again)
     return raw
 
 
@@ -339,11 +325,9 @@ def as_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     Raises:
         InputError: an unknown name.
     """
-    if dtype == "auto" or isinstance(dtype, torch.dtype):
+    if isinstance(dtype, torch.dtype):
         return dtype
-    if dtype not in _DTYPES:
-        raise InputError("dtype", expected=f"auto, {', '.join(_DTYPES)}", received=dtype, hint="use one of these")
-    return _DTYPES[dtype]
+    return _DTYPES.get(check_choice("dtype", dtype, ("auto", *_DTYPES)), "auto")
 
 
 def as_device_map(device: str | torch.device | Mapping[str, Any]) -> Any:
@@ -364,13 +348,8 @@ def as_device_map(device: str | torch.device | Mapping[str, Any]) -> Any:
     except RuntimeError as error:
         expected = "auto, cpu, cuda, cuda:N, or a device_map"
         raise InputError("device", expected=expected, received=device, hint="use one of these") from error
-    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            "device",
-            expected=f"one of {torch.cuda.device_count()} CUDA devices",
-            received=where,
-            hint="use device=auto",
-        )
+    if where.type == "cuda" and (where.index or 0) >= (count := torch.cuda.device_count()):
+        raise InputError("device", expected=f"one of {count} CUDA devices", received=where, hint="use device=auto")
     return None if where.type == "cpu" else {"": str(where)}
 
 
@@ -381,12 +360,12 @@ def shorten(names: Sequence[str], most: int = 4) -> str:
 
 
 def _words(error: Exception) -> str:
-    """What an error says, for those that name the field in one line and what is wrong with it in the next."""
+    """An error's message in one line; some name the field in their first and what is wrong with it in the next."""
     lines = [line.strip() for line in str(error).strip().splitlines()] or [""]
-    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-    return f"{type(error).__name__} {said}" if isinstance(error, KeyError | AttributeError) else said
+    message = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"{type(error).__name__} {message}" if isinstance(error, KeyError | AttributeError) else message
 
 
 def first_line(error: Exception) -> str:
-    """What a library's error says first; some go on for pages."""
+    """The first line of a library's error; some have pages."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

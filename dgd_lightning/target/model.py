@@ -11,13 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dgd_lightning.checks import check_choice, check_integer
 from dgd_lightning.errors import InputError
 from dgd_lightning.target.attention import FOLDED_SDPA, fold_groups
 from dgd_lightning.target.cache import PositionCache
-from dgd_lightning.target.fields import MEND, is_integer
+from dgd_lightning.target.fields import HINT, is_integer
 from dgd_lightning.types import Prefill, TargetStep
 
 ATTENTION = ("sdpa", "eager")  # implementations that take an explicit mask of key positions
+
+
+def check_attention(name: str) -> str:
+    """Raises:
+    InputError: an implementation that takes no mask, though the rows of a batch are at different positions.
+    """
+    return check_choice("attn_implementation", name, ATTENTION, hint="leave it unset")
 
 
 class Target(nn.Module):
@@ -38,13 +46,8 @@ class Target(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         config = model.config
-        if config._attn_implementation not in (*ATTENTION, FOLDED_SDPA):
-            raise InputError(
-                "attn_implementation",
-                expected=f"{' or '.join(ATTENTION)}: rows stand at different positions, which takes a mask",
-                received=config._attn_implementation,
-                hint="leave attn_implementation unset",
-            )
+        if config._attn_implementation != FOLDED_SDPA:
+            check_attention(config._attn_implementation)
         fold_groups(model)
         self.model = model.eval().requires_grad_(False)
         self.vocab_size: int = config.vocab_size
@@ -86,7 +89,7 @@ class Target(nn.Module):
     def lm_head(self, hidden: Tensor) -> Tensor:
         """Hidden states after a final norm [.., H] -> logits [.., V]; differentiable in ``hidden``."""
         head = self.model.get_output_embeddings()
-        if not hasattr(head, "_hf_hook"):  # accelerate's hook moves what it needs, and its weight may stand elsewhere
+        if not hasattr(head, "_hf_hook"):  # accelerate's hook moves what it needs; its weight may be on another device
             return head(hidden.to(head.weight.device)).to(hidden.device)
         return head(hidden).to(hidden.device)
 
@@ -106,6 +109,7 @@ class Target(nn.Module):
         *,
         max_length: int,
         layer_ids: Sequence[int] = (),
+        slots: Tensor | None = None,
     ) -> TargetStep:
         """One forward on Q tokens per row, each at its own position; keys and values are written there.
 
@@ -115,14 +119,17 @@ class Target(nn.Module):
             ids: [B, Q].
             positions: [B, Q], absolute, distinct within a row; everything below a row's smallest one is in the cache.
             cache: from :meth:`new_cache`.
-            max_length: host-known bound, more than every position: keys 0…max_length−1 are read.
+            max_length: host-known bound, more than every slot: keys 0…max_length−1 are read.
             layer_ids: tapped layers, 0-based.
+            slots: [B, Q], where keys and values are written instead: a proposal that may be rejected as a whole (see
+                :meth:`PositionCache.at`). Rotary embedding and mask go by the positions all the same.
 
         Returns:
             Logits [B, Q, V] and features [B, Q, F·H], on the target's device wherever the last layer is.
         """
-        masks = self._masks(positions, max_length)
-        hidden, features = self._forward(ids, positions, masks, cache, max_length, layer_ids)
+        cache.at(positions, slots=slots, max_length=max_length)
+        masks = self._masks(positions, max_length, cache.key_positions)
+        hidden, features = self._forward(ids, positions, masks, cache, layer_ids)
         return TargetStep(self.lm_head(hidden).to(self.device), features)
 
     @torch.no_grad()
@@ -146,7 +153,7 @@ class Target(nn.Module):
             ids: [B, S], rows padded on the right (with any valid id).
             lengths: [B], 1…S.
             cache: at least ``start`` + S positions.
-            start: position of the first token, of all rows or of each; what stands before it is in the cache. Where
+            start: position of the first token, of all rows or of each; what comes before it is in the cache. Where
                 rows differ, padding that reaches past the cache is written at its last position.
             layer_ids: tapped layers, 0-based.
             chunk_size: tokens per forward.
@@ -166,8 +173,9 @@ class Target(nn.Module):
             max_length = furthest + high
             if not alike:
                 positions, max_length = positions.clamp(max=cache.capacity - 1), min(max_length, cache.capacity)
-            masks = self._masks(positions[:1] if alike else positions, max_length)  # one for all that stand alike
-            hidden, features = self._forward(ids[:, low:high], positions, masks, cache, max_length, layer_ids)
+            cache.at(positions, max_length=max_length)
+            masks = self._masks(positions[:1] if alike else positions, max_length)  # one for all where they are alike
+            hidden, features = self._forward(ids[:, low:high], positions, masks, cache, layer_ids)
             at = lengths - 1 - low  # [B]
             here = _pick(hidden, at.clamp(0, high - low - 1)).to(last.device)
             last = torch.where(((at >= 0) & (at < high - low))[:, None, None], here, last)
@@ -185,11 +193,9 @@ class Target(nn.Module):
         positions: Tensor,
         masks: Tensor | dict[str, Tensor],
         cache: PositionCache,
-        max_length: int,
         layer_ids: Sequence[int],
     ) -> tuple[Tensor, Tensor | None]:
-        """(last hidden states [B, Q, H], features [B, Q, F·H] or None)."""
-        cache.at(positions, max_length=max_length)
+        """(last hidden states [B, Q, H], features [B, Q, F·H] or None), on a cache that knows where to write."""
         with self._tapped(layer_ids) as taps:
             output = self.model.get_decoder()(
                 input_ids=ids,
@@ -202,7 +208,7 @@ class Target(nn.Module):
         if not layer_ids:
             return hidden, None
         if self.num_layers - 1 in layer_ids:
-            taps[self.num_layers - 1] = hidden  # transformers' last hidden state stands after the final norm
+            taps[self.num_layers - 1] = hidden  # transformers' last hidden state comes after the final norm
         return hidden, torch.cat([taps[i].to(self.device) for i in layer_ids], dim=-1)
 
     @contextmanager
@@ -211,13 +217,7 @@ class Target(nn.Module):
         taps: dict[int, Tensor] = {}
         handles = []
         for i in set(layer_ids):
-            if not 0 <= i < self.num_layers:
-                raise InputError(
-                    "layer_ids",
-                    expected=f"layers within 0…{self.num_layers - 1}",
-                    received=i,
-                    hint="use a draft made for this target",
-                )
+            check_integer("layer_ids", i, least=0, most=self.num_layers - 1, hint="use a draft made for this target")
 
             def keep(module: nn.Module, inputs: Any, output: Any, i: int = i) -> None:
                 taps[i] = output[0] if isinstance(output, tuple) else output
@@ -229,37 +229,40 @@ class Target(nn.Module):
             for handle in handles:
                 handle.remove()
 
-    def _masks(self, positions: Tensor, max_length: int) -> Tensor | dict[str, Tensor]:
+    def _masks(
+        self, positions: Tensor, max_length: int, key_positions: Tensor | None = None
+    ) -> Tensor | dict[str, Tensor]:
         """The attention mask that the family's decoder takes: one, or one per kind of layer."""
         config = self.model.config
         window = getattr(config, "sliding_window", None)
+
+        def mask(window: int | None) -> Tensor:
+            """Additive, in the model's dtype: made once here, where a boolean one is widened again in every layer."""
+            allowed = position_mask(positions, max_length, window, key_positions)
+            return torch.zeros_like(allowed, dtype=self.dtype).masked_fill_(~allowed, torch.finfo(self.dtype).min)
+
         if config.model_type == "qwen3_moe":  # one window for every layer; its config lists no kinds of layers
-            return self._mask(positions, max_length, window)
+            return mask(window)
         if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-            return {
-                "full_attention": self._mask(positions, max_length, None),
-                "sliding_attention": self._mask(positions, max_length, window),
-            }
-        return self._mask(positions, max_length, None)
-
-    def _mask(self, positions: Tensor, max_length: int, window: int | None) -> Tensor:
-        """Additive, in the model's dtype: made once here, where a boolean one is widened again in every layer."""
-        allowed = position_mask(positions, max_length, window)
-        return torch.zeros_like(allowed, dtype=self.dtype).masked_fill_(~allowed, torch.finfo(self.dtype).min)
+            return {"full_attention": mask(None), "sliding_attention": mask(window)}
+        return mask(None)
 
 
-def position_mask(positions: Tensor, key_length: int, window: int | None = None) -> Tensor:
+def position_mask(
+    positions: Tensor, key_length: int, window: int | None = None, key_positions: Tensor | None = None
+) -> Tensor:
     """Which cached positions a query sees: ``key ≤ query``, and ``key > query − window`` in sliding layers.
 
     Args:
         positions: [B, Q] of the queries.
         key_length: L.
         window: positions a sliding layer looks back on, itself included, or None.
+        key_positions: [B, L], of the keys; None: 0…L−1.
 
     Returns:
         [B, 1, Q, L] boolean.
     """
-    keys = torch.arange(key_length, device=positions.device)
+    keys = torch.arange(key_length, device=positions.device) if key_positions is None else key_positions[:, None, None]
     queries = positions[:, None, :, None]  # [B, 1, Q, 1]
     allowed = keys <= queries
     return allowed if window is None else allowed & (keys > queries - window)
@@ -281,13 +284,13 @@ def _stop_tokens(model: Any) -> tuple[int, ...]:
     ids = [] if ids is None else ids if isinstance(ids, list | tuple) else [ids]
     if not all(is_integer(i) for i in ids):
         raise InputError(
-            "target.generation_config.eos_token_id", expected="a token id or a list of them", received=ids, hint=MEND
+            "target.generation_config.eos_token_id", expected="a token id or a list of them", received=ids, hint=HINT
         )
     return tuple(ids)
 
 
 def _keep_float64(model: Any) -> None:
-    """Let norms and routers of a float64 model compute in float64, so that exactness can be told from rounding."""
+    """Let norms and routers of a float64 model compute in float64, so that rounding does not hide an error."""
 
     def norm(self: Any, x: Tensor) -> Tensor:
         return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon))

@@ -206,7 +206,7 @@ def at_once(pair: Pair, cache: PositionCache, config: TTTConfig, planned: Plan) 
         return min(config.validation_batch, wanted)
     draft, shape = pair.draft, pair.draft.config
     own = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * torch.finfo(draft.dtype).bits // 8
-    theirs = sum(part[0, :, 0].nbytes for slot in cache.slots for part in (slot.keys, slot.values))  # of a position
+    theirs = sum(part[0, :, 0].nbytes for slot in cache.buffers for part in (slot.keys, slot.values))  # of a position
     return max(1, min(wanted, COPIES // (planned.capacity * (own + theirs))))
 
 

@@ -112,6 +112,11 @@ def write_training(
     return tmp_path / "train.yaml"
 
 
+def ranks_of(number: int) -> list[str]:
+    """Options for a run on so many processes."""
+    return ["--trainer.devices", str(number)] + (["--trainer.strategy", "ddp"] if number > 1 else [])
+
+
 def check_error(run: Run, argument: str, *words: str) -> None:
     """The run ended with exit code 2 and one line that names the argument and holds the words."""
     assert run.code == 2

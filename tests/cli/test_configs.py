@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dgd_lightning.cli_lightning import ProjectCLI, import_plugins
-from dgd_lightning.sweep import parse_options as parse_sweep
-from dgd_lightning.sweep import read_setting, trial_command
+from dgd_lightning.commands.lightning import ProjectCLI, import_plugins
+from dgd_lightning.commands.sweep import parse_options as parse_sweep
+from dgd_lightning.commands.sweep import read_setting
+from dgd_lightning.commands.trials import trial_command
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -12,7 +12,7 @@ import torch
 from cli_tools import Config, Dgd, TinyPair
 from hub_cache import NEW, OLD, add_snapshot, set_ref, use
 
-from callbacks.progress import DecodeProgress
+from dgd_lightning.callbacks.progress import DecodeProgress
 from dgd_lightning.decode.engine import Progress
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.arm_checks import check_arms, check_block_sizes

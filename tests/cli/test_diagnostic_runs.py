@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from cli_tools import Config, Dgd, TinyPair, chat_row, check_error, write_jsonl, write_training
+from cli_tools import Config, Dgd, TinyPair, chat_row, check_error, ranks_of, write_jsonl, write_training
+from fork_server import launch
 
-from callbacks import diagnostic_report
 from dgd_lightning import load_pair, run_folder
+from dgd_lightning.callbacks import diagnostic_report
 from dgd_lightning.data.tasks import Task
 from dgd_lightning.metrics import diagnosis
 from dgd_lightning.modules.diagnostic import Diagnostic
 
-LAUNCH_SECONDS = 300  # to import everything twice; seconds on a free core, minutes on a crowded one
 CLOSE = 1e-6  # fp64 log-probabilities of random readers
 FIT = {"steps": 4, "lr": 0.05, "rank": 2, "anchors_per_step": 8, "validation_texts": 0, "holdout": 0.0}
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -152,13 +149,6 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, handler)
 
 
-def launch(*arguments: str | Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "dgd_lightning.cli", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            start_new_session=True)  # fmt: skip
-
-
 def test_interrupted_diagnostic_continues(
     dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruptible: None
 ) -> None:
@@ -219,10 +209,9 @@ def test_a_draft_of_other_layers_is_trained_and_diagnosed(dgd: Dgd, tiny_pair: T
 @pytest.mark.slow
 def test_two_ranks_equal_one(dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path) -> None:
     path = written(tmp_path, tiny_pair)
-    two = launch("test", "--config", path, "--trainer.strategy", "ddp", "--trainer.devices", "2",
-                 "--logs_dir", tmp_path / "two")  # fmt: skip
+    two = launch("test", "--config", path, *ranks_of(2), "--logs_dir", tmp_path / "two")
     assert dgd("test", "--config", path).code == 0
-    out, err = two.communicate(timeout=LAUNCH_SECONDS * 2)
+    out, err = two.communicate(timeout=300)
     assert two.returncode == 0, out + err
     assert rows_of(folder_of(tmp_path, logs="two")) == rows_of(folder_of(tmp_path))
     assert out.count("run folder:") == 1

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cli_tools import Config, Dgd, TinyPair, check_error, predictions
+from cli_tools import Config, Dgd, TinyPair, check_error, predictions, ranks_of
+from fork_server import launched
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -120,9 +118,7 @@ def test_a_continued_run_counts_every_row_once(
 @pytest.mark.slow
 def test_two_ranks_equal_one(config: Config, dgd: Dgd, tmp_path: Path) -> None:
     path = config({"arms": ARMS, "divergence": {}}, trainer={"callbacks": [{"class_path": "CaseStudies"}]})
-    ranks = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--logs_dir", str(tmp_path / "two")]
-    command = [sys.executable, "-m", "dgd_lightning.cli", "predict", "--config", str(path), *ranks]
-    subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=300)
+    launched("predict", "--config", path, *ranks_of(2), "--logs_dir", tmp_path / "two").check_returncode()
     assert dgd("predict", "--config", path).code == 0
     assert predictions(run_of(tmp_path, "two")) == predictions(run_of(tmp_path))
     pages = {(run_of(tmp_path, logs) / "case_studies.html").read_text() for logs in ("two", "logs")}

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import yaml
-from cli_tools import Config, Dgd, Run, TinyPair, byte_tokenizer, chat_row, write_jsonl
+from cli_tools import Config, Dgd, Run, TinyPair, byte_tokenizer, chat_row, ranks_of, write_jsonl
 from cli_tools import check_error as check
+from fork_server import launched
 from tiny import hf_model, make_draft
 
 from dgd_lightning import run_folder
-from dgd_lightning.cli_errors import from_parser_message
+from dgd_lightning.commands.errors import from_parser_message
 from dgd_lightning.draft.checkpoint import save_draft
 from dgd_lightning.target.model import Target
 
@@ -108,7 +109,7 @@ def test_a_failed_start_leaves_no_version_behind(
         free.append(wanted is not None and run_folder.choose_version(folder.parent, wanted) == int(folder.name[8:]))
         run_folder.discard_start(folder)
 
-    monkeypatch.setattr("dgd_lightning.cli_lightning.discard_start", discard)
+    monkeypatch.setattr("dgd_lightning.commands.lightning.discard_start", discard)
     assert dgd("predict", "--config", config(), *START_MISTAKES[when]).code == 2
     assert not (tmp_path / "logs/run/version_0").exists()
     assert free == [False]  # no other run could have gone on with it
@@ -131,9 +132,7 @@ def test_a_version_that_was_there_outlives_a_failed_start(config: Config, dgd: D
 
 @pytest.mark.slow
 def test_a_failed_start_of_two_ranks_leaves_no_version_behind(config: Config, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dgd_lightning.cli", "predict", "--config", str(config())]
-    command += ["--trainer.strategy", "ddp", "--trainer.devices", "2", *START_MISTAKES["before the first group"]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = launched("predict", "--config", config(), *ranks_of(2), *START_MISTAKES["before the first group"])
     check(Run(done.returncode, done.stdout, done.stderr), "model.max_new_tokens")
     assert not list((tmp_path / "logs").rglob("version_*"))
 
@@ -240,6 +239,7 @@ def test_foreign_rows_in_the_folder(config: Config, dgd: Dgd, tmp_path: Path) ->
     check(dgd("predict", "--config", config(trainer={"logger": logger})), "logs_dir", "another folder")
 
 
+@pytest.mark.slow
 def test_whole_process_prints_one_line(tmp_path: Path) -> None:
     """As a user sees it, with everything that imports and Lightning print."""
     (tmp_path / "run.yaml").write_text(

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 import yaml
-from cli_tools import TinyPair, write_jsonl
+from cli_tools import TinyPair, ranks_of, write_jsonl
+from fork_server import launched
 from hub_cache import OLD, add_snapshot, set_ref
 from safetensors.torch import load_file
 
-LAUNCH_SECONDS = 300  # to import everything twice on a crowded core
 STEPS = 4
 
 # What a rank leaves behind: its weights before the first and after the last step, and the batches that it read.
@@ -93,16 +91,14 @@ def test_two_ranks_train_one_draft(tiny_pair: TinyPair, tmp_path: Path) -> None:
         },
     }
     (tmp_path / "fit.yaml").write_text(yaml.safe_dump(settings))
-    command = [sys.executable, "-m", "dgd_lightning.cli", "fit", "--config", str(tmp_path / "fit.yaml")]
-    command += ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.accelerator", "cpu"]
     environment = {
         **os.environ,
-        "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_CACHE": str(cache),
         "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
     }
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LAUNCH_SECONDS, check=False)
+    options = [*ranks_of(2), "--trainer.accelerator", "cpu"]
+    run = launched("fit", "--config", tmp_path / "fit.yaml", *options, env=environment)
     assert run.returncode == 0, run.stdout + run.stderr
 
     ranks = [load_file(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1)]

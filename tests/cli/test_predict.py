@@ -5,29 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cli_tools import VOCAB, Config, Dgd, TinyPair, byte_tokenizer, chat_row, predictions, write_jsonl
+from cli_tools import VOCAB, Config, Dgd, TinyPair, byte_tokenizer, chat_row, predictions, ranks_of, write_jsonl
+from fork_server import Launched, launch
 from tiny import hf_model
 
 from dgd_lightning import run_folder
 from dgd_lightning.modules.decoding import Decoding
 
 SHORT = {"role": "user", "content": "Hm?"}
-LAUNCH_SECONDS = 300  # to import everything and write the first row; seconds on a free core, minutes on a crowded one
-
-
-def launch(*arguments: str | Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "dgd_lightning.cli", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            start_new_session=True)  # fmt: skip
+LAUNCH_SECONDS = 300  # to write the first row; a second on a free core
 
 
 def run_of(tmp_path: Path, version: int = 0, logs: str = "logs") -> Path:
@@ -104,7 +96,7 @@ def many(tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "many.jsonl", [chat_row(c, t) for c in range(CONTEXTS) for t in range(2)])
 
 
-def kill_after_first_rows(process: subprocess.Popen[str], folder: Path) -> None:
+def kill_after_first_rows(process: Launched, folder: Path) -> None:
     deadline = time.monotonic() + LAUNCH_SECONDS
     while not any(path.stat().st_size for path in folder.glob("predictions.rank*.jsonl")):
         assert process.poll() is None, process.communicate()
@@ -112,10 +104,6 @@ def kill_after_first_rows(process: subprocess.Popen[str], folder: Path) -> None:
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)  # launched ranks too: of theirs, none gets to finish its group
     process.communicate()
-
-
-def ranks_of(number: int) -> list[str]:
-    return ["--trainer.devices", str(number)] + (["--trainer.strategy", "ddp"] if number > 1 else [])
 
 
 # The same command again, and another number of ranks: the configuration's hash does not know how many there are.
@@ -145,7 +133,7 @@ def test_killed_run_continues(
         assert sum(decoded) == ROWS - 6 * whole  # groups with all their rows were left alone
     else:
         process = launch("predict", "--config", path, *ranks_of(resumed))
-        out, err = process.communicate(timeout=LAUNCH_SECONDS * 2)
+        out, err = process.communicate(timeout=LAUNCH_SECONDS)
         assert process.returncode == 0, out + err
     assert not (tmp_path / "logs/run/version_1").exists()
     assert (folder / "DONE").exists()
@@ -160,10 +148,9 @@ def test_killed_run_continues(
 
 def test_two_ranks_equal_one(config: Config, dgd: Dgd, tmp_path: Path) -> None:
     path = config({"warmup": True})
-    two = launch("predict", "--config", path, "--trainer.strategy", "ddp", "--trainer.devices", "2",
-                 "--logs_dir", tmp_path / "two")  # fmt: skip
+    two = launch("predict", "--config", path, *ranks_of(2), "--logs_dir", tmp_path / "two")
     assert dgd("predict", "--config", path).code == 0
-    out, err = two.communicate(timeout=LAUNCH_SECONDS * 2)
+    out, err = two.communicate(timeout=LAUNCH_SECONDS)
     assert two.returncode == 0, out + err
     assert predictions(run_of(tmp_path, logs="two")) == predictions(run_of(tmp_path))
     assert out.count("run folder:") == 1

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import pytest
 from cli_tools import Config, chat_row, predictions, write_jsonl
 from fault_tools import Command, Weather, start, timed
+from fork_server import launched
 from judge_tools import KEY, judge_server, make_row
 
 from dgd_lightning import run_folder
@@ -121,11 +120,10 @@ def test_sigterm_ends_a_run_amid_a_group(config: Config, tmp_path: Path) -> None
     process = start(command)
     shard = run_folder.shard(logs / "run/version_0", 0)
     while not (shard.exists() and shard.stat().st_size):
-        assert process.is_alive(), command.said.read_text()
+        assert process.poll() is None, command.said.read_text()
         time.sleep(0.01)
     process.terminate()
-    process.join(20)
-    assert process.exitcode == 143, command.said.read_text()
+    assert process.wait(20) == 143, command.said.read_text()
     said = command.said.read_text()
     assert "Traceback" not in said
     assert "dgd: terminated; the same command continues an unfinished predict" in said
@@ -134,16 +132,16 @@ def test_sigterm_ends_a_run_amid_a_group(config: Config, tmp_path: Path) -> None
 
 def test_sigterm_ends_a_run_whose_exception_was_dropped() -> None:
     """As Python drops it amid a destructor: now and then, so here by hand."""
-    program = """if True:
-    import os, signal, time
-    from dgd_lightning.cli import _ended_by_sigterm
-    with _ended_by_sigterm():
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-        except SystemExit:
-            pass
-        time.sleep(60)
-    """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False)
+    program = """
+import os, signal, time
+from dgd_lightning.commands.signals import ended_by_sigterm
+with ended_by_sigterm():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except SystemExit:
+        pass
+    time.sleep(60)
+"""
+    ended = launched(code=program, timeout=50)
     assert ended.returncode == 143
     assert ended.stderr.startswith("dgd: terminated; the same command continues")

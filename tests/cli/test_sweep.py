@@ -6,8 +6,6 @@ import csv
 import io
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,18 +13,20 @@ from typing import Any
 import pytest
 import yaml
 from cli_tools import Config, Dgd, chat_row, check_error, write_jsonl
+from fork_server import launch
 from rich.console import Console
 
 from dgd_lightning.cli import main
+from dgd_lightning.commands.sweep import parse_options, read_setting
+from dgd_lightning.commands.trials import LOCK, Sweep, alone
 from dgd_lightning.errors import InputError
 from dgd_lightning.report.sweep_views import curve, leaders
-from dgd_lightning.sweep import LOCK, Sweep, alone, parse_options, read_setting
 
 ARMS = [
     {"name": "plain", "method": "speculative"},
     {"name": "adapted", "method": "speculative", "ttt": True},
 ]
-LAUNCH_SECONDS = 200  # to import everything twice on a crowded core
+LAUNCH_SECONDS = 200  # to import everything on a crowded core
 RANGE = {"model.ttt.lr": {"low": 0.001, "high": 0.1, "log": True}}
 
 
@@ -102,8 +102,7 @@ def test_a_killed_sweep_goes_on_and_its_best_runs(
     assert [row["trial"] for row in finished] == ["trial_000"]
 
     path = sweep_yaml(tmp_path, base)
-    command = [sys.executable, "-m", "dgd_lightning.cli", "sweep", "--config", str(path)]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = launch("sweep", "--config", path)
     deadline = time.monotonic() + LAUNCH_SECONDS
     while not list(folder.glob("trial_001/version_0/predictions*.jsonl")):  # the second trial is under way
         assert process.poll() is None, "the sweep ended by itself"

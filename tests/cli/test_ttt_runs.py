@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from cli_tools import Config, Dgd, TinyPair, chat_row, check_error, predictions, write_training
+from cli_tools import Config, Dgd, TinyPair, chat_row, check_error, predictions, ranks_of, write_training
+from fork_server import launched
 
 from dgd_lightning import TTTConfig, load_adapter, load_pair, ttt_adapt
 from dgd_lightning.data.contexts import parse_rows
@@ -83,18 +84,8 @@ def test_two_ranks_share_the_blocks_of_a_step(tiny_pair: TinyPair, tmp_path: Pat
         out = tmp_path / f"out{ranks}"
         data = {"path": str(text_file(tmp_path))}
         path = fit_yaml(tmp_path, tiny_pair, data, export_dir=str(out))
-        command = [
-            sys.executable,
-            "-m",
-            "dgd_lightning.cli",
-            "fit",
-            "--config",
-            str(path),
-            "--trainer.devices",
-            str(ranks),
-        ]
-        if ranks > 1:
-            command += ["--trainer.strategy", "ddp"]
+        # Real interpreters, where the other tests fork theirs.
+        command = [sys.executable, "-m", "dgd_lightning.cli", "fit", "--config", path, *ranks_of(ranks)]
         subprocess.run(command, check=True, timeout=LAUNCH_SECONDS, capture_output=True)
         adapters.append(load_adapter(out).weights)
     one, two = adapters
@@ -148,9 +139,7 @@ def test_predict_on_two_ranks_gives_the_rows_of_one(config: Config, contexts: Pa
     )
     found = []
     for ranks in (1, 2):
-        command = [sys.executable, "-m", "dgd_lightning.cli", "predict", "--config", str(path), "--name", f"r{ranks}"]
-        command += ["--trainer.devices", str(ranks)] + (["--trainer.strategy", "ddp"] if ranks > 1 else [])
-        subprocess.run(command, check=True, timeout=LAUNCH_SECONDS, capture_output=True)
+        launched("predict", "--config", path, "--name", f"r{ranks}", *ranks_of(ranks)).check_returncode()
         found.append(predictions(tmp_path / "logs" / f"r{ranks}" / "version_0"))
     for rows in found:
         for row in rows:
@@ -207,9 +196,7 @@ def test_two_ranks_rehearse_as_one(tmp_path: Path) -> None:
     found = []
     for ranks in (1, 2):
         path = lab_fit(tmp_path, tmp_path / f"out{ranks}")
-        command = [sys.executable, "-m", "dgd_lightning.cli", "fit", "--config", str(path)]
-        command += ["--trainer.devices", str(ranks)] + (["--trainer.strategy", "ddp"] if ranks > 1 else [])
-        subprocess.run(command, check=True, timeout=LAUNCH_SECONDS, capture_output=True)
+        launched("fit", "--config", path, *ranks_of(ranks)).check_returncode()
         trace = json.loads((tmp_path / f"out{ranks}" / "trace.json").read_text())
         found.append((trace["validation_texts"], trace["train_texts"], trace["scores"][0]))
         assert trace["losses"]

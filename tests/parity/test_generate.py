@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from reference_decoding import reference_speculative
 
 from dgd_lightning.decode.autoregressive import autoregressive_generate
-from dgd_lightning.decode.reference import reference_speculative
 from dgd_lightning.decode.speculative import speculative_generate
 from dgd_lightning.pair import Pair, load_pair
 

@@ -13,7 +13,16 @@ import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.table import Table
 
-from callbacks.adapt_metrics import AdaptMetrics, adaptation_table, collect, gain_of, gain_table, shared, twin
+from dgd_lightning.callbacks.adapt_metrics import (
+    AdaptMetrics,
+    adaptation_table,
+    collect,
+    gain_of,
+    gain_table,
+    shared,
+    twin,
+)
+from dgd_lightning.callbacks.prediction_writer import PredictionWriter
 from dgd_lightning.metrics.paired import Verified
 from dgd_lightning.modules.arms import Arm
 
@@ -174,7 +183,9 @@ def predict_ended(folder: Path, arms: list[Arm]) -> tuple[list[Table], Written]:
     """What the callback adds to a finished run."""
     logger, written = Mock(spec=TensorBoardLogger), Written()
     logger.experiment = written
-    trainer: Any = SimpleNamespace(log_dir=str(folder), is_global_zero=True, logger=logger)
+    writer = PredictionWriter()
+    writer.folder = folder
+    trainer: Any = SimpleNamespace(callbacks=[writer], is_global_zero=True, logger=logger)
     module: Any = SimpleNamespace(arms=arms, summary_tables=[])
     AdaptMetrics().on_predict_end(trainer, module)
     return module.summary_tables, written

@@ -9,25 +9,25 @@ from typing import Any
 
 import pytest
 
-from dgd_lightning.scoring.agreement import agreement, cohens_kappa
+from dgd_lightning.scoring.agreement import agreement, kappa
 
 
 def test_a_worked_example() -> None:
     # 50 proposals, two readers: 20 both yes, 5 and 10 split, 15 both no. p_o = 0.7, p_e = 0.5·0.6 + 0.5·0.4 = 0.5
     table = [("y", "y")] * 20 + [("y", "n")] * 5 + [("n", "y")] * 10 + [("n", "n")] * 15
     first, second = zip(*table, strict=True)
-    assert cohens_kappa(first, second) == pytest.approx(0.4, abs=1e-15)
+    assert kappa(first, second) == pytest.approx(0.4, abs=1e-15)
 
 
 def test_the_ends_of_the_scale() -> None:
-    assert cohens_kappa("yn", "yn") == 1.0
-    assert cohens_kappa("yn", "ny") == -1.0
-    assert cohens_kappa("yynn", "ynyn") == 0.0
-    assert cohens_kappa("yyy", "yyn") == 0.0  # one judge tells nothing apart
-    assert math.isnan(cohens_kappa("yyy", "yyy"))  # neither does: 0/0
-    assert math.isnan(cohens_kappa("", ""))
+    assert kappa("yn", "yn") == 1.0
+    assert kappa("yn", "ny") == -1.0
+    assert kappa("yynn", "ynyn") == 0.0
+    assert kappa("yyy", "yyn") == 0.0  # one judge tells nothing apart
+    assert math.isnan(kappa("yyy", "yyy"))  # neither does: 0/0
+    assert math.isnan(kappa("", ""))
     with pytest.raises(ValueError, match="shorter"):
-        cohens_kappa("yn", "y")
+        kappa("yn", "y")
 
 
 def _by_pairs(first: str, second: str) -> float:
@@ -44,11 +44,11 @@ def test_equals_a_count_over_all_pairs_and_statsmodels(seed: int) -> None:
     first = [rng.choice("yn") for _ in range(rng.randint(5, 60))]
     second = [one if rng.random() < 0.7 else rng.choice("yn") for one in first]
     first[:2], second[:2] = "yn", "yn"  # both tell something apart
-    kappa = cohens_kappa(first, second)
-    assert kappa == pytest.approx(_by_pairs("".join(first), "".join(second)), abs=1e-12)
+    found = kappa(first, second)
+    assert found == pytest.approx(_by_pairs("".join(first), "".join(second)), abs=1e-12)
     rater = pytest.importorskip("statsmodels.stats.inter_rater")
     table, _ = rater.to_table([["yn".index(a), "yn".index(b)] for a, b in zip(first, second, strict=True)])
-    assert kappa == pytest.approx(rater.cohens_kappa(table, return_results=False), abs=1e-12)
+    assert found == pytest.approx(rater.cohens_kappa(table, return_results=False), abs=1e-12)
 
 
 def _row(first: list[str] | None, second: list[str] | None) -> dict[str, Any]:
@@ -76,8 +76,8 @@ def test_rows_per_rubric_and_per_task() -> None:
     assert (found.tasks, found.rubrics) == (3, 5)
     assert found.task_share == pytest.approx(2 / 3)
     assert found.rubric_share == pytest.approx(4 / 5)
-    assert found.task_kappa == cohens_kappa([1, 0, 1], [0, 0, 1])
-    assert found.rubric_kappa == cohens_kappa("yynyy", "ynnyy")
+    assert found.task_kappa == kappa([1, 0, 1], [0, 0, 1])
+    assert found.rubric_kappa == kappa("yynyy", "ynnyy")
 
 
 def test_no_rows() -> None:

@@ -15,13 +15,14 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from callbacks.arm_stats import ArmStats, collect, speed_up
-from callbacks.clbench_scorer import CLBenchScorer
-from callbacks.curve import acceptance_figure, bar_line
-from callbacks.decode_metrics import histogram_tables, notes, summary_table
-from callbacks.fit_progress import FitProgress
-from callbacks.provenance import Provenance, git_state
 from dgd_lightning import run_folder
+from dgd_lightning.callbacks.arm_stats import ArmStats, collect, speed_up
+from dgd_lightning.callbacks.clbench_scorer import CLBenchScorer
+from dgd_lightning.callbacks.curve import acceptance_figure, bar_line
+from dgd_lightning.callbacks.decode_metrics import histogram_tables, notes, summary_table
+from dgd_lightning.callbacks.fit_progress import FitProgress
+from dgd_lightning.callbacks.prediction_writer import PredictionWriter
+from dgd_lightning.callbacks.provenance import Provenance, git_state
 from dgd_lightning.errors import InputError
 from dgd_lightning.jsonl import JsonLines
 
@@ -284,7 +285,9 @@ def test_scorer_leaves_rows_that_it_cannot_grade(tmp_path: Path) -> None:
         for i, value in enumerate(metadata)
     ]
     (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    trainer = SimpleNamespace(log_dir=str(tmp_path), is_global_zero=True, logger=None)
+    writer = PredictionWriter()
+    writer.folder = tmp_path
+    trainer = SimpleNamespace(callbacks=[writer], is_global_zero=True, logger=None)
     module = SimpleNamespace(summary_tables=[])
     CLBenchScorer().on_predict_end(trainer, module)  # type: ignore[arg-type]
     table, note = module.summary_tables

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from callbacks.case_studies import CaseStudies
+from dgd_lightning.callbacks.case_studies import CaseStudies
 from dgd_lightning.errors import InputError
+from dgd_lightning.grader import CHECK, checked, package_graders
 from dgd_lightning.metrics.divergence import TokenDivergence
-from dgd_lightning.report.case_studies import PAGE, choose, main, page
+from dgd_lightning.report import case_studies
+from dgd_lightning.report.case_studies import PAGE, Selection, main
 from dgd_lightning.report.text import visible
 
+VERDICT = partial(checked, graders=package_graders({}, least=CHECK, most=CHECK))
 HOSTILE = (
     "</pre></style><script>alert('1')</script>\" onmouseover=\"x() & <img src=x onerror=y>' "
     "\x00\x1b\x85\u202e\ud800 &amp;"
@@ -45,10 +49,19 @@ def divergence(tokens: list[str], changed: list[int], moved: list[float], top: l
     }
 
 
+def choose(rows: list[dict[str, Any]], limit: int) -> Selection:
+    return case_studies.choose(rows, limit, VERDICT)
+
+
+def page(title: str, rows: list[dict[str, Any]], selection: Selection) -> str:
+    return case_studies.page(title, rows, selection, VERDICT)
+
+
 def row(idx: str, arm: str, answer: str | None, **more: Any) -> dict[str, Any]:
     """A prediction row of a task that "red" solves."""
     checks = {"checks": [{"type": "contains", "value": "red"}], "prior": "novel", "prior_answer": None}
-    record = {"arm": arm, "method": "guided", "beta": 0.3, "readout": "draft", "tokens": 3, **more}
+    settings = {"beta": 0.3, "readout": "draft", **more.pop("settings", {})}
+    record = {"arm": arm, "method": "Guided", "settings": settings, "tokens": 3, **more}
     return {
         "idx": idx,
         "messages": [{"role": "user", "content": f"It is red.\n\nWhich colour is {idx}?"}],
@@ -131,7 +144,8 @@ def everywhere(text: str) -> list[dict[str, Any]]:
     """Rows with the text wherever a run can put it."""
     top = {"at": 0, "target": [[text, 0.7]], "readout": [[text, 0.9]], "guided": [[text, 0.6]]}
     record = divergence([text, "x"], [1, 0], [0.5, 0.0], [top])
-    hostile = row(text, text, text, divergence=record, readout={"class_path": f"a.{text}", "init_args": {text: text}})
+    readout = {"class_path": f"a.{text}", "init_args": {text: text}}
+    hostile = row(text, text, text, divergence=record, method=text, settings={"readout": readout, text: text})
     hostile["messages"] = [{"role": text, "content": text}, {"role": "user", "content": f"{text}\n\n{text}"}]
     hostile["rubrics"] = [text]
     hostile["metadata"].update({"context_id": text, "context_category": text, "sub_category": text})
@@ -139,9 +153,9 @@ def everywhere(text: str) -> list[dict[str, Any]]:
     foreign: dict[str, Any] = {"idx": "foreign", text: text, "messages": 5, "metadata": text, "model_output": text}
     foreign["dgd"] = {"arm": "plain", "tokens": 1}
     skipped = row(text, "skipped", None, skipped=text)
-    settings = {"beta": 0.3, "readout": {"class_path": f"a.{text}"}, "candidates": 50}
     answers = [{"text": text, "tokens": 3, "score": -1.5, "beta": 0.3, "stop_reason": text}] * 2
-    reranked = {"method": "rerank", "rank_by": text, "guidance": settings, "candidates": answers, "chosen": 1}
+    settings = {"readout": {"class_path": f"a.{text}"}, "rank_by": text}
+    reranked = {"method": "Rerank", "settings": settings, "answers": answers, "chosen": 1}
     best = row(text, "best", text, **reranked)
     odd = row("odd", "plain", text)
     odd["metadata"]["lab"] = {"checks": [{"type": text}, 5]}
@@ -167,27 +181,39 @@ def test_no_text_becomes_markup() -> None:
     assert "url(" not in text
 
 
-def test_candidates_of_a_reranked_answer_are_folded_below_it() -> None:
+def test_all_answers_among_which_one_was_chosen_are_folded_below_it() -> None:
     answers = [
         {"text": "red", "tokens": 3, "score": -2.5, "beta": 0.0, "stop_reason": "stop"},
         {"text": "blue", "tokens": 4, "score": -0.25, "beta": 0.3, "stop_reason": "length"},
         {"text": "black", "tokens": 4, "score": None, "beta": 0.5, "stop_reason": "stop"},
     ]
-    settings = {"beta": 0.1, "readout": "draft", "space": "probs", "candidates": 50, "plausibility": None}
-    reranked = {"method": "rerank", "rank_by": "blend", "num_candidates": 8, "betas": [0.0, 0.3, 0.5]}
-    best = row("t", "best", "blue", **reranked, guidance=settings, candidates=answers, chosen=1)
-    guided = row("t", "guided", "red", candidates=50)
+    settings = {"rank_by": "blend", "num_answers": None, "betas": [0.0, 0.3, 0.5], "beta": 0.1, "space": "probs"}
+    reranked = {"method": "Rerank", "settings": {**settings, "candidates": 50, "plausibility": None}}
+    best = row("t", "best", "blue", **reranked, answers=answers, chosen=1)
+    guided = row("t", "guided", "red", settings={"candidates": 50})
     text = page("run", [best, guided], choose([best, guided], 1))
     parsed = Parsed(text)
-    assert "3 candidates, of which number 2 was chosen" in parsed.text
+    assert "3 answers, of which number 2 was chosen" in parsed.text
     assert "✓ 1. score -2.5 · β 0 · 3 tokens · stop" in parsed.text
     assert "✗ 2. score -0.25 · β 0.3 · 4 tokens · length" in parsed.text
     assert "✗ 3. score −∞ · β 0.5" in parsed.text
-    assert text.index("<summary>3 candidates") > text.index('<div class="answer" dir="auto">blue')
-    assert (
-        "rank_by blend · betas [0.0, 0.3, 0.5] · beta 0.1 · readout draft · space probs · candidates 50" in parsed.text
-    )
-    assert parsed.text.count("candidates,") == 1  # the guided arm's are tokens
+    assert text.index("<summary>3 answers") > text.index('<div class="answer" dir="auto">blue')
+    assert parsed.text.count("answers, of which") == 1  # the guided arm has one answer
+
+
+def test_settings_are_shown_where_arms_differ() -> None:
+    lens = {"class_path": "dgd_lightning.decode.readouts.LogitLens", "init_args": {"layer": 3, "norm": None}}
+    rows = [
+        row("t", "guided", "red", settings={"space": "logits"}),
+        row("t", "lens", "red", settings={"readout": lens, "space": "probs"}, temperature=1.0, ttt={"kept": True}),
+        row("t", "zero", "red", settings={"beta": 0.0, "space": None}, temperature=0.0, ttt=None),
+    ]
+    text = Parsed(page("run", rows, choose(rows, 1))).text
+    assert "beta 0.3 · readout draft · space logits" in text
+    assert "beta 0.3 · readout LogitLens(layer=3) · space probs · temperature 1.0 · ttt True" in text
+    assert "beta 0.0 · readout draft1" in text.replace("\n", "")  # and nothing behind it: no space, no temperature
+    assert "Guided" not in text  # which all are
+    assert "method Guided · beta 0.3" in Parsed(page("run", rows[:1], choose(rows[:1], 1))).text
 
 
 def test_visible_keeps_what_can_be_seen() -> None:

@@ -19,7 +19,7 @@ import pytest
 from attack_programs import FINDERS, FORGERS, HARMFUL, WRONG
 
 from dgd_lightning.scoring import sandbox
-from dgd_lightning.scoring.code import CodeGrader
+from dgd_lightning.scoring.code_grader import CodeGrader
 from dgd_lightning.scoring.sandbox import Limits
 from dgd_lightning.types import Score
 
@@ -128,7 +128,7 @@ def test_nothing_outlives_a_killed_grader(namespaces: str, tmp_path: Path) -> No
     script = (
         "import json, pathlib, sys\nfrom dgd_lightning.scoring import sandbox\n"
         f"sandbox.JAIL = pathlib.Path({str(sandbox.JAIL)!r})\n"
-        "from dgd_lightning.scoring.code import CodeGrader\n"
+        "from dgd_lightning.scoring.code_grader import CodeGrader\n"
         f"grader = CodeGrader(allow_code_execution=True, namespaces={namespaces})\n"
         "grader.grade(*json.loads(sys.argv[1]))"
     )

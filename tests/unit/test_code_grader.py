@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from dgd_lightning.errors import InputError
-from dgd_lightning.scoring.code import OPT_IN, CodeGrader, mbpp_task
+from dgd_lightning.scoring.code_grader import OPT_IN, CodeGrader, mbpp_task
 from dgd_lightning.scoring.jail.completion import find_program
 from dgd_lightning.scoring.jail.wire import decode, encode
 from dgd_lightning.scoring.sandbox import Limits

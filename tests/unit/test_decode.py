@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import torch
 from decode_tools import dial, random_prompts, tokens_of
+from host_waits import HostWaits
+from reference_decoding import reference_autoregressive, reference_speculative
 from tiny import make_draft, make_pair, make_target
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgd_lightning.decode import engine, speculative
 from dgd_lightning.decode.autoregressive import autoregressive_generate
 from dgd_lightning.decode.random_source import ACCEPT, DRAFT, TARGET, RandomTable, Stream, random_table
-from dgd_lightning.decode.reference import reference_autoregressive, reference_speculative
 from dgd_lightning.decode.sampling import sampling_params
 from dgd_lightning.decode.speculative import speculative_generate
 from dgd_lightning.errors import InputError
@@ -319,70 +317,6 @@ def test_a_long_row_beside_a_short_one() -> None:
     assert reference.tokens == plain[1].tokens.tolist()[:4]
 
 
-class HostOperations(TorchDispatchMode):
-    """Notes what makes the host wait: reads of single values, and operations whose result size depends on data."""
-
-    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "_unique2", "is_nonzero")
-
-    def __init__(self, seen: list[str]) -> None:
-        super().__init__()
-        self.seen = seen
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        by_mask = name in ("index", "index_put", "index_put_") and any(
-            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
-        )
-        if name in self.WAITING or by_mask:
-            self.seen.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-class HostReads(TorchFunctionMode):
-    """Notes calls that bring a tensor to the host: on the CPU, where these tests run, no operation tells of them."""
-
-    READS = ("tolist", "cpu", "numpy", "__array__", "item", "__bool__", "__int__", "__float__", "__index__")
-
-    def __init__(self, seen: list[str]) -> None:
-        super().__init__()
-        self.seen = seen
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        # a device object may be the target's own, which is the CPU here; a name is written out
-        named = [value for value in (*args[1:], *(kwargs or {}).values()) if isinstance(value, str)]
-        if name in self.READS or (name == "to" and "cpu" in named):
-            self.seen.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-class HostWords:
-    """What makes the host wait inside the block, but for ``engine.to_host``, whose calls are counted."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.seen: list[str] = []
-        self.told = 0
-        to_host = engine.to_host
-
-        def counted(values: Tensor) -> list[Any]:
-            self.told += 1
-            before = len(self.seen)
-            words = to_host(values)
-            del self.seen[before:]
-            return words
-
-        monkeypatch.setattr(engine, "to_host", counted)
-
-    def __enter__(self) -> HostWords:
-        self.stack = ExitStack()
-        self.stack.enter_context(HostOperations(self.seen))
-        self.stack.enter_context(HostReads(self.seen))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stack.close()
-
-
 def count_waits(new: int, monkeypatch: pytest.MonkeyPatch, **knobs: Any) -> tuple[list[str], int, int]:
     """(waits that are not ``to_host``, calls of it, cycles) of one run."""
     pair, prompts, cycles = make_pair(block_size=4), random_prompts(3, seed=8), [0]
@@ -390,16 +324,16 @@ def count_waits(new: int, monkeypatch: pytest.MonkeyPatch, **knobs: Any) -> tupl
     def on_progress(_: engine.Progress) -> None:
         cycles[0] += 1
 
-    with monkeypatch.context() as patches, HostWords(patches) as host:
+    with monkeypatch.context() as patches, HostWaits(patches) as host:
         speculative_generate(pair, prompts, max_new_tokens=new, seed=0, on_progress=on_progress, **knobs)
-    return host.seen, host.told, cycles[0]
+    return host.seen, host.synchronised, cycles[0]
 
 
 @pytest.mark.parametrize("knobs", [{}, {"temperature": 1.0}, {"scheme": "exact_match", **KNOBS}])
-def test_one_host_word_per_cycle(knobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    few, words, cycles = count_waits(20, monkeypatch, **knobs)
+def test_one_synchronisation_per_cycle(knobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    few, synchronised, cycles = count_waits(20, monkeypatch, **knobs)
     assert cycles > 5
-    assert words == cycles
+    assert synchronised == cycles
     many, *_ = count_waits(40, monkeypatch, **knobs)
     assert len(many) == len(few), many  # whatever else waits does so once per call, not per cycle
 

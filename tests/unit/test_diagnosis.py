@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from callbacks.diagnosis import ALL, Diagnosis, diagnose, summary
-from callbacks.diagnostic_figures import figures
+from dgd_lightning.callbacks.diagnosis import ALL, Diagnosis, diagnose, summary
+from dgd_lightning.callbacks.diagnostic_figures import figures
 from dgd_lightning.metrics.diagnosis import (
     Reader,
     Wins,

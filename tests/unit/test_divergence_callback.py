@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from callbacks.divergence import DivergenceMetrics, class_table, divergence_tables
-from callbacks.divergence_stats import COLUMNS, EDGES, RANKS, ArmDivergence, collect
-from callbacks.divergence_views import LINES, WIDTH, position_figure, text_image
-from callbacks.prediction_writer import PredictionWriter
+from dgd_lightning.callbacks.divergence import DivergenceMetrics, class_table, divergence_tables
+from dgd_lightning.callbacks.divergence_stats import COLUMNS, EDGES, RANKS, ArmDivergence, collect
+from dgd_lightning.callbacks.divergence_views import LINES, WIDTH, position_figure, text_image
+from dgd_lightning.callbacks.prediction_writer import PredictionWriter
 from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.divergence import TokenDivergence, token_class
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from judge_tools import KEY, judge_server, make_judge, make_row
 
+from dgd_lightning.commands.score import main
 from dgd_lightning.errors import InputError
-from dgd_lightning.score import main
-from dgd_lightning.scoring.as_graded import AsGraded
 from dgd_lightning.scoring.error_judge import Classified
-from dgd_lightning.scoring.judge_reply import UnreadableReply, read_error_class
+from dgd_lightning.scoring.given_grader import AsGraded
+from dgd_lightning.scoring.judge_text import UnreadableReply, read_error_class
 from dgd_lightning.scoring.score_run import score_rows, source
 from dgd_lightning.types import Score
 

@@ -22,8 +22,8 @@ from dgd_lightning.data.rows import Row
 from dgd_lightning.data.subset import Subset
 from dgd_lightning.data.tasks import TaskData, context_of
 from dgd_lightning.errors import InputError
-from dgd_lightning.scoring.code import CodeGrader
-from dgd_lightning.scoring.mathematics import MathGrader
+from dgd_lightning.scoring.code_grader import CodeGrader
+from dgd_lightning.scoring.math_grader import MathGrader
 from dgd_lightning.types import Task
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -10,10 +10,10 @@ import pytest
 
 import dgd_lightning
 from dgd_lightning.errors import InputError
-from dgd_lightning.scoring.code import CodeGrader
-from dgd_lightning.scoring.grader import grader_for
-from dgd_lightning.scoring.lab import LabGrader
-from dgd_lightning.scoring.mathematics import MathGrader
+from dgd_lightning.grader import grader_for, package_graders
+from dgd_lightning.lab.grader import LabGrader
+from dgd_lightning.scoring.code_grader import CodeGrader
+from dgd_lightning.scoring.math_grader import MathGrader
 
 LAB = {
     "messages": [],
@@ -44,6 +44,22 @@ def test_any_row_can_be_looked_at(row: dict[str, object]) -> None:
     assert not any(grader.takes(row) for grader in (LabGrader(), MathGrader(), CodeGrader()))
 
 
+OPTIONS = {"judge": None, "allow_code_execution": False, "code_workers": 1, "math_workers": 3, "regrade": False}
+
+
+def test_the_packages_graders_are_found_the_cheapest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
+
+    def names(**options: object) -> list[str]:
+        return [grader.name for grader in package_graders({**OPTIONS, **options})]
+
+    assert names() == ["as graded", "lab", "code", "math", "no judge"]
+    assert names(regrade=True) == ["lab", "code", "math", "no judge"]
+    assert names(leave=True) == ["as graded", "lab", "math"]
+    assert names(leave=True, allow_code_execution=True) == ["as graded", "lab", "code", "math"]
+    assert [grader.workers for grader in package_graders(OPTIONS)] == [1, 1, 1, 3, 1]
+
+
 def test_lab() -> None:
     assert LabGrader().grade(LAB, "Ora lives.")[:3] == (1.0, ["yes", "yes"], "every rubric holds")
     assert LabGrader().grade(LAB, "Ora lives")[:3] == (0.0, ["yes", "no"], "one sentence")
@@ -51,9 +67,9 @@ def test_lab() -> None:
 
 def test_scoring_needs_no_torch() -> None:
     """`dgd score` starts fast, and where there is no torch at all."""
-    modules = ["grader", "lab", "mathematics", "code"]
+    modules = ["grader", "lab.grader", "scoring.math_grader", "scoring.code_grader"]
     script = (
         "import sys\nfor name in ('torch', 'lightning', 'transformers', 'numpy', 'sympy'): sys.modules[name] = None\n"
-        + "".join(f"import dgd_lightning.scoring.{name}\n" for name in modules)
+        + "".join(f"import dgd_lightning.{name}\n" for name in modules)
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(dgd_lightning.__file__).parents[1])

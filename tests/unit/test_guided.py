@@ -19,7 +19,7 @@ from guided_tools import (
     ragged,
     readout_of,
 )
-from test_decode import HostWords
+from host_waits import HostWaits
 from tiny import make_pair
 from torch import Tensor
 
@@ -429,8 +429,8 @@ def test_an_adapted_draft() -> None:
     assert tokens_of(guided_generate(pair, prompts, **knobs)) == plain  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("readout", ["draft", "without"])
-def test_one_host_word_per_cycle(readout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("readout", ["draft", "without", "noise", "entropy", "ablated"])
+def test_one_synchronisation_per_cycle(readout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pair, prompts = make_pair(block_size=4), random_prompts(3, seed=8)
     seen, cycles = [], [0]
 
@@ -439,10 +439,10 @@ def test_one_host_word_per_cycle(readout: str, monkeypatch: pytest.MonkeyPatch) 
 
     for new in (12, 24):
         cycles[0] = 0
-        with monkeypatch.context() as patches, HostWords(patches) as host:
+        with monkeypatch.context() as patches, HostWaits(patches) as host:
             mine = readout_of(readout, pair, prompts)
             guided_generate(pair, prompts, beta=0.4, readout=mine, max_new_tokens=new, on_progress=on_progress)
-        assert host.told == cycles[0] > 3
+        assert host.synchronised == cycles[0] > 3
         seen.append(host.seen)
     assert len(seen[0]) == len(seen[1]), seen[1]
 

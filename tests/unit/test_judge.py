@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from judge_tools import KEY, expected, judge_server, make_judge, make_row
 
-from dgd_lightning.report_command import main as report
-from dgd_lightning.scoring.judge import RubricJudge
+from dgd_lightning.commands.report import main as report
+from dgd_lightning.scoring.rubric_grader import RubricJudge
 from dgd_lightning.types import Score
 
 FAULTS = [
@@ -262,5 +262,7 @@ def test_rows_it_takes() -> None:
 
 
 def test_the_judge_starts_without_torch() -> None:
-    code = "import sys, dgd_lightning.scoring.judge as j; sys.exit('torch' in sys.modules or 'openai' in sys.modules)"
+    code = (
+        "import sys, dgd_lightning.scoring.rubric_grader\nsys.exit('torch' in sys.modules or 'openai' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from judge_tools import KEY, expected, judge_server, make_judge, make_row
 
+from dgd_lightning.commands.score import main as score
 from dgd_lightning.errors import InputError
-from dgd_lightning.score import main as score
 from dgd_lightning.scoring.judge_config import JudgeModel
 from dgd_lightning.scoring.judge_failures import retry_after
 from dgd_lightning.scoring.score_run import score_rows, source

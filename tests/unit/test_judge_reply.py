@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from dgd_lightning.scoring.judge_prompt import fill, read_template, rubric_texts
-from dgd_lightning.scoring.judge_reply import UnreadableReply, Verdict, read_verdict
+from dgd_lightning.scoring.judge_text import UnreadableReply, Verdict, fill, read_template, read_verdict, rubric_texts
 
 GOOD = {"Grading Rationale": "why", "List of Requirement Satisfaction Status": ["yes", "no"], "Overall Score": 0}
 VERDICT = Verdict(0, ["yes", "no"], "why")

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from fork_server import Launched, launch, launched
 from judge_tools import KEY, JudgeServer, expected, judge_server, make_row
 
 CHILD = """
 import json, sys
 from concurrent.futures import ThreadPoolExecutor
-sys.path.insert(0, sys.argv[4])
+from fork_server import Launched, launch, launched
 from judge_tools import make_judge, make_row
 judge = make_judge(sys.argv[1], sys.argv[2], timeout=5.0)
 rows = [make_row(number) for number in range(int(sys.argv[3]))]
@@ -28,15 +27,16 @@ judge.close()
 ROWS, THREADS = 40, 4
 
 
-def start(server: JudgeServer, cache: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OPENAI_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}
-    command = [sys.executable, "-c", CHILD, server.url, str(cache), str(ROWS), str(Path(__file__).parents[1])]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+ENVIRONMENT = {**os.environ, "OPENAI_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}
 
 
-def result(child: subprocess.Popen[str]) -> dict[str, Any]:
-    out, _ = child.communicate(timeout=120)
-    assert child.returncode == 0
+def start(server: JudgeServer, cache: Path) -> Launched:
+    return launch(server.url, cache, str(ROWS), code=CHILD, env=ENVIRONMENT)
+
+
+def result(child: Launched) -> dict[str, Any]:
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == 0, err
     return json.loads(out)
 
 
@@ -85,14 +85,11 @@ def test_two_processes_at_once_share_their_verdicts(tmp_path: Path) -> None:
 def test_ctrl_c_does_not_wait_for_the_judge(tmp_path: Path) -> None:
     rows = tmp_path / "answers.jsonl"
     rows.write_text("".join(json.dumps(make_row(number)) + "\n" for number in range(ROWS)))
-    environment = {**os.environ, "OPENAI_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}
     with judge_server() as server:
-        command = [sys.executable, "-m", "dgd_lightning.cli", "score", str(rows), "--judge.model=fair"]
+        command = ["score", str(rows), "--judge.model=fair"]
         command += [f"--judge.base_url={server.url}", f"--judge.cache={tmp_path / 'v.jsonl'}", "--judge.workers=4"]
         server.delay_from = 10  # the first nine get an answer
-        # Shells have programs in the background ignore SIGINT, and children inherit that.
-        child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
+        child = launch(*command, env=ENVIRONMENT)
         stored = time.monotonic()
         while len(server.prompts) < 13:
             assert child.poll() is None
@@ -106,7 +103,8 @@ def test_ctrl_c_does_not_wait_for_the_judge(tmp_path: Path) -> None:
         assert "Traceback" not in told
         assert told.strip().splitlines()[-1].startswith("dgd: interrupted; the same command continues")
         server.delay_from = None
-        again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=True)
+        again = launched(*command, env=ENVIRONMENT)
+        again.check_returncode()
     assert "Traceback" not in again.stderr
     scores = [json.loads(line)["score"] for line in (tmp_path / "answers_graded.jsonl").read_text().splitlines()]
     assert scores == [expected(make_row(number))[0] for number in range(ROWS)]

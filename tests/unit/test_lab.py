@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from callbacks.provenance import Provenance
+from dgd_lightning.callbacks.provenance import Provenance
 from dgd_lightning.errors import InputError
 from dgd_lightning.lab.checks import grade, reverted_to_prior
 from dgd_lightning.lab.contexts import LabContexts

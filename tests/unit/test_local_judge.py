@@ -14,10 +14,10 @@ import torch
 from judge_tools import expected, good_reply, make_row
 
 from dgd_lightning.errors import InputError
-from dgd_lightning.scoring.endpoint import Effort, NoAnswer, Reply
-from dgd_lightning.scoring.judge import RubricJudge
 from dgd_lightning.scoring.judge_config import JudgeConfig, JudgeModel
 from dgd_lightning.scoring.local_judge import LocalEndpoint
+from dgd_lightning.scoring.one_judge import Effort, NoAnswer, Reply
+from dgd_lightning.scoring.rubric_grader import RubricJudge
 
 
 def test_greedy_replies_equal_a_loop_of_forwards() -> None:

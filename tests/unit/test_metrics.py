@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from dgd_lightning.metrics import AcceptanceLength, AcceptanceRate, acceptance_rates, length_histogram, tau
+from dgd_lightning.metrics.acceptance import AcceptanceLength, AcceptanceRate
+from dgd_lightning.metrics.functional import acceptance_rates, length_histogram, tau
 
 K = 6
 

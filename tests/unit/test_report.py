@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
+from dgd_lightning.commands.report import main
 from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.paired import Difference
 from dgd_lightning.report.pictures import Line, intervals
 from dgd_lightning.report.runs import read_runs, study
 from dgd_lightning.report.text import visible
 from dgd_lightning.report.verdict import verdict
-from dgd_lightning.report_command import main
 from dgd_lightning.scoring.graded import Graded, Versus
 from dgd_lightning.scoring.statistics import Comparison, Pair, compare
 from dgd_lightning.scoring.summary import Compared
@@ -108,13 +108,13 @@ def test_rows_as_others_write_them(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def our_row(task: int, arm: str, score: int | None, **changes: Any) -> dict[str, Any]:
     """A row of a run, graded by `dgd score`."""
-    method, control = ("guided", None) if arm == "guided" else ("guided", "guided")
-    record = {
+    record: dict[str, Any] = {
         "arm": arm,
-        "method": "autoregressive" if arm == "plain" else method,
+        "method": "Autoregressive" if arm == "plain" else "Guided",
+        "lossless": arm == "plain",
         "prompt_tokens": 3000 + 3000 * (task % 2),
     }
-    record |= {"control_of": control if arm == "noise" else None, "grading": {}, "grader": "rubric_judge"}
+    record |= {"control_of": "guided" if arm == "noise" else None, "grading": {}, "grader": "rubric_judge"}
     status = ["yes" if score else "no"]
     return {**foreign_row(task, status, score=score), "dgd": record, **changes}
 
@@ -331,7 +331,7 @@ def test_a_picture_s_places_follow_its_numbers() -> None:
 
 
 def test_the_report_starts_without_torch() -> None:
-    code = "import sys, dgd_lightning.report_command as r; r.parse_options(['x']); sys.exit('torch' in sys.modules)"
+    code = "import sys, dgd_lightning.commands.report as r; r.parse_options(['x']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

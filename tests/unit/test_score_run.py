@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fork_server import launch, launched
 
 from dgd_lightning.cli import main
 from dgd_lightning.errors import InputError
-from dgd_lightning.scoring.grader import Grader
+from dgd_lightning.grader import Grader
 from dgd_lightning.scoring.score_file import read_scores
 from dgd_lightning.scoring.score_run import Counts, rows_of, score_rows, source, write_graded
 from dgd_lightning.types import Score
@@ -169,7 +167,7 @@ class Slow(Echo):
         return super().grade(row, answer)
 
 where = source(sys.argv[1])
-print("started", flush=True)
+open(sys.argv[2], "w").close()
 write_graded(where, score_rows(where, [Slow()]))
 """
 
@@ -179,23 +177,23 @@ def test_killed_again_and_again_it_ends_as_if_never_killed(tmp_path: Path) -> No
     undisturbed = source(write_rows(tmp_path / "undisturbed" / "answers.jsonl"))
     write_graded(undisturbed, score_rows(undisturbed, [Echo()]))
     where = source(write_rows(tmp_path / "answers.jsonl"))
-    command = [sys.executable, "-c", CHILD, str(where.rows)]
-    environment = {"PYTHONPATH": ":".join([str(Path(__file__).parent), *sys.path]), "PATH": "/usr/bin:/bin"}
     kills = 0
     for attempt in range(12):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as child:
-            assert child.stdout is not None
-            child.stdout.readline()
-            time.sleep(0.005 * attempt)
-            child.send_signal(signal.SIGKILL)
-        if child.returncode == 0:
+        begun = tmp_path / f"begun{attempt}"
+        child = launch(where.rows, begun, code=CHILD)
+        while not begun.exists():
+            assert child.poll() is None
+            time.sleep(0.001)
+        time.sleep(0.005 * attempt)
+        child.kill()
+        if child.wait(60) == 0:
             break
         kills += 1
         if where.scores.exists() and attempt % 2:
             with where.scores.open("ab") as file:
                 file.write(b'{"idx": "t1", "arm": "ans')
     else:
-        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+        launched(where.rows, begun, code=CHILD).check_returncode()
     assert kills > 2
     write_graded(where, score_rows(where, [Echo()]))
     assert where.graded.read_bytes() == undisturbed.graded.read_bytes()

@@ -56,13 +56,13 @@ def test_a_readout_of_a_users_own_controls_nothing() -> None:
 
 def test_comparisons_leave_out_what_has_one_law() -> None:
     arms = [
-        ArmFacts("plain", "autoregressive", GREEDY, None),
-        ArmFacts("fast", "speculative", GREEDY, None),
-        ArmFacts("guided", "guided", GREEDY, None),
-        ArmFacts("noise", "guided", GREEDY, "guided"),
-        ArmFacts("warm", "speculative", WARM, None),
-        ArmFacts("warm guided", "guided", WARM, None),
-        ArmFacts("cold only", "guided", (0.5, None, None), None),
+        ArmFacts("plain", "Autoregressive", True, GREEDY, None),
+        ArmFacts("fast", "Speculative", True, GREEDY, None),
+        ArmFacts("guided", "Guided", False, GREEDY, None),
+        ArmFacts("noise", "Guided", False, GREEDY, "guided"),
+        ArmFacts("warm", "Speculative", True, WARM, None),
+        ArmFacts("warm guided", "Guided", False, WARM, None),
+        ArmFacts("cold only", "Guided", False, (0.5, None, None), None),
     ]
     assert comparisons(arms) == [
         Versus("guided", "plain", False),
@@ -72,7 +72,7 @@ def test_comparisons_leave_out_what_has_one_law() -> None:
         Versus("warm guided", "warm", False),
         Versus("cold only", "plain", False),
     ]
-    assert comparisons([ArmFacts("guided", "guided", GREEDY, None)]) == []
+    assert comparisons([ArmFacts("guided", "Guided", False, GREEDY, None)]) == []
 
 
 def graded(arm: str, scores: list[float | None]) -> list[Graded]:

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from callbacks.adapt_metrics import gain_table
+from dgd_lightning.callbacks.adapt_metrics import gain_table
 from dgd_lightning.metrics.paired import Difference, TauGain
 from dgd_lightning.report.print_tables import fitting, print_tables
 

@@ -149,7 +149,7 @@ def test_remote_code_is_never_run(folder: Path) -> None:
 
 
 def test_options_are_checked(folder: Path) -> None:
-    with pytest.raises(InputError, match="dtype: expected auto, float16"):
+    with pytest.raises(InputError, match="dtype: expected auto or float16"):
         load_target(folder, dtype="half")
     with pytest.raises(InputError, match="device: expected auto, cpu"):
         load_target(folder, device="gpu")

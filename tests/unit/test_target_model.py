@@ -165,7 +165,7 @@ def test_capacity_and_rows_are_checked() -> None:
         target.step(prompts(2, 1), torch.tensor([[8], [8]]), cache, max_length=9)
     with pytest.raises(InputError, match="2 rows"):
         target.step(prompts(1, 1), torch.tensor([[0]]), cache, max_length=1)
-    with pytest.raises(InputError, match="layers within 0…5, received 6"):
+    with pytest.raises(InputError, match="layer_ids: expected an integer from 0 to 5, received 6"):
         target.step(prompts(2, 1), torch.tensor([[0], [0]]), cache, max_length=1, layer_ids=(6,))
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from dgd_lightning.grader import ERROR_CLASSES
 from dgd_lightning.lab.checks import grade
+from dgd_lightning.lab.grader import LabGrader, lab_error
 from dgd_lightning.lab.rows import eval_rows
 from dgd_lightning.report.solve_rates import transition_table
-from dgd_lightning.scoring.graded import Graded, Versus, graded_by_program
-from dgd_lightning.scoring.lab import LabGrader
+from dgd_lightning.scoring.given_grader import AsGraded
+from dgd_lightning.scoring.graded import Graded, Versus, read_graded
+from dgd_lightning.scoring.score_run import rows_of, score_rows, source, write_graded
 from dgd_lightning.scoring.summary import compared, summary
-from dgd_lightning.scoring.taxonomy import CLASSES, lab_error
 from dgd_lightning.scoring.transitions import transitions
+from dgd_lightning.types import Score
 
 
 def value_row(*, prior: str = "contradict", stop: str = "stop") -> dict[str, Any]:
@@ -132,9 +137,32 @@ def test_the_lab_grader_names_a_class_only_of_what_failed() -> None:
     row = value_row()
     assert LabGrader().grade(row, "The hare eats nettles.").details is None
     assert LabGrader().grade(row, "The hare eats crabs.").details == {"error_class": "context_ignored"}
-    program = graded_by_program({**row, "idx": "a", "model_output": "The hare eats crabs."})
-    assert program is not None
-    assert program.score == 0.0
+    assert LabGrader().grade(row, "The hare eats crabs.").value == 0.0
+
+
+def test_a_lab_answer_that_came_with_a_score_gets_the_labs_remarks(tmp_path: Path) -> None:
+    """Those of a run scored before remarks were kept, too."""
+    given = {"score": 0, "requirement_status": [], "grading_rationale": "by hand", "model_output": "It eats crabs."}
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps({**value_row(), **given, "idx": "a"}) + "\n")
+    where = source(path)
+    for graders in ([AsGraded()], [AsGraded(), LabGrader()], [AsGraded(), LabGrader()]):
+        (record,) = score_rows(where, graders).values()
+        remarks = {"error_class": "context_ignored", "reverted_to_prior": True} if len(graders) > 1 else None
+        assert (record.grader, record.details) == ("as graded", remarks)
+    write_graded(where, {("a", "answers"): record})
+    (one,), _ = read_graded(rows_of(where.graded))
+    assert (one.reverted, one.error_class) == (True, "context_ignored")
+
+
+def test_remarks_of_the_lab() -> None:
+    failed, solved = Score(0.0, [], ""), Score(1.0, [], "")
+    contradicted = "The hare eats crabs."
+    assert LabGrader().remarks(value_row(), "The hare eats nettles.", solved) == {"reverted_to_prior": False}
+    assert LabGrader().remarks(value_row(prior="agree"), contradicted, failed) == {"error_class": "other"}
+    odd = value_row()
+    odd["metadata"]["lab"]["checks"] = [5]
+    assert LabGrader().remarks(odd, contradicted, failed) == {}
 
 
 def graded(arm: str, *outcomes: str | None) -> list[Graded]:
@@ -142,7 +170,7 @@ def graded(arm: str, *outcomes: str | None) -> list[Graded]:
     found = []
     for number, outcome in enumerate(outcomes):
         score = None if outcome is None else float(outcome == "solved")
-        error = outcome if outcome in CLASSES else None
+        error = outcome if outcome in ERROR_CLASSES else None
         found.append(Graded(str(number), arm, f"c{number}", "", "", score, (0, 0), None, error_class=error))
     return found
 

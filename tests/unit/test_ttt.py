@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fork_server import launched
 from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from tiny import make_pair
 from torch import Tensor
@@ -113,9 +112,8 @@ def test_disabled_reset_and_load_in_place() -> None:
 
 
 def test_a_second_context_is_adapted_as_in_a_fresh_process(tmp_path: Path) -> None:
-    here = Path(__file__).parent
     script = (
-        "import sys, torch; sys.path[:0] = sys.argv[2:]; torch.set_num_threads(1)\n"
+        "import sys\n"
         "from test_ttt import config, context\nfrom tiny import make_pair\n"
         "from dgd_lightning import save_adapter, ttt_adapt\n"
         "save_adapter(ttt_adapt(make_pair(), context(seed=2), config()).adapter, sys.argv[1])\n"
@@ -124,8 +122,7 @@ def test_a_second_context_is_adapted_as_in_a_fresh_process(tmp_path: Path) -> No
     ttt_adapt(pair, context(seed=1), config(seed=9))
     torch.manual_seed(1234)  # the global generator plays no part
     second = ttt_adapt(pair, context(seed=2), config()).adapter
-    command = [sys.executable, "-c", script, str(tmp_path), str(here), str(here.parent)]
-    subprocess.run(command, check=True, timeout=120)
+    launched(tmp_path, code=script).check_returncode()
     fresh = load_adapter(tmp_path)
     assert second.weights.keys() == fresh.weights.keys()
     for key, weight in second.weights.items():

@@ -86,7 +86,7 @@ def test_after_a_round_the_cache_is_that_of_the_changed_draft(monkeypatch: pytes
             fresh = self.new_cache(1, cache.capacity)
             extend(self, fresh, features, positions)
             end = features.shape[1]
-            seen.append((cache.slots[0].keys[:, :, :end].clone(), fresh.slots[0].keys[:, :, :end].clone()))
+            seen.append((cache.buffers[0].keys[:, :, :end].clone(), fresh.buffers[0].keys[:, :, :end].clone()))
 
     monkeypatch.setattr(DFlashDraft, "extend", spy)
     speculative_generate(pair, [ids], max_new_tokens=40, online=online())

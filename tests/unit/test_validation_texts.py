@@ -174,7 +174,7 @@ def test_so_many_are_written_together_as_copies_fit(monkeypatch: pytest.MonkeyPa
     config = TTTConfig(validation_texts=5, train_texts=2)
     planned = plan(pair, len(context), config)
     prefix = prefix_of(pair, context, planned.capacity)
-    held = (slot for cache in (prefix.cache, prefix.draft_cache) for slot in cache.slots)
+    held = (slot for cache in (prefix.cache, prefix.draft_cache) for slot in cache.buffers)
     row = sum(part.nbytes for slot in held for part in (slot.keys, slot.values))  # both caches have one row
     for bytes_, expected in ((10 * row, 7), (3 * row, 3), (3 * row - 1, 2), (0, 1)):
         monkeypatch.setattr(validation_texts, "COPIES", bytes_)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fork_server import launch
 
 from dgd_lightning.scoring.verdicts import VerdictFile, content_key
 
@@ -80,7 +79,7 @@ def test_threads_and_processes_write_whole_lines(tmp_path: Path) -> None:
         "for n in range(60): file.put(f'{sys.argv[2]}{n}', "
         "{'score': 1, 'status': ['yes'] * 50, 'rationale': 'x' * 20000})"
     )
-    children = [subprocess.Popen([sys.executable, "-c", code, str(path), name]) for name in ("p", "q")]
+    children = [launch(path, name, code=code) for name in ("p", "q")]
     file = VerdictFile(path, "judge.cache")
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda number: file.put(f"t{number}", record(number)), range(100)))

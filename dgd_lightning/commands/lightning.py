@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from callbacks import (
+from dgd_lightning.callbacks import (
     AdaptMetrics,
     DecodeMetrics,
     DecodeProgress,
@@ -33,8 +33,7 @@ from dgd_lightning.modules.diagnostic import Diagnostic
 from dgd_lightning.modules.export import require_writable
 from dgd_lightning.run_folder import PROVENANCE, choose_version, config_hash, discard_start
 
-ROOMS = ("data", "decode", "modules", "lab")
-PLUGIN_PACKAGES = (*(f"dgd_lightning.{room}" for room in ROOMS), "callbacks")
+PLUGIN_PACKAGES = tuple(f"dgd_lightning.{room}" for room in ("data", "decode", "modules", "lab", "callbacks"))
 
 
 def import_plugins() -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from dgd_lightning.errors import InputError
+from dgd_lightning.grader import ASK, Grader
 from dgd_lightning.scoring.error_judge import ErrorJudge
-from dgd_lightning.scoring.grader import Grader
+from dgd_lightning.scoring.judge_client import OpenAIEndpoint
 from dgd_lightning.scoring.judge_config import JudgeConfig, JudgeModel
-from dgd_lightning.scoring.judge_prompt import fill, read_template, rubric_texts
-from dgd_lightning.scoring.judge_reply import read_verdict
-from dgd_lightning.scoring.one_judge import Answer, OneJudge, Question, endpoint_of
+from dgd_lightning.scoring.judge_text import fill, read_template, read_verdict, rubric_texts
+from dgd_lightning.scoring.one_judge import Answer, Endpoint, OneJudge, Question
 from dgd_lightning.scoring.verdicts import VerdictFile, content_key
 from dgd_lightning.types import Score
 
@@ -28,7 +29,7 @@ class RubricJudge(Grader):
         InputError: settings that can't work, an unusable prompt file, or a file of verdicts that can't be written.
     """
 
-    name = "rubric_judge"
+    name, cost = "rubric_judge", ASK
 
     def __init__(self, config: JudgeConfig) -> None:
         config.check("judge")
@@ -49,8 +50,13 @@ class RubricJudge(Grader):
                     hint="use another model or other sampling",
                 )
 
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Grader | None:
+        if options["judge"] is None:
+            return None if options.get("leave") else NoJudge()
+        return cls(options["judge"])
+
     def takes(self, row: dict[str, Any]) -> bool:
-        """See `Grader.takes`."""
         return bool(rubric_texts(row.get("rubrics")))
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
@@ -74,7 +80,6 @@ class RubricJudge(Grader):
         return score._replace(details={**(score.details or {}), "second": second})
 
     def fingerprint(self) -> dict[str, Any]:
-        """See `Grader.fingerprint`."""
         found = {
             "grader": self.name,
             "prompt": content_key(self._template)[:16],
@@ -94,21 +99,50 @@ class RubricJudge(Grader):
         return self._errors
 
     def stop(self) -> None:
-        """See `Grader.stop`."""
         for judge in filter(None, (self._first, self._second)):
             judge.stop()
 
     def close(self) -> None:
-        """See `Grader.close`."""
         for judge in filter(None, (self._first, self._second)):
             judge.close()
         self._verdicts.close()
 
     def _judge(self, settings: JudgeModel, argument: str) -> OneJudge:
-        return OneJudge(settings, endpoint_of(settings, argument), self._asks, self._verdicts)
+        endpoint: Endpoint
+        if settings.local:
+            from dgd_lightning.scoring.local_judge import LocalEndpoint  # torch: only for those whose judge is local
+
+            endpoint = LocalEndpoint(settings, argument)
+        else:
+            endpoint = OpenAIEndpoint(settings, argument)
+        return OneJudge(settings, endpoint, self._asks, self._verdicts)
 
 
 def _score(answer: Answer) -> Score:
     if (record := answer.record) is None:
         return Score(None, [], answer.failure, answer.details)
     return Score(float(record["score"]), list(record["status"]), record["rationale"], answer.details)
+
+
+class NoJudge(Grader):
+    """Says that a judge is missing where rows need one."""
+
+    name, cost = "no judge", ASK
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> None:
+        """Only `RubricJudge` makes one."""
+
+    def takes(self, row: dict[str, Any]) -> bool:
+        return bool(row.get("rubrics"))
+
+    def grade(self, row: dict[str, Any], answer: str) -> Score:
+        raise InputError(
+            "judge",
+            expected="a judge, for rows with rubrics that no program checks",
+            received="none",
+            hint="name one with --judge.model (and --judge.base_url, OPENAI_API_KEY), see docs/scoring.md",
+        )
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {}

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
+from dgd_lightning.commands.errors import parsed
 from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
 from dgd_lightning.report.print_tables import plain_console, print_tables
@@ -78,12 +79,7 @@ def parse_options(argv: list[str]) -> Namespace:
     parser.add_argument("--common", type=bool, default=False, help="compare over the tasks that all runs have")
     parser.add_argument("--against", type=str | None, default=None, help="arm that all others are compared with")
     parser.add_argument("--out", type=str | None, default=None, help="folder; else that of a single run, or this one")
-    try:
-        return parser.parse_args(argv)
-    except ArgumentError as error:
-        from dgd_lightning.cli_errors import from_parser_message  # torch, which a right command need not wait for
-
-        raise from_parser_message(str(error)) from error
+    return parsed(parser, argv)
 
 
 def about(subject: Study, judges: Agreement) -> dict[str, Any]:

@@ -1,17 +1,24 @@
-"""Rotary jsonargparse's many-line complaints into one `InputError`: argument, expected, received, hint."""
+"""Makes one `InputError` (argument, expected, received, hint) of jsonargparse's and the system's complaints."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import importlib
 import inspect
 import re
 import typing
+from collections.abc import Sequence
 from typing import Any
 
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from dgd_lightning.commands.packaged import with_paths
 from dgd_lightning.errors import InputError
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+REFUSED = FULL | {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR}
 _KEY = re.compile(r'^\s*Parser key "([^"]+)":', re.M)
 _CLASS = re.compile(r"Problem with given class_path '([^']+)'")
 _UNKNOWN = re.compile(
@@ -22,6 +29,43 @@ _UNRECOGNISED = re.compile(r"unrecognized arguments: (?P<all>--(?P<key>[^\s=]+).
 _LITERAL = re.compile(r"Literal\[([^\]]*)\]")
 _TYPE = re.compile(r"Expected an? (.+?)\. Got value: (.*)")
 _UNION = re.compile(r"Subtypes: \[([^\n]+)\]\n(?:(?!Subtypes: ).)*?Given value: ([^\n]*)", re.S)  # the innermost
+
+
+def parsed(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
+    """What a parser made with ``exit_on_error=False`` makes of the arguments; ``--config`` may name a packaged file.
+
+    Raises:
+        InputError: an unknown or unparsable one.
+    """
+    try:
+        return parser.instantiate_classes(parser.parse_args(with_paths(argv)))
+    except ArgumentError as error:
+        raise from_parser_message(str(error)) from error
+
+
+def mistake_behind(error: BaseException) -> InputError | None:
+    """The user's mistake that caused an error, or a file that the system refused; None where it was neither.
+
+    jsonargparse wraps what a constructor raises. Causes alone count: an error of ours amid the handling of another is
+    no user's.
+    """
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        causes.append(cause)
+        cause = cause.__cause__
+    if (mistake := next((one for one in causes if isinstance(one, InputError)), None)) is not None:
+        return mistake
+    refused = next((one for one in causes if isinstance(one, OSError) and one.errno in REFUSED), None)
+    if refused is None:
+        return None
+    full = refused.errno in FULL  # what was written before is whole
+    return InputError(
+        str(refused.filename or "disk"),
+        expected="room to write" if full else "a file that may be read, and a folder that may be written",
+        received=refused.strerror,
+        hint=f"{'make room' if full else 'see to its permissions'}, then give the same command again",
+    )
 
 
 def from_parser_message(message: str) -> InputError:

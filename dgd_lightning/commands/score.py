@@ -11,24 +11,21 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dgd_lightning.checks import check_integer
+from dgd_lightning.commands.errors import parsed
 from dgd_lightning.errors import InputError
+from dgd_lightning.grader import ASK, READ, Grader, package_graders
 from dgd_lightning.report.print_tables import plain_console, print_tables
 from dgd_lightning.report.solve_rates import rate_table, score_tables
-from dgd_lightning.scoring.as_graded import AsGraded
-from dgd_lightning.scoring.code import CodeGrader
 from dgd_lightning.scoring.error_judge import Classified
 from dgd_lightning.scoring.grade_run import check_excluded, grade_run
-from dgd_lightning.scoring.grader import Grader
-from dgd_lightning.scoring.judge import RubricJudge
 from dgd_lightning.scoring.judge_config import JudgeConfig
-from dgd_lightning.scoring.lab import LabGrader
-from dgd_lightning.scoring.mathematics import MathGrader
+from dgd_lightning.scoring.rubric_grader import RubricJudge
 from dgd_lightning.scoring.score_run import Counts, Source, rows_of, source
 
 LINE_EVERY = 15.0  # seconds between lines of progress where stderr is no terminal
@@ -82,15 +79,9 @@ def parse_options(argv: list[str]) -> Namespace:
     parser.add_argument("--math_workers", type=int, default=2, help="answers compared at once")
     parser.add_argument("--regrade", type=bool, default=False, help="grade rows anew that came with a score")
     parser.add_argument("--exclude", type=str | None, default=None, help="file of task ids, one a line: told both ways")
-    try:
-        options = parser.instantiate_classes(parser.parse_args(argv))
-    except ArgumentError as error:
-        from dgd_lightning.cli_errors import from_parser_message  # torch, which a right command need not wait for
-
-        raise from_parser_message(str(error)) from error
+    options = parsed(parser, argv)
     for key in ("code_workers", "math_workers"):
-        if options[key] < 1:
-            raise InputError(key, expected="at least 1", received=options[key], hint="use 1 or more")
+        check_integer(key, options[key])
     if options.taxonomy and options.judge is None:
         raise InputError(
             "taxonomy",
@@ -102,37 +93,13 @@ def parse_options(argv: list[str]) -> Namespace:
 
 
 def make_graders(options: Namespace) -> list[Grader]:
-    """All graders, programs before the judge."""
-    judge = NoJudge() if options.judge is None else RubricJudge(options.judge)
-    asked: list[Grader] = [judge] if options.regrade else [AsGraded(), judge]
-    if options.taxonomy and isinstance(judge, RubricJudge):
-        asked = [Classified(grader, judge.error_judge()) for grader in asked]
-    programs: list[Grader] = [
-        LabGrader(),
-        MathGrader(workers=options.math_workers),
-        CodeGrader(allow_code_execution=options.allow_code_execution or None, workers=options.code_workers),
-    ]
-    return [*asked[:-1], *programs, asked[-1]]
-
-
-class NoJudge(Grader):
-    """Stands where a judge is missing, and says so."""
-
-    name = "no judge"
-
-    def takes(self, row: dict[str, Any]) -> bool:
-        return bool(row.get("rubrics"))
-
-    def grade(self, row: dict[str, Any], answer: str) -> Any:
-        raise InputError(
-            "judge",
-            expected="a judge, for rows with rubrics that no program checks",
-            received="none",
-            hint="name one with --judge.model (and --judge.base_url, OPENAI_API_KEY), see docs/scoring.md",
-        )
-
-    def fingerprint(self) -> dict[str, Any]:
-        return {}
+    """All graders, those that ask a judge last."""
+    graders = package_graders(vars(options))
+    judge = next((grader for grader in graders if isinstance(grader, RubricJudge)), None)
+    if not options.taxonomy or judge is None:
+        return graders
+    errors = judge.error_judge()
+    return [Classified(one, errors, graders) if one.cost in (READ, ASK) else one for one in graders]
 
 
 def read_excluded(path: str | None) -> frozenset[str]:

@@ -1,15 +1,8 @@
-"""`dgd sweep`: many runs of `dgd predict` that differ in a few settings, one process each, chosen by Optuna.
-
-A sweep lives in `logs/<name>/`: Optuna's journal, a run folder per trial, `trials.csv`, a curve per setting and
-`best.yaml`, a configuration that runs. The same command goes on where a killed sweep stopped: finished trials stay,
-started ones are run again (and continue their own rows). A folder belongs to one question, and to one process at a
-time.
-"""
+"""A sweep's trials: chosen by Optuna, run as processes of `dgd predict`, and taken up again after a kill."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import fcntl
 import hashlib
 import itertools
@@ -18,23 +11,23 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import Queue
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from rich.console import Console
 
 from dgd_lightning.errors import InputError
-from dgd_lightning.report.sweep_views import curve, leaders
+from dgd_lightning.report.sweep_files import BEST, TRIALS, write_sweep
+from dgd_lightning.report.sweep_views import leaders
 from dgd_lightning.seeds import mixed_seed
 
-JOURNAL, LOCK, TRIALS, BEST = "journal.log", "sweep.lock", "trials.csv", "best.yaml"
-QUESTION = "question"  # the study's attribute that tells what it is about
-Objective = Literal["tau_gain", "tau_gain_median", "tau"]
+JOURNAL, LOCK = "journal.log", "sweep.lock"
+QUESTION = "question"  # the study's attribute that says what it is about
 
 
 class Setting(NamedTuple):
@@ -51,117 +44,6 @@ class Setting(NamedTuple):
     def varies(self) -> bool:
         """Whether trials can differ in it."""
         return self.values is None or len(self.values) > 1
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `dgd sweep --config FILE.yaml [--key value …]`.
-
-    Args:
-        argv: with the subcommand's name first.
-
-    Raises:
-        InputError: a setting that can't work, a folder that is another sweep's, or no trial that ended well.
-    """
-    options = parse_options(list(argv)[1:])
-    settings = [read_setting(key, value) for key, value in options.search.items()]
-    root = Path(options.logs_dir) / options.name
-    with alone(root):
-        Sweep(options, settings, root).run()
-    return 0
-
-
-def parse_options(argv: list[str]) -> Namespace:
-    """The command's options, checked as far as no trial is needed for it.
-
-    Args:
-        argv: without the subcommand's name.
-
-    Raises:
-        InputError: an unknown or unparsable option, a missing or impossible one, or an arm that the base does not have.
-    """
-    parser = ArgumentParser(prog="dgd sweep", exit_on_error=False, description=__doc__)
-    parser.add_argument("--config", action="config", help="YAML file with the keys below")
-    parser.add_argument("--name", type=str, default="sweep", help="the sweep goes to LOGS_DIR/NAME")
-    parser.add_argument("--logs_dir", type=str, default="logs")
-    parser.add_argument("--base", type=str, help="configuration of `dgd predict` that every trial starts from")
-    parser.add_argument("--arm", type=str, help="the arm whose τ counts")
-    parser.add_argument("--against", type=str | None, default=None, help="the arm it is compared with, for gains")
-    parser.add_argument("--objective", type=Objective, default="tau_gain_median")
-    parser.add_argument("--search", type=dict, help="settings: key: [values] or {low, high, log, integer}")
-    parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--sampler", type=Literal["tpe", "random", "grid"], default="tpe")
-    parser.add_argument("--parallel", type=int, default=1, help="trials at a time")
-    parser.add_argument("--devices", type=list[int] | None, default=None, help="GPUs that the trials share, in turn")
-    parser.add_argument("--seed", type=int, default=0)
-    from jsonargparse import ArgumentError
-
-    from dgd_lightning.cli_errors import from_parser_message
-
-    try:
-        options = parser.parse_args(argv)
-    except ArgumentError as error:
-        raise from_parser_message(str(error)) from error
-    for key in ("base", "arm", "search"):
-        if not options[key]:
-            raise InputError(key, expected="a value", received="nothing", hint="see configs/sweeps/ttt.yaml")
-    for key in ("trials", "parallel"):
-        if options[key] < 1:
-            raise InputError(key, expected="at least 1", received=options[key], hint="use 1 or more")
-    if options.objective != "tau" and options.against is None:
-        raise InputError("against", expected="an arm, for a gain", received="null", hint="name it, or use tau")
-    if not Path(options.base).is_file():
-        raise InputError("base", expected="an existing file", received=options.base, hint="check the path")
-    if "model.arms" not in options.search:
-        check_arm_names(options)
-    return options
-
-
-def check_arm_names(options: Namespace) -> None:
-    """Raises:
-    InputError: the base names no arms, or ``arm`` or ``against`` is none of them.
-    """
-    try:
-        config = yaml.safe_load(Path(options.base).read_text(encoding="utf-8"))
-        names = [arm["name"] for arm in config["model"]["init_args"]["arms"]]
-    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
-        raise InputError(
-            "base",
-            expected="a YAML file of `dgd predict` with model.init_args.arms",
-            received=f"{options.base} ({type(error).__name__}: {error})",
-            hint="see configs/ttt/predict_lab.yaml",
-        ) from error
-    for argument in ("arm", "against"):
-        if options[argument] is not None and options[argument] not in names:
-            raise InputError(
-                argument,
-                expected=f"an arm of {options.base}: {', '.join(map(str, names))}",
-                received=options[argument],
-                hint="use one of them",
-            )
-
-
-def read_setting(key: str, value: Any) -> Setting:
-    """A searched setting as the YAML gives it.
-
-    Args:
-        key: dotted, such as ``model.ttt.lr``.
-        value: a list of values, or ``{low, high}`` with ``log`` and ``integer`` where wanted.
-
-    Raises:
-        InputError: the value is neither, or a range that holds nothing.
-    """
-    if isinstance(value, list) and value:
-        return Setting(key, value)
-    if isinstance(value, dict) and {"low", "high"} <= value.keys() <= {"low", "high", "log", "integer"}:
-        low, high = float(value["low"]), float(value["high"])
-        if low < high and (low > 0 or not value.get("log")):
-            return Setting(key, None, low, high, bool(value.get("log")), bool(value.get("integer")))
-    raise InputError(
-        f"search.{key}",
-        expected="a list of values, or {low: …, high: …} with low < high (and above 0 with log: true)",
-        received=value,
-        hint="for example [4, 8, 16] or {low: 1.0e-4, high: 1.0e-2, log: true}",
-    )
 
 
 def trial_command(base: str, chosen: dict[str, Any]) -> list[str]:
@@ -336,7 +218,7 @@ class Sweep:
     def _trial(self) -> None:
         if self.broken.is_set():
             return
-        with self.lock:  # samplers are no friends of threads
+        with self.lock:  # samplers are not thread-safe
             trial = self.study.ask()
         try:
             self._measure(trial)
@@ -347,7 +229,7 @@ class Sweep:
             raise
 
     def _measure(self, trial: Any) -> None:
-        """Chooses a trial's settings, runs it and tells what came out."""
+        """Chooses a trial's settings, runs it and tells Optuna what came out."""
         with self.lock:
             chosen = self._suggest(trial)
             folder = trial.user_attrs.get("folder") or f"trial_{trial.number:03d}"
@@ -386,62 +268,59 @@ class Sweep:
         return {one.key: chosen[one.key] for one in self.settings if one.varies}
 
     def _last_words(self, folder: str) -> str:
-        """The end of what a trial said, which is where errors stand."""
+        """The end of a trial's log, where an error is."""
         log = self.root / f"{folder}.log"
         lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
         return lines[-1] if lines else "no output"
 
     def _value(self, folder: str) -> float:
         """The objective of a finished trial; NaN where nothing was verified."""
-        from callbacks.adapt_metrics import collect, gain_of
+        from dgd_lightning.callbacks.adapt_metrics import collect, gain_of
 
         versions = (self.root / folder).glob("version_*")
-        counts, _ = collect(max(versions, key=lambda path: int(path.name[8:])))
+        version = max(versions, key=lambda path: int(path.name[8:]))
+        check_rows(version)
+        counts, _ = collect(version)
         gain = gain_of(counts, self.options.against or self.options.arm, self.options.arm)
         return {"tau_gain": gain.ratio.value, "tau_gain_median": gain.median.value, "tau": gain.tau}[
             self.options.objective
         ]
 
     def _write(self) -> None:
-        """`trials.csv`, the curves, `best.yaml` and a table on the console."""
-        trials = sorted(self._finished(), key=lambda trial: trial.number)
+        """Writes what came out, and prints the best trials."""
+        objective = self.options.objective
         rows = [
             {
-                "trial": t.user_attrs["folder"],
-                self.options.objective: t.value,
-                **json.loads(t.user_attrs["settings"]),
-                "seconds": t.duration.total_seconds(),
+                "trial": trial.user_attrs["folder"],
+                objective: trial.value,
+                **json.loads(trial.user_attrs["settings"]),
+                "seconds": trial.duration.total_seconds(),
             }
-            for t in trials
+            for trial in sorted(self._finished(), key=lambda trial: trial.number)
         ]
-        with (self.root / TRIALS).open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        best = max(rows, key=lambda row: row[self.options.objective])
-        config = yaml.safe_load(Path(self.options.base).read_text())
-        for setting in self.settings:
-            _put(config, setting.key, best[setting.key])
-        config["name"] = f"{self.options.name}-best"
-        head = f"# The best of {len(rows)} trials: {self.options.objective} {best[self.options.objective]:+.4f}\n"
-        head += "# Chosen by the data named here: what is reported should be measured on others.\n"
-        (self.root / BEST).write_text(head + yaml.safe_dump(config, sort_keys=False))
-        varied = [setting for setting in self.settings if setting.varies]
-        pictures = [
-            curve(rows, one.key, self.options.objective, self.root, listed=one.values, log=one.log) for one in varied
-        ]
-        self.console.print(leaders(rows, self.options.objective, [one.key for one in varied]))
+        varied = {one.key: (one.values, one.log) for one in self.settings if one.varies}
+        pictures = write_sweep(self.root, rows, objective, varied, Path(self.options.base))
+        self.console.print(leaders(rows, objective, list(varied)))
         print(f"trials:   {self.root / TRIALS}")
         print(f"curves:   {', '.join(map(str, pictures))}")
         print(f"best:     dgd predict --config {self.root / BEST}")
 
 
-def _put(config: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key as the command line would: below a class path, settings stand in ``init_args``."""
-    *path, last = key.split(".")
-    place = config
-    for part in path:
-        place = place.setdefault(part, {})
-        if "class_path" in place:
-            place = place.setdefault("init_args", {})
-    place[last] = value
+def check_rows(folder: Path) -> None:
+    """Refuse to choose settings by a run on CL-bench's rows: its licence forbids calibrating too.
+
+    Args:
+        folder: of a finished trial.
+
+    Raises:
+        InputError: the rows are CL-bench's, and nobody permitted it.
+    """
+    from dgd_lightning.data.licence import holds_clbench, refusal
+    from dgd_lightning.run_folder import read_predictions
+
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    model, data = (config[part].get("init_args") or {} for part in ("model", "data"))
+    if not model.get("accept_clbench_license") and holds_clbench(
+        read_predictions(folder), data.get("path") or "", data.get("clbench")
+    ):
+        raise refusal("base")

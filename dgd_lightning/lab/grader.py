@@ -1,17 +1,47 @@
-"""Why a failed task failed: one of five classes; of lab answers read by a program, of others named by a judge."""
+"""`LabGrader`: the lab's rubrics, checked by a program, and why a lab answer failed, read by rules."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from dgd_lightning.lab.checks import holds, reverted_to_prior
+from dgd_lightning.grader import CHECK, FORMAT, IGNORED, INCOMPLETE, MISUSED, OTHER, Grader
+from dgd_lightning.lab.checks import grade, has_checks, holds, reverted_to_prior
+from dgd_lightning.types import Score
 
-IGNORED, MISUSED, FORMAT = "context_ignored", "context_misused", "format_error"
-INCOMPLETE, OTHER = "incomplete_or_refused", "other"
-CLASSES = (IGNORED, MISUSED, FORMAT, INCOMPLETE, OTHER)
 VERSION = 1  # of the rules below: other rules, another number, and lab answers are graded anew
 _FORM = ("sentence", "equals")  # checks of how something is said
+_FOREIGN = (ValueError, LookupError, TypeError, AttributeError)  # what checks raise that nobody here wrote
+
+
+class LabGrader(Grader):
+    """Rows of the lab's worlds: solved where every rubric's check holds."""
+
+    name, cost = "lab", CHECK
+
+    def takes(self, row: dict[str, Any]) -> bool:
+        return has_checks(row)
+
+    def grade(self, row: dict[str, Any], answer: str) -> Score:
+        """See `Grader.grade`; ``status`` has an entry per rubric, ``details`` the error class of a failed answer."""
+        try:
+            score = grade(row, answer)
+            return score if score.value == 1.0 else score._replace(details={"error_class": lab_error(row, answer)})
+        except _FOREIGN as error:
+            return Score(None, [], f"lab_error: {type(error).__name__}: {error}")
+
+    def remarks(self, row: dict[str, Any], answer: str, score: Score) -> dict[str, Any]:
+        try:
+            failed = score.value is not None and score.value < 1.0
+            found: dict[str, Any] = {"error_class": lab_error(row, answer)} if failed else {}
+            if row["metadata"]["lab"].get("prior") == "contradict":
+                found["reverted_to_prior"] = reverted_to_prior(row, answer)
+            return found
+        except _FOREIGN:
+            return {}
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"grader": self.name, "taxonomy": VERSION}
 
 
 def lab_error(row: dict[str, Any], text: str) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from dgd_lightning.errors import InputError
+from dgd_lightning.grader import Grader
 from dgd_lightning.scoring.final_answer import final_answer, plain_number, words_alone
-from dgd_lightning.scoring.grader import Grader
 from dgd_lightning.scoring.math_pool import MathPool, WorkerError
 from dgd_lightning.types import Score
 
@@ -33,8 +34,11 @@ class MathGrader(Grader):
         self.workers = workers
         self.pool = MathPool(workers, seconds, memory_mb)
 
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> MathGrader:
+        return cls(workers=options["math_workers"])
+
     def takes(self, row: dict[str, Any]) -> bool:
-        """See `Grader.takes`."""
         return isinstance(row.get("answer"), str) and (_is_gsm8k(row) or _is_math(row))
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
@@ -68,11 +72,9 @@ class MathGrader(Grader):
         return Score(float(equal), [], f"{found.text} is {'' if equal else 'not '}{gold}", details)
 
     def fingerprint(self) -> dict[str, Any]:
-        """See `Grader.fingerprint`."""
         return {"grader": self.name, "rules": RULES, "math_verify": _version(), "seconds": self.pool.seconds}
 
     def close(self) -> None:
-        """See `Grader.close`."""
         self.pool.close()
 
 

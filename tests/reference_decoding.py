@@ -27,7 +27,7 @@ class ReferenceOutput(NamedTuple):
 
 
 class _Dice:
-    """One row's random_source; greedy decoding never throws them."""
+    """One row's random numbers; greedy decoding never throws them."""
 
     def __init__(self, seed: int, start: int, positions: int) -> None:
         self.random_source = RandomTable(random_table([seed], positions), torch.tensor([start]))

@@ -26,10 +26,11 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from dgd_lightning.errors import InputError
-from dgd_lightning.scoring.grader import Grader
+from dgd_lightning.grader import Grader
 from dgd_lightning.scoring.jail.wire import Channel
 from dgd_lightning.scoring.sandbox import START_SECONDS, Cell, Limits, Sandbox, SandboxError
 from dgd_lightning.types import Score
@@ -68,8 +69,15 @@ class CodeGrader(Grader):
         self._stopped = False
         self._waiting: set[socket.socket] = set()  # for verdicts
 
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> CodeGrader | None:
+        found = cls(
+            allow_code_execution=options["allow_code_execution"] or None,
+            workers=options["code_workers"],
+        )
+        return found if found.allowed or not options.get("leave") else None
+
     def takes(self, row: dict[str, Any]) -> bool:
-        """See `Grader.takes`."""
         return _is_human_eval(row) or _is_mbpp(row)
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
@@ -107,7 +115,6 @@ class CodeGrader(Grader):
         return Score(0.0, [], "; ".join([told, *(f"ended: {end}" for end in limits)]), details)
 
     def fingerprint(self) -> dict[str, Any]:
-        """See `Grader.fingerprint`."""
         return {
             "grader": self.name,
             "python": ".".join(map(str, sys.version_info[:3])),

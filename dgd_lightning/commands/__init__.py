@@ -1,0 +1,1 @@
+"""The `dgd` command: what each subcommand takes and prints."""

@@ -1,0 +1,94 @@
+"""`dgd SUBCOMMAND …`: which file runs a subcommand, exit codes, and what is printed where one fails."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from importlib import import_module
+
+from dgd_lightning import __version__
+from dgd_lightning.checks import check_choice
+from dgd_lightning.commands.errors import mistake_behind
+from dgd_lightning.commands.signals import INTERRUPTED, TERMINATED
+from dgd_lightning.errors import InputError
+
+USAGE = """usage: dgd SUBCOMMAND [--config FILE.yaml] [--key value ...]
+
+Draft-guided decoding of language models.
+
+subcommands:
+  predict    decode tasks with a target and its draft; write predictions, metrics and a table
+  fit        train a draft or a miniature target
+  validate   run the validation loop of a training module
+  test       read gold answers with target, draft, controls and layers: a go/no-go table and verdict;
+             or run the test loop of a training module
+  sweep      search settings of a predict run with Optuna, one process a trial
+  score      grade the answers of finished runs: by program, by math-verify, in a sandbox, or by a judge
+  report     one page about graded runs: solve rates, what arms changed, a verdict
+  configs    list the configurations that come with the package; copy one to change it
+
+Every value of a YAML file can be overridden: dgd predict --config quickstart --data.limit 8
+Start with:                                  dgd predict --config quickstart
+All keys of one subcommand:                  dgd predict --help
+All keys of one class:                       dgd predict --model.help Decoding   (or --data.help ContextsData)
+"""
+
+# Subcommand -> the file of this room whose `main` runs it with the whole argument list. Imported when asked for:
+# Lightning takes seconds, and `dgd score` needs none of it.
+COMMANDS = {
+    "fit": "run",
+    "validate": "run",
+    "test": "run",
+    "predict": "run",
+    "sweep": "sweep",
+    "score": "score",
+    "report": "report",
+    "configs": "configs",
+}
+LAUNCHED_RANK_WAITS = 5.0  # seconds
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one `dgd` command.
+
+    Args:
+        argv: the arguments after the program's name; those of the process where None.
+
+    Returns:
+        0 on success, 2 on a user's mistake (one line on stderr), 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"dgd-lightning {__version__}")
+        return 0
+    try:
+        check_choice("subcommand", argv[0], COMMANDS, hint="see `dgd --help`")
+        return import_module(f"dgd_lightning.commands.{COMMANDS[argv[0]]}").main(argv)
+    except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr)
+        return 130
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into exit code 1
+            print(INTERRUPTED, file=sys.stderr)
+            return 130
+        if stop.code == TERMINATED or type(stop).__name__ == "SIGTERMException":
+            print(INTERRUPTED.replace("interrupted", "terminated"), file=sys.stderr)
+            return TERMINATED
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except Exception as error:
+        if (mistake := mistake_behind(error)) is None:
+            raise
+        _print(mistake)
+        return 2
+
+
+def _print(error: InputError) -> None:
+    """One line on stderr. All ranks meet most mistakes at once, and then rank 0 ends the others before they print."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(LAUNCHED_RANK_WAITS)
+    print(f"dgd: error: {error}", file=sys.stderr)
