@@ -164,7 +164,7 @@ def write_texts(
     if width == 1:
         draft_cache = draft.new_cache(1, planned.capacity)
         positions = torch.arange(known, device=features.device)[None]
-        draft.extend(draft_cache, features[:, :known].to(draft.dtype), positions)
+        draft.extend(draft_cache, features[:, :known], positions)
         prefix = PrefixCache(context[:known], cache, draft_cache=draft_cache)
     else:
         layer_ids = tuple(draft.config.target_layer_ids)
