@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dgd_lightning.commands.sweep import check_rows
+from dgd_lightning.commands.trials import check_rows
 from dgd_lightning.data.contexts import ContextsData
 from dgd_lightning.data.hub import HubData
 from dgd_lightning.data.licence import LicensedData, check_clbench, is_clbench_row
