@@ -99,7 +99,7 @@ class DivergenceMetrics(Callback):
         if not self.stats:
             return
         tables = [*divergence_tables(self.stats), class_table(self.stats)]
-        pl_module.summary_tables += tables  # type: ignore[operator]
+        pl_module.summary_tables.extend(tables)  # type: ignore[union-attr,operator]
         if isinstance(trainer.logger, TensorBoardLogger):
             _final(trainer.logger.experiment, self.stats, samples)
 
