@@ -42,7 +42,7 @@ Key = tuple[str, str]  # (idx, arm)
 
 
 class Line(NamedTuple):
-    """Where a row stands, so that a merge need not hold the rows in memory."""
+    """Where a row is on the disk, so that a merge need not hold the rows in memory."""
 
     path: Path
     offset: int
@@ -215,7 +215,7 @@ def await_shards(folder: Path, ranks: Iterable[int], name: str, seconds: float) 
 
 
 def index(folder: Path, name: str = PREDICTIONS) -> dict[Key, Line]:
-    """Where each finished row stands; a row written twice counts once."""
+    """Where each finished row is; a row written twice counts once."""
     found: dict[Key, Line] = {}
     for path in sources(folder, name):
         for line, row in read_rows(path):
