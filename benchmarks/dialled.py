@@ -1,7 +1,7 @@
 """A draft with dialled acceptance: it pays for the real draft's forward, then proposes the target's token at set odds.
 
-Greedy decoding only. The target's tokens are handed in, so acceptance does not depend on training, and what a cycle costs
-beside its two forwards is measured apart from how well the draft guesses.
+Greedy decoding only. The target's tokens are handed in, so acceptance does not depend on training, and what a cycle
+costs beside its two forwards is measured apart from how well the draft guesses.
 """
 
 from __future__ import annotations
