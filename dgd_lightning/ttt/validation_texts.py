@@ -21,7 +21,7 @@ from dgd_lightning.decode.engine import Prefix
 from dgd_lightning.decode.prefix import PrefixCache
 from dgd_lightning.decode.random_source import row_seeds
 from dgd_lightning.decode.speculative import speculative_generate
-from dgd_lightning.errors import InputError
+from dgd_lightning.errors import ContextError
 from dgd_lightning.pair import Pair
 from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.target.cache import PositionCache
@@ -119,7 +119,7 @@ def plan(pair: Pair, length: int, config: TTTConfig, *, enable_thinking: bool = 
         length: S.
 
     Raises:
-        InputError: the target has too few positions behind the context.
+        ContextError: the target has too few positions behind the context.
     """
     if config.steps == 0 or config.validation_texts + config.train_texts == 0:
         return None
@@ -129,7 +129,7 @@ def plan(pair: Pair, length: int, config: TTTConfig, *, enable_thinking: bool = 
     tokens = min(config.validation_tokens, (pair.target.max_positions - length - besides) // 2)
     if tokens < LEAD:
         most = pair.target.max_positions
-        raise InputError(
+        raise ContextError(
             "ttt.validation_texts",
             expected=f"a context that leaves {2 * LEAD + besides} of the target's {most} positions",
             received=f"{length} tokens",
@@ -167,7 +167,7 @@ def write_texts(
         on_text: called before questions are drawn, and before they are answered.
 
     Raises:
-        InputError: the target has nothing to say.
+        ContextError: the target has nothing to say.
     """
     draft = pair.draft
     assert draft is not None
@@ -304,7 +304,7 @@ def _choose(
                     answers.add(answer)
                 kept.append(text)
     if config.validation_texts and not chosen.held_out:
-        raise InputError(
+        raise ContextError(
             "ttt.validation_texts",
             expected=f"a target that writes {FEWEST_TOKENS} tokens behind the context, and not for a task's question",
             received=f"none in {TRIES * config.validation_texts} draws",
