@@ -25,7 +25,8 @@ from pairs import chosen_pair, lab_prompts, random_pair, random_prompts
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dgd_lightning.decode import autoregressive_generate, speculative_generate
+from dgd_lightning.methods.autoregressive import autoregressive_generate
+from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.pair import Pair
 from dgd_lightning.types import DecodeOutput
 

@@ -23,9 +23,11 @@ from torch import Tensor
 
 from dgd_lightning.data.chat import prompt_ids
 from dgd_lightning.data.one_context import common_prefix
-from dgd_lightning.decode import autoregressive_generate, guided_generate, speculative_generate
-from dgd_lightning.decode.prefix import make_prefix_cache
+from dgd_lightning.decode.prefix_cache import make_prefix_cache
 from dgd_lightning.lab.rows import eval_rows
+from dgd_lightning.methods.autoregressive import autoregressive_generate
+from dgd_lightning.methods.guided import guided_generate
+from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.pair import Pair
 from dgd_lightning.types import DecodeOutput, Task
 

@@ -24,12 +24,12 @@ import torch
 from pairs import chosen_pair, lab_prompts, random_prompts
 from torch import Tensor
 
-from dgd_lightning.decode import guided_generate
+from dgd_lightning.decode.batch import Batch
 from dgd_lightning.decode.blending import Blend
-from dgd_lightning.decode.engine import Batch
-from dgd_lightning.decode.guided import Guidance, guided_sweep
+from dgd_lightning.decode.drafter import Drafter
 from dgd_lightning.decode.readouts import DraftState
-from dgd_lightning.decode.speculative import Drafter
+from dgd_lightning.methods.base import Guidance
+from dgd_lightning.methods.guided import guided_generate, guided_sweep
 from dgd_lightning.pair import Pair
 from dgd_lightning.types import DecodeOutput
 
