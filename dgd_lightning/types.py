@@ -94,6 +94,7 @@ class AdaptTrace(NamedTuple):
     validation_seconds: float
     fit_seconds: float
     peak_memory: int | None  # bytes on a CUDA device; None elsewhere
+    attention: str  # how blocks read the context: what ``ttt.attention: auto`` stood for
 
 
 class Task(NamedTuple):

@@ -20,6 +20,7 @@ from dgd_lightning.draft.config import DraftConfig
 from dgd_lightning.draft.lora import DraftLora, LoraLinear, base_digest
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.draft.objective import block_ids
+from dgd_lightning.modules.adaptation import ContextAdapter
 from dgd_lightning.ttt.adapt import gather
 from dgd_lightning.ttt.context import ValidationText, draw_blocks, held_out_span, read_context, split_context
 from dgd_lightning.ttt.objective import accepted_slots, decay_weights, dpace_weights, slot_scores
@@ -313,6 +314,8 @@ CASES = [
     {"labels": "target", "loss": "argmax"},
     {"labels": "target", "weighting": "dpace", "dpace_alpha": 0.3},
     {"labels": "target", "modules": ["fc"]},
+    {"labels": "target", "attention": "sdpa"},
+    {"labels": "context", "attention": "dense", "window": 25},
     {"labels": "target", "modules": ["k_proj", "v_proj"]},
     {"labels": "context", "query_only": True},
     {"labels": "target", "gradient_checkpointing": True},
@@ -517,3 +520,21 @@ def test_bad_contexts_and_adapters_are_refused() -> None:
         pass
     with pytest.raises(InputError, match="adapter folder"):
         load_adapter("/nonexistent")
+
+
+def test_a_runs_mistakes_stop_it_and_a_contexts_are_recorded() -> None:
+    pair, ids = make_pair(), context()
+    long, alike = context(600), torch.stack([ids, ids])
+    alike[1, 0] += 1
+    for prompts in ([ids[:6]], [long], list(alike)):  # too short, too long, nothing in common
+        adapted = ContextAdapter(pair, config(), None)("one", lambda prompts=prompts: prompts)
+        assert adapted.result is None
+        assert "context_ids: expected" in adapted.record["error"]
+    good = ContextAdapter(pair, config(), None)("one", lambda: [ids])
+    assert good.record["kept"]
+    assert good.record["attention"] == "tiles"
+    for wrong, argument in ((config(window=3), "ttt.window"), (config(attention="flex"), "ttt.attention")):
+        with pytest.raises(InputError, match=f"{argument}: "):
+            ContextAdapter(pair, wrong, None)("one", lambda: [ids])
+    with pytest.raises(InputError, match="token ids"):  # of another tokenizer
+        ContextAdapter(pair, config(), None)("one", lambda: [ids + 60])
