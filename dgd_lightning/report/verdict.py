@@ -21,12 +21,14 @@ def verdict(found: Sequence[Compared], scores: Sequence[Graded]) -> list[str]:
     """
     controls = {one.versus.base for one in found if one.versus.control}
     main = [one for one in found if not one.versus.control and one.versus.arm not in controls]
-    told = [_sentence(one, [c for c in found if c.versus.control and c.versus.arm == one.versus.arm]) for one in main]
-    if not told:
-        told = [_alone(by_arm(scores))]
+    sentences = [
+        _sentence(one, [c for c in found if c.versus.control and c.versus.arm == one.versus.arm]) for one in main
+    ]
+    if not sentences:
+        sentences = [_alone(by_arm(scores))]
     if lost := sum(one.score is None for one in scores):
-        told.append(f"{lost:,} of {len(scores):,} answers have no score and are in no comparison.")
-    return told
+        sentences.append(f"{lost:,} of {len(scores):,} answers have no score and are in no comparison.")
+    return sentences
 
 
 def _alone(arms: dict[str, dict[str, Graded]]) -> str:

@@ -77,7 +77,7 @@ def read_graded(rows: Iterable[dict[str, Any]]) -> tuple[list[Graded], list[ArmF
 
 
 def read_score(row: dict[str, Any]) -> Score:
-    """The score that stands in a row, in whatever way a program wrote it; None where it is none from 0 to 1.
+    """The score in a row, however a program wrote it; None where it is none from 0 to 1.
 
     Statuses that say neither yes nor no stay as they are and do not count as rubrics that hold.
     """
