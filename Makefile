@@ -1,7 +1,7 @@
 # Everything a developer runs; `make help` lists it.
 PYTHON ?= .venv/bin/python
 
-.PHONY: help quality test test-all bench lab
+.PHONY: help quality test test-all bench wheel lowest lab
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -19,6 +19,9 @@ test-all: ## the default suite and the slow tests
 bench: ## decoding benchmarks, side by side in one run
 	$(PYTHON) benchmarks/decode.py
 	$(PYTHON) benchmarks/ttt.py
+
+wheel: ## build sdist and wheel, check the wheel's files, install it alone, run the quickstart by name
+	PYTHON=$(PYTHON) .ci/wheel
 
 LAB = dgd_lightning/lab/assets
 lab: ## make the bundled pair again (hours on two cores)

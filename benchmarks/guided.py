@@ -4,7 +4,7 @@
 
 The lab's long tasks are decoded until the pair's stop tokens, one prompt at a time. The cost model is that of a cycle's
 forwards: τ tokens for T_d (a block is drafted) + T_t (the target reads it) + T_ma (the readout at all its positions),
-where token by token one token takes target and readout at one position. ``of it`` says how much of the speed-up that
+where token by token one token takes target and readout at one position. ``of it`` is how much of the speed-up that
 these measured times promise is there in wall time. The simpler formula τ·(T_t+T_d)/(T_t+T_d+T_ma) takes the block's
 forwards for both loops; on a CPU, where a longer forward takes longer, it promises more than there is.
 Prints tables and ends with one JSON line. Times are medians over the repeats, ratios medians of each repeat's own.
@@ -24,12 +24,12 @@ import torch
 from pairs import chosen_pair, lab_prompts, random_prompts
 from torch import Tensor
 
-from dgd_lightning.decode import guided_generate
+from dgd_lightning.decode.batch import Batch
 from dgd_lightning.decode.blending import Blend
-from dgd_lightning.decode.engine import Batch
-from dgd_lightning.decode.guided import Guidance, guided_sweep
+from dgd_lightning.decode.drafter import Drafter
 from dgd_lightning.decode.readouts import DraftState
-from dgd_lightning.decode.speculative import Drafter
+from dgd_lightning.methods.base import Guidance
+from dgd_lightning.methods.guided import guided_generate, guided_sweep
 from dgd_lightning.pair import Pair
 from dgd_lightning.types import DecodeOutput
 

@@ -232,11 +232,11 @@ def predicted(pair: Pair, length: int, setup: TTTConfig, *, flex: bool) -> Memor
     }
     piece = min(length, CONTEXT_PIECE) if setup.gradient_checkpointing else length
     adapts_fc, adapts_keys = "fc" in setup.modules, bool({"fc", "k_proj", "v_proj"} & set(setup.modules))
-    # Rows of fc: the sum with the update, which the norm's backward needs, and the update. Half precision adds that
-    # sum rounded, its widened copy for the norm, and the features widened for LoRA's first factor.
-    fc_rows = piece * (width * (2 * w + (b + w) * half) + c.num_features * w * half) if adapts_fc else 0
-    # Rows of a layer's keys: the norm's input; half precision adds it rounded, and k's and v's input widened for LoRA.
-    key_rows = piece * (keys * (w + b * half) + 2 * width * w * half) if adapts_keys else 0
+    # Rows of fc: the sum with the update, which the norm's backward needs, and the update; half precision makes updates
+    # piece by piece, and the norm widens the sum.
+    fc_rows = piece * width * (b + w if half else 2 * w) if adapts_fc else 0
+    # Rows of a layer's keys: the norm's input; half precision adds it rounded.
+    key_rows = piece * keys * (w + b * half) if adapts_keys else 0
     kept = 2 * length * keys * b  # a layer's keys and values
     terms = min(KEPT, round(_share_seen(pair, length, setup, None) * length * slots * c.num_heads * w))
     seen = kept if flex else terms + kept * adapts_keys  # flex: joined to the block's

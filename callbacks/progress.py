@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dgd_lightning.decode.engine import Progress as DecodeState
+from dgd_lightning.decode.call import Progress as DecodeState
 
 REFRESH = 0.2  # seconds between updates within a group: decoding must not wait for the console
 
@@ -48,8 +48,8 @@ class DecodeProgress(ProgressBar):
         self.totals, self.done, self.fresh = {}, 0, 0
         self.total = int(sum(trainer.num_predict_batches))
         self.started = self.shown = time.monotonic()
-        pl_module.on_progress = self._within_group  # type: ignore[assignment]
-        pl_module.on_adapt = self._adapting  # type: ignore[assignment]
+        pl_module.decoder.on_progress = self._within_group  # type: ignore[union-attr]
+        pl_module.decoder.on_adapt = self._adapting  # type: ignore[union-attr]
         if sys.stdout.isatty():
             self.bar = Progress(
                 TextColumn("decoding"),

@@ -9,21 +9,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dgd_lightning.decode import autoregressive_generate, guided_generate, speculative_generate
     from dgd_lightning.decode.ablation import AblatedDraft
     from dgd_lightning.decode.blending import Adaptive, Blend, Constant, Disagree, WarmUp
+    from dgd_lightning.decode.call import Call
     from dgd_lightning.decode.controls import MatchedEntropy, Noise
-    from dgd_lightning.decode.guided import Guidance, guided_sweep
+    from dgd_lightning.decode.prefix_cache import PrefixCache, make_prefix_cache
     from dgd_lightning.decode.readouts import (
         DoLa,
         DraftReadout,
         LogitLens,
         OtherModel,
+        Readout,
+        ReadoutState,
         WithoutContext,
     )
-    from dgd_lightning.decode.rerank import rerank_generate
     from dgd_lightning.draft.adapter import Adapter, load_adapter, save_adapter
     from dgd_lightning.errors import InputError
+    from dgd_lightning.methods.autoregressive import Autoregressive, autoregressive_generate
+    from dgd_lightning.methods.base import Guidance, Method, choose_among
+    from dgd_lightning.methods.guided import Guided, guided_generate, guided_sweep
+    from dgd_lightning.methods.rerank import Rerank, rerank_generate
+    from dgd_lightning.methods.speculative import Speculative, speculative_generate
     from dgd_lightning.pair import Pair, load_pair
     from dgd_lightning.ttt.adapt import AdaptResult, ttt_adapt
     from dgd_lightning.ttt.config import TTTConfig
@@ -32,39 +38,24 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 _HOMES = {
-    "autoregressive_generate": "dgd_lightning.decode",
-    "speculative_generate": "dgd_lightning.decode",
-    "guided_generate": "dgd_lightning.decode",
-    "AblatedDraft": "dgd_lightning.decode.ablation",
-    "Guidance": "dgd_lightning.decode.guided",
-    "guided_sweep": "dgd_lightning.decode.guided",
-    "rerank_generate": "dgd_lightning.decode.rerank",
-    "Blend": "dgd_lightning.decode.blending",
-    "Adaptive": "dgd_lightning.decode.blending",
-    "Constant": "dgd_lightning.decode.blending",
-    "Disagree": "dgd_lightning.decode.blending",
-    "WarmUp": "dgd_lightning.decode.blending",
-    "DoLa": "dgd_lightning.decode.readouts",
-    "DraftReadout": "dgd_lightning.decode.readouts",
-    "LogitLens": "dgd_lightning.decode.readouts",
-    "MatchedEntropy": "dgd_lightning.decode.controls",
-    "Noise": "dgd_lightning.decode.controls",
-    "OtherModel": "dgd_lightning.decode.readouts",
-    "WithoutContext": "dgd_lightning.decode.readouts",
-    "InputError": "dgd_lightning.errors",
-    "Pair": "dgd_lightning.pair",
-    "load_pair": "dgd_lightning.pair",
-    "DecodeOutput": "dgd_lightning.types",
-    "DecodeTrace": "dgd_lightning.types",
-    "AdaptTrace": "dgd_lightning.types",
-    "HeldOutScore": "dgd_lightning.types",
-    "AdaptResult": "dgd_lightning.ttt.adapt",
-    "ttt_adapt": "dgd_lightning.ttt.adapt",
-    "TTTConfig": "dgd_lightning.ttt.config",
-    "OnlineTTT": "dgd_lightning.ttt.online",
-    "Adapter": "dgd_lightning.draft.adapter",
-    "load_adapter": "dgd_lightning.draft.adapter",
-    "save_adapter": "dgd_lightning.draft.adapter",
+    "decode.ablation": ["AblatedDraft"],
+    "decode.blending": ["Adaptive", "Blend", "Constant", "Disagree", "WarmUp"],
+    "decode.call": ["Call"],
+    "decode.controls": ["MatchedEntropy", "Noise"],
+    "decode.prefix_cache": ["PrefixCache", "make_prefix_cache"],
+    "decode.readouts": ["DoLa", "DraftReadout", "LogitLens", "OtherModel", "Readout", "ReadoutState", "WithoutContext"],
+    "errors": ["InputError"],
+    "methods.autoregressive": ["Autoregressive", "autoregressive_generate"],
+    "methods.base": ["Guidance", "Method", "choose_among"],
+    "methods.guided": ["Guided", "guided_generate", "guided_sweep"],
+    "methods.rerank": ["Rerank", "rerank_generate"],
+    "methods.speculative": ["Speculative", "speculative_generate"],
+    "pair": ["Pair", "load_pair"],
+    "ttt.adapt": ["AdaptResult", "ttt_adapt"],
+    "ttt.config": ["TTTConfig"],
+    "draft.adapter": ["Adapter", "load_adapter", "save_adapter"],
+    "ttt.online": ["OnlineTTT"],
+    "types": ["AdaptTrace", "DecodeOutput", "DecodeTrace", "HeldOutScore"],
 }
 __all__ = [
     "AblatedDraft",
@@ -72,7 +63,9 @@ __all__ = [
     "AdaptTrace",
     "Adapter",
     "Adaptive",
+    "Autoregressive",
     "Blend",
+    "Call",
     "Constant",
     "DecodeOutput",
     "DecodeTrace",
@@ -80,22 +73,31 @@ __all__ = [
     "DoLa",
     "DraftReadout",
     "Guidance",
+    "Guided",
     "HeldOutScore",
     "InputError",
     "LogitLens",
     "MatchedEntropy",
+    "Method",
     "Noise",
     "OnlineTTT",
     "OtherModel",
     "Pair",
+    "PrefixCache",
+    "Readout",
+    "ReadoutState",
+    "Rerank",
+    "Speculative",
     "TTTConfig",
     "WarmUp",
     "WithoutContext",
     "autoregressive_generate",
+    "choose_among",
     "guided_generate",
     "guided_sweep",
     "load_adapter",
     "load_pair",
+    "make_prefix_cache",
     "rerank_generate",
     "save_adapter",
     "speculative_generate",
@@ -104,6 +106,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    home = next((home for home, names in _HOMES.items() if name in names), None)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(f"{__name__}.{home}"), name)

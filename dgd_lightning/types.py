@@ -49,8 +49,11 @@ class DecodeTrace(NamedTuple):
     decode_seconds: float  # wall seconds of the batch's decode loop
     batch_tokens: int  # tokens committed by the whole batch in those decode seconds, first tokens excluded
     seed: int | None  # the row's own seed; None for greedy decoding
-    answers: list[RankedAnswer] | None = None  # all that were decoded, where answers are reranked
-    rank_seconds: float = 0.0  # wall seconds of ranking this row's answers
+    log_probs: Tensor | None = None  # [T] fp64, of every token at temperature 1 without filters; where asked for
+    log_normalisers: Tensor | None = None  # [T] fp64, log Σ_v p(v)^(1/temperature); 0 for greedy decoding
+    answers: list[RankedAnswer] | None = None  # all that were decoded, where a method chooses among several
+    chosen: int | None = None  # number of the chosen one
+    rank_seconds: float = 0.0  # wall seconds of choosing it
 
 
 class DecodeOutput(NamedTuple):
@@ -91,6 +94,7 @@ class AdaptTrace(NamedTuple):
     validation_seconds: float
     fit_seconds: float
     peak_memory: int | None  # bytes on a CUDA device; None elsewhere
+    attention: str  # how blocks read the context: what ``ttt.attention: auto`` stood for
 
 
 class Task(NamedTuple):

@@ -28,8 +28,7 @@ def main(argv: Sequence[str]) -> int:
     options = parsed(parser, list(argv)[1:])
     if options.name is None:
         width = max(map(len, packaged()))
-        for name, path in packaged().items():
-            print(f"{name:{width}}  {about(path)}")
+        print("\n".join(f"{name:{width}}  {about(path)}" for name, path in packaged().items()))
         return 0
     source = find(options.name, "name")
     copied = copy(source, Path(options.file or source.name))

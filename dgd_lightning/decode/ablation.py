@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.checks import check_choice
+from dgd_lightning.decode.call import Request
 from dgd_lightning.decode.controls import WrappedState
-from dgd_lightning.decode.engine import Request
 from dgd_lightning.decode.readouts import DraftReadout, Readout, ReadoutState, TargetOutput, wide
 from dgd_lightning.errors import InputError
 
@@ -33,6 +33,8 @@ class AblatedDraft(Readout):
 
     ablate: Sequence[int]
     by: Literal["zero", "mean"] = "mean"
+
+    needs_draft = True
 
     def layers(self, pair: Pair) -> tuple[int, ...]:
         return DraftReadout().layers(pair)

@@ -187,6 +187,17 @@ class Blend:
             mixed = torch.where((log_p < least) & constrained, -math.inf, mixed)
         return mixed
 
+    def mix_along(self, target: Tensor, readout: Tensor, first: int) -> Tensor:
+        """Guided logits [Q, V] of tokens number ``first``, ``first + 1``, … of one answer.
+
+        Args:
+            target, readout: [Q, V] logits.
+        """
+        step = torch.arange(first, first + len(target), device=target.device)[None]
+        kind = torch.promote_types(target.dtype, torch.float32)
+        beta = torch.tensor(self.betas(1), dtype=kind, device=target.device)
+        return self.mix(target[None], readout[None], beta, step)[0]
+
 
 def as_schedule(schedule: Any) -> Schedule:
     """None is constant.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dgd_lightning.decode.engine import Request
+from dgd_lightning.decode.call import Request
 from dgd_lightning.decode.philox import normals
 from dgd_lightning.decode.readouts import DraftReadout, Readout, ReadoutState, TargetOutput, wide
 from dgd_lightning.distributions import entropy

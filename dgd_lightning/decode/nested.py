@@ -1,25 +1,37 @@
-"""Readouts hold others, as null controls do: every one that is a field of a dataclass is found, and can be changed."""
+"""Readouts hold others, as null controls do, and methods hold readouts: each that is a dataclass's field is found."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from dgd_lightning.decode.readouts import Readout, WithoutContext
+from dgd_lightning.target.model import Target
 
 
-def nested(readout: Any) -> Iterator[Any]:
-    """A readout and all that it holds."""
-    yield readout
-    for one in _held(readout).values():
+def held(holder: Any) -> dict[str, Readout]:
+    """Readouts among the fields of a readout or a method, by name."""
+    if not is_dataclass(holder):
+        return {}
+    values = {field.name: getattr(holder, field.name) for field in fields(holder)}
+    return {name: value for name, value in values.items() if isinstance(value, Readout)}
+
+
+def nested(holder: Any) -> Iterator[Any]:
+    """A readout or method, and all that it holds."""
+    yield holder
+    for one in held(holder).values():
         yield from nested(one)
 
 
-def changed(readout: Any, change: Callable[[Any], Any]) -> Any:
-    """A readout after a change of it and of all that it holds, from the inside out."""
-    held = {name: changed(one, change) for name, one in _held(readout).items()}
-    return change(replace(readout, **held) if held else readout)
+def changed(holder: Any, change: Callable[[Any], Any]) -> Any:
+    """A readout or method after a change of it and of all that it holds, from the inside out."""
+    inner = {name: changed(one, change) for name, one in held(holder).items()}
+    kept = all(getattr(holder, name) is one for name, one in inner.items())
+    return change(holder if kept else replace(holder, **inner))
 
 
 def of_prompt(readout: Any, number: int) -> Any:
@@ -31,8 +43,24 @@ def of_prompt(readout: Any, number: int) -> Any:
     return changed(readout, change)
 
 
-def _held(readout: Any) -> dict[str, Any]:
-    if not is_dataclass(readout):
-        return {}
-    values = {field.name: getattr(readout, field.name) for field in fields(readout)}
-    return {name: value for name, value in values.items() if isinstance(value, Readout)}
+def readout_key(readout: Any) -> Any:
+    """Equal for equal readouts, lists in them included; of what can't be compared, for the same object only."""
+    if isinstance(readout, list | tuple):
+        return tuple(map(readout_key, readout))
+    if is_dataclass(readout) and not isinstance(readout, type):
+        return type(readout), *(readout_key(getattr(readout, field.name)) for field in fields(readout))
+    return id(readout) if isinstance(readout, Tensor) or not isinstance(readout, Hashable) else readout
+
+
+def plain(value: Any) -> Any:
+    """A value as YAML would have it: a readout or schedule is ``{class_path, init_args}``."""
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if isinstance(value, Target):
+        return value.model.name_or_path
+    kind = type(value)
+    names = [field.name for field in fields(value)] if is_dataclass(value) else list(vars(value))
+    inner = {name: plain(getattr(value, name)) for name in names}
+    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": inner}

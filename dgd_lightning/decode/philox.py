@@ -25,12 +25,12 @@ def philox(counter: Words4, key: tuple[Tensor, Tensor]) -> Words4:
 
     Products are taken modulo 2⁶⁴, as int64 wraps around: both of their words come out as those of unsigned numbers.
     """
-    (c0, c1, c2, c3), (k0, k1) = counter, key
-    for _ in range(ROUNDS):
+    c0, c1, c2, c3 = counter
+    for number in range(ROUNDS):
+        k0, k1 = (word + number * step for word, step in zip(key, KEY_STEPS, strict=True))  # cut to words below
         first, second = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
-        c0, c2 = (second >> 32) & WORD ^ c1 ^ k0, (first >> 32) & WORD ^ c3 ^ k1
+        c0, c2 = (second >> 32 ^ c1 ^ k0) & WORD, (first >> 32 ^ c3 ^ k1) & WORD
         c1, c3 = second & WORD, first & WORD
-        k0, k1 = (k0 + KEY_STEPS[0]) & WORD, (k1 + KEY_STEPS[1]) & WORD
     return c0, c1, c2, c3
 
 
@@ -55,7 +55,7 @@ def normals(keys: Tensor, positions: Tensor, width: int) -> Tensor:
     for low in range(0, -(-width // 4), step):
         counters = torch.arange(low, min(low + step, -(-width // 4)), device=keys.device)
         words = torch.stack(philox((counters, at, zero, zero), key), dim=-1).to(kind)  # [B, Q, C, 4]
-        radius = (-2 * ((words[..., 0::2] + 0.5) / 2**32).log()).sqrt()  # [B, Q, C, 2]
+        radius = ((words[..., 0::2] + 0.5) / 2**32).log_().mul_(-2).sqrt_()  # [B, Q, C, 2]
         angle = words[..., 1::2] * (2 * math.pi / 2**32)
         parts.append(torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).flatten(2))
     return torch.cat(parts, dim=-1)[..., :width]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dgd_lightning.decode.batch import Change
 from dgd_lightning.decode.blending import Blend
-from dgd_lightning.decode.engine import Change
 from dgd_lightning.decode.readouts import ReadoutState, TargetOutput
 
 

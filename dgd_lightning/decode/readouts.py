@@ -11,22 +11,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dgd_lightning.decode.engine import Request, capacity, check_prompt
-from dgd_lightning.decode.speculative import check_draft
+from dgd_lightning.decode.call import Request, check_prompt
+from dgd_lightning.decode.drafter import check_draft
 from dgd_lightning.distributions import js_divergence
+from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.errors import InputError
+from dgd_lightning.pair import Pair
 from dgd_lightning.seeds import mixed_seed
-
-if TYPE_CHECKING:
-    from dgd_lightning.draft.model import DFlashDraft
-    from dgd_lightning.pair import Pair
-    from dgd_lightning.target.cache import PositionCache
-    from dgd_lightning.target.model import Target
+from dgd_lightning.target.cache import PositionCache
+from dgd_lightning.target.model import Target
 
 
 class TargetOutput(NamedTuple):
@@ -74,6 +72,8 @@ class ReadoutState(ABC):
 class Readout(ABC):
     """What the target is blended with."""
 
+    needs_draft = False  # whether the pair must have one
+
     @abstractmethod
     def layers(self, pair: Pair) -> tuple[int, ...]:
         """Layers of the target whose outputs it needs."""
@@ -113,6 +113,8 @@ class DraftReadout(Readout):
     features: Features = "own"
     seed: int = 0
 
+    needs_draft = True
+
     def layers(self, pair: Pair) -> tuple[int, ...]:
         return tuple(_draft(pair).config.target_layer_ids)
 
@@ -143,7 +145,7 @@ class DraftState(ReadoutState):
 
     def __init__(self, pair: Pair, request: Request, width: int, size: int, readout: DraftReadout) -> None:
         self.target, self.draft, self.size, self.readout = pair.target, _draft(pair), size, readout
-        rows, room = len(request.lengths), capacity(request, width)
+        rows, room = len(request.lengths), request.capacity(width)
         self.cache = self.draft.new_cache(rows, room)
         self.caches = [self.cache]
         self.shared = 0  # K of the proposals whose cache it is
@@ -382,6 +384,21 @@ class PromptState(ReadoutState):
     def select(self, rows: Tensor) -> None:
         rows = rows.to(self.shift.device)
         self.shift, self.ends, self.last = self.shift[rows], self.ends[rows], self.last[rows]
+
+
+def as_readout(readout: Readout | str) -> Readout:
+    """``draft`` by name; anything else must be a readout.
+
+    Raises:
+        InputError: it is not.
+    """
+    if isinstance(readout, str) and readout == "draft":
+        return DraftReadout()
+    if isinstance(readout, str | type) or not hasattr(readout, "begin") or not hasattr(readout, "layers"):
+        raise InputError(
+            "readout", expected="draft, or a Readout", received=repr(readout), hint="see dgd_lightning.decode.readouts"
+        )
+    return readout
 
 
 def split_taps(features: Tensor | None, layer_ids: Sequence[int]) -> dict[int, Tensor]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from dgd_lightning.decode.engine import check_prompt, check_request
+from dgd_lightning.decode.call import Call, check_prompt, check_request
 from dgd_lightning.decode.readouts import Readout, TargetOutput, split_taps
 from dgd_lightning.decode.slots import DraftSlots
 
@@ -60,7 +60,7 @@ def replays(
     target = pair.target
     answers = [check_prompt("answer", answer, target.vocab_size) for answer in answers]
     longest = max(map(len, answers), default=1)
-    request = check_request(pair, [prompt], max_new_tokens=longest)
+    request = check_request(pair, [prompt], Call(longest))
     width = min(chunk, longest)
     layer_ids = tuple(dict.fromkeys(layer for readout in readouts for layer in readout.layers(pair)))
     states = [readout.begin(pair, request, width) for readout in readouts]

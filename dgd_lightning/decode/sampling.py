@@ -88,3 +88,17 @@ def draw(probs: Tensor, uniform: Tensor) -> Tensor:
     # The first index whose CDF exceeds u·total; scaling by the total absorbs a sum of 1 ± rounding.
     point = (uniform[..., None] * cdf[..., -1:]).contiguous()  # [.., 1]
     return torch.searchsorted(cdf.contiguous(), point, right=True).squeeze(-1)
+
+
+def log_normalisers(log_p: Tensor, params: SamplingParams) -> Tensor:
+    """log Σ_v p(v)^(1/T): what ``p^(1/T)`` is divided by when a token is drawn at temperature T. 0 where T is 0.
+
+    Args:
+        log_p: [.., V], log-probabilities at temperature 1.
+
+    Returns:
+        [..]
+    """
+    if params.greedy:
+        return torch.zeros_like(log_p[..., 0])
+    return (log_p / params.temperature).logsumexp(-1)

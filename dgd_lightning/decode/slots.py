@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dgd_lightning.decode.engine import Request, capacity
+from dgd_lightning.decode.call import Request
 from dgd_lightning.decode.readouts import DraftReadout, ReadoutState, TargetOutput
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class SlotsState(ReadoutState):
         self.target, self.draft = pair.target, pair.draft
         config = self.draft.config
         self.size, self.layer_ids = config.block_size, config.target_layer_ids
-        self.cache = self.draft.new_cache(len(request.lengths), capacity(request, width))
+        self.cache = self.draft.new_cache(len(request.lengths), request.capacity(width))
         self.caches: Sequence[PositionCache] = [self.cache]
         masks = torch.full((self.size - 1,), config.mask_token_id, device=pair.target.device)
         self.masks = pair.target.embed(masks)  # [K − 1, H]

@@ -1,4 +1,9 @@
-"""LoRA layers inside a draft: put in through PEFT, reset in place, switched off and on, taken out again."""
+"""LoRA layers inside a draft: put in, reset in place, switched off and on, taken out again, bit for bit.
+
+The arithmetic is PEFT's (``base(x) + alpha / r · B(A(x))``), in layers of our own: PEFT widens a layer's whole input to
+the adapter's fp32 and keeps that copy for the backward pass, which for half-precision drafts doubles an adaptation's
+memory.
+"""
 
 from __future__ import annotations
 
@@ -6,59 +11,84 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dgd_lightning.draft.adapter import Adapter, peft_config
-from dgd_lightning.draft.model import DFlashDraft
+from dgd_lightning.draft.adapter import Adapter
+from dgd_lightning.draft.model import DFlashDraft, context_pieces
 from dgd_lightning.errors import InputError
 
-if TYPE_CHECKING:
-    from peft.tuners.lora import Linear as LoraLinear
-
-NAME = "ttt"  # PEFT's name of the adapter inside the draft
 SAMPLE = 64  # elements of every weight that tell one base draft from another
 
 
-class _Lifted(torch.autograd.Function):
-    """``F.linear`` of few inputs, whose weight's gradient is made lengthwise.
+class _LowRankUpdate(torch.autograd.Function):
+    """``base + scaling · B(A(x))``, whose factors' gradients are made lengthwise.
 
-    Autograd makes it as [out, T] · [T, r], which CPU libraries take three times as long for as for [r, T] · [T, out].
+    Autograd makes B's as [out, T] · [T, r], which CPU libraries take three times as long for as for [r, T] · [T, out].
+    Inputs narrower than the factors are widened piece by piece, forward and backward.
     """
 
     @staticmethod
-    def forward(ctx: Any, low: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(low, weight)
-        return F.linear(low, weight)
+    def forward(ctx: Any, base: Tensor, x: Tensor, first: Tensor, second: Tensor, scaling: float) -> Tensor:
+        rows, products, lows, sums = x.flatten(0, -2), base.flatten(0, -2), [], []
+        for at in _pieces(rows, first):
+            lows.append(F.linear(rows[at].to(first.dtype), first))  # [C, r]
+            sums.append((products[at] + F.linear(lows[-1], second) * scaling).to(base.dtype))  # [C, out]
+        ctx.save_for_backward(x, torch.cat(lows), first, second)
+        ctx.scaling = scaling
+        return (sums[0] if len(sums) == 1 else torch.cat(sums)).view_as(base)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slopes: Tensor) -> Any:
-        low, weight = ctx.saved_tensors
-        flat = slopes.flatten(0, -2)  # [T, out]; under autocast narrower than the inputs
-        of_weight = (low.flatten(0, -2).to(flat.dtype).t() @ flat).t().to(weight.dtype)
-        return (slopes @ weight.to(slopes.dtype)).to(low.dtype), of_weight
+        x, low, first, second = ctx.saved_tensors
+        rows, given, kind = x.flatten(0, -2), slopes.flatten(0, -2), low.dtype  # under autocast narrower than the rest
+        of_rows = torch.empty_like(rows) if ctx.needs_input_grad[1] else None
+        of_first, of_second = torch.zeros_like(first), torch.zeros_like(second)
+        for at in _pieces(rows, first):
+            some = given[at].to(kind) * ctx.scaling  # [C, out]
+            of_low = some @ second.to(kind)  # [C, r]
+            of_second += (low[at].t() @ some).t()
+            of_first += of_low.t() @ rows[at].to(kind)
+            if of_rows is not None:
+                of_rows[at] = of_low @ first.to(kind)
+        return slopes, None if of_rows is None else of_rows.view_as(x), of_first, of_second, None
 
 
-class SecondFactor(nn.Linear):
-    """LoRA's B: what ``nn.Linear`` without bias computes, bit for bit; see :class:`_Lifted`."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        self.weight = nn.Parameter(weight)
-
-    def forward(self, input: Tensor) -> Tensor:  # nn.Linear's name of it
-        """[.., r] -> [.., out]."""
-        return lifted(input, self.weight)
+def _pieces(rows: Tensor, factor: Tensor) -> list[slice]:
+    """Of rows that have to be widened; else all at once."""
+    return [slice(None)] if rows.dtype == factor.dtype else context_pieces(len(rows))
 
 
-def lifted(low: Tensor, weight: Tensor) -> Tensor:
-    """``F.linear`` for LoRA's second product: low [.., r], weight [out, r] -> [.., out]."""
-    return _Lifted.apply(low, weight)
+class LoraLinear(nn.Module):
+    """A linear layer with a low-rank update. The second factor starts at zero, the first one is not set.
+
+    Args:
+        base_layer: of the draft.
+        rank: r.
+        scaling: alpha / r.
+    """
+
+    def __init__(self, base_layer: nn.Linear, rank: int, scaling: float) -> None:
+        super().__init__()
+        weight = base_layer.weight
+        wide = torch.promote_types(weight.dtype, torch.float32)  # fp32 for half-precision drafts
+        self.base_layer, self.scaling, self.enabled = base_layer, scaling, True
+        self.lora_A = nn.Parameter(torch.empty(rank, weight.shape[1], dtype=wide, device=weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(weight.shape[0], rank, dtype=wide, device=weight.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[.., in] -> [.., out]."""
+        product = self.base_layer(x)
+        return self.updated(product, x) if self.enabled else product
+
+    def updated(self, product: Tensor, x: Tensor) -> Tensor:
+        """The base layer's ``product`` [.., out] of x [.., in] with the update, in the product's dtype."""
+        return _LowRankUpdate.apply(product, x, self.lora_A, self.lora_B, self.scaling)
 
 
 class DraftLora:
@@ -67,7 +97,7 @@ class DraftLora:
     The second factor starts at zero, so that every logit is the draft's own, bit for bit, until a step is made.
 
     Args:
-        draft: gets PEFT's layers in place of the chosen linear ones; its own weights are frozen.
+        draft: gets LoRA layers in place of the chosen linear ones; its own weights are frozen.
         rank: r.
         alpha: the update counts alpha / rank.
         modules: names out of ``draft.adapter.MODULES``.
@@ -78,9 +108,7 @@ class DraftLora:
     """
 
     def __init__(self, draft: DFlashDraft, *, rank: int, alpha: float, modules: Sequence[str], seed: int) -> None:
-        from peft import inject_adapter_in_model  # takes a second to import; most runs need none of it
-
-        if _lora_layers(draft):
+        if any(isinstance(module, LoraLinear) for module in draft.modules()):
             raise InputError(
                 "pair.draft",
                 expected="a draft without an adapter",
@@ -90,27 +118,21 @@ class DraftLora:
         self.draft, self.rank, self.alpha, self.modules = draft, rank, alpha, tuple(modules)
         self.base = base_digest(draft)
         self.required = [(weight, weight.requires_grad) for weight in draft.parameters()]
-        draft.requires_grad_(False)
-        self.layers: dict[str, LoraLinear] = {}
-        try:
-            inject_adapter_in_model(peft_config(rank, alpha, modules), draft, adapter_name=NAME)
-            self._take_up(seed)
-        except BaseException:  # out of memory, an interrupt: the draft is given back as it was
-            self.layers = _lora_layers(draft)
-            self.remove()
-            raise
-
-    def _take_up(self, seed: int) -> None:
-        self.layers = _lora_layers(self.draft)
-        wide = torch.promote_types(self.draft.dtype, torch.float32)  # fp32 for half-precision drafts
-        for layer in self.layers.values():
-            layer.lora_A[NAME].to(wide)
-            layer.lora_B[NAME] = SecondFactor(factors(layer)[1].data.to(wide))
+        chosen = [(name, layer) for name, layer in draft.named_modules() if name.rpartition(".")[2] in modules]
+        # Made before the draft is touched: out of memory here leaves it as it was.
+        self.layers = {name: LoraLinear(layer, rank, alpha / rank) for name, layer in chosen}
         self.reset(seed)
+        draft.requires_grad_(False)
+        for name, lora in self.layers.items():
+            self._put(name, lora)
+
+    def _put(self, name: str, layer: nn.Module) -> None:
+        parent, _, last = name.rpartition(".")
+        setattr(self.draft.get_submodule(parent), last, layer)
 
     def parameters(self) -> list[nn.Parameter]:
         """What an optimiser may change: A and B of every layer, in the draft's order."""
-        return [weight for layer in self.layers.values() for weight in factors(layer)]
+        return [weight for layer in self.layers.values() for weight in (layer.lora_A, layer.lora_B)]
 
     @torch.no_grad()
     def reset(self, seed: int) -> None:
@@ -121,20 +143,20 @@ class DraftLora:
         """
         generator = torch.Generator().manual_seed(seed)
         for layer in self.layers.values():
-            first, second = factors(layer)
-            fresh = torch.empty(first.shape, dtype=torch.float32)
+            fresh = torch.empty(layer.lora_A.shape, dtype=torch.float32)
             nn.init.kaiming_uniform_(fresh, a=math.sqrt(5), generator=generator)
-            first.copy_(fresh)
-            second.zero_()
-            first.grad = second.grad = None
+            layer.lora_A.copy_(fresh)
+            layer.lora_B.zero_()
+            layer.lora_A.grad = layer.lora_B.grad = None
+
+    def _named(self) -> dict[str, nn.Parameter]:
+        """By PEFT's keys without their prefix."""
+        parts = ("lora_A", "lora_B")
+        return {f"{name}.{part}.weight": getattr(layer, part) for name, layer in self.layers.items() for part in parts}
 
     def state(self) -> dict[str, Tensor]:
         """Copies of the weights on CPU, by PEFT's keys without their prefix."""
-        return {
-            f"{name}.{part}.weight": weight.detach().cpu().clone()
-            for name, layer in self.layers.items()
-            for part, weight in zip(("lora_A", "lora_B"), factors(layer), strict=True)
-        }
+        return {key: weight.detach().cpu().clone() for key, weight in self._named().items()}
 
     @torch.no_grad()
     def load(self, weights: dict[str, Tensor]) -> None:
@@ -143,7 +165,7 @@ class DraftLora:
         Raises:
             InputError: they belong to other modules, another rank or another draft.
         """
-        own = self.state()
+        own = self._named()
         wrong = sorted(own.keys() ^ weights.keys()) or [
             f"{key} {list(weights[key].shape)} for {list(own[key].shape)}"
             for key in own
@@ -156,9 +178,8 @@ class DraftLora:
                 received=f"weights that differ in {', '.join(wrong[:3])}",
                 hint="use the adapter with the draft and the TTTConfig it was made with",
             )
-        for name, layer in self.layers.items():
-            for part, weight in zip(("lora_A", "lora_B"), factors(layer), strict=True):
-                weight.copy_(weights[f"{name}.{part}.weight"])
+        for key, weight in own.items():
+            weight.copy_(weights[key])
 
     @torch.no_grad()
     def is_finite(self) -> bool:
@@ -173,34 +194,20 @@ class DraftLora:
     def disabled(self) -> Iterator[None]:
         """The base draft, bit for bit, inside the block."""
         for layer in self.layers.values():
-            layer.enable_adapters(False)
+            layer.enabled = False
         try:
             yield
         finally:
             for layer in self.layers.values():
-                layer.enable_adapters(True)
+                layer.enabled = True
 
     def remove(self) -> None:
         """Give the draft its own layers back: it is as it was before, bit for bit."""
         for name, layer in self.layers.items():
-            parent, _, last = name.rpartition(".")
-            setattr(self.draft.get_submodule(parent), last, layer.get_base_layer())
+            self._put(name, layer.base_layer)
         self.layers = {}
-        if hasattr(self.draft, "peft_config"):
-            del self.draft.peft_config
         for weight, required in self.required:
             weight.requires_grad_(required)
-
-
-def _lora_layers(draft: DFlashDraft) -> dict[str, LoraLinear]:
-    from peft.tuners.lora import Linear
-
-    return {name: module for name, module in draft.named_modules() if isinstance(module, Linear)}
-
-
-def factors(layer: LoraLinear) -> tuple[nn.Parameter, nn.Parameter]:
-    """A [r, in] and B [out, r] of a layer; it computes ``base(x) + alpha / r · B(A(x))``."""
-    return cast(nn.Parameter, layer.lora_A[NAME].weight), cast(nn.Parameter, layer.lora_B[NAME].weight)
 
 
 @contextmanager

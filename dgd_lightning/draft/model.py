@@ -6,7 +6,7 @@ Letters: B rows, S context length, H hidden size, F tapped layers, N anchors, K 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dgd_lightning.draft.attention import Attention, KeysValues, Mix, attend, mix_of
+from dgd_lightning.draft.attention import KeysValues, Mix, Wanted, attend, mix_of
 from dgd_lightning.draft.config import DraftConfig
 from dgd_lightning.draft.masks import multi_anchor_mask, single_block_mask
 from dgd_lightning.target.cache import PositionCache
@@ -153,6 +153,13 @@ def context_pieces(length: int) -> list[slice]:
     return [slice(start, start + CONTEXT_PIECE) for start in range(0, length, CONTEXT_PIECE)]
 
 
+def over_rows(make: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``make`` of x [B, S, F·H] in a dtype; in another one it is cast piece by piece, so that no copy of it exists."""
+    if x.dtype == dtype:
+        return make(x)
+    return torch.cat([make(x[:, at].to(dtype)) for at in context_pieces(x.shape[1])], dim=1)
+
+
 class DFlashDraft(nn.Module):
     """The draft network. It has no embedding and no head: both are the target's.
 
@@ -186,8 +193,8 @@ class DFlashDraft(nn.Module):
         return PositionCache(self.config.num_layers, batch, capacity)
 
     def context(self, features: Tensor) -> Tensor:
-        """What the layers read of the target: features [B, S, F·H] -> [B, S, H]."""
-        return self.hidden_norm(self.fc(features))
+        """What the layers read of the target: features [B, S, F·H], in any dtype -> [B, S, H] in the draft's."""
+        return self.hidden_norm(over_rows(self.fc, features, self.dtype))
 
     @torch.no_grad()
     def extend(self, cache: PositionCache, features: Tensor, positions: Tensor, slots: Tensor | None = None) -> None:
@@ -264,7 +271,7 @@ class DFlashDraft(nn.Module):
         anchors: Tensor,
         keep: Tensor | None = None,
         *,
-        attention: Attention = "sdpa",
+        attention: Wanted = "sdpa",
     ) -> Tensor:
         """Hidden states of N blocks per row in one forward with gradients, no cache: the training forward.
 
@@ -292,7 +299,7 @@ class DFlashDraft(nn.Module):
         keep: Tensor | None = None,
         *,
         first: int = 0,
-        attention: Attention = "sdpa",
+        attention: Wanted = "sdpa",
     ) -> Tensor:
         """:meth:`multi_anchor` over what the layers read of the context, so that it can be kept from call to call.
 

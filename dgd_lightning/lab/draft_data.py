@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from dgd_lightning.data.responses import ResponseBatch, ResponseDataset, pad_responses
-from dgd_lightning.decode import autoregressive_generate
 from dgd_lightning.errors import InputError
 from dgd_lightning.lab.families import FAMILIES
 from dgd_lightning.lab.names import Split
 from dgd_lightning.lab.rows import check_families, check_sizes, has_long_task, make_context, messages
 from dgd_lightning.lab.tokenizer import build_tokenizer
 from dgd_lightning.lab.training_data import require_one_rank
+from dgd_lightning.methods.autoregressive import autoregressive_generate
 from dgd_lightning.pair import Pair, load_pair
 from dgd_lightning.seeds import mixed_seed
 

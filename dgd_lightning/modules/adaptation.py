@@ -17,7 +17,7 @@ from dgd_lightning.data.licence import check_clbench
 from dgd_lightning.data.one_context import common_prefix
 from dgd_lightning.data.tasks import tasks_by_context
 from dgd_lightning.draft.adapter import save_adapter
-from dgd_lightning.errors import InputError
+from dgd_lightning.errors import ContextError, InputError
 from dgd_lightning.files import whole_files
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.adapt import AdaptResult, ttt_adapt
@@ -58,12 +58,15 @@ class ContextAdapter:
     def __call__(
         self, context_id: str, prompts: Callable[[], Sequence[Tensor]], on_progress: OnAdapt | None = None
     ) -> Adapted:
-        """The adapter of a context; a context that can't be adapted is told in its record, and the run goes on.
+        """The adapter of a context; what belongs to this context alone is recorded, and the run goes on.
 
         Args:
             context_id: the context's name; groups of one context follow each other, so one adapter is remembered.
             prompts: gives the prompts of all tasks of the context, [S] each; what they begin with is adapted to.
-            on_progress: told what begins, and every step.
+            on_progress: called with what begins, and after every step.
+
+        Raises:
+            InputError: a mistake in the settings, which every context would meet.
         """
         if self.last is None or self.last[0] != context_id:
             report = on_progress or (lambda context_id, step, what: None)
@@ -81,7 +84,7 @@ class ContextAdapter:
                 on_step=lambda step, loss, score: report(context_id, step, f"step {step}/{self.config.steps}"),
                 on_phase=lambda phase: report(context_id, 0, PHASES[phase]),
             )
-        except (InputError, torch.OutOfMemoryError) as error:
+        except (ContextError, torch.OutOfMemoryError) as error:
             return Adapted(None, {"kept": False, "error": " ".join(str(error).split())}, {})
         if self.folder is not None:
             folder = save_adapter(result.adapter, self.folder / safe_name(context_id))
@@ -129,6 +132,7 @@ def summary(trace: AdaptTrace) -> dict[str, Any]:
         "best_step": trace.best_step,
         "context_tokens": trace.context_tokens,
         "parameters": trace.parameters,
+        "attention": trace.attention,
         "first_loss": trace.losses[0] if trace.losses else None,
         "last_loss": trace.losses[-1] if trace.losses else None,
         "held_out_by": trace.held_out_by,

@@ -1,20 +1,19 @@
-"""Arms: the ways to decode a task."""
+"""Arms: a method with sampling and adaptation, under a name; which controls which, which are decoded together."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
-from dgd_lightning.decode.blending import Blend, Schedule, Space, as_schedule
-from dgd_lightning.decode.readouts import Readout
-from dgd_lightning.decode.rerank import RankBy
-from dgd_lightning.target.model import Target
-
-Method = Literal["autoregressive", "speculative", "guided", "rerank"]
-GUIDANCE = ("beta", "readout", "space", "candidates", "plausibility", "schedule")
-RERANK = ("rank_by", "num_answers", "betas")
+from dgd_lightning.checks import check_integer
+from dgd_lightning.decode.drafter import check_block_size
+from dgd_lightning.decode.sampling import SamplingParams, sampling_params
+from dgd_lightning.errors import InputError
+from dgd_lightning.methods.base import Method
+from dgd_lightning.pair import Pair
 
 
 @dataclass
@@ -23,102 +22,172 @@ class Arm:
 
     Args:
         name: of its rows, curves and table line.
-        method: ``autoregressive``; ``speculative``; ``guided``: (1 − β)·target + β·readout; or ``rerank``: several
-            answers per task, of which the best is kept (see :func:`~dgd_lightning.rerank_generate`).
+        method: ``Autoregressive``, ``Speculative``, ``Guided``, ``Rerank``, or the class path of a method of your own;
+            with settings: ``{class_path: Guided, init_args: {beta: 0.3}}``.
         temperature: 0 for greedy decoding.
         top_k: draw among the k likeliest tokens only.
         top_p: draw among the smallest set of likeliest tokens with this mass only.
-        block_size: K of all that drafts; None for the draft's own.
-        scheme: how speculative decoding verifies above temperature 0.
         ttt: draft with the adapter of the task's context (``model.ttt`` says how it is made).
         online_every: go on adapting while a task is decoded, every so many tokens, two steps of ``model.ttt`` each,
             from the context's adapter where ``ttt`` is on; None does not. Tasks are then decoded one at a time.
-        beta: β of guided decoding; of reranking with ``rank_by: blend``, the β of the blend that ranks.
-        readout: what is blended with the target: ``draft``, or a class path (``LogitLens``, ``WithoutContext``, … or
-            your own).
-        space, candidates, plausibility, schedule: how it is blended, see :class:`~dgd_lightning.Blend`. (``candidates``
-            are tokens; the answers of reranking are ``num_answers``.)
-        token_by_token: guided decoding without proposals: slower, the same distribution.
-        rank_by: of reranking: ``target``, the log-probability that the target gives the whole answer; ``likelihood``,
-            the same per token; ``blend``, per token under the guided distribution.
-        num_answers: of reranking: so many are drawn from the target, at a temperature above 0.
-        betas: of reranking: one answer per β instead, decoded with guidance; 0 is the target itself.
     """
 
     name: str
-    method: Method = "speculative"
+    method: Method
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
-    block_size: int | None = None
-    scheme: Literal["rejection", "exact_match"] = "rejection"
     ttt: bool = False
     online_every: int | None = None
-    beta: float | None = None
-    readout: Readout | str = "draft"
-    space: Space = "logits"
-    candidates: int | None = None
-    plausibility: float | None = None
-    schedule: Schedule | None = None
-    token_by_token: bool = False
-    rank_by: RankBy = "likelihood"
-    num_answers: int = 8
-    betas: list[float] | None = None
 
     @property
-    def drafts(self) -> bool:
-        """Whether blocks are proposed; by reranking, where there is a draft."""
-        return self.method in ("speculative", "rerank") or (self.method == "guided" and not self.token_by_token)
-
-    @property
-    def blends(self) -> bool:
-        """Whether a readout is blended with the target."""
-        ranks = self.method == "rerank" and (self.rank_by == "blend" or self.betas is not None)
-        return self.method == "guided" or ranks
-
-    def blend(self) -> Blend:
-        """How an arm blends.
-
-        Raises:
-            InputError: a number that can't be used.
-        """
-        schedule = as_schedule(self.schedule)
-        return Blend(
-            self.beta if self.beta is not None else 0.0, self.space, self.candidates, self.plausibility, schedule
-        )
-
-    def settings(self) -> dict[str, Any]:
-        """All that distinguishes the arm, as YAML would have it; objects by their class paths.
-
-        Where answers are reranked, what blends stands under ``guidance``: ``candidates`` of their rows are answers.
-        """
-        values = {field.name: plain(getattr(self, field.name)) for field in fields(self)}
-        rerank = {name: values.pop(name) for name in RERANK}
-        guidance = {name: values.pop(name) for name in GUIDANCE}
-        slow = values.pop("token_by_token")
-        if self.method == "guided":
-            return {**values, **guidance, "token_by_token": slow}
-        if self.method == "rerank":
-            return {**values, **rerank, "guidance": guidance if self.blends else None}
-        return values
+    def adapts(self) -> bool:
+        """Whether its draft is trained on the context, while it decodes, or both."""
+        return self.ttt or self.online_every is not None
 
     def sampling(self) -> dict[str, Any]:
         """The settings that shape the distribution of the output, whatever the method."""
         return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
 
+    def sampling_params(self) -> SamplingParams:
+        """The same, checked."""
+        return sampling_params(**self.sampling())
 
-def plain(value: Any) -> Any:
-    """A value as YAML would have it: a readout or schedule is ``{class_path, init_args}``."""
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
-    if isinstance(value, Target):
-        return value.model.name_or_path
-    kind = type(value)
-    names = [field.name for field in fields(value)] if is_dataclass(value) else list(vars(value))
-    inner = {name: plain(getattr(value, name)) for name in names}
-    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": inner}
+    def settings(self) -> dict[str, Any]:
+        """All that distinguishes the arm, its name apart, as its rows have it."""
+        method = {"method": self.method.name, "settings": self.method.settings()}
+        facts = {"lossless": self.method.lossless, "baseline": self.method.baseline, "blends": self.method.blends}
+        return {**method, **facts, **self.sampling(), "ttt": self.ttt, "online_every": self.online_every}
+
+    def describe(self) -> str:
+        """What was resolved, in one line: ``guided: Guided, beta 0.3, readout draft; greedy; ttt``."""
+        usual = {field.name: field.default for field in fields(self.method)}  # type: ignore[arg-type]
+        words = [
+            f"{name} {short(value)}"
+            for name, value in self.method.settings().items()
+            if name == "readout" or value != usual.get(name)
+        ]
+        drawn = [f"{name} {value:g}" for name, value in self.sampling().items() if value]
+        more = ["ttt"] * self.ttt
+        if self.online_every is not None:
+            more.append(f"adapts every {self.online_every} tokens")
+        return f"{self.name}: " + "; ".join(
+            [", ".join([self.method.name, *words]), ", ".join(drawn) or "greedy", *more]
+        )
+
+    def check(self) -> None:
+        """Raises:
+        InputError: sampling, adaptation or a setting of the method that can't be; named as in the arm.
+        """
+        if not isinstance(self.method, Method):
+            raise InputError(
+                "method",
+                expected="a method, such as Guided(0.3)",
+                received=repr(self.method),
+                hint="name its class: {class_path: Guided, init_args: {beta: 0.3}}",
+            )
+        check_integer("online_every", self.online_every, optional=True, hint="use e.g. 64")
+        if self.adapts and not self.method.uses_draft:
+            raise InputError(
+                "ttt" if self.ttt else "online_every",
+                expected=f"no adaptation: {self.method.name} uses no draft",
+                received=f"ttt {self.ttt}, online_every {self.online_every}",
+                hint="leave it out",
+            )
+        if self.online_every is not None and not self.method.online:
+            raise InputError(
+                "online_every",
+                expected=f"null: {self.method.name} needs a draft that stays the same while it decodes",
+                received=self.online_every,
+                hint="leave it out; ttt: true adapts before decoding",
+            )
+        self.sampling_params()
+        self.method.check_arm(self.temperature)
+
+
+def short(value: Any) -> str:
+    """A setting in words: ``LogitLens(layer=3)`` for a class path with its arguments."""
+    if not isinstance(value, dict) or "class_path" not in value:
+        return str(value)
+    inner = ", ".join(f"{name}={short(one)}" for name, one in value["init_args"].items())
+    return value["class_path"].rpartition(".")[2] + (f"({inner})" if inner else "")
+
+
+def check_arms(arms: Sequence[Arm], draft: str | None) -> None:
+    """Raises:
+    InputError: arms that share a name, lack what their method needs, or sample in an impossible way.
+    """
+    names = [arm.name for arm in arms]
+    if not arms or len(set(names)) != len(names):
+        raise InputError(
+            "model.arms", expected="at least one arm, each with a name of its own", received=names, hint="rename them"
+        )
+    for arm in arms:
+        try:
+            arm.check()
+        except InputError as error:
+            raise error.named(f"model.arms[{arm.name}].{error.argument}") from error
+        if draft is None and (arm.method.needs_draft or arm.adapts):
+            raise InputError(
+                "model.draft",
+                expected=f"a draft, for arm {arm.name!r}",
+                received="null",
+                hint="name one, or drop the arm",
+            )
+
+
+def check_ttt(arms: Sequence[Arm], adapts: bool) -> None:
+    """Raises:
+    InputError: arms ask for adapters and nothing makes them, or the other way round.
+    """
+    if any(arm.adapts for arm in arms) is not adapts:
+        raise InputError(
+            "model.ttt",
+            expected="settings of test-time training: arms with ttt: true or online_every ask for them"
+            if not adapts
+            else "an arm with ttt: true or online_every to use them",
+            received="null" if not adapts else f"arms {', '.join(arm.name for arm in arms)} without it",
+            hint="set model.ttt, e.g. {steps: 10}" if not adapts else "set ttt: true in an arm, or model.ttt: null",
+        )
+
+
+def check_blocks(arms: Sequence[Arm], pair: Pair) -> None:
+    """Raises:
+    InputError: an arm's blocks are longer than those the draft was trained with.
+    """
+    for arm in arms:
+        size = getattr(arm.method, "block_size", None)
+        if size is not None and pair.draft is not None:
+            try:
+                check_block_size(pair, size)
+            except InputError as error:
+                raise error.named(f"model.arms[{arm.name}].{error.argument}") from error
+
+
+def control_of(arms: Sequence[Arm]) -> dict[str, str]:
+    """By name of a null control, the arm it controls: it differs in the readout that the control imitates, alone."""
+    found = {}
+    for arm in arms:
+        if (original := arm.method.controls()) is None:
+            continue
+        wanted = replace(arm, name="", method=original)
+        twin = next((other for other in arms if replace(other, name="") == wanted), None)
+        if twin is not None:
+            found[arm.name] = twin.name
+    return found
+
+
+def joined(arms: Sequence[Arm], join: bool) -> list[list[Arm]]:
+    """Arms that are decoded in one batch, in the order of the first of each: without ``join`` every arm by itself.
+
+    They draw and adapt alike, and their methods say that they can share a batch.
+    """
+    groups: dict[Any, list[Arm]] = {}
+    for arm in arms:
+        key = arm.method.join_key() if join else None
+        alike = arm.name if key is None else (key, *arm.sampling().values(), arm.ttt)
+        groups.setdefault(alike, []).append(arm)
+    return list(groups.values())
 
 
 def row_seed(seed: int, idx: str, arm: Arm) -> int:

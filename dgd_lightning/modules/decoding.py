@@ -2,62 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from rich.text import Text
-from torch import Tensor
 
-from dgd_lightning.data.tasks import TaskData, context_of, tasks_by_context
-from dgd_lightning.decode.engine import Progress
-from dgd_lightning.decode.readouts import Readout
-from dgd_lightning.draft.adapter import Adapter
-from dgd_lightning.errors import InputError
-from dgd_lightning.modules.adaptation import ADAPTERS, Adapted, ContextAdapter, OnAdapt, contexts_to_adapt
-from dgd_lightning.modules.arm_checks import check_arms, check_block_sizes, check_ttt
-from dgd_lightning.modules.arms import Arm, row_seed
-from dgd_lightning.modules.decoders import decode, joined
-from dgd_lightning.modules.divergence import DivergenceSettings, divergence_record
-from dgd_lightning.modules.pairing import control_of
-from dgd_lightning.modules.prefixes import PrefixStore, Reads, StoredPrefixes, layers_of
+from dgd_lightning.checks import check_integer
+from dgd_lightning.data.tasks import TaskData, tasks_by_context
+from dgd_lightning.modules.adaptation import ADAPTERS, ContextAdapter, contexts_to_adapt
+from dgd_lightning.modules.arms import Arm, check_arms, check_blocks, check_ttt, joined
+from dgd_lightning.modules.divergence import DivergenceSettings
+from dgd_lightning.modules.group_decoder import GroupDecoder, GroupSettings, TooLong
+from dgd_lightning.modules.pair_source import PairSettings, PairSource, check_rows_run
+from dgd_lightning.modules.prefix_store import PrefixStore
 from dgd_lightning.modules.prompts import Prompts
-from dgd_lightning.modules.readouts import (
+from dgd_lightning.modules.second_models import (
     Source,
-    leaves_out,
+    leaves_out_context,
     load_models,
+    loaded_methods,
     models_fingerprint,
     pinned_models,
-    ready_readouts,
-    with_prompts,
 )
-from dgd_lightning.modules.rows import prediction_row
-from dgd_lightning.modules.sources import PairSources
-from dgd_lightning.pair import Pair, load_pair
-from dgd_lightning.target.load import bundled
+from dgd_lightning.summary import Summary
 from dgd_lightning.ttt.config import TTTConfig
-from dgd_lightning.ttt.online import OnlineTTT
-from dgd_lightning.types import DecodeOutput, Task
-
-TooLong = Literal["error", "skip", "truncate_left"]
-ONLINE_STEPS = 2  # per round of an arm that goes on adapting
-WARMUP_PROMPT, WARMUP_TOKENS = 64, 8  # tokens; enough to load kernels and fill allocators before the first timing
+from dgd_lightning.types import Task
 
 
-class Decoding(PairSources, LightningModule):
+class Decoding(LightningModule):
     """Decode tasks with a target and its draft.
 
     Args:
         target: folder or Hub id of the target; ``lab`` for the bundled one.
         draft: folder or Hub id of the draft; ``lab`` for the bundled one; None where no arm needs one.
-        arms: ways to decode; an arm's speed-up refers to the first autoregressive arm that has its temperature, top_k
-            and top_p.
+        arms: ways to decode; an arm's speed-up refers to the first arm with a baseline method (``Autoregressive``) that
+            has its temperature, top_k and top_p.
         max_new_tokens: limit per task.
         dtype: ``auto`` (the checkpoint's), ``float32``, ``bfloat16`` …
         attn_implementation: of the target, ``sdpa`` (default) or ``eager``.
@@ -76,7 +57,7 @@ class Decoding(PairSources, LightningModule):
             the arms that have ``ttt: true``; None adapts nothing.
         save_adapters: keep every context's adapter in the run folder, ``adapters/<context id>/``, in PEFT's format.
         accept_clbench_license: you have obtained permission to adapt to CL-bench's contexts, which its licence forbids.
-        join_arms: guided arms that differ in nothing but β, readout, space, constraints and schedule are one batch:
+        join_arms: guided arms that differ in nothing but β, readout, space, constraints and schedule share a batch:
             prompts are read once for all, and so are the weights. Answers are the same up to rounding; seconds are
             those of the whole batch, so these arms have no tokens/s of their own.
         reuse_prefix: what the prompts of a context's tasks begin with alike is read once for all its tasks and arms,
@@ -112,61 +93,42 @@ class Decoding(PairSources, LightningModule):
         reuse_prefix: bool = True,
     ) -> None:
         super().__init__()
-        if cpu_threads is not None and cpu_threads < 1:
-            raise InputError(
-                "model.cpu_threads", expected="a positive integer or null", received=cpu_threads, hint="use 1 or more"
-            )
-        self.cpu_threads = cpu_threads
+        check_integer("model.max_new_tokens", max_new_tokens)
         check_arms(arms, draft)
         check_ttt(arms, ttt is not None)
-        self.ttt, self.save_adapters, self.accept_clbench_license = ttt, save_adapters, accept_clbench_license
-        self.adapt: ContextAdapter | None = None
-        if max_new_tokens < 1:
-            raise InputError(
-                "model.max_new_tokens", expected="a positive integer", received=max_new_tokens, hint="use 1 or more"
-            )
-        self.target_source, self.draft_source = bundled(target, "target"), draft and bundled(draft, "draft")
-        self.arms, self.max_new_tokens, self.dtype_name = arms, max_new_tokens, dtype
-        self.control_of = control_of(arms)
-        self.revision, self.draft_revision = revision, draft_revision
-        self.attn_implementation, self.device_map = attn_implementation, device_map
-        self.enable_thinking, self.too_long, self.stop_token_ids = enable_thinking, too_long, stop_token_ids
-        self.seed, self.warmup, self.join_arms, self.divergence = seed, warmup, join_arms, divergence
-        self.reuse_prefix = reuse_prefix
+        self.source = PairSource(
+            PairSettings(target, draft, dtype, attn_implementation, revision, draft_revision, device_map, cpu_threads)
+        )
+        self.settings = GroupSettings(max_new_tokens, too_long, stop_token_ids, seed, join_arms, divergence)
+        self.arms, self.ttt, self.divergence = arms, ttt, divergence
+        self.enable_thinking, self.warmup, self.reuse_prefix = enable_thinking, warmup, reuse_prefix
+        self.save_adapters, self.accept_clbench_license = save_adapters, accept_clbench_license
         self.second_models: dict[Source, str | None] | None = None  # of readouts, with their commits
-        self.readouts: dict[str, Readout] = {}  # of arms that blend, with their second models
-        self.pair: Pair | None = None  # a plain attribute: Lightning neither moves nor saves it
-        self.contexts: dict[str, list[Task]] = {}  # tasks by context, where something is asked of it
+        self.decoder: GroupDecoder | None = None  # a plain attribute: Lightning neither moves nor saves the pair
         self.done: set[tuple[str, str]] = set()  # (idx, arm) of rows that a resumed run has already
-        self.on_progress: Callable[[str, Progress], None] | None = None  # set by a progress bar
-        self.on_adapt: OnAdapt | None = None  # so is this
-        self.summary_tables: list[Any] = []  # rich renderables that callbacks add; printed at the end of the run
+        self.tasks_together: dict[str, int] = {}  # by idx, of rows that were decoded in smaller groups
+        self.summary = Summary()
 
     @property
     def row_names(self) -> list[str]:
         """Names of the rows that every task gets."""
         return [arm.name for arm in self.arms]
 
+    @property
+    def summary_tables(self) -> list[Any]:
+        """Renderables that callbacks add."""
+        return self.summary.details
+
     def fingerprint(self) -> dict[str, Any]:
         """Everything about the model that can change a row, to be hashed; revisions count by their commits."""
+        settings, source = self.settings, self.source.settings
         return {
-            **super().fingerprint(),
+            **self.source.fingerprint(),
             "second_models": models_fingerprint(self._pin_models()),
-            "arms": [arm.settings() for arm in self.arms],
-            "settings": [
-                self.max_new_tokens,
-                self.dtype_name,
-                self.attn_implementation,
-                self.enable_thinking,
-                self.too_long,
-                self.stop_token_ids,
-                self.seed,
-            ],
+            "arms": [{"name": arm.name, **arm.settings()} for arm in self.arms],
+            "settings": [source.dtype, source.attn_implementation, self.enable_thinking, self.reuse_prefix],
+            "group_settings": {**settings._asdict(), "divergence": self.divergence and asdict(self.divergence)},
             "ttt": self.ttt and self.ttt.fingerprint(),
-            # Without them: the hash of old runs.
-            **({"reuse_prefix": True} if self.reuse_prefix else {}),
-            **({"join_arms": True} if self.join_arms else {}),
-            **({"divergence": asdict(self.divergence)} if self.divergence else {}),
         }
 
     def _pin_models(self) -> dict[Source, str | None]:
@@ -181,97 +143,65 @@ class Decoding(PairSources, LightningModule):
         Raises:
             InputError: the pair can't be loaded, or the trainer's settings do not suit decoding.
         """
-        if stage != "predict":
-            raise InputError("subcommand", expected="predict", received=stage, hint="run `dgd predict`")
-        if self.trainer.precision != "32-true":
-            raise InputError(
-                "trainer.precision",
-                expected="the default",
-                received=self.trainer.precision,
-                hint="set model.dtype instead: weights are loaded in it",
-            )
-        if self.ttt is not None:
-            self.contexts = contexts_to_adapt(
-                getattr(self.trainer, "datamodule", None),
-                accepted=self.accept_clbench_license,
-                inference_mode=self.trainer.predict_loop.inference_mode,
-            )
-        elif any(leaves_out(arm.readout) for arm in self.arms):
-            self.contexts = tasks_by_context(getattr(self.trainer, "datamodule", None), "a readout without context")
-        elif self.reuse_prefix and isinstance(data := getattr(self.trainer, "datamodule", None), TaskData):
-            self.contexts = tasks_by_context(data, "model.reuse_prefix")
-        if self.cpu_threads is not None:
-            torch.set_num_threads(self.cpu_threads)
-        if self.pair is None:
-            # a branch may move between two ranks' look-ups: rank 0's counts, which the run folder names
-            commits = self.commits = self.trainer.strategy.broadcast(self.pin())
-            self.pair = load_pair(
-                self.target_source,
-                self.draft_source,
-                dtype=self.dtype_name,
-                device=self._placement(),
-                attn_implementation=self.attn_implementation,
-                revision=commits.target,
-                draft_revision=commits.draft,
-            )
-            models = self.second_models = self.trainer.strategy.broadcast(self._pin_models())
-            self.readouts = ready_readouts(self.arms, load_models(models, self.pair.target))
-        if self.pair.draft is not None:
-            check_block_sizes(self.arms, self.pair.draft.config.block_size)
-        if self.enable_thinking and self.pair.draft is not None and _model_type(self.pair).startswith("qwen3"):
+        check_rows_run(self.trainer, stage, "predict")
+        contexts = self._contexts()
+        if self.decoder is not None:
+            return
+        pair = self.source.load(self.trainer)
+        models = self.second_models = self.trainer.strategy.broadcast(self._pin_models())
+        check_blocks(self.arms, pair)
+        model_type = str(getattr(pair.target.model.config, "model_type", ""))
+        if self.enable_thinking and pair.draft is not None and model_type.startswith("qwen3"):
             rank_zero_warn(
                 "enable_thinking is on: the published Qwen3 drafts were trained without thinking; τ will drop"
             )
-        self.prompts = Prompts(
-            self.pair, self.contexts, max_new_tokens=self.max_new_tokens, enable_thinking=self.enable_thinking
+        methods = loaded_methods(self.arms, load_models(models, pair.target))
+        prompts = Prompts(
+            pair, contexts, max_new_tokens=self.settings.max_new_tokens, enable_thinking=self.enable_thinking
         )
-        layers = layers_of(self._loaded(), self.arms, self.readouts)
-        self.prefixes = PrefixStore(self._loaded(), self.prompts, self.contexts if self.reuse_prefix else {}, layers)
+        layers = [layer for method in methods.values() for layer in method.layers(pair)]
+        if any(arm.online_every is not None for arm in self.arms):
+            layers.append(pair.target.num_layers - 1)  # whose states are the labels
+        prefixes = PrefixStore(pair, prompts, contexts if self.reuse_prefix else {}, tuple(dict.fromkeys(layers)))
+        log_dir = self.trainer.log_dir
+        folder = Path(log_dir, ADAPTERS) if self.save_adapters and log_dir is not None else None
+        adapt = None
         if self.ttt is not None:
-            log_dir = self.trainer.log_dir
-            folder = Path(log_dir, ADAPTERS) if self.save_adapters and log_dir is not None else None
-            self.adapt = ContextAdapter(self._loaded(), self.ttt, folder, enable_thinking=self.enable_thinking)
+            adapt = ContextAdapter(pair, self.ttt, folder, enable_thinking=self.enable_thinking)
+        self.decoder = GroupDecoder(pair, self.arms, methods, prompts, prefixes, self.settings, adapt, self.ttt)
+        self.decoder.on_note = rank_zero_warn
 
-    def _placement(self) -> Any:
-        """This rank's device, or how the target is spread over all devices of the only rank."""
-        if self.device_map is None:
-            return self.trainer.strategy.root_device
-        if self.trainer.world_size > 1:
-            raise InputError(
-                "model.device_map",
-                expected="null with several ranks: each holds the whole target on a device of its own",
-                received=f"{self.device_map!r} with {self.trainer.world_size} ranks",
-                hint="leave it out, or set trainer.devices: 1",
-            )
-        return "balanced" if self.device_map == "auto" else self.device_map  # load_target's auto is one device
+    def _contexts(self) -> dict[str, list[Task]]:
+        """The tasks of every context, where something is asked of contexts."""
+        data = getattr(self.trainer, "datamodule", None)
+        if self.ttt is not None:
+            inference = self.trainer.predict_loop.inference_mode
+            return contexts_to_adapt(data, accepted=self.accept_clbench_license, inference_mode=inference)
+        if any(leaves_out_context(arm.method) for arm in self.arms):
+            return tasks_by_context(data, "a readout without context")
+        return tasks_by_context(data, "model.reuse_prefix") if self.reuse_prefix and isinstance(data, TaskData) else {}
 
     def on_predict_start(self) -> None:
-        """Finds prompts that are too long before hours are spent on the others, says what is read, and warms up."""
-        groups = getattr(self.trainer.datamodule, "groups", [])  # type: ignore[attr-defined]
-        for task in (task for group in groups for task in group):
-            if self.too_long == "error":
-                self.prompts.check_fit(task)
-            if any(leaves_out(arm.readout) for arm in self.arms):
-                self.prompts.without_context(task)
-        if self.prefixes.contexts:
-            shards = self.trainer.datamodule.shards(self.trainer.world_size, self)  # type: ignore[attr-defined]
-            readings = len(joined(self.arms, self.join_arms))
-            reads = self.prefixes.ahead(groups, shards, readings, cut=self.too_long == "truncate_left")
-            if self.trainer.is_global_zero and reads.read < reads.prompts:
-                print(f"ahead: {reads.words()}", flush=True)
+        """Finds what can't be decoded before hours are spent, says what is to be read, and warms up."""
+        decoder, data = self._ready(), self.trainer.datamodule  # type: ignore[attr-defined]
+        groups = getattr(data, "groups", [])
+        decoder.check([task for group in groups for task in group])
+        if decoder.prefixes.contexts and self.trainer.is_global_zero:
+            shards = data.shards(self.trainer.world_size, self)
+            readings = len(joined(self.arms, self.settings.join_arms))
+            cut = self.settings.too_long == "truncate_left"
+            reads = decoder.prefixes.ahead(groups, shards, readings, cut=cut)
+            if reads.read < reads.prompts:
+                print(f"to be read: {reads.summary()}", flush=True)
         if self.warmup and not all(map(self._is_done, groups)):
-            prompt = self.prompts.of(groups[0][0])[-min(WARMUP_PROMPT, self.prompts.limit) :]
-            report, self.on_progress = self.on_progress, None  # no task's tokens, so nothing to show
-            for arms in joined(self.arms, self.join_arms):
-                self._decode([prompt], self._ready(arms, groups[0][:1]), min(WARMUP_TOKENS, self.max_new_tokens), [0])
-            self.on_progress = report
+            decoder.warm_up(groups[0][0])
 
-    def on_predict_epoch_end(self) -> None:
-        """Says what was read on all ranks, in this session."""
-        own = torch.tensor(self.prefixes.reads, dtype=torch.float64, device=self.trainer.strategy.root_device)
-        prompts, read, seconds = self.trainer.strategy.reduce(own, reduce_op="sum").tolist()
-        if self.trainer.is_global_zero and read:
-            self.summary_tables.append(Text(f"prefill: {Reads(int(prompts), int(read), seconds).words()}"))
+    def on_predict_end(self) -> None:
+        """Says what rank 0 read in this session: no rank waits for another after its last context."""
+        reads = self._ready().prefixes.reads
+        if self.trainer.is_global_zero and reads.read:
+            whose = " (of rank 0)" if self.trainer.world_size > 1 else ""
+            self.summary.details.append(f"prefill{whose}: {reads.summary()}")
 
     def _is_done(self, group: list[Task]) -> bool:
         return all((task.idx, arm.name) in self.done for task in group for arm in self.arms)
@@ -284,175 +214,9 @@ class Decoding(PairSources, LightningModule):
         """
         if self._is_done(batch):
             return []
-        together = joined(self.arms, self.join_arms)
-        turn = together if batch_idx % 2 == 0 else together[::-1]  # fair timing: nobody is always first
-        members: dict[str, list[Task]] = {}  # an adapter belongs to one context: without adapters, one part is enough
-        for task in batch:
-            members.setdefault(context_of(task) if self.adapt else "", []).append(task)
-        return [row for context, tasks in members.items() for row in self._rows(context, tasks, turn)]
+        sizes = [self.tasks_together[task.idx] for task in batch if task.idx in self.tasks_together]
+        return self._ready().rows(batch, batch_idx, min(sizes, default=None))
 
-    def _rows(self, context: str, tasks: list[Task], together: list[list[Arm]]) -> list[dict[str, Any]]:
-        """Rows of tasks that are decoded together; of one context where there are adapters."""
-        prompts, limit = [self.prompts.of(task) for task in tasks], self.prompts.limit
-        fits = [i for i, ids in enumerate(prompts) if len(ids) <= limit or self.too_long == "truncate_left"]
-        wanted = self.adapt is not None and fits and any(arm.ttt for arms in together for arm in arms)
-        adapted = None
-        if self.adapt and wanted:
-            adapted = self.adapt(context, lambda: self.prompts.of_context(context), self.on_adapt)
-        kept = [prompts[i][-limit:] for i in fits]
-        stored = self._stored([tasks[i] for i in fits], kept, [len(prompts[i]) <= limit for i in fits])
-        rows = []
-        for arms in together:
-            first = arms[0]  # what is asked of it holds for all
-            outputs: list[list[DecodeOutput]] = [[] for _ in arms]
-            if fits:
-                seeds = [row_seed(self.seed, tasks[i].idx, first) for i in fits]
-                ready = self._ready(arms, [tasks[i] for i in fits])
-                with self._adapter(first, adapted):
-                    outputs = self._decode(
-                        kept, ready, self.max_new_tokens, seeds, self._online(first, adapted), stored
-                    )
-                self.prefixes.count(kept, stored, outputs[0][0].trace.prefill_seconds)
-            for arm, own in zip(arms, outputs, strict=True):
-                by_index, known = dict(zip(fits, own, strict=True)), dict(zip(fits, stored.known, strict=True))
-                seconds = stored.seconds if arms is together[0] else 0.0  # told once, by the arms that waited for it
-                others = [other.name for other in arms if other is not arm]
-                made = [
-                    self._row(task, arm, prompts[i], by_index.get(i), known.get(i, 0), seconds, adapted, others)
-                    for i, task in enumerate(tasks)
-                ]
-                if self.divergence is not None and (arm.method == "guided" or not self.divergence.guided_only):
-                    self._compare(tasks, made, arm, adapted, self.divergence)
-                rows += made
-        return rows
-
-    def _row(
-        self,
-        task: Task,
-        arm: Arm,
-        prompt: Tensor,
-        output: DecodeOutput | None,
-        prefix_tokens: int,
-        prefix_seconds: float,
-        adapted: Adapted | None,
-        others: list[str],
-    ) -> dict[str, Any]:
-        bare = self.prompts.bare(task) if output is not None and leaves_out(arm.readout) else None
-        return prediction_row(
-            task,
-            arm,
-            output,
-            prompt,
-            pair=self._loaded(),
-            limit=self.prompts.limit,
-            adapted=adapted if arm.ttt else None,
-            prefix_tokens=prefix_tokens,
-            prefix_seconds=prefix_seconds,
-            joined_with=others,
-            without_context=bare,
-            control_of=self.control_of.get(arm.name),
-        )
-
-    def _ready(self, arms: list[Arm], tasks: list[Task]) -> list[Arm]:
-        """The arms with the readouts that these tasks need; what is one readout stays one."""
-        own = {arm.name: self.readouts[arm.name] for arm in arms if arm.blends}
-        bare = [self.prompts.bare(task) for task in tasks] if any(map(leaves_out, own.values())) else []
-        made = {id(one): with_prompts(one, bare) for one in own.values()}
-        return [replace(arm, readout=made[id(own[arm.name])]) if arm.blends else arm for arm in arms]
-
-    def _compare(
-        self,
-        tasks: list[Task],
-        rows: list[dict[str, Any]],
-        arm: Arm,
-        adapted: Adapted | None,
-        settings: DivergenceSettings,
-    ) -> None:
-        """Adds ``divergence`` to answered rows. What an arm learned while it decoded is gone: its start is compared."""
-        kept, pair = _kept(arm, adapted), self._loaded()
-        with nullcontext() if kept is None else pair.adapter(kept):
-            for task, record in ((task, row["dgd"]) for task, row in zip(tasks, rows, strict=True)):
-                if "output_ids" in record:
-                    prompt, answer = torch.tensor(record["prompt_ids"]), torch.tensor(record["output_ids"])
-                    (ready,) = self._ready([_compared(arm, record)], [task])
-                    record["divergence"] = divergence_record(pair, ready, prompt, answer, settings)
-
-    def _adapter(self, arm: Arm, adapted: Adapted | None) -> AbstractContextManager[Any]:
-        """The draft as the arm wants it; an arm that goes on adapting puts its adapter in itself."""
-        kept = _kept(arm, adapted)
-        return nullcontext() if kept is None or arm.online_every is not None else self._loaded().adapter(kept)
-
-    def _online(self, arm: Arm, adapted: Adapted | None) -> OnlineTTT | None:
-        if arm.online_every is None or self.ttt is None:
-            return None
-        return OnlineTTT(arm.online_every, replace(self.ttt, steps=ONLINE_STEPS), _kept(arm, adapted))
-
-    def _stored(self, tasks: list[Task], prompts: list[Tensor], whole: list[bool]) -> StoredPrefixes:
-        """Where these prompts go on from."""
-        try:
-            return self.prefixes.of(tasks, prompts, whole)
-        except torch.OutOfMemoryError as error:
-            raise InputError(
-                "model.reuse_prefix",
-                expected="beginnings of contexts that fit the device's memory beside the batch",
-                received=f"prompts of up to {max(map(len, prompts))} tokens",
-                hint="set it to false, or use a smaller data.batch_size or a larger device",
-            ) from error
-
-    def _decode(
-        self,
-        prompts: list[Tensor],
-        arms: list[Arm],
-        max_new_tokens: int,
-        seeds: list[int],
-        online: OnlineTTT | None = None,
-        stored: StoredPrefixes | None = None,
-    ) -> list[list[DecodeOutput]]:
-        """Outputs of each of the arms, which are decoded in one batch."""
-        report = self.on_progress
-        name = arms[0].name if len(arms) == 1 else f"{len(arms)} arms from {arms[0].name}"
-        if report is not None:  # a long prefill is announced: the decoders report after it only
-            report(name, Progress(0, 0, len(prompts), len(prompts)))
-        try:
-            return decode(
-                self._loaded(),
-                prompts,
-                arms,
-                max_new_tokens=max_new_tokens,
-                stop_token_ids=self.stop_token_ids,
-                seed=seeds,
-                online=online,
-                prefixes=stored and stored.prefixes,
-                on_progress=partial(report, name) if report else None,
-            )
-        except torch.OutOfMemoryError as error:
-            raise InputError(
-                "data.batch_size",
-                expected="groups that fit the device's memory",
-                received=f"{len(prompts)} prompts of up to {max(map(len, prompts))} tokens in {len(arms)} arms",
-                hint="use a smaller batch_size, or a larger device"
-                + (", or model.join_arms: false" if len(arms) > 1 else "")
-                + (", or model.reuse_prefix: false" if stored and any(stored.known) else ""),
-            ) from error
-
-    def _loaded(self) -> Pair:
-        assert self.pair is not None, "setup loads the pair"
-        return self.pair
-
-
-def _kept(arm: Arm, adapted: Adapted | None) -> Adapter | None:
-    """The context's adapter where the arm uses it and it is worth using."""
-    if not arm.ttt or adapted is None or adapted.result is None or not adapted.result.kept:
-        return None
-    return adapted.result.adapter
-
-
-def _compared(arm: Arm, record: dict[str, Any]) -> Arm:
-    """The arm that a row's answer is compared as: an answer with a β was decoded as a guided arm does it."""
-    if arm.betas is None:
-        return arm
-    return replace(arm, method="guided", beta=record["answers"][record["chosen"]]["beta"])
-
-
-def _model_type(pair: Pair) -> str:
-    return str(getattr(pair.target.model.config, "model_type", ""))
+    def _ready(self) -> GroupDecoder:
+        assert self.decoder is not None, "setup loads the pair"
+        return self.decoder

@@ -6,24 +6,23 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from dgd_lightning.checks import check_integer
 from dgd_lightning.data.chat import prompt_ids
 from dgd_lightning.data.gold import gold_ids
 from dgd_lightning.data.tasks import TaskData, context_of
 from dgd_lightning.decode.ablation import AblatedDraft
+from dgd_lightning.decode.nested import plain
 from dgd_lightning.decode.readouts import DraftReadout, LogitLens, Readout
 from dgd_lightning.decode.replay import replay
 from dgd_lightning.decode.slots import DraftSlots
 from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.gold import confidence, gold_log_probability, gold_rank
 from dgd_lightning.modules.adaptation import ADAPTERS, Adapted, ContextAdapter, contexts_to_adapt
-from dgd_lightning.modules.arms import plain
-from dgd_lightning.modules.sources import PairSources
-from dgd_lightning.pair import Pair, load_pair
-from dgd_lightning.target.load import bundled
+from dgd_lightning.modules.pair_source import PairSettings, PairSource, check_rows_run
+from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.types import Task
 
@@ -33,7 +32,7 @@ SHUFFLED, RANDOM = "shuffled features", "random features"
 EDGES = (0.5, 0.8, 0.95)
 
 
-class Diagnostic(PairSources, LightningModule):
+class Diagnostic(LightningModule):
     """Read every task's gold answer, token by token, and note how each reader places the token that comes.
 
     Args:
@@ -91,17 +90,15 @@ class Diagnostic(PairSources, LightningModule):
                 received="null",
                 hint="name the folder or Hub id of one",
             )
-        for name, value in (("chunk", chunk), ("cpu_threads", cpu_threads)):
-            if value is not None and value < 1:
-                raise InputError(f"model.{name}", expected="a positive integer", received=value, hint="use 1 or more")
+        check_integer("model.chunk", chunk)
         self.edges = _edges(list(EDGES) if confidence_edges is None else confidence_edges)
-        self.target_source, self.draft_source = bundled(target, "target"), bundled(draft, "draft")
+        self.source = PairSource(
+            PairSettings(target, draft, dtype, attn_implementation, revision, draft_revision, None, cpu_threads)
+        )
         self.layers, self.slots, self.readouts = layers, slots, readouts or {}
         self.answer_field, self.too_long, self.enable_thinking = answer_field, too_long, enable_thinking
         self.ttt, self.save_adapters, self.accept_clbench_license = ttt, save_adapters, accept_clbench_license
-        self.dtype_name, self.attn_implementation = dtype, attn_implementation
-        self.revision, self.draft_revision = revision, draft_revision
-        self.chunk, self.seed, self.cpu_threads = chunk, seed, cpu_threads
+        self.chunk, self.seed = chunk, seed
         self.pair: Pair | None = None  # a plain attribute: Lightning neither moves nor saves it
         self.adapt: ContextAdapter | None = None
         self.contexts: dict[str, list[Task]] = {}
@@ -116,13 +113,13 @@ class Diagnostic(PairSources, LightningModule):
             self.slots,
             {name: plain(readout) for name, readout in self.readouts.items()},
             self.answer_field,
-            self.dtype_name,
-            self.attn_implementation,
+            self.source.settings.dtype,
+            self.source.settings.attn_implementation,
             self.enable_thinking,
             self.too_long,
             self.seed,
         ]
-        return {**super().fingerprint(), "settings": settings, "ttt": self.ttt and self.ttt.fingerprint()}
+        return {**self.source.fingerprint(), "settings": settings, "ttt": self.ttt and self.ttt.fingerprint()}
 
     def setup(self, stage: str) -> None:
         """Loads the pair onto this rank's device and lists the readers.
@@ -130,34 +127,15 @@ class Diagnostic(PairSources, LightningModule):
         Raises:
             InputError: the pair can't be loaded, lacks a layer that is to be read, or the trainer does not suit.
         """
-        if stage != "test":
-            raise InputError("subcommand", expected="test", received=stage, hint="run `dgd test`")
-        if self.trainer.precision != "32-true":
-            raise InputError(
-                "trainer.precision",
-                expected="the default",
-                received=self.trainer.precision,
-                hint="set model.dtype instead: weights are loaded in it",
-            )
+        check_rows_run(self.trainer, stage, "test")
         if self.ttt is not None:
             self.contexts = contexts_to_adapt(
                 getattr(self.trainer, "datamodule", None),
                 accepted=self.accept_clbench_license,
                 inference_mode=self.trainer.test_loop.inference_mode,
             )
-        if self.cpu_threads is not None:
-            torch.set_num_threads(self.cpu_threads)
         if self.pair is None:
-            commits = self.commits = self.trainer.strategy.broadcast(self.pin())  # rank 0's look-up counts
-            self.pair = load_pair(
-                self.target_source,
-                self.draft_source,
-                dtype=self.dtype_name,
-                device=self.trainer.strategy.root_device,
-                attn_implementation=self.attn_implementation,
-                revision=commits.target,
-                draft_revision=commits.draft,
-            )
+            self.pair = self.source.load(self.trainer)
         self.readers = self._readers(self.pair)
         if self.ttt is not None:
             log_dir = self.trainer.log_dir

@@ -1,4 +1,4 @@
-"""What a prediction row tells of target and readout at every token: made by replay, written into ``dgd.divergence``."""
+"""A prediction row's ``dgd.divergence``: target and readout at every token of an answer, made by replay."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dgd_lightning.checks import check_integer, check_number
 from dgd_lightning.decode.blending import Blend
-from dgd_lightning.decode.guided import as_readout
-from dgd_lightning.decode.readouts import DraftReadout, Readout
+from dgd_lightning.decode.readouts import DraftReadout, as_readout
 from dgd_lightning.decode.replay import Replayed, replay
-from dgd_lightning.errors import InputError
+from dgd_lightning.methods.base import Guidance
 from dgd_lightning.metrics.divergence import TokenDivergence, token_divergence
-from dgd_lightning.modules.arms import Arm
 from dgd_lightning.pair import Pair
 
 DECIMALS = 5
@@ -31,7 +30,7 @@ class DivergenceSettings:
         top: so many of the likeliest tokens are kept where it says most, see ``large``; 0 keeps none.
         large: they are kept where guidance changed the top-1 token, and where JS(target, readout) is at least so many
             nats (0 … ln 2); elsewhere they are left out, so that rows stay small.
-        guided_only: record it for guided arms alone; otherwise other arms tell what the draft would have said.
+        guided_only: record it for arms that blend alone; otherwise other arms record what the draft would have said.
 
     Raises:
         InputError: a number that can't be used.
@@ -42,57 +41,37 @@ class DivergenceSettings:
     guided_only: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.top, bool) or not isinstance(self.top, int) or self.top < 0:
-            raise InputError(
-                "divergence.top", expected="an integer of at least 0", received=repr(self.top), hint="use 5"
-            )
-        real = isinstance(self.large, int | float) and not isinstance(self.large, bool)
-        if not real or not self.large >= 0:  # NaN is not
-            raise InputError(
-                "divergence.large", expected="nats, at least 0", received=repr(self.large), hint="use e.g. 0.2"
-            )
-
-
-def compared_with(pair: Pair, arm: Arm) -> tuple[Readout, Blend] | None:
-    """What an arm's target is compared with, and how the two were blended.
-
-    A guided arm has its own readout and blend. Any other arm is compared with the draft at β = 0: what the draft would
-    have said. None where there is neither.
-    """
-    if arm.method == "guided":
-        return as_readout(arm.readout), arm.blend()
-    return None if pair.draft is None else (DraftReadout(), Blend(0.0))
+        check_integer("divergence.top", self.top, least=0, hint="use 5")
+        check_number("divergence.large", self.large, least=0, hint="use e.g. 0.2, in nats")
 
 
 def divergence_record(
-    pair: Pair, arm: Arm, prompt: Tensor, answer: Tensor, settings: DivergenceSettings
+    pair: Pair, guidance: Guidance | None, prompt: Tensor, answer: Tensor, settings: DivergenceSettings
 ) -> dict[str, Any] | None:
     """A row's ``dgd.divergence``: a list per number of `TokenDivergence`, the tokens' texts, and ``top``.
 
-    The draft is read as it stands: an arm with an adapter needs it in place. Numbers are rounded to 5 decimals;
-    infinite ones are null.
+    The draft is read as it is: an arm with an adapter needs it in place. Numbers are rounded to 5 decimals; infinite
+    ones are null.
 
     Args:
         pair: has a tokenizer.
-        arm: that decoded the answer.
+        guidance: what the answer was drawn from; None for the target itself, which is compared with the draft at β = 0:
+            what the draft would have said.
         prompt: [S] as the target read it.
         answer: [T] tokens.
         settings: what is kept.
 
     Returns:
-        None where the arm has neither readout nor draft.
+        None where there is neither guidance nor a draft.
     """
-    found = compared_with(pair, arm)
-    if found is None:
+    if guidance is None and pair.draft is None:
         return None
-    readout, blend = found
+    blend, readout = guidance or Guidance(Blend(0.0), DraftReadout())
     betas = blend.betas(1)
-    beta = torch.tensor(betas, dtype=torch.float64, device=pair.target.device)
     numbers: dict[str, list[Any]] = {name: [] for name in TokenDivergence._fields}
     top: list[dict[str, Any]] = []
-    for part in replay(pair, prompt, answer, [readout]):
-        steps = torch.arange(part.first, part.first + len(part.tokens), device=part.target.device)[None]
-        guided = blend.mix(part.target[None], part.readouts[0][None], beta, steps)[0]  # [Q, V]
+    for part in replay(pair, prompt, answer, [as_readout(readout)]):
+        guided = blend.mix_along(part.target, part.readouts[0], part.first)  # [Q, V]
         values = token_divergence(part.target, part.readouts[0], guided, part.tokens)
         for name, column in values._asdict().items():
             numbers[name] += _plain(column)

@@ -10,30 +10,32 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from dgd_lightning.data.licence import check_clbench
-from dgd_lightning.decode import speculative_generate
+from dgd_lightning.draft.attention import Wanted, choose_attention
 from dgd_lightning.draft.checkpoint import save_draft
 from dgd_lightning.draft.config import DraftConfig, default_layer_ids
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.draft.objective import BlockLoss, block_ids, block_loss, default_gamma, sample_anchors
 from dgd_lightning.errors import InputError
+from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.metrics.acceptance import AcceptanceLength
 from dgd_lightning.modules.export import best_checkpoint, copy_provenance, require_writable
+from dgd_lightning.modules.pair_source import PairSettings, PairSource
 from dgd_lightning.modules.schedule import cosine_with_warmup
-from dgd_lightning.modules.sources import PairSources
-from dgd_lightning.pair import Pair, load_pair
+from dgd_lightning.pair import Pair
 from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.target.load import bundled
 
 
-class DraftTraining(PairSources, L.LightningModule):
+class DraftTraining(L.LightningModule):
     """Train a draft from scratch, or continue a published one, for a frozen target.
 
     Training batches have ``input_ids`` [B, S] (padded on the right) and ``loss_mask`` [B, S] (true at response tokens).
@@ -54,7 +56,8 @@ class DraftTraining(PairSources, L.LightningModule):
         mask_token_id: the mask token of a new draft, a row of the target's embedding; None takes the last row.
         num_anchors: N, anchors per sequence and step.
         gamma: decay of the slot weights; None takes the paper's for the block size.
-        attention: ``flex`` (CUDA), ``tiles`` (made for CPUs) or ``sdpa``; ``auto`` is the first or the second.
+        attention: ``flex`` (FlexAttention, CUDA), ``tiles`` (made for CPUs), ``sdpa`` (anywhere) or ``dense`` (one mask
+            over all: much memory); ``auto`` is ``flex`` on CUDA where Triton works, ``tiles`` on a CPU, else ``sdpa``.
         gradient_checkpointing: recompute the draft's layers in the backward pass.
         lr: peak learning rate of AdamW.
         weight_decay: AdamW's.
@@ -82,7 +85,7 @@ class DraftTraining(PairSources, L.LightningModule):
         mask_token_id: int | None = None,
         num_anchors: int = 512,
         gamma: float | None = None,
-        attention: Literal["auto", "sdpa", "tiles", "flex"] = "auto",
+        attention: Wanted = "auto",
         gradient_checkpointing: bool = False,
         lr: float = 6e-4,
         weight_decay: float = 0.01,
@@ -106,9 +109,7 @@ class DraftTraining(PairSources, L.LightningModule):
                 expected = f"a number of at least {least}"
                 raise InputError(f"model.{name}", expected=expected, received=value, hint="correct the value")
         self.recipe = {"lr": lr, "weight_decay": weight_decay, "warmup_share": warmup_share}
-        self.target_source, self.draft_source = bundled(target, "target"), draft and bundled(draft, "draft")
-        self.revision, self.draft_revision = revision, draft_revision
-        self.dtype_name, self.attn_implementation = dtype, attn_implementation
+        self.source = PairSource(PairSettings(target, draft, dtype, attn_implementation, revision, draft_revision))
         self.shape = {
             "num_layers": num_layers,
             "block_size": block_size,
@@ -121,6 +122,10 @@ class DraftTraining(PairSources, L.LightningModule):
         self.pair: Pair | None = None
         self.decoding_pair: Pair | None = None  # while validating
 
+    def fingerprint(self) -> dict[str, Any]:
+        """What the run starts from, for its provenance."""
+        return self.source.fingerprint()
+
     def setup(self, stage: str) -> None:
         """Checks what would else be found after the training, or never.
 
@@ -129,17 +134,18 @@ class DraftTraining(PairSources, L.LightningModule):
         """
         data = getattr(self._trainer, "datamodule", None)
         encoded_for = getattr(data, "target", None)
-        if isinstance(encoded_for, str) and _place(encoded_for) != _place(self.target_source):
+        if isinstance(encoded_for, str) and _place(encoded_for) != _place(self.source.settings.target):
             raise InputError(
                 "data.target",
-                expected=f"the model's target, {self.target_source}: its tokenizer's ids mean nothing to another",
+                expected=f"the model's target, {self.source.settings.target}: another tokenizer has other ids",
                 received=encoded_for,
                 hint="give data.target and model.target the same name",
             )
-        if (revision := getattr(data, "revision", self.revision)) != self.revision:
+        own = self.source.settings.revision
+        if (revision := getattr(data, "revision", own)) != own:
             raise InputError(
                 "data.revision",
-                expected=f"the model's revision, {self.revision}: another may have another template",
+                expected=f"the model's revision, {own}: another may have another template",
                 received=revision,
                 hint="give data.revision and model.revision the same value",
             )
@@ -153,21 +159,7 @@ class DraftTraining(PairSources, L.LightningModule):
         if self.pair is not None:
             return
         # Lightning moves the registered draft later, but never the target
-        device, commits = self.device, self.pin()
-        if self._trainer is not None:
-            device = self.trainer.strategy.root_device
-            # a branch may move between two ranks' look-ups: rank 0's counts, which the run folder names
-            commits = self.commits = self.trainer.strategy.broadcast(commits)
-        loaded = load_pair(
-            self.target_source,
-            self.draft_source,
-            dtype=self.dtype_name,
-            draft_dtype=torch.float32,
-            device=device,
-            attn_implementation=self.attn_implementation,
-            revision=commits.target,
-            draft_revision=commits.draft,
-        )
+        loaded = self.source.load(self._trainer, device=self.device, draft_dtype=torch.float32)
         if loaded.target.max_positions <= self.val_max_new_tokens:
             raise InputError(
                 "model.val_max_new_tokens",
@@ -179,8 +171,10 @@ class DraftTraining(PairSources, L.LightningModule):
         if draft is None:
             draft = DFlashDraft(new_draft_config(loaded.target, **self.shape))  # type: ignore[arg-type]
             initialise(draft, torch.Generator().manual_seed(self.seed))
-        self.draft = draft.to(device, torch.float32).requires_grad_(True)
+        self.draft = draft.to(loaded.target.device, torch.float32).requires_grad_(True)
         self.draft.gradient_checkpointing = self.gradient_checkpointing
+        self.attends = choose_attention(self.attention, self.draft.device, "model.attention")
+        rank_zero_info(f"attention: {self.attends}")
         self.pair = Pair(loaded.target, self.draft, loaded.tokenizer)  # a plain record: the target is no child module
         self.tau = AcceptanceLength(self.draft.config.block_size)
 
@@ -204,11 +198,8 @@ class DraftTraining(PairSources, L.LightningModule):
             assert features is not None
             anchors, keep = sample_anchors(loss_mask, self.num_anchors, generator)
             embeddings = target.embed(block_ids(input_ids, anchors, config.block_size, config.mask_token_id))
-        attention = self.attention
-        if attention == "auto":
-            attention = "flex" if features.is_cuda else "tiles"
         hidden = self.draft.multi_anchor(
-            features.to(self.draft.dtype), embeddings.to(self.draft.dtype), anchors, keep, attention=attention
+            features.to(self.draft.dtype), embeddings.to(self.draft.dtype), anchors, keep, attention=self.attends
         )
         return block_loss(
             hidden,

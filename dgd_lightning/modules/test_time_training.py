@@ -22,16 +22,15 @@ from dgd_lightning.draft.adapter import save_adapter
 from dgd_lightning.draft.lora import DraftLora
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.adaptation import ADAPTERS, best_score, safe_name, save_trace
-from dgd_lightning.modules.sources import PairSources
-from dgd_lightning.pair import Pair, load_pair
-from dgd_lightning.target.load import bundled
+from dgd_lightning.modules.pair_source import PairSettings, PairSource
+from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.adapt import AdaptResult, Fit, Material, gather, make_optimizer
 from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.validation_texts import Chosen
 from dgd_lightning.types import AdaptTrace
 
 
-class TestTimeTraining(PairSources, L.LightningModule):
+class TestTimeTraining(L.LightningModule):
     """Fit LoRA weights of the draft to the one context that the datamodule holds.
 
     The datamodule's ``context(tokenizer)`` gives the context; its batches are the numbers of the steps. Under DDP every
@@ -65,14 +64,19 @@ class TestTimeTraining(PairSources, L.LightningModule):
         accept_clbench_license: bool = False,
     ) -> None:
         super().__init__()
-        self.target_source, self.draft_source = bundled(target, "target"), bundled(draft, "draft")
-        self.ttt, self.dtype_name, self.attn_implementation = ttt, dtype, attn_implementation
-        self.revision, self.draft_revision, self.cpu_threads = revision, draft_revision, cpu_threads
+        self.source = PairSource(
+            PairSettings(target, draft, dtype, attn_implementation, revision, draft_revision, None, cpu_threads)
+        )
+        self.ttt = ttt
         self.export_dir, self.accept_clbench_license = export_dir, accept_clbench_license
         self.pair: Pair | None = None
         self.fit: Fit | None = None
         self.result: AdaptResult | None = None
         self.values: list[float] = []  # losses of the micro-batches since the last optimiser step
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the run starts from, for its provenance."""
+        return self.source.fingerprint()
 
     def setup(self, stage: str) -> None:
         """Checks that the data may be adapted to.
@@ -103,8 +107,6 @@ class TestTimeTraining(PairSources, L.LightningModule):
                 received=self.trainer.ckpt_path,
                 hint="leave it out; load_adapter reads a finished adapter",
             )
-        if self.cpu_threads is not None:
-            torch.set_num_threads(self.cpu_threads)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not hasattr(data, "prompts"):
             raise InputError(
@@ -119,17 +121,7 @@ class TestTimeTraining(PairSources, L.LightningModule):
         """Loads the pair, lets the target read the context, puts the LoRA layers in."""
         if self.pair is not None:
             return
-        device = self.trainer.strategy.root_device
-        commits = self.commits = self.trainer.strategy.broadcast(self.pin())
-        pair = load_pair(
-            self.target_source,
-            self.draft_source,
-            dtype=self.dtype_name,
-            device=device,
-            attn_implementation=self.attn_implementation,
-            revision=commits.target,
-            draft_revision=commits.draft,
-        )
+        pair = self.source.load(self.trainer)
         assert pair.draft is not None
         self.context_id, prompts = self.trainer.datamodule.prompts(pair.tokenizer)  # type: ignore[attr-defined]
         self.material: Material = gather(pair, common_prefix(prompts), self.ttt, prompts, share=self._share)

@@ -98,10 +98,7 @@ def arm_facts(row: dict[str, Any]) -> ArmFacts:
     """Of the arm that a row belongs to; an arm whose rows do not say so is not lossless."""
     record = row.get("dgd", {})
     sampling = tuple(record.get(name) for name in ("temperature", "top_k", "top_p"))
-    control, lossless = (
-        record.get("control_of"),
-        record.get("lossless", record.get("method") in ("autoregressive", "speculative")),
-    )
+    control, lossless = record.get("control_of"), bool(record.get("lossless", False))
     name, method = (str(record.get(name, "")) for name in ("arm", "method"))
     return ArmFacts(name, method, lossless, sampling, control if isinstance(control, str) else None)
 

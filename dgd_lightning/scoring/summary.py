@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from dgd_lightning.metrics.paired import Difference
+from dgd_lightning.metrics.clustered import Difference
 from dgd_lightning.scoring.graded import Graded, Versus, by_arm
 from dgd_lightning.scoring.statistics import Comparison, Pair, compare, holm, rate
 from dgd_lightning.scoring.transitions import Moves, classified, outcomes, transitions

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dgd_lightning.draft.adapter import Adapter
 from dgd_lightning.draft.lora import DraftLora
-from dgd_lightning.errors import InputError
+from dgd_lightning.errors import ContextError, InputError
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.context import ReadContext, Split, read_context, split_context, synchronise
@@ -63,7 +63,8 @@ def ttt_adapt(
         The adapter, equal for equal arguments whatever was adapted before.
 
     Raises:
-        InputError: a pair without a draft, a context that is too short, or a call inside ``torch.inference_mode``.
+        InputError: a pair without a draft, or a call inside ``torch.inference_mode``.
+        ContextError: a context that is too short or too long, or behind which the target has nothing to say.
     """
     config = config or TTTConfig()
     check_adaptable(pair)
@@ -265,6 +266,7 @@ class Fit:
             validation_seconds=material.validation_seconds,
             fit_seconds=fit_seconds,
             peak_memory=peak_memory,
+            attention=self.problem.attention,
         )
 
 
@@ -305,30 +307,31 @@ def check_context(pair: Pair, context_ids: Tensor, repeats: int = 1) -> Tensor:
     """The context, as often as it is to be read, as a 1-D LongTensor on CPU.
 
     Raises:
-        InputError: not 1-D integers of the target's vocabulary, or more than the target's positions.
+        InputError: not 1-D integers of the target's vocabulary.
+        ContextError: none at all, or more than the target's positions.
     """
     fine = isinstance(context_ids, Tensor) and context_ids.dim() == 1 and not context_ids.is_floating_point()
-    if not fine or context_ids.dtype == torch.bool or len(context_ids) == 0:
+    if not fine or context_ids.dtype == torch.bool:
         received = f"shape {list(context_ids.shape)}, {context_ids.dtype}" if isinstance(context_ids, Tensor) else ""
         raise InputError(
             "context_ids",
-            expected="a 1-D integer tensor with at least one token",
+            expected="a 1-D integer tensor",
             received=received or type(context_ids).__name__,
             hint="pass the token ids of the context",
         )
     ids = context_ids.detach().cpu().long()
+    if len(ids) == 0 or len(ids) * repeats > pair.target.max_positions:
+        raise ContextError(
+            "context_ids",
+            expected=f"1 … {pair.target.max_positions} tokens, the target's positions",
+            received=f"{len(ids)} tokens, read {repeats} times",
+            hint="shorten it, or lower ttt.repeats" if len(ids) else "give a context's tasks the same first tokens",
+        )
     if int(ids.min()) < 0 or int(ids.max()) >= pair.target.vocab_size:
         raise InputError(
             "context_ids",
             expected=f"token ids in 0 … {pair.target.vocab_size - 1}",
             received=f"{int(ids.min())} … {int(ids.max())}",
             hint="encode the context with the target's own tokenizer",
-        )
-    if len(ids) * repeats > pair.target.max_positions:
-        raise InputError(
-            "context_ids",
-            expected=f"at most the target's {pair.target.max_positions} positions",
-            received=f"{len(ids)} tokens, read {repeats} times",
-            hint="shorten the context, or lower ttt.repeats",
         )
     return ids.repeat(repeats)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -66,7 +67,7 @@ class OnlineFit:
             check_base(pair.draft, given)
         self.pair, self.config, self.every = pair, config, online.every
         self.width = pair.draft.config.num_features
-        self.layer_ids = (*pair.draft.config.target_layer_ids, target.num_layers - 1)
+        self.layer_ids: Sequence[int] = (*pair.draft.config.target_layer_ids, target.num_layers - 1)
         self.features = torch.zeros(1, capacity, self.width, dtype=target.dtype, device=target.device)
         self.states = torch.zeros(1, capacity, target.hidden_size, dtype=target.dtype, device=target.device)
         shape = (config.rank, config.scaling * config.rank, tuple(config.modules))
@@ -99,6 +100,13 @@ class OnlineFit:
         self.features[:, positions[0]] = features
         self.states[:, positions[0]] = states
         return features
+
+    def after_cycle(self, ids: Tensor, prompt_length: int) -> Tensor | None:
+        """A round where one is due; see :class:`~dgd_lightning.decode.call.CycleState`."""
+        if not self.due(len(ids) - prompt_length):
+            return None
+        features = self.adapt(ids, prompt_length)
+        return features if self.moves_context else None  # keys and values made before the round are stale
 
     def due(self, generated: int) -> bool:
         """Whether it is time for a round, with so many tokens generated."""

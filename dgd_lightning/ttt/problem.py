@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dgd_lightning.draft.attention import KeysValues
-from dgd_lightning.draft.lora import NAME, DraftLora, factors, lifted
-from dgd_lightning.draft.model import DFlashDraft, context_pieces
+from dgd_lightning.draft.attention import KeysValues, choose_attention
+from dgd_lightning.draft.lora import DraftLora, LoraLinear
+from dgd_lightning.draft.model import DFlashDraft, context_pieces, over_rows
 from dgd_lightning.draft.objective import block_ids, default_gamma
 from dgd_lightning.metrics.functional import tau_micro
 from dgd_lightning.pair import Pair
@@ -68,11 +67,13 @@ class DraftContext:
         keys_too: no step changes keys and values either.
     """
 
-    def __init__(self, draft: DFlashDraft, fc: Any | None, features: Tensor, origin: int, *, keys_too: bool) -> None:
+    def __init__(
+        self, draft: DFlashDraft, fc: LoraLinear | None, features: Tensor, origin: int, *, keys_too: bool
+    ) -> None:
         self.draft, self.fc, self.origin = draft, fc, origin
-        self.features = features.to(draft.dtype)  # [1, S, F·H]
+        self.features = features  # [1, S, F·H], in the target's dtype
         # [1, S, H]: fc's own product, to which each step adds an update, or all that the layers read
-        self.base = draft.context(self.features) if fc is None else fc.get_base_layer()(self.features)
+        self.base = draft.context(features) if fc is None else over_rows(fc.base_layer, features, draft.dtype)
         self.keys_values = draft.context_keys_values(self.base, origin) if keys_too else None
 
     def rows(self, first: int, end: int) -> Tensor:
@@ -89,11 +90,8 @@ class DraftContext:
         return torch.cat([checkpoint(self._adapted, *piece, use_reentrant=False) for piece in pieces], dim=1)
 
     def _adapted(self, base: Tensor, features: Tensor) -> Tensor:
-        """PEFT's own order of operations, so that the numbers are those of the layer itself."""
         assert self.fc is not None
-        low, high = factors(self.fc)
-        update = lifted(F.linear(features.to(low.dtype), low), high) * self.fc.scaling[NAME]
-        return self.draft.hidden_norm((base + update).to(base.dtype))
+        return self.draft.hidden_norm(self.fc.updated(base, features))
 
     def layers(self, first: int, end: int) -> list[KeysValues]:
         """The same as keys and values of every layer, [1, kv heads, end − first, D] each."""
@@ -141,7 +139,7 @@ class AdaptProblem:
         self.target, self.draft, self.split, self.config, self.trained = pair.target, pair.draft, split, config, trained
         self.block_size = pair.draft.config.block_size
         self.gamma = config.decay_gamma or default_gamma(self.block_size)
-        self.attention: Literal["tiles", "flex"] = "flex" if read.features.is_cuda else "tiles"
+        self.attention = choose_attention(config.attention, read.features.device, "ttt.attention")
         self.device, self.has_validation_texts = read.ids.device, bool(held_out)
         fc = lora.layers.get("fc")
         keys_too = not set(config.modules) & {"fc", "k_proj", "v_proj"}
@@ -192,7 +190,7 @@ class AdaptProblem:
         if not self.held_out:
             return None
         loss, weight = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        rates, counts = torch.zeros(2, self.block_size - 1, device=self.device, dtype=torch.float64)
+        hits, counts = torch.zeros(2, self.block_size - 1, device=self.device, dtype=torch.long)
         walks = list[list[int]]()  # tokens per verification, validation text by validation text
         whole = self.texts[0].draft_context  # validation texts stand behind one context
         with whole.held(self.texts[-1].draft_context.origin) if self.has_validation_texts else nullcontext():
@@ -209,11 +207,11 @@ class AdaptProblem:
                     )
                     loss = loss + (scores.loss.view_as(weights) * weights).sum()
                     weight = weight + weights.sum()
-                    rates, counts = rates + accepted.sum(0), counts + labels.inside.sum(0)  # [K − 1]
+                    hits, counts = hits + accepted.sum(0), counts + labels.inside.sum(0)  # [K − 1]
                     accepted_per_block += accepted.sum(1).tolist()
                 if self.has_validation_texts:
                     walks.append(committed_per_block(accepted_per_block))
-        acceptance = (rates / counts.clamp(min=1)).tolist()
+        acceptance = [hit / max(1, count) for hit, count in zip(hits.tolist(), counts.tolist(), strict=True)]
         tau = tau_micro(walks) if self.has_validation_texts else 1.0 + sum(acceptance)
         return HeldOutScore(step, float(loss / weight), tau, [tau_micro([walk]) for walk in walks], acceptance)
 

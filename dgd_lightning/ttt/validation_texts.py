@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dgd_lightning.decode.autoregressive import autoregressive_generate
-from dgd_lightning.decode.engine import Prefix
-from dgd_lightning.decode.prefix import PrefixCache
+from dgd_lightning.decode.prefix_cache import PrefixCache
 from dgd_lightning.decode.random_source import row_seeds
-from dgd_lightning.decode.speculative import speculative_generate
-from dgd_lightning.errors import InputError
+from dgd_lightning.errors import ContextError
+from dgd_lightning.methods.autoregressive import autoregressive_generate
+from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.pair import Pair
 from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.target.cache import PositionCache
@@ -59,17 +58,6 @@ class ValidationTexts(NamedTuple):
     held_out: list[ValidationText]
     trained: list[ValidationText]
     answers: int = 0  # of the held-out ones, those that are a question and its answer
-
-
-class Behind(NamedTuple):
-    """Where decoding goes on: in the caches of the context themselves, or in copies of them. One of the two."""
-
-    prefix: Prefix | None
-    shared: PrefixCache | None
-
-    def rows(self, count: int) -> list[PrefixCache | None] | None:
-        """For so many prompts."""
-        return None if self.shared is None else [self.shared] * count
 
 
 class Chat(NamedTuple):
@@ -119,7 +107,7 @@ def plan(pair: Pair, length: int, config: TTTConfig, *, enable_thinking: bool = 
         length: S.
 
     Raises:
-        InputError: the target has too few positions behind the context.
+        ContextError: the target has too few positions behind the context.
     """
     if config.steps == 0 or config.validation_texts + config.train_texts == 0:
         return None
@@ -129,7 +117,7 @@ def plan(pair: Pair, length: int, config: TTTConfig, *, enable_thinking: bool = 
     tokens = min(config.validation_tokens, (pair.target.max_positions - length - besides) // 2)
     if tokens < LEAD:
         most = pair.target.max_positions
-        raise InputError(
+        raise ContextError(
             "ttt.validation_texts",
             expected=f"a context that leaves {2 * LEAD + besides} of the target's {most} positions",
             received=f"{length} tokens",
@@ -167,7 +155,7 @@ def write_texts(
         on_text: called before questions are drawn, and before they are answered.
 
     Raises:
-        InputError: the target has nothing to say.
+        ContextError: the target has nothing to say.
     """
     draft = pair.draft
     assert draft is not None
@@ -176,14 +164,14 @@ def write_texts(
     if width == 1:
         draft_cache = draft.new_cache(1, planned.capacity)
         positions = torch.arange(known, device=features.device)[None]
-        draft.extend(draft_cache, features[:, :known].to(draft.dtype), positions)
-        behind = Behind(Prefix(context[:known], cache, draft_cache), None)
+        draft.extend(draft_cache, features[:, :known], positions)
+        prefix = PrefixCache(context[:known], cache, draft_cache=draft_cache)
     else:
         layer_ids = tuple(draft.config.target_layer_ids)
-        behind = Behind(None, PrefixCache(context[:known], cache, layer_ids, features[:, :known]))
+        prefix = PrefixCache(context[:known], cache, layer_ids, features[:, :known])
 
     def write(seeds: list[int]) -> list[Written]:
-        return _write(pair, context, behind, planned, seeds, on_text or (lambda: None))
+        return _write(pair, context, prefix, planned, seeds, on_text or (lambda: None))
 
     def choose() -> Chosen:
         return _choose(write, width, pair.tokenizer, config, avoid, len(context))
@@ -218,7 +206,7 @@ class _Asked(NamedTuple):
 
 
 def _write(
-    pair: Pair, context: Tensor, behind: Behind, planned: Plan, seeds: list[int], on_text: Callable[[], None]
+    pair: Pair, context: Tensor, prefix: PrefixCache, planned: Plan, seeds: list[int], on_text: Callable[[], None]
 ) -> list[Written]:
     """A validation text for each seed, all of them at a time."""
     (end, stops), limit = planned.chat, planned.tokens
@@ -234,8 +222,7 @@ def _write(
         temperature=1.0,
         seed=seeds,
         stop_token_ids=(*end[:1], *stops) if asks else (),
-        prefix=behind.prefix,
-        prefixes=behind.rows(len(seeds)),
+        prefixes=[prefix] * len(seeds),
     )
     asked = [_asked(context, one.tokens, end if asks else [], stops) for one in drawn]
     written = [Written(context.tolist(), len(context), answers=False)] * len(seeds)  # those that stopped at once
@@ -250,8 +237,7 @@ def _write(
             [asked[i].prompt for i in rows],
             max_new_tokens=limit,
             stop_token_ids=None if closed else (),
-            prefix=behind.prefix,
-            prefixes=behind.rows(len(rows)),
+            prefixes=[prefix] * len(rows),
         )
         for i, answer in zip(rows, answers, strict=True):
             prompt = asked[i].prompt
@@ -304,7 +290,7 @@ def _choose(
                     answers.add(answer)
                 kept.append(text)
     if config.validation_texts and not chosen.held_out:
-        raise InputError(
+        raise ContextError(
             "ttt.validation_texts",
             expected=f"a target that writes {FEWEST_TOKENS} tokens behind the context, and not for a task's question",
             received=f"none in {TRIES * config.validation_texts} draws",

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from cli_tools import Config, Dgd, TinyPair
+from dgd_lightning.modules.arm_checks import check_arms, check_block_sizes
 from hub_cache import NEW, OLD, add_snapshot, set_ref, use
 
 from dgd_lightning.callbacks.progress import DecodeProgress
-from dgd_lightning.decode.engine import Progress
+from dgd_lightning.decode.call import Progress
 from dgd_lightning.errors import InputError
-from dgd_lightning.modules.arm_checks import check_arms, check_block_sizes
 from dgd_lightning.modules.arms import Arm
 from dgd_lightning.modules.decoding import Decoding
 

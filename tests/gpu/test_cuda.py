@@ -1,10 +1,11 @@
-"""What only a CUDA device shows: bf16 decoding, FlexAttention, a spread target. Each has a CPU case that always runs.
+"""What only a CUDA device shows: bf16 decoding, FlexAttention, a spread target, noise; a CPU case of each always runs.
 
 pytest -m gpu tests/gpu
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,6 +14,7 @@ from tiny import make_draft, make_target
 from torch import Tensor
 
 from dgd_lightning import Pair, autoregressive_generate, load_pair, speculative_generate
+from dgd_lightning.decode.philox import KEY_STEPS, MULTIPLIERS, normals
 from dgd_lightning.draft.attention import Attention
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.lab.rows import eval_rows
@@ -159,3 +161,30 @@ def test_spread_target_gives_the_same_tokens(spread: Any) -> None:
     expected = autoregressive_generate(whole, prompts, max_new_tokens=32)
     found = speculative_generate(pair, prompts, max_new_tokens=32)
     assert [output.tokens.tolist() for output in found] == [output.tokens.tolist() for output in expected]
+
+
+def plain_normals(key: list[int], position: int, width: int) -> list[float]:
+    """`normals` of one position in Python's own integers, which have no width."""
+    found: list[float] = []
+    for block in range(-(-width // 4)):
+        c, k = [block, position, 0, 0], list(key)
+        for _ in range(10):
+            high, low = zip(
+                *(divmod(word * by, 2**32) for word, by in zip(c[::2], MULTIPLIERS, strict=True)), strict=True
+            )
+            c = [high[1] ^ c[1] ^ k[0], low[1], high[0] ^ c[3] ^ k[1], low[0]]
+            k = [(word + step) % 2**32 for word, step in zip(k, KEY_STEPS, strict=True)]
+        for first, second in (c[:2], c[2:]):
+            radius, angle = math.sqrt(-2 * math.log((first + 0.5) / 2**32)), 2 * math.pi * second / 2**32
+            found += [radius * math.cos(angle), radius * math.sin(angle)]
+    return found[:width]
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_noise_is_the_same_on_every_device(device: str) -> None:
+    keys, positions = torch.tensor([[1, 2**32 - 1], [2**31, 7]]), torch.tensor([[0, 5, 131_071], [3, 4, 2**32 - 1]])
+    found = normals(keys.to(device), positions.to(device), 1001).cpu()
+    expected = [
+        [plain_normals(k, p, 1001) for p in row] for k, row in zip(keys.tolist(), positions.tolist(), strict=True)
+    ]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-6)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from reference_decoding import reference_speculative
 
-from dgd_lightning.decode.autoregressive import autoregressive_generate
-from dgd_lightning.decode.speculative import speculative_generate
+from dgd_lightning.methods.autoregressive import autoregressive_generate
+from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.pair import Pair, load_pair
 
 

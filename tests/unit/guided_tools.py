@@ -19,6 +19,7 @@ from dgd_lightning.decode import guided
 from dgd_lightning.decode.ablation import AblatedDraft
 from dgd_lightning.decode.blending import Blend
 from dgd_lightning.decode.controls import MatchedEntropy, Noise
+from dgd_lightning.decode.drafter import Proposal
 from dgd_lightning.decode.readouts import (
     DoLa,
     DraftReadout,
@@ -27,7 +28,6 @@ from dgd_lightning.decode.readouts import (
     Readout,
     WithoutContext,
 )
-from dgd_lightning.decode.speculative import Proposal
 from dgd_lightning.pair import Pair
 
 BETAS = (-1.0, -0.25, 0.0, 0.1, 0.5, 1.0)

@@ -7,15 +7,15 @@ import json
 from typing import Any
 
 import pytest
+from dgd_lightning.modules.arm_checks import check_arms
+from dgd_lightning.modules.decoders import joined
+from dgd_lightning.modules.pairing import control_of
 
 from dgd_lightning.decode.controls import Noise
 from dgd_lightning.decode.readouts import LogitLens
 from dgd_lightning.errors import InputError
-from dgd_lightning.modules.arm_checks import check_arms
 from dgd_lightning.modules.arms import Arm
-from dgd_lightning.modules.decoders import joined
 from dgd_lightning.modules.decoding import Decoding
-from dgd_lightning.modules.pairing import control_of
 from dgd_lightning.ttt.config import TTTConfig
 
 

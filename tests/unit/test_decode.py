@@ -15,11 +15,11 @@ from tiny import make_draft, make_pair, make_target
 from torch import Tensor
 
 from dgd_lightning.decode import engine, speculative
-from dgd_lightning.decode.autoregressive import autoregressive_generate
 from dgd_lightning.decode.random_source import ACCEPT, DRAFT, TARGET, RandomTable, Stream, random_table
 from dgd_lightning.decode.sampling import sampling_params
-from dgd_lightning.decode.speculative import speculative_generate
 from dgd_lightning.errors import InputError
+from dgd_lightning.methods.autoregressive import autoregressive_generate
+from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.pair import Pair
 from dgd_lightning.types import DecodeOutput
 

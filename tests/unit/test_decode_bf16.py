@@ -8,7 +8,8 @@ from decode_tools import dial, random_prompts, shortfalls, tokens_of
 from tiny import make_pair
 from torch import Tensor
 
-from dgd_lightning.decode import autoregressive_generate, speculative_generate
+from dgd_lightning.methods.autoregressive import autoregressive_generate
+from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.pair import Pair
 from dgd_lightning.types import DecodeOutput
 

@@ -16,11 +16,11 @@ from scipy.stats import entropy, rankdata
 from tiny import make_pair
 from torch import Tensor
 
-from dgd_lightning.decode.autoregressive import autoregressive_generate
 from dgd_lightning.decode.blending import WarmUp
-from dgd_lightning.decode.guided import guided_generate
 from dgd_lightning.decode.readouts import LogitLens, OtherModel, Readout
 from dgd_lightning.errors import InputError
+from dgd_lightning.methods.autoregressive import autoregressive_generate
+from dgd_lightning.methods.guided import guided_generate
 from dgd_lightning.metrics.clustered import clustered_mean
 from dgd_lightning.metrics.divergence import GroupedMeans, TokenDivergence, token_class, token_divergence
 from dgd_lightning.modules.arms import Arm

@@ -24,10 +24,8 @@ from tiny import make_pair
 from torch import Tensor
 
 from dgd_lightning.decode import engine
-from dgd_lightning.decode.autoregressive import autoregressive_generate
+from dgd_lightning.decode.batch import Change
 from dgd_lightning.decode.blending import Adaptive, Disagree, WarmUp
-from dgd_lightning.decode.engine import Change
-from dgd_lightning.decode.guided import Guided, guided_generate
 from dgd_lightning.decode.readout_group import ReadoutGroup
 from dgd_lightning.decode.readouts import (
     DraftState,
@@ -38,6 +36,8 @@ from dgd_lightning.decode.readouts import (
     WithoutContext,
 )
 from dgd_lightning.distributions import entropy
+from dgd_lightning.methods.autoregressive import autoregressive_generate
+from dgd_lightning.methods.guided import Guided, guided_generate
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.adapt import ttt_adapt
 from dgd_lightning.ttt.config import TTTConfig

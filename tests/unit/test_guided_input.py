@@ -12,7 +12,6 @@ from tiny import make_draft, make_pair, make_target
 import dgd_lightning
 from dgd_lightning.decode.blending import Adaptive, Constant, Disagree, WarmUp
 from dgd_lightning.decode.controls import MatchedEntropy, Noise
-from dgd_lightning.decode.guided import guided_generate
 from dgd_lightning.decode.readouts import (
     DoLa,
     DraftReadout,
@@ -21,6 +20,7 @@ from dgd_lightning.decode.readouts import (
     WithoutContext,
 )
 from dgd_lightning.errors import InputError
+from dgd_lightning.methods.guided import guided_generate
 from dgd_lightning.pair import Pair
 
 

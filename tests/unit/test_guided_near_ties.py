@@ -16,10 +16,10 @@ from tiny import make_pair
 from torch import Tensor
 
 from dgd_lightning.decode.blending import Blend, js_divergence
-from dgd_lightning.decode.guided import guided_generate
 from dgd_lightning.decode.readouts import DoLa, LogitLens, Readout
 from dgd_lightning.decode.replay import replay
 from dgd_lightning.draft.model import DFlashDraft
+from dgd_lightning.methods.guided import guided_generate
 from dgd_lightning.pair import Pair
 
 NEW, BETAS = 20, (0.5, -0.5)

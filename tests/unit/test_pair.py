@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import make_pair
 
-from dgd_lightning.decode import speculative_generate
 from dgd_lightning.draft.checkpoint import save_draft
 from dgd_lightning.errors import InputError
+from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.pair import load_pair, load_tokenizer
 from dgd_lightning.target.load import bundled
 

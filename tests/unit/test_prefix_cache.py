@@ -14,15 +14,14 @@ from torch import Tensor
 
 from dgd_lightning import TTTConfig
 from dgd_lightning.decode import prefix as prefix_module
-from dgd_lightning.decode.autoregressive import autoregressive_generate
 from dgd_lightning.decode.blending import Blend
-from dgd_lightning.decode.engine import Prefix
-from dgd_lightning.decode.guided import Guidance, guided_generate, guided_sweep
-from dgd_lightning.decode.prefix import PrefixCache, make_prefix_cache
-from dgd_lightning.decode.rerank import rerank_generate
-from dgd_lightning.decode.speculative import speculative_generate
+from dgd_lightning.decode.prefix_cache import Prefix, PrefixCache, make_prefix_cache
 from dgd_lightning.draft.lora import DraftLora
 from dgd_lightning.errors import InputError
+from dgd_lightning.methods.autoregressive import autoregressive_generate
+from dgd_lightning.methods.guided import Guidance, guided_generate, guided_sweep
+from dgd_lightning.methods.rerank import rerank_generate
+from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.pair import Pair
 from dgd_lightning.target.model import Target
 from dgd_lightning.ttt.online import OnlineTTT

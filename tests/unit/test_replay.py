@@ -8,9 +8,9 @@ from decode_tools import random_prompts
 from guided_tools import READOUTS, Record, naive_read, plain_forward, readout_of
 from tiny import make_pair
 
-from dgd_lightning.decode.guided import guided_generate
 from dgd_lightning.decode.replay import replay, replays
 from dgd_lightning.errors import InputError
+from dgd_lightning.methods.guided import guided_generate
 
 SAME = 1e-9  # fp64 logits of up to 30, made by forwards of other shapes
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from dgd_lightning.decode.blending import Blend, WarmUp
 from dgd_lightning.decode.controls import Noise
-from dgd_lightning.decode.guided import guided_generate
 from dgd_lightning.decode.readouts import LogitLens, Readout, WithoutContext
-from dgd_lightning.decode.rerank import rerank_generate
-from dgd_lightning.decode.speculative import speculative_generate
 from dgd_lightning.errors import InputError
+from dgd_lightning.methods.guided import guided_generate
+from dgd_lightning.methods.rerank import rerank_generate
+from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.pair import Pair
 
 SAME = 1e-8  # a sum of fp64 log-probabilities, from forwards of other shapes

@@ -12,8 +12,9 @@ from decode_tools import random_prompts, tokens_of
 from safetensors.torch import load_file, save_file
 from tiny import make_draft, make_target
 
-from dgd_lightning.decode import autoregressive_generate, speculative_generate
 from dgd_lightning.draft.checkpoint import save_draft
+from dgd_lightning.methods.autoregressive import autoregressive_generate
+from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.pair import Pair, load_pair
 
 THETA = 5e5

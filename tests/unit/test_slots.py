@@ -12,11 +12,11 @@ from tiny import make_pair
 from torch import Tensor
 
 from dgd_lightning.decode.ablation import AblatedDraft
-from dgd_lightning.decode.guided import guided_generate
 from dgd_lightning.decode.readouts import DraftReadout
 from dgd_lightning.decode.replay import replay
 from dgd_lightning.decode.slots import DraftSlots
 from dgd_lightning.errors import InputError
+from dgd_lightning.methods.guided import guided_generate
 from dgd_lightning.pair import Pair
 
 SAME = 1e-9  # fp64 logits of up to 30, made by forwards of other shapes

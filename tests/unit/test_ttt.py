@@ -5,19 +5,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from fork_server import launched
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from tiny import make_pair
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgd_lightning import InputError, Pair, TTTConfig, load_adapter, save_adapter, speculative_generate, ttt_adapt
 from dgd_lightning.draft.config import DraftConfig
-from dgd_lightning.draft.lora import DraftLora, SecondFactor, base_digest
+from dgd_lightning.draft.lora import DraftLora, LoraLinear, base_digest
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.draft.objective import block_ids
+from dgd_lightning.modules.adaptation import ContextAdapter
 from dgd_lightning.ttt.adapt import gather
 from dgd_lightning.ttt.context import ValidationText, draw_blocks, held_out_span, read_context, split_context
 from dgd_lightning.ttt.objective import accepted_slots, decay_weights, dpace_weights, slot_scores
@@ -25,6 +28,7 @@ from dgd_lightning.ttt.problem import AdaptProblem
 
 RELATIVE = 1e-6  # of chunked against naive losses and gradients in fp64, as the issue states it
 SUMS = 1e-12  # fp64 sums in another order
+ROUNDED = 1e-2  # gradients that are rounded to bf16, which has 8 bits
 
 
 def context(length: int = 60, seed: int = 0) -> Tensor:
@@ -140,27 +144,83 @@ def test_saved_adapters_give_equal_logits_here_and_in_peft(tmp_path: Path) -> No
     assert torch.allclose(draft_logits(inside, ids), expected, atol=1e-6)  # PEFT casts saved weights to fp32
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-def test_the_second_factor_is_a_plain_linear_layer(autocast: bool) -> None:
-    """Bit for bit forward; gradients are sums in another order, of bf16 products under autocast."""
-    dtype, near = (torch.float32, 1e-2) if autocast else (torch.float64, SUMS)
+@pytest.mark.parametrize(
+    ("dtype", "autocast", "near"),
+    [(torch.float64, False, SUMS), (torch.bfloat16, False, ROUNDED), (torch.float32, True, ROUNDED)],
+)
+def test_a_lora_layer_is_pefts(
+    dtype: torch.dtype, autocast: bool, near: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit forward; gradients are sums in another order, of bf16 numbers under autocast and in bf16."""
+    monkeypatch.setattr("dgd_lightning.draft.model.CONTEXT_PIECE", 16)
     draw = torch.Generator().manual_seed(0)
-    low, weight = torch.randn(2, 30, 4, generator=draw, dtype=dtype), torch.randn(7, 4, generator=draw, dtype=dtype)
-    found = []
-    for layer in (SecondFactor(weight.clone()), torch.nn.Linear(4, 7, bias=False, dtype=dtype)):
-        layer.weight.data.copy_(weight)
-        given = low.clone().requires_grad_()
+    base = torch.nn.Linear(9, 7, dtype=dtype)
+    first, second = torch.randn(4, 9, generator=draw), torch.randn(7, 4, generator=draw)
+    x, found = torch.randn(2, 30, 9, generator=draw).to(dtype), []
+    for own in (True, False):
+        layer = LoraLinear(base, 4, 0.5) if own else torch.nn.Sequential(copy.deepcopy(base))
+        if not own:
+            inject_adapter_in_model(LoraConfig(r=4, lora_alpha=2, target_modules=["0"]), layer, adapter_name="one")
+        pair = [layer.lora_A, layer.lora_B] if own else [layer[0].lora_A.one, layer[0].lora_B.one]
+        weights = [part if own else part.to(torch.promote_types(dtype, torch.float32)).weight for part in pair]
+        for weight, value in zip(weights, (first, second), strict=True):
+            weight.data.copy_(value)
+        given = x.clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             out = layer(given)
         out.sin().sum().backward()
-        assert given.grad is not None
-        assert layer.weight.grad is not None
-        assert layer.weight.grad.dtype == given.grad.dtype == dtype
-        found.append((out.detach(), given.grad, layer.weight.grad))
-    ours, plain = found
-    assert torch.equal(ours[0], plain[0])
-    for one, other in zip(ours[1:], plain[1:], strict=True):
+        gradients = [given.grad, *[weight.grad for weight in weights]]
+        assert [one.dtype for one in gradients] == [dtype, weights[0].dtype, weights[1].dtype]
+        found.append((out.detach(), *gradients))
+    ours, peft = found
+    assert torch.equal(ours[0], peft[0])
+    for one, other in zip(ours[1:], peft[1:], strict=True):
         torch.testing.assert_close(one, other, atol=near * float(other.abs().max()), rtol=0)
+
+
+class Widened(TorchDispatchMode):
+    """The most rows of fp32 tensors with so many columns."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.columns, self.rows = columns, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.dtype == torch.float32 and out.shape[-1:] == (self.columns,):
+            self.rows = max(self.rows, out.numel() // self.columns)
+        return out
+
+
+@pytest.mark.parametrize("draft_dtype", [torch.bfloat16, torch.float32])
+def test_features_in_half_precision_are_never_widened_whole(
+    draft_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dgd_lightning.draft.model.CONTEXT_PIECE", 16)
+    pair = make_pair(dtype=torch.bfloat16, layer_ids=(1, 2, 3))  # no other tensor has as many columns as features
+    pair.draft.to(draft_dtype)
+    with Widened(pair.draft.config.num_features) as seen:
+        ttt_adapt(pair, context(), config(steps=2, eval_every=1, validation_texts=1, validation_tokens=8))
+    assert 0 < seen.rows <= pair.target.hidden_size < len(context())  # fc's weight, and pieces of 16 rows
+
+
+def test_what_waits_for_the_backward_pass_is_not_widened_for_lora() -> None:
+    """Of all that a step keeps, only the norm behind ``fc`` has the context's hidden states in fp32."""
+    pair, ids = make_pair(dtype=torch.bfloat16), context()
+    setup, kept = config(), dict[int, Tensor]()
+    material = gather(pair, ids, setup)
+    lora = DraftLora(pair.draft, rank=4, alpha=8, modules=setup.modules, seed=0)
+    problem = material.problem(pair, setup, lora)
+
+    def keep(saved: Tensor) -> Tensor:
+        kept[saved.untyped_storage().data_ptr()] = saved
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        problem.loss(0)
+    width, length = pair.target.hidden_size, problem.split.train_end
+    wide = [one for one in kept.values() if one.dtype == torch.float32 and one.numel() == length * width]
+    assert len(wide) == 1
 
 
 def test_parameter_count_of_the_published_draft() -> None:
@@ -182,11 +242,11 @@ def test_parameter_count_of_the_published_draft() -> None:
     assert sum(rank * (a + b) for a, b in shapes) == 116_736 * rank
     small = make_pair()
     assert small.draft is not None
-    lora = DraftLora(small.draft, rank=3, alpha=3, modules=TTTConfig().modules, seed=0)
     own = [
         small.draft.fc,
         *[getattr(x.self_attn, n) for x in small.draft.layers for n in ("q_proj", "k_proj", "v_proj")],
     ]
+    lora = DraftLora(small.draft, rank=3, alpha=3, modules=TTTConfig().modules, seed=0)
     assert sum(w.numel() for w in lora.parameters()) == sum(3 * (m.in_features + m.out_features) for m in own)
 
 
@@ -254,6 +314,8 @@ CASES = [
     {"labels": "target", "loss": "argmax"},
     {"labels": "target", "weighting": "dpace", "dpace_alpha": 0.3},
     {"labels": "target", "modules": ["fc"]},
+    {"labels": "target", "attention": "sdpa"},
+    {"labels": "context", "attention": "dense", "window": 25},
     {"labels": "target", "modules": ["k_proj", "v_proj"]},
     {"labels": "context", "query_only": True},
     {"labels": "target", "gradient_checkpointing": True},
@@ -458,3 +520,21 @@ def test_bad_contexts_and_adapters_are_refused() -> None:
         pass
     with pytest.raises(InputError, match="adapter folder"):
         load_adapter("/nonexistent")
+
+
+def test_a_runs_mistakes_stop_it_and_a_contexts_are_recorded() -> None:
+    pair, ids = make_pair(), context()
+    long, alike = context(600), torch.stack([ids, ids])
+    alike[1, 0] += 1
+    for prompts in ([ids[:6]], [long], list(alike)):  # too short, too long, nothing in common
+        adapted = ContextAdapter(pair, config(), None)("one", lambda prompts=prompts: prompts)
+        assert adapted.result is None
+        assert "context_ids: expected" in adapted.record["error"]
+    good = ContextAdapter(pair, config(), None)("one", lambda: [ids])
+    assert good.record["kept"]
+    assert good.record["attention"] == "tiles"
+    for wrong, argument in ((config(window=3), "ttt.window"), (config(attention="flex"), "ttt.attention")):
+        with pytest.raises(InputError, match=f"{argument}: "):
+            ContextAdapter(pair, wrong, None)("one", lambda: [ids])
+    with pytest.raises(InputError, match="token ids"):  # of another tokenizer
+        ContextAdapter(pair, config(), None)("one", lambda: [ids + 60])

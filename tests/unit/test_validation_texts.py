@@ -21,7 +21,7 @@ from dgd_lightning import (
     speculative_generate,
     ttt_adapt,
 )
-from dgd_lightning.decode.engine import Prefix
+from dgd_lightning.decode.prefix_cache import Prefix
 from dgd_lightning.draft.lora import DraftLora
 from dgd_lightning.lab.rows import eval_rows
 from dgd_lightning.modules.test_time_training import _rolled_back

@@ -1,4 +1,4 @@
-"""Prefix reuse in a run: what the prompts of a context's tasks begin with is read once, for all its tasks and arms."""
+"""The prefix store of a run: what the prompts of a context's tasks begin with is read once, for all tasks and arms."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from torch import Tensor
 
 from dgd_lightning.data.one_context import common_prefix
 from dgd_lightning.data.tasks import context_of
-from dgd_lightning.decode.prefix import PrefixCache, make_prefix_cache
-from dgd_lightning.decode.readouts import Readout
-from dgd_lightning.modules.arms import Arm
+from dgd_lightning.decode.prefix_cache import PrefixCache, make_prefix_cache
 from dgd_lightning.modules.prompts import Prompts
 from dgd_lightning.pair import Pair
 from dgd_lightning.types import Task
@@ -25,14 +23,14 @@ class Reads(NamedTuple):
     """Prompt tokens of a run, counted without padding."""
 
     prompts: int  # of all prompts, once per decoding of them
-    read: int  # by the target: beginnings, and what prompts have behind them
+    read: int  # by the target: prefixes, and what prompts have behind them
     seconds: float = 0.0  # of all ranks together
 
     def plus(self, prompts: int, read: int, seconds: float = 0.0) -> Reads:
         return Reads(self.prompts + prompts, self.read + read, self.seconds + seconds)
 
-    def words(self) -> str:
-        """What a person wants to know of it."""
+    def summary(self) -> str:
+        """In words."""
         text = f"{self.read:,} prompt tokens"
         if self.seconds:
             text += f" in {self.seconds:,.1f} s ({self.read / self.seconds:,.0f} tokens/s per device)"
@@ -42,7 +40,7 @@ class Reads(NamedTuple):
 
 
 class StoredPrefixes(NamedTuple):
-    """Where the prompts of a group go on from."""
+    """What of a group's prompts has been read."""
 
     prefixes: list[PrefixCache | None]  # of each prompt
     seconds: float  # spent on reading those that were not there yet
@@ -54,10 +52,10 @@ class StoredPrefixes(NamedTuple):
 
 
 class PrefixStore:
-    """The beginnings of the contexts whose tasks are decoded now; those of other contexts are let go.
+    """Prefix caches of the contexts whose tasks are decoded now; those of other contexts are let go.
 
-    A beginning is what the prompts of all tasks that the run has of a context have in common, so it does not depend
-    on ranks, or on where a run was killed. What one task alone has is read with it, as without this class.
+    A context's prefix is what the prompts of all tasks that the run has of it begin with, so it does not depend on
+    ranks, or on where a run was killed. A context with a single task has none.
 
     Args:
         pair: whose target reads.
@@ -71,7 +69,7 @@ class PrefixStore:
     ) -> None:
         self.pair, self.prompts, self.layer_ids = pair, prompts, tuple(layer_ids)
         self.contexts = {name: tasks for name, tasks in contexts.items() if len(tasks) > 1}
-        self.lengths: dict[str, int] = {}  # of the beginnings of contexts, once they were asked for
+        self.lengths: dict[str, int] = {}  # of the contexts' prefixes, once they were asked for
         self.sizes: dict[str, int] = {}  # tokens of the tasks' prompts, likewise
         self.kept: dict[str, PrefixCache] = {}
         self.reads = Reads(0, 0)  # of this rank
@@ -89,8 +87,16 @@ class PrefixStore:
             self.lengths[context] = same if same >= SHORTEST else 0
         return self.lengths[context]
 
+    def release(self) -> None:
+        """Let all prefixes go: something else needs the memory."""
+        self.keep_only([])
+
+    def keep_only(self, contexts: Sequence[str | None]) -> None:
+        """Let the prefixes of all other contexts go."""
+        self.kept = {context: prefix for context, prefix in self.kept.items() if context in contexts}
+
     def of(self, tasks: Sequence[Task], prompts: Sequence[Tensor], whole: Sequence[bool]) -> StoredPrefixes:
-        """Where these prompts go on from.
+        """The prefixes of these prompts; those that are not there yet are read.
 
         Args:
             tasks: of a group.
@@ -101,7 +107,7 @@ class PrefixStore:
             context if uncut and self.length(context) else None
             for context, uncut in zip(map(context_of, tasks), whole, strict=True)
         ]
-        self.kept = {context: prefix for context, prefix in self.kept.items() if context in wanted}
+        self.keep_only(wanted)
         began, seconds = time.perf_counter(), 0.0
         for context, prompt in zip(wanted, prompts, strict=True):
             if context is not None and context not in self.kept:
@@ -147,16 +153,3 @@ class PrefixStore:
                 reads = reads.plus(0, sum(map(self.length, now - before)))
                 before = now
         return reads
-
-
-def layers_of(pair: Pair, arms: Sequence[Arm], readouts: Mapping[str, Readout]) -> tuple[int, ...]:
-    """Layers of the target that one of the arms needs the states of."""
-    layers: list[int] = []
-    for arm in arms:
-        if arm.drafts and pair.draft is not None:
-            layers += pair.draft.config.target_layer_ids
-        if arm.online_every is not None:
-            layers.append(pair.target.num_layers - 1)  # whose states are the labels
-        if arm.blends:
-            layers += readouts[arm.name].layers(pair)
-    return tuple(dict.fromkeys(layers))

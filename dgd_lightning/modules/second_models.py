@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from dgd_lightning.decode.guided import as_readout, readout_key
-from dgd_lightning.decode.nested import changed, nested
+from dgd_lightning.decode.nested import changed, nested, readout_key
 from dgd_lightning.decode.readouts import OtherModel, Readout, WithoutContext
 from dgd_lightning.errors import InputError
+from dgd_lightning.methods.base import Method
 from dgd_lightning.modules.arms import Arm
 from dgd_lightning.pair import source_fingerprint
 from dgd_lightning.target.load import bundled, load_target, resolve_commit
@@ -39,7 +39,7 @@ def pinned_models(arms: Sequence[Arm]) -> dict[Source, str | None]:
     """
     commits: dict[Source, str | None] = {}
     for arm in arms:
-        for one in nested(arm.readout):
+        for one in nested(arm.method):
             source, where = _source(one), f"model.arms[{arm.name}].readout"
             if source is not None and source not in commits:
                 commits[source] = resolve_commit(f"{where}.model", *source, setting=f"{where}.revision")
@@ -66,32 +66,33 @@ def load_models(commits: Mapping[Source, str | None], like: Target) -> dict[Sour
     return models
 
 
-def ready_readout(readout: Readout | str, models: Mapping[Source, Target]) -> Readout:
-    """A readout with its second models."""
+def loaded_methods(arms: Sequence[Arm], models: Mapping[Source, Target]) -> dict[str, Method]:
+    """The arms' methods with their second models, by name. Equal readouts become one object, which shares forwards."""
+    known: dict[Any, Readout] = {}
 
     def change(one: Any) -> Any:
         source = _source(one)
-        return one if source is None else replace(one, model=models[source])
+        one = one if source is None else replace(one, model=models[source])
+        return known.setdefault(readout_key(one), one) if isinstance(one, Readout) else one
 
-    return changed(as_readout(readout), change)
-
-
-def ready_readouts(arms: Sequence[Arm], models: Mapping[Source, Target]) -> dict[str, Readout]:
-    """Of every arm that blends, by its name. Equal ones are one object: arms of one batch then share its forwards."""
-    made: dict[Any, Readout] = {}
-    blending = [arm for arm in arms if arm.blends]
-    return {a.name: made.setdefault(readout_key(a.readout), ready_readout(a.readout, models)) for a in blending}
+    return {arm.name: changed(arm.method, change) for arm in arms}
 
 
-def leaves_out(readout: Readout | str) -> bool:
-    """Whether a readout wants prompts without their contexts, and has none."""
-    return any(isinstance(one, WithoutContext) and not one.prompts for one in nested(readout))
+def leaves_out_context(method: Method) -> bool:
+    """Whether a method's readout wants prompts without their contexts, and has none."""
+    return any(isinstance(one, WithoutContext) and not one.prompts for one in nested(method))
 
 
-def with_prompts(readout: Readout, prompts: Sequence[Tensor]) -> Readout:
-    """A readout with the prompts [S'] of a batch without their contexts, for those that have none."""
+def with_prompts(methods: Sequence[Method], prompts: Sequence[Tensor]) -> list[Method]:
+    """Methods with the prompts [S'] of a batch without their contexts, for readouts that have none of their own.
+
+    What was one readout stays one.
+    """
+    known: dict[int, Readout] = {}
 
     def change(one: Any) -> Any:
-        return replace(one, prompts=prompts) if isinstance(one, WithoutContext) and not one.prompts else one
+        if isinstance(one, WithoutContext) and not one.prompts:
+            return known.setdefault(id(one), replace(one, prompts=prompts))
+        return one
 
-    return changed(readout, change)
+    return [changed(method, change) for method in methods]

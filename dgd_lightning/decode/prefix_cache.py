@@ -1,33 +1,35 @@
-"""Beginnings of prompts that are read once: kept apart, and copied into the rows of every batch that needs them."""
+"""Prefix caches: what several prompts begin with, read once by the target and used by every batch that needs it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dgd_lightning.errors import InputError
-
-if TYPE_CHECKING:
-    from dgd_lightning.target.cache import PositionCache
-    from dgd_lightning.target.model import Target
+from dgd_lightning.target.cache import PositionCache
+from dgd_lightning.target.model import Target
 
 CHUNK = 1024  # positions whose features are handed on together, as in a prefill
 
 
 class PrefixCache(NamedTuple):
-    """What several prompts begin with, read by the target. Nothing writes into it.
+    """What several prompts begin with, as the target read it. It is copied into the rows that need it.
 
     It holds features instead of a draft's keys and values: these depend on the adapter that the draft has, and other
     readouts read the same features. Making them again costs a draft's share of a prefill.
+
+    With ``draft_cache`` nothing is copied: a single row goes on in the two caches themselves, which must be large
+    enough, and writes behind the prefix only. So the caches serve one prompt after the other.
     """
 
     ids: Tensor  # [S] on CPU, positions 0 … S − 1
     cache: PositionCache  # of the target, one row
-    layer_ids: tuple[int, ...]
-    features: Tensor | None  # [1, S, F·H] of these layers; None where there are none
+    layer_ids: tuple[int, ...] = ()
+    features: Tensor | None = None  # [1, S, F·H] of these layers; None where there are none
+    draft_cache: PositionCache | None = None  # of the draft, one row
 
     def taps(self, layer_ids: Sequence[int], low: int, high: int) -> Tensor:
         """Features of some of its layers at positions low … high − 1 that it has, [1, C, F·H].
@@ -56,12 +58,13 @@ def make_prefix_cache(target: Target, ids: Tensor, layer_ids: Sequence[int] = ()
 
 
 def check_prefixes(
-    prefixes: Sequence[PrefixCache | None] | None, prompts: Sequence[Tensor]
+    prefixes: Sequence[PrefixCache | None] | None, prompts: Sequence[Tensor], rows_per_prompt: int = 1
 ) -> list[PrefixCache | None]:
     """One per prompt [S] or None.
 
     Raises:
-        InputError: their numbers differ, or a prompt does not begin with its prefix and go on.
+        InputError: their numbers differ, a prompt does not begin with its prefix and go on, or several rows would write
+            into the caches of one prefix.
     """
     if prefixes is None:
         return [None] * len(prompts)
@@ -83,7 +86,30 @@ def check_prefixes(
                 received=f"another one, of {len(prompt)} tokens",
                 hint="give None for it",
             )
+        if prefix.draft_cache is not None and len(prompts) * rows_per_prompt > 1:
+            raise InputError(
+                f"prefixes[{number}]",
+                expected="a single row where it goes on in the caches of a prefix",
+                received=f"{len(prompts)} prompts, {rows_per_prompt} rows each",
+                hint="leave draft_cache out: the prefix is copied then",
+            )
     return list(prefixes)
+
+
+def check_room(cache: PositionCache, need: int) -> PositionCache:
+    """A cache that a row goes on in.
+
+    Raises:
+        InputError: it is smaller than ``need`` positions.
+    """
+    if cache.capacity < need:
+        raise InputError(
+            "prefixes[0]",
+            expected=f"caches of {need} positions, for prompt, new tokens and a block",
+            received=cache.capacity,
+            hint="allocate larger ones, or lower max_new_tokens",
+        )
+    return cache
 
 
 def fill_from_prefixes(
@@ -95,6 +121,7 @@ def fill_from_prefixes(
     """Copy prefixes into the rows of a batch, and hand on their features as a prefill would.
 
     Rows whose prefix is shorter are padded at the cache's last position, which lies behind every row's prompt.
+    Prefixes in whose own caches a row goes on need nothing.
 
     Args:
         prefixes: of every row.
@@ -104,7 +131,7 @@ def fill_from_prefixes(
     """
     rows: dict[int, list[int]] = {}
     for row, prefix in enumerate(prefixes):
-        if prefix is not None:
+        if prefix is not None and prefix.draft_cache is None:
             rows.setdefault(id(prefix), []).append(row)
     kinds = [(prefix, members) for members in rows.values() if (prefix := prefixes[members[0]]) is not None]
     for prefix, members in kinds:

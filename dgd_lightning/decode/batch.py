@@ -1,0 +1,292 @@
+"""The rows of a batch: what they have committed, which are finished, which share a sequence of the caches.
+
+A decoder is a loop of ``forward → verdict → Batch.commit → Batch.synchronise``. ``commit`` only enqueues work on the
+device; ``synchronise`` is the cycle's one device-to-host synchronisation, after which the host knows who is done and
+who is longest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dgd_lightning.decode.call import OnProgress, Progress, Request
+from dgd_lightning.decode.random_source import TARGET, RandomSource, RandomTable, random_table
+from dgd_lightning.decode.sampling import SamplingParams, log_normalisers, probabilities
+from dgd_lightning.decode.session import Forward, OnFeatures, Session
+from dgd_lightning.decode.verify import Verdict
+from dgd_lightning.distributions import real_dtype, uniforms_on
+from dgd_lightning.types import DecodeOutput, DecodeTrace
+
+
+class Change(NamedTuple):
+    """Rows that leave, and sequences that fork or end; numbers are those of before and of now."""
+
+    stay: list[int]  # the rows now -> what their numbers were
+    parents: list[int]  # the sequences now -> what they go on from
+    sequence_of: list[int]  # the rows now -> their sequences; −1: finished
+
+
+def to_host(values: Tensor) -> list[Any]:
+    """The one place where a decoding cycle waits for the device."""
+    return values.tolist()
+
+
+class Batch:
+    """The rows still being decoded. Committed tokens stay on the device; finished rows leave when half are done.
+
+    Caches have a row per *sequence*, and forwards read sequences [t]. Every row [b] is a sequence of its own, unless
+    rows share sequences: then those of one prompt (and one seed) are one sequence until they commit different tokens,
+    and the sequence forks. So what several rows would compute alike is computed once.
+
+    Args:
+        session: with the prompts read; its caches have a row per prompt.
+        width: most tokens that a cycle may commit per row (K).
+        share_sequences: rows of one prompt, which then need the same seed, are one sequence until they differ.
+        keep_finished: finished rows stay in the batch, so that :meth:`go_back` may take them up again.
+        on_change: called with a change from prompts to sequences, and whenever rows or sequences change.
+        random_source: instead of the one made of the request's seeds.
+        began: ``time.perf_counter()`` of when the prefill began.
+
+    Attributes:
+        anchors: [b] absolute position of each row's last committed token.
+        last: [b] that token, not yet seen by the target.
+        longest: the largest anchor, known on the host, so that a forward attends to no more than it must.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        width: int,
+        share_sequences: bool = False,
+        keep_finished: bool = False,
+        on_change: Callable[[Change], None] | None = None,
+        random_source: RandomSource | None = None,
+        on_progress: OnProgress | None = None,
+        began: float | None = None,
+    ) -> None:
+        request, device = session.request, session.target.device
+        batch, prompts = len(request.rows), len(request.lengths)
+        self.session, self.request, self.width = session, request, width
+        self.share_sequences, self.keep_finished = share_sequences, keep_finished
+        self.on_progress, self.on_change = on_progress, on_change
+        self.lengths = [request.lengths[prompt] for prompt in request.rows]  # R, of each row's prompt
+        self.starts = torch.tensor(self.lengths, device=device)  # [b]
+        self.random_source = random_source or RandomTable(uniforms_on(_table(request, width), device), self.starts)
+        self.stops = torch.tensor(request.stop_token_ids, dtype=torch.long, device=device)  # [n]
+        self.slots = torch.arange(width, device=device)  # [K]
+        room = request.max_new_tokens + width
+        self.tokens = torch.zeros(batch, room, dtype=torch.long, device=device)  # [B, T + K]
+        scores = 2 if request.log_probs else 0  # log p and log Z of every token
+        self.scores = torch.zeros(scores, batch, room, dtype=real_dtype(device), device=device)
+        self.index = torch.arange(batch, device=device)  # [b] row of ``tokens``
+        self.limits = self.starts + request.max_new_tokens  # [b] first position that no token may take
+        self.anchors = self.starts - 1
+        prompt = torch.tensor(request.rows, device=device)  # [b]
+        self.last = request.ids.to(device)[prompt].gather(1, self.anchors[:, None])[:, 0]  # [b]
+        self.done = torch.zeros(batch, dtype=torch.bool, device=device)  # [b]
+        self.live = list(range(batch))  # original numbers of the rows in the tensors above
+        self.active = list(range(batch))  # those not finished
+        self.ends = [length - 1 for length in self.lengths]  # host copy of the anchors, for all rows
+        self.verified: list[list[int]] = [[] for _ in range(batch)]
+        self.accepted: list[list[int]] = [[] for _ in range(batch)]
+        self.began = time.perf_counter() if began is None else began
+        self.sequence_of, self.count = list(range(prompts)), prompts  # each row's sequence; sequences in the caches
+        sequences = (list(range(prompts)), request.rows) if share_sequences else (request.rows, list(range(batch)))
+        self._change(Change(list(range(batch)), *sequences))
+
+    @classmethod
+    def after_prefill(cls, session: Session, on_features: OnFeatures | None = None, **options: Any) -> Batch:
+        """Read the prompts, and commit each row's first token.
+
+        Args:
+            on_features: see :meth:`Session.prefill`.
+            options: of the batch.
+        """
+        began = time.perf_counter()
+        logits = session.prefill(on_features)
+        assert logits is not None, "every prompt goes on behind its prefix"
+        batch = cls(session, began=began, **options)
+        batch.begin(logits[torch.tensor(session.request.rows, device=logits.device), None])
+        return batch
+
+    def begin(self, logits: Tensor) -> None:
+        """Choose and commit the first tokens, from logits [b, 1, V] after the prompts; with them the prefill ends."""
+        first = choose(logits, self.request.sampling, self.random_source, self.starts[:, None])
+        self.commit(Verdict(first, torch.ones_like(self.last)), logits)
+        self.synchronise(first=True)
+        self.prefill_seconds = time.perf_counter() - self.began
+        self.decode_began = self.decode_ended = time.perf_counter()
+
+    @property
+    def longest(self) -> int:
+        """Largest anchor among the sequences, as of the last ``synchronise``."""
+        rows = self.active if self.share_sequences and self.active else self.live
+        return max(self.ends[row] for row in rows)
+
+    def sequences(self, values: Tensor) -> Tensor:
+        """Of values [b, ..] that rows of one sequence have in common, one per sequence [t, ..]."""
+        return values if self._leaders is None else values[self._leaders]
+
+    def rows(self, values: Tensor) -> Tensor:
+        """Values [t, ..] of sequences, for every row [b, ..]."""
+        return values if self._sequences is None else values[self._sequences]
+
+    def positions(self, width: int) -> Tensor:
+        """Absolute positions [b, width] of a block that begins with the last committed token."""
+        return self.anchors[:, None] + self.slots[:width]
+
+    def step(self, tokens: Tensor, positions: Tensor) -> Forward:
+        """The target's forward on tokens [t, Q] at positions [t, Q], which begin with the last committed one."""
+        return self.session.step(tokens, positions, max_length=self.longest + tokens.shape[1])
+
+    def commit(self, verdict: Verdict, logits: Tensor) -> None:
+        """Write a verdict's tokens and advance the rows, cut at stop tokens and limits; the host is not told.
+
+        Args:
+            verdict: tokens [b, Q].
+            logits: [b, Q, V] that each of them was chosen from.
+        """
+        tokens, lengths = verdict
+        slots = self.slots[: tokens.shape[1]]  # [Q]
+        at = self.index[:, None], (self.anchors + 1 - self.starts)[:, None] + slots
+        # Written whole: what lies beyond a row's committed length is never read, and the next cycle overwrites it.
+        self.tokens[at] = tokens
+        if self.request.log_probs:
+            log_p = logits.to(self.scores.dtype).log_softmax(-1)  # [b, Q, V]
+            self.scores[0][at] = log_p.gather(-1, tokens[..., None])[..., 0]
+            self.scores[1][at] = log_normalisers(log_p, self.request.sampling)
+        stop = (tokens[..., None] == self.stops).any(-1) & (slots < lengths[:, None])  # [b, Q]
+        stop_slot = torch.where(stop, slots, self.width).amin(1)  # [b], width where there is none
+        left = self.limits - 1 - self.anchors  # [b] tokens the row may still commit
+        cut = torch.minimum(torch.minimum(lengths, stop_slot + 1), left).masked_fill(self.done, 0)
+        self.done = self.done | (stop_slot < self.width) | (lengths >= left)
+        newest = tokens.gather(1, (cut - 1).clamp(min=0)[:, None])[:, 0]
+        self.last = torch.where(cut > 0, newest, self.last)
+        self.anchors = self.anchors + cut
+        news = torch.stack([lengths, cut, self.done.long()])  # [3, b]
+        self._news = torch.cat([news, tokens.T]) if self.share_sequences else news  # [3 + Q, b]
+
+    def synchronise(self, *, first: bool = False) -> None:
+        """Tell the host what was committed, and drop finished rows once they are half of the batch."""
+        lengths, cuts, done, *tokens = to_host(self._news)
+        for row, length, cut, is_done in zip(self.live, lengths, cuts, done, strict=True):
+            if cut == 0:  # finished in an earlier cycle
+                continue
+            self.ends[row] += cut
+            if not first:
+                self.verified[row].append(length)
+                self.accepted[row].append(cut)
+            if is_done:
+                self.active.remove(row)
+        self.decode_ended = time.perf_counter()
+        if self.on_progress is not None:
+            committed = sum(end + 1 - length for end, length in zip(self.ends, self.lengths, strict=True))
+            verifications = sum(len(lengths) for lengths in self.verified)
+            self.on_progress(Progress(committed, verifications, len(self.ends), len(self.active)))
+        if self.share_sequences:
+            self._fork([column[:cut] for column, cut in zip(zip(*tokens, strict=True), cuts, strict=True)])
+        elif self.active and 2 * len(self.active) <= len(self.live) and not self.keep_finished:
+            self._drop_finished()
+
+    def ids_read(self) -> Tensor:
+        """[S], of a batch of one row: prompt and committed tokens that the target has read, all but the last one."""
+        return torch.cat([self.request.ids[0].to(self.tokens.device), self.tokens[0]])[: self.ends[0]]
+
+    def go_back(self, lengths: Sequence[int]) -> None:
+        """Take back all but each row's first new tokens; finished rows are decoded on from there.
+
+        Caches keep what they have: it lies beyond the rows' ends, hidden until it is overwritten. Needs
+        ``keep_finished``, and rows that share no sequences.
+
+        Args:
+            lengths: R numbers of new tokens that stay, at least 1 each.
+        """
+        assert self.keep_finished, "rows that have left the caches can't come back"
+        assert not self.share_sequences, "rows of one sequence go on together"
+        stay = torch.tensor(lengths, device=self.index.device)  # [b]
+        self.anchors = self.starts + stay - 1
+        self.last = self.tokens.gather(1, (stay - 1)[:, None])[:, 0]
+        self.done = torch.zeros_like(self.done)
+        self.ends = [start + count - 1 for start, count in zip(self.lengths, lengths, strict=True)]
+        self.active = list(self.live)
+
+    def _fork(self, committed: list[tuple[int, ...]]) -> None:
+        """Rows that have committed different tokens go on as different sequences; sequences without a row end."""
+        sequences: dict[tuple[int, tuple[int, ...]], int] = {}  # (what it was, what it became) -> what it is
+        sequence_of = [-1] * len(committed)
+        for row in self.active:
+            sequence_of[row] = sequences.setdefault((self.sequence_of[row], committed[row]), len(sequences))
+        if sequences and sequence_of != self.sequence_of:
+            self._change(Change(list(range(len(sequence_of))), [parent for parent, _ in sequences], sequence_of))
+
+    def _drop_finished(self) -> None:
+        active = set(self.active)
+        stay = [i for i, row in enumerate(self.live) if row in active]
+        self.live = [self.live[i] for i in stay]
+        keep = torch.tensor(stay, device=self.index.device)  # [r]
+        self.random_source = self.random_source.select(keep)
+        for name in ("starts", "index", "limits", "anchors", "last", "done"):
+            setattr(self, name, getattr(self, name)[keep])
+        self._change(Change(stay, stay, list(range(len(stay)))))
+
+    def _change(self, change: Change) -> None:
+        """Have caches, and whoever else keeps something per row or sequence, follow."""
+        device, count = self.index.device, len(change.parents)
+        if change.parents != list(range(self.count)):
+            self.session.select(torch.tensor(change.parents, device=device))
+        self.sequence_of, self.count = change.sequence_of, count
+        leaders = [change.sequence_of.index(sequence) for sequence in range(count)]
+        own = change.sequence_of == list(range(count))  # every row has a sequence of its own
+        self._leaders = None if own else torch.tensor(leaders, device=device)  # [t]
+        self._sequences = None if own else torch.tensor(change.sequence_of, device=device).clamp(min=0)  # [b]
+        self.sequence_random = self.random_source if self._leaders is None else self.random_source.select(self._leaders)
+        if self.on_change is not None:
+            self.on_change(change)
+
+    def outputs(self, *, drafts: int | Sequence[int]) -> list[DecodeOutput]:
+        """The finished rows, in the order of the prompts.
+
+        Args:
+            drafts: forwards of the draft per cycle, of all rows or of each.
+        """
+        tokens, scores = self.tokens.cpu(), self.scores.cpu()  # [B, T + K], [2, B, T + K]
+        counts = [end + 1 - length for end, length in zip(self.ends, self.lengths, strict=True)]
+        outputs = []
+        per_cycle = [drafts] * len(counts) if isinstance(drafts, int) else drafts
+        for row, count in enumerate(counts):
+            forwards = len(self.verified[row])
+            trace = DecodeTrace(
+                verified_lengths=self.verified[row],
+                target_forwards=forwards,
+                draft_forwards=forwards * per_cycle[row],
+                prefill_seconds=self.prefill_seconds,
+                decode_seconds=self.decode_ended - self.decode_began,
+                batch_tokens=sum(counts) - len(counts),
+                seed=None if self.request.seeds is None else self.request.seeds[row],
+                log_probs=scores[0, row, :count].clone() if self.request.log_probs else None,
+                log_normalisers=scores[1, row, :count].clone() if self.request.log_probs else None,
+            )
+            row_tokens = tokens[row, :count].clone()
+            stopped = int(row_tokens[-1]) in self.request.stop_token_ids
+            outputs.append(DecodeOutput(row_tokens, self.accepted[row], "stop" if stopped else "length", trace))
+        return outputs
+
+
+def _table(request: Request, width: int) -> Tensor:
+    """[B, P, 3]; for greedy decoding P is 0, so that reading it would fail."""
+    if request.seeds is None:
+        return random_table([0] * len(request.rows), 0)
+    return random_table(request.seeds, request.max_new_tokens + width)
+
+
+def choose(logits: Tensor, sampling: SamplingParams, random_source: RandomSource, positions: Tensor) -> Tensor:
+    """Tokens [B, Q] for the absolute ``positions`` [B, Q], drawn from logits [B, Q, V] or their argmax."""
+    if sampling.greedy:
+        return logits.argmax(-1)
+    return random_source.categorical(probabilities(logits, sampling), TARGET, positions)

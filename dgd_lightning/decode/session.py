@@ -1,0 +1,99 @@
+"""A session: the target on position-addressed caches. It reads prompts, steps, and keeps the rows that are asked for.
+
+It knows nothing of what was committed: positions come from the caller, and a row goes back by naming earlier ones
+(what lies beyond them is hidden by the mask until it is overwritten).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dgd_lightning.decode.call import Request
+from dgd_lightning.decode.prefix_cache import check_room, fill_from_prefixes
+from dgd_lightning.target.cache import PositionCache
+from dgd_lightning.target.model import Target
+
+OnFeatures = Callable[[Tensor, Tensor], None]  # features [B, C, F·H] and positions [B, C] of a chunk of the prompts
+
+
+class Forward(NamedTuple):
+    """What a step gives, of every sequence."""
+
+    logits: Tensor  # [t, Q, V]
+    features: Tensor  # [t, Q, F·H]; empty where no layer is tapped
+
+
+class Session:
+    """Caches with a row per sequence; at first a sequence per prompt.
+
+    Args:
+        target: reads.
+        request: the prompts, and what of each has been read already.
+        width: most tokens that a step may write beyond the last committed one (K).
+        layer_ids: layers whose features every forward gives.
+        companions: other caches, made for the same prompts, such as the draft's; their rows are kept the same.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        request: Request,
+        *,
+        width: int,
+        layer_ids: Sequence[int] = (),
+        companions: Sequence[PositionCache] = (),
+    ) -> None:
+        self.target, self.request, self.layer_ids = target, request, tuple(layer_ids)
+        own, need = request.prefixes[0], request.capacity(width)
+        if own is not None and own.draft_cache is not None:
+            self.cache = check_room(own.cache, need)
+        else:
+            self.cache = target.new_cache(len(request.lengths), need)
+        self.caches = [self.cache, *companions]
+
+    def prefill(self, on_features: OnFeatures | None = None, *, hold_last: bool = False) -> Tensor | None:
+        """Read the prompts, behind their prefixes.
+
+        Args:
+            on_features: called with features and positions, those of prefixes first.
+            hold_last: leave each prompt's last token to the caller's first step.
+
+        Returns:
+            [B, V], logits after each prompt; None where nothing was left to read.
+        """
+        request = self.request
+        fill_from_prefixes(request.prefixes, self.cache, self.layer_ids, on_features)
+        starts = [0 if prefix is None else len(prefix.ids) for prefix in request.prefixes]
+        ends = [length - int(hold_last) for length in request.lengths]
+        rows = [request.ids[row, start:end] for row, (start, end) in enumerate(zip(starts, ends, strict=True))]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.target.device)  # [B, S], still to be read
+        if not ids.shape[1]:
+            return None
+        return self.target.prefill(
+            ids,
+            [max(len(row), 1) for row in rows],
+            self.cache,
+            start=starts[0] if len(set(starts)) == 1 else starts,
+            layer_ids=self.layer_ids,
+            on_features=on_features,
+        ).logits
+
+    def step(self, tokens: Tensor, positions: Tensor, *, max_length: int) -> Forward:
+        """The target's forward on tokens [t, Q] at positions [t, Q].
+
+        Args:
+            max_length: host integer above every position.
+        """
+        logits, features = self.target.step(
+            tokens, positions, self.cache, max_length=max_length, layer_ids=self.layer_ids
+        )
+        return Forward(logits, logits.new_empty(0) if features is None else features)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows [t], in this order; a row that comes several times is copied."""
+        for cache in self.caches:
+            cache.select(rows)

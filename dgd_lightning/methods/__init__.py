@@ -1,0 +1,1 @@
+"""Ways to decode, one file each."""

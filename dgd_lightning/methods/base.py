@@ -1,0 +1,168 @@
+"""`Method`: the base class of all ways to decode. A new one is a frozen dataclass that writes `generate`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from dgd_lightning.decode.blending import Blend
+from dgd_lightning.decode.call import Call
+from dgd_lightning.decode.nested import held, nested, plain
+from dgd_lightning.decode.readouts import DraftReadout, Readout
+from dgd_lightning.errors import InputError
+from dgd_lightning.pair import Pair
+from dgd_lightning.types import DecodeOutput, RankedAnswer
+
+
+class Guidance(NamedTuple):
+    """A readout and how it is blended with the target."""
+
+    blend: Blend
+    readout: Readout | str = "draft"
+
+
+class Method(ABC):
+    """A way to decode: a frozen dataclass whose fields are its settings, checked in ``__post_init__``.
+
+    Only `generate` must be written. Readouts among the fields are found by themselves: a run loads the second models
+    that they name, and an arm whose readout is a null control is paired with the arm whose readout it imitates.
+
+    Attributes:
+        lossless: answers have the target's own distribution.
+        baseline: speed-ups of other arms may refer to it.
+        online: the draft may be changed between its cycles (``Call.cycle_hook``).
+    """
+
+    # Not annotated: annotated names are fields, and jsonargparse evaluates annotations in the subclass's module.
+    lossless = False
+    baseline = False
+    online = False
+
+    @abstractmethod
+    def generate(self, pair: Pair, prompts: Sequence[Tensor], call: Call) -> list[DecodeOutput]:
+        """Decode a batch of prompts [S].
+
+        Returns:
+            Outputs in the order of the prompts.
+
+        Raises:
+            InputError: the pair, the prompts or the call can't serve it.
+        """
+        ...
+
+    @property
+    def blends(self) -> bool:
+        """Whether answers come from the target blended with a readout."""
+        return False
+
+    def block(self, pair: Pair) -> int | None:
+        """K of the blocks that are proposed; None where tokens come one by one."""
+        return None
+
+    @property
+    def uses_draft(self) -> bool:
+        """Whether a draft, where there is one, takes part: then it can be adapted."""
+        return self.needs_draft
+
+    @property
+    def needs_draft(self) -> bool:
+        """Whether a draft must be there."""
+        return any(getattr(one, "needs_draft", False) for one in nested(self) if one is not self)
+
+    def layers(self, pair: Pair) -> tuple[int, ...]:
+        """Layers of the target whose outputs it needs, from prefix caches too."""
+        layers = [] if self.block(pair) is None or pair.draft is None else list(pair.draft.config.target_layer_ids)
+        for readout in held(self).values() if self.blends else ():
+            layers += readout.layers(pair)
+        return tuple(dict.fromkeys(layers))
+
+    def check_arm(self, temperature: float) -> None:  # noqa: B027
+        """Refuse what can't be an arm of a run.
+
+        Raises:
+            InputError: the settings do not suit a run, or the temperature.
+        """
+
+    def settings(self) -> dict[str, Any]:
+        """What distinguishes it from others of its class, as YAML would have it: rows and hashes have it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return {name: "draft" if value == DraftReadout() else plain(value) for name, value in values.items()}
+
+    @property
+    def name(self) -> str:
+        """Its class's name; the class path of one that is not the package's own."""
+        kind = type(self)
+        own = kind.__module__.startswith("dgd_lightning.methods.")
+        return kind.__name__ if own else f"{kind.__module__}.{kind.__qualname__}"
+
+    def record(self, output: DecodeOutput) -> dict[str, Any]:
+        """What a row says of an answer beside what all rows say; JSON-able."""
+        return {}
+
+    def controls(self) -> Method | None:
+        """The method whose null control this one is; None where it is none."""
+        for name, readout in held(self).items() if self.blends else ():
+            original = getattr(readout, "controls", lambda: None)()  # a user's own readout may lack it
+            if original is not None:
+                return replace(self, **{name: original})  # type: ignore[type-var]
+        return None
+
+    def join_key(self) -> Hashable | None:
+        """Methods of equal keys can decode in one batch (`generate_together`); None: this one can't."""
+        return None
+
+    def generate_together(
+        self, pair: Pair, prompts: Sequence[Tensor], methods: Sequence[Any], call: Call
+    ) -> list[list[DecodeOutput]]:
+        """Outputs of each of the methods, all of this one's `join_key`."""
+        return [method.generate(pair, prompts, call) for method in methods]
+
+    def guidance_of(self, record: dict[str, Any]) -> Guidance | None:
+        """What an answer's tokens were drawn from, for a replay; None: from the target itself.
+
+        Args:
+            record: ``dgd`` of the answer's row.
+        """
+        return None
+
+
+def choose_among(
+    answers: Sequence[DecodeOutput],
+    chosen: int,
+    *,
+    scores: Sequence[float] | None = None,
+    betas: Sequence[float] | None = None,
+    seconds: float = 0.0,
+) -> DecodeOutput:
+    """One of several answers of a prompt, with all of them in its trace.
+
+    Args:
+        chosen: its number.
+        scores: of each, the higher the better; zeros where there are none.
+        betas: with which each was decoded.
+        seconds: what the choice took.
+    """
+    ranked = [
+        RankedAnswer(
+            one.tokens,
+            0.0 if scores is None else scores[number],
+            None if betas is None else float(betas[number]),
+            one.trace.seed,
+            one.stop_reason,
+        )
+        for number, one in enumerate(answers)
+    ]
+    best = answers[chosen]
+    return best._replace(trace=best.trace._replace(answers=ranked, chosen=chosen, rank_seconds=seconds))
+
+
+def check_single_beta(beta: Any) -> None:
+    """Raises:
+    InputError: an arm's β is a list.
+    """
+    if not isinstance(beta, int | float):
+        raise InputError("beta", expected="one number per arm", received=repr(beta), hint="make an arm for each β")

@@ -1,0 +1,239 @@
+"""Reranking: several answers per prompt, and the one that target or blend finds likeliest.
+
+The fallback of guided decoding: where blending token by token gains nothing, choosing among whole answers may.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Unpack, get_args
+
+import torch
+from torch import Tensor
+
+from dgd_lightning.checks import check_choice, check_integer
+from dgd_lightning.decode.blending import Blend, Schedule, Space, as_schedule
+from dgd_lightning.decode.call import Call, CallOptions, call_of
+from dgd_lightning.decode.drafter import check_block_size
+from dgd_lightning.decode.nested import of_prompt
+from dgd_lightning.decode.readouts import DraftReadout, Readout, as_readout, wide
+from dgd_lightning.decode.replay import replays
+from dgd_lightning.errors import InputError
+from dgd_lightning.methods.autoregressive import Autoregressive
+from dgd_lightning.methods.base import Guidance, Method, check_single_beta, choose_among
+from dgd_lightning.methods.guided import sweep
+from dgd_lightning.methods.speculative import Speculative
+from dgd_lightning.pair import Pair
+from dgd_lightning.seeds import mixed_seed
+from dgd_lightning.types import DecodeOutput
+
+RankBy = Literal["target", "blend", "likelihood"]
+GUIDANCE = ("beta", "readout", "space", "candidates", "plausibility", "schedule")
+
+
+@dataclass(frozen=True)
+class Rerank(Method):
+    """Decode several answers of every prompt, and return the best one of each.
+
+    Args:
+        rank_by: ``target``: the log-probability that the target gives the whole answer; ``likelihood``: the same per
+            token, which does not favour short answers; ``blend``: per token, under the guided distribution of ``beta``
+            and ``readout``. Ranks are by the distributions at temperature 1, without filters.
+        num_answers: drawn from the target per prompt, at a temperature above 0; not used with ``betas``.
+        betas: one answer for each β instead, decoded with guidance (0 is the target itself); at temperature 0 too.
+        beta: of ``rank_by: blend``.
+        readout, space, candidates, plausibility, schedule: what blends with the target and how, where ``rank_by`` is
+            ``blend`` or ``betas`` are given; see :class:`~dgd_lightning.methods.guided.Guided`.
+        block_size: K of the proposals, where there is a draft.
+
+    Raises:
+        InputError: a setting that can't be, or that nothing would use.
+    """
+
+    rank_by: RankBy = "likelihood"
+    num_answers: int = 8
+    betas: Sequence[float] | None = None
+    beta: float | None = None
+    readout: Readout | str = "draft"
+    space: Space = "logits"
+    candidates: int | None = None
+    plausibility: float | None = None
+    schedule: Schedule | None = None
+    block_size: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("rank_by", self.rank_by, get_args(RankBy), hint="use likelihood")
+        check_integer("block_size", self.block_size, least=2, optional=True)
+        object.__setattr__(self, "readout", as_readout(self.readout))
+        if not self.blends:
+            self._refuse(
+                GUIDANCE, "only betas and rank_by: blend use it", "set rank_by: blend or betas, or leave it out"
+            )
+        if self.rank_by != "blend":
+            self._refuse(["beta"], "answers have the β of betas, and no blend ranks", "leave it out")
+        elif self.beta is None:
+            raise InputError("beta", expected="a number", received="null", hint="use e.g. beta: 0.3")
+        self.blend()
+        if self.betas is None:
+            check_integer("num_answers", self.num_answers, hint="use e.g. 8")
+            return
+        self._refuse(["num_answers"], "there is one answer per β of betas", "leave it out, or leave betas out")
+        if not self.betas:
+            raise InputError("betas", expected="at least one β, or None", received="[]", hint="use [0.0, 0.1, 0.3]")
+        for beta in self.betas:
+            try:
+                replace(self.blend(), beta=beta)
+            except InputError as error:
+                raise error.named("betas") if error.argument == "beta" else error from error
+
+    def _refuse(self, names: Sequence[str], why: str, hint: str) -> None:
+        usual = {field.name: field.default for field in fields(self)} | {"readout": DraftReadout()}
+        for name in names:
+            if (value := getattr(self, name)) != usual[name]:
+                raise InputError(name, expected=f"nothing: {why}", received=value, hint=hint)
+
+    def blend(self) -> Blend:
+        """Of ``rank_by: blend``, and but for β of the answers of ``betas``."""
+        beta = 0.0 if self.beta is None else self.beta
+        return Blend(beta, self.space, self.candidates, self.plausibility, as_schedule(self.schedule))
+
+    @property
+    def blends(self) -> bool:
+        return self.rank_by == "blend" or self.betas is not None
+
+    @property
+    def needs_draft(self) -> bool:
+        return self.block_size is not None or (self.blends and super().needs_draft)
+
+    @property
+    def uses_draft(self) -> bool:
+        return True
+
+    def block(self, pair: Pair) -> int | None:
+        return None if pair.draft is None else check_block_size(pair, self.block_size)
+
+    def check_arm(self, temperature: float) -> None:
+        check_single_beta(self.blend().beta)
+        self._check_differ(temperature)
+
+    def _check_differ(self, temperature: float) -> None:
+        if self.betas is None and temperature == 0:
+            raise InputError(
+                "temperature",
+                expected="above 0: greedy answers are all the same",
+                received=temperature,
+                hint="use temperature=1.0, or one answer per β with betas",
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """Without the guidance that nothing uses."""
+        values = super().settings()
+        return values if self.blends else {name: value for name, value in values.items() if name not in GUIDANCE}
+
+    def guidance_of(self, record: dict[str, Any]) -> Guidance | None:
+        """An answer of a β was decoded as guided decoding does it."""
+        if self.betas is None:
+            return None
+        return Guidance(replace(self.blend(), beta=record["answers"][record["chosen"]]["beta"]), self.readout)
+
+    @torch.no_grad()
+    def generate(self, pair: Pair, prompts: Sequence[Tensor], call: Call) -> list[DecodeOutput]:
+        self._check_differ(call.sampling.temperature)
+        block, readout = self.block(pair), as_readout(self.readout)
+        if self.betas is not None:
+            variants = [Guidance(replace(self.blend(), beta=float(beta)), readout) for beta in self.betas]
+            columns = sweep(pair, prompts, variants, block or 1, call)  # per β
+            groups = [list(row) for row in zip(*columns, strict=True)]
+        else:
+            drawn, count = self._draw(pair, prompts, call), self.num_answers
+            groups = [drawn[at : at + count] for at in range(0, len(drawn), count)]
+        blend = self.blend() if self.rank_by == "blend" else None
+        return [
+            self._best(pair, prompt, group, blend, of_prompt(readout, number))
+            for number, (prompt, group) in enumerate(zip(prompts, groups, strict=True))
+        ]
+
+    def _draw(self, pair: Pair, prompts: Sequence[Tensor], call: Call) -> list[DecodeOutput]:
+        """Answers of the target's own distribution; a prompt's own seed gives its answers theirs."""
+        seed = call.seed
+        if isinstance(seed, Sequence):
+            seed = [mixed_seed(own, number) for own in seed for number in range(self.num_answers)]
+        method = Autoregressive() if pair.draft is None else Speculative(self.block_size)
+        return method.generate(pair, prompts, call._replace(seed=seed, num_return_sequences=self.num_answers))
+
+    def _best(
+        self, pair: Pair, prompt: Tensor, group: list[DecodeOutput], blend: Blend | None, readout: Readout
+    ) -> DecodeOutput:
+        began = time.perf_counter()
+        distinct: dict[tuple[int, ...], int] = {}  # equal answers are read once
+        for output in group:
+            distinct.setdefault(tuple(output.tokens.tolist()), len(distinct))
+        totals = log_likelihoods(pair, prompt, [torch.tensor(answer) for answer in distinct], blend, readout)
+        scores = []
+        for output in group:
+            total = totals[distinct[tuple(output.tokens.tolist())]]
+            scores.append(total if self.rank_by == "target" else total / len(output.tokens))
+        chosen = max(range(len(scores)), key=lambda number: scores[number])  # the first of equals
+        seconds = time.perf_counter() - began
+        return choose_among(group, chosen, scores=scores, betas=self.betas, seconds=seconds)
+
+
+def log_likelihoods(
+    pair: Pair, prompt: Tensor, answers: Sequence[Tensor], blend: Blend | None, readout: Readout
+) -> list[float]:
+    """ln of the probability of whole answers [T] behind a prompt [S], at temperature 1: the target's, or a blend's."""
+    totals = [0.0] * len(answers)
+    for part in replays(pair, prompt, answers, [] if blend is None else [readout]):
+        logits = wide(part.target)  # [Q, V]
+        if blend is not None:
+            logits = blend.mix_along(part.target, part.readouts[0], part.first)
+        chosen = logits.log_softmax(-1).gather(1, part.tokens[:, None])  # [Q, 1]
+        totals[part.answer] += float(chosen.double().sum())
+    return totals
+
+
+def rerank_generate(
+    pair: Pair,
+    prompts: Sequence[Tensor],
+    *,
+    max_new_tokens: int,
+    rank_by: RankBy = "likelihood",
+    num_answers: int = 8,
+    betas: Sequence[float] | None = None,
+    blend: Blend | None = None,
+    readout: Readout | str = "draft",
+    block_size: int | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    **options: Unpack[CallOptions],
+) -> list[DecodeOutput]:
+    """Decode several answers of every prompt, and return the best one of each.
+
+    Args:
+        pair, prompts, max_new_tokens, options: as in ``autoregressive_generate``; seeds are one per prompt.
+        temperature, top_k, top_p: of the answers.
+        blend: of ``rank_by`` blend, and what but for β the answers of ``betas`` are decoded with.
+        rank_by, num_answers, betas, readout, block_size: see :class:`Rerank`.
+
+    Returns:
+        The best answer of every prompt, the first of equals; its ``trace.answers`` has all of them. Lengths and
+        forwards are its own; ``decode_seconds`` are those of the batch with all answers of all prompts.
+
+    Raises:
+        InputError: an unusable argument, or answers that could not differ.
+    """
+    if rank_by == "blend" and blend is None:
+        raise InputError("blend", expected="a Blend, which ranks", received="None", hint="use e.g. Blend(0.3)")
+    guidance: dict[str, Any] = {}
+    if blend is not None:
+        guidance = {"space": blend.space, "candidates": blend.candidates, "plausibility": blend.plausibility}
+        guidance |= {"schedule": blend.schedule, "beta": blend.beta if rank_by == "blend" else None}
+    method = Rerank(
+        rank_by, num_answers if betas is None else 8, betas, readout=readout, block_size=block_size, **guidance
+    )
+    return method.generate(
+        pair, prompts, call_of(max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, **options)
+    )
