@@ -23,10 +23,16 @@ from dgd_lightning.callbacks.adapt_metrics import (
     twin,
 )
 from dgd_lightning.callbacks.prediction_writer import PredictionWriter
+from dgd_lightning.methods.autoregressive import Autoregressive
+from dgd_lightning.methods.speculative import Speculative
 from dgd_lightning.metrics.paired import Verified
 from dgd_lightning.modules.arms import Arm
 
-PLAIN, ADAPTED, ONLINE = Arm("plain"), Arm("adapted", ttt=True), Arm("online", online_every=16)
+PLAIN, ADAPTED, ONLINE = (
+    Arm("plain", Speculative()),
+    Arm("adapted", Speculative(), ttt=True),
+    Arm("online", Speculative(), online_every=16),
+)
 BEFORE = {"step": 0, "loss": 2.0, "tau": 2.0, "acceptance": [0.5, 0.25]}
 AFTER = {"step": 8, "loss": 1.0, "tau": 3.0, "acceptance": [0.75, 0.5]}
 KEPT = {"kept": True, "held_out_before": BEFORE, "held_out_after": AFTER}
@@ -72,7 +78,7 @@ def cells(table: Table) -> list[dict[str, str]]:
     return [dict(zip(names, map(str, row), strict=True)) for row in zip(*columns, strict=True)]
 
 
-@pytest.mark.parametrize("adapting", [ADAPTED, ONLINE, Arm("both", ttt=True, online_every=16)])
+@pytest.mark.parametrize("adapting", [ADAPTED, ONLINE, Arm("both", Speculative(), ttt=True, online_every=16)])
 def test_the_twin_of_an_adapting_arm_adapts_nothing(adapting: Arm) -> None:
     assert twin(adapting, [adapting, ONLINE, ADAPTED, PLAIN]) is PLAIN
 
@@ -89,7 +95,7 @@ def test_the_twin_of_an_adapting_arm_adapts_nothing(adapting: Arm) -> None:
 )
 def test_the_twin_differs_in_nothing_else(changes: dict[str, Any]) -> None:
     adapting, its_own = Arm("new", ttt=True, **changes), Arm("old", **changes)
-    others = [Arm("autoregressive", method="autoregressive"), PLAIN, ADAPTED]
+    others = [Arm("autoregressive", Autoregressive()), PLAIN, ADAPTED]
     assert twin(adapting, [*others, adapting]) is None
     assert twin(adapting, [*others, adapting, its_own]) is its_own
 
@@ -213,6 +219,6 @@ def test_an_arm_that_adapts_only_while_decoding_is_compared(tmp_path: Path) -> N
 
 
 def test_a_run_in_which_no_arm_adapts_gets_nothing(tmp_path: Path) -> None:
-    tables, written = predict_ended(write(tmp_path, ROWS[:3]), [PLAIN, Arm("other", block_size=4)])
+    tables, written = predict_ended(write(tmp_path, ROWS[:3]), [PLAIN, Arm("other", Speculative(block_size=4))])
     assert not tables
     assert not written.scalars

@@ -154,11 +154,10 @@ def test_git_state_of_a_package_that_the_repository_does_not_track(tmp_path: Pat
 
 def decoded(idx: str, arm: str, lengths: list[int], seconds: float, batch_tokens: int, **more: Any) -> dict[str, Any]:
     record = {
-        "method": "speculative",
+        "method": {"class_path": "Speculative", "init_args": {"block_size": 4}},
         "temperature": 0.0,
         "top_k": None,
         "top_p": None,
-        "block_size": 4,
         "acceptance_lengths": lengths,
         "verified_lengths": lengths,
         "tokens": sum(lengths) + 1,
@@ -171,7 +170,7 @@ def decoded(idx: str, arm: str, lengths: list[int], seconds: float, batch_tokens
 
 def test_speed_up_counts_common_tasks_and_shares_a_groups_seconds() -> None:
     stats: dict[str, ArmStats] = {}
-    plain: dict[str, Any] = {"method": "autoregressive", "block_size": None}
+    plain: dict[str, Any] = {"method": {"class_path": "Autoregressive", "init_args": {"block_size": None}}}
     for row in (
         decoded("1", "ar", [1] * 6, 2.0, 8, **plain),  # one group of two rows: 8 tokens in 2 s
         decoded("2", "ar", [1] * 2, 2.0, 8, **plain),
@@ -200,8 +199,8 @@ def test_speed_up_counts_common_tasks_and_shares_a_groups_seconds() -> None:
 
 def test_arms_that_shared_a_batch_have_no_speed_of_their_own() -> None:
     stats: dict[str, ArmStats] = {}
-    plain: dict[str, Any] = {"method": "autoregressive", "block_size": None}
-    guided: dict[str, Any] = {"method": "guided", "candidates": 50}  # a constraint
+    plain: dict[str, Any] = {"method": {"class_path": "Autoregressive", "init_args": {"block_size": None}}}
+    guided: dict[str, Any] = {"method": {"class_path": "Guided", "init_args": {"candidates": 50}}}  # a constraint
     for row in (
         decoded("1", "ar", [1] * 6, 3.0, 6, **plain),
         decoded("1", "a", [3, 3], 0.5, 10, joined_with=["b"], **guided),  # 10 tokens in 0.5 s, of both arms
