@@ -31,11 +31,11 @@ from dgd_lightning.pair import Pair
 from dgd_lightning.types import DecodeOutput
 
 Outputs = list[DecodeOutput]
-Way = Callable[[list[Tensor]], list[Any]]
+Decoder = Callable[[list[Tensor]], list[Any]]
 
 
 class Work(NamedTuple):
-    """What all ways decode: prompts in groups of the batch size, how many tokens at most, and what ends a row."""
+    """What every decoder decodes: prompts in groups of the batch size, how many tokens at most, and what ends a row."""
 
     groups: list[list[Tensor]]
     limit: int
@@ -80,14 +80,16 @@ def tau(outputs: Outputs) -> float:
     return sum(lengths) / max(len(lengths), 1)
 
 
-def side_by_side(ways: dict[str, Way], groups: list[list[Tensor]], repeats: int, cuda: bool) -> dict[str, float]:
-    """Median over the repeats of each way's seconds for all groups; the ways take turns at every group."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+def side_by_side(
+    decoders: dict[str, Decoder], groups: list[list[Tensor]], repeats: int, cuda: bool
+) -> dict[str, float]:
+    """Median over the repeats of each decoder's seconds for all groups; the decoders take turns at every group."""
+    seconds: dict[str, list[float]] = {name: [] for name in decoders}
     for _ in range(repeats):
-        totals = dict.fromkeys(ways, 0.0)
+        totals = dict.fromkeys(decoders, 0.0)
         for group in groups:
-            for name, way in ways.items():
-                totals[name] += wall(partial(way, group), cuda)
+            for name, decoder in decoders.items():
+                totals[name] += wall(partial(decoder, group), cuda)
         for name, total in totals.items():
             seconds[name].append(total)
     return {name: statistics.median(took) for name, took in seconds.items()}
@@ -99,19 +101,19 @@ def equal_share(ones: list[Tensor], others: list[Tensor]) -> float:
 
 
 def record(name: str, drafted: Pair, work: Work, repeats: int) -> dict[str, Any]:
-    """One draft's numbers: tokens really emitted and seconds by each way, and where its cycles' time goes."""
+    """One draft's numbers: tokens really emitted and seconds by each decoder, and where its cycles' time goes."""
     cuda = drafted.target.device.type == "cuda"
-    ways: dict[str, Way] = {
+    decoders: dict[str, Decoder] = {
         "autoregressive": lambda group: autoregressive_generate(drafted, group, **work.knobs),
         "speculative": lambda group: speculative_generate(drafted, group, **work.knobs),
         "transformers": lambda group: transformers_generate(drafted, group, work),
     }
-    # The tokens come from an unmeasured round, which also warms every way up on every shape.
-    outputs = {way: [row for group in work.groups for row in ways[way](group)] for way in ways}
-    tokens = {way: [getattr(row, "tokens", row) for row in rows] for way, rows in outputs.items()}
-    counts = {way: sum(map(len, rows)) for way, rows in tokens.items()}
-    seconds = side_by_side(ways, work.groups, repeats, cuda)
-    rates = {way: counts[way] / seconds[way] for way in ways}
+    # The tokens come from an unmeasured round, which also warms every decoder up on every shape.
+    outputs = {kind: [row for group in work.groups for row in decoders[kind](group)] for kind in decoders}
+    tokens = {kind: [getattr(row, "tokens", row) for row in rows] for kind, rows in outputs.items()}
+    counts = {kind: sum(map(len, rows)) for kind, rows in tokens.items()}
+    seconds = side_by_side(decoders, work.groups, repeats, cuda)
+    rates = {kind: counts[kind] / seconds[kind] for kind in decoders}
     return {
         "draft": name,
         "rows": len(tokens["speculative"]),
@@ -120,7 +122,7 @@ def record(name: str, drafted: Pair, work: Work, repeats: int) -> dict[str, Any]
         "tau": tau(outputs["speculative"]),
         "tokens": counts,
         "equal_rows": equal_share(tokens["autoregressive"], tokens["speculative"]),
-        # Without stop tokens the library is kept from ending by a mask on them, which changes what it says.
+        # Without stop tokens the library is kept from ending by a mask on them, which changes its tokens.
         "equal_rows_transformers": equal_share(tokens["autoregressive"], tokens["transformers"])
         if work.stops
         else None,
@@ -128,12 +130,12 @@ def record(name: str, drafted: Pair, work: Work, repeats: int) -> dict[str, Any]
         "tokens_per_second": rates,
         "speedup": rates["speculative"] / rates["autoregressive"],
         "speedup_over_transformers": rates["speculative"] / rates["transformers"],
-        **overhead(lambda: [ways["speculative"](group) for group in work.groups], repeats, cuda),
+        **overhead(lambda: [decoders["speculative"](group) for group in work.groups], repeats, cuda),
     }
 
 
 def own_work(pair: Pair, args: argparse.Namespace) -> Work:
-    """The lab's long prompts until the pair's stop tokens; random tokens where the pair knows no chat."""
+    """The lab's long prompts until the pair's stop tokens; random tokens where the pair has no chat template."""
     prompts = lab_prompts(pair, args.contexts) or random_prompts(pair, args.batch, args.prompt_length)
     groups = [prompts[start : start + args.batch] for start in range(0, len(prompts), args.batch)]
     end = getattr(pair.tokenizer, "eos_token_id", None)  # as the decoders choose them
@@ -174,7 +176,7 @@ def show(records: list[dict[str, Any]]) -> None:
     )
     print("".join(f"{title:>12}" for title in head))
     for r in records:
-        rates = [r["tokens_per_second"][way] for way in ("autoregressive", "speculative", "transformers")]
+        rates = [r["tokens_per_second"][kind] for kind in ("autoregressive", "speculative", "transformers")]
         cells = [r["draft"], str(r["tokens"]["speculative"]), f"{r['tau']:.2f}", *(f"{rate:.0f}" for rate in rates)]
         cells.append(f"{r['speedup']:.2f}")
         numbers = (r[key] for key in ("speedup_over_transformers", "cycle_ms", "draft_ms", "verify_ms"))

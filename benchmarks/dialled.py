@@ -1,7 +1,7 @@
 """A draft with dialled acceptance: it pays for the real draft's forward, then proposes the target's token at set odds.
 
-Greedy decoding only. What the target will say is handed in, so acceptance does not depend on training, and what a cycle
-costs beside its two forwards can be told from how well the draft guesses.
+Greedy decoding only. The target's tokens are handed in, so acceptance does not depend on training, and what a cycle
+costs beside its two forwards is measured apart from how well the draft guesses.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class RowCache(PositionCache):
 
 
 class DialledDraft:
-    """Stands for a DFlashDraft in decoding.
+    """Takes the place of a DFlashDraft in decoding.
 
     Args:
         draft: the real draft, whose forward is run and paid for.
@@ -65,6 +65,6 @@ class DialledDraft:
         """The real draft's forward [B, K, H], its slots 1 … K - 1 replaced by pointers at the proposals."""
         hidden = self.draft.block(cache, embeddings, anchors, longest_anchor=longest_anchor)
         at = anchors + self.slots[: embeddings.shape[1] - 1]  # [B, K - 1]
-        at = at.clamp(max=self.proposals.shape[1] - 1)  # rows that are done may stand at the very end
+        at = at.clamp(max=self.proposals.shape[1] - 1)  # rows that are done may be at the very end
         tokens = self.proposals[cache.rows[:, None], at]
         return torch.cat([hidden[:, :1], self.pointers[tokens]], dim=1)

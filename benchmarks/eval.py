@@ -1,4 +1,4 @@
-"""Prefix reuse: several tasks of a context, decoded by several arms, with its beginning read once or in every prompt.
+"""Prefix reuse: several tasks of a context, decoded by several arms, with their common prefix read once or every time.
 
     python benchmarks/eval.py [--target FOLDER --draft FOLDER --device cuda --dtype bfloat16] [--lengths 512 1024]
 
@@ -81,10 +81,10 @@ def measure(pair: Pair, contexts: list[list[Tensor]], tokens: int, repeats: int)
         spent, read, same, answers = [0.0, 0.0], [0, 0], 0, 0
         for prompts in contexts:
             found = []
-            for way in (False, True):
-                took, count, own = decoded(pair, prompts, tokens, way)
-                spent[way] += took
-                read[way] += count
+            for reuse in (False, True):
+                took, count, own = decoded(pair, prompts, tokens, reuse)
+                spent[reuse] += took
+                read[reuse] += count
                 found.append(own)
             same += sum(one == other for one, other in zip(*found, strict=True))
             answers += len(found[0])

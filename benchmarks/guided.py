@@ -4,7 +4,7 @@
 
 The lab's long tasks are decoded until the pair's stop tokens, one prompt at a time. The cost model is that of a cycle's
 forwards: τ tokens for T_d (a block is drafted) + T_t (the target reads it) + T_ma (the readout at all its positions),
-where token by token one token takes target and readout at one position. ``of it`` says how much of the speed-up that
+where token by token one token takes target and readout at one position. ``of it`` is how much of the speed-up that
 these measured times promise is there in wall time. The simpler formula τ·(T_t+T_d)/(T_t+T_d+T_ma) takes the block's
 forwards for both loops; on a CPU, where a longer forward takes longer, it promises more than there is.
 Prints tables and ends with one JSON line. Times are medians over the repeats, ratios medians of each repeat's own.

@@ -12,7 +12,7 @@ ARMS = ("tapped", "all_hidden_states")
 
 @torch.no_grad()
 def read(pair: Pair, ids: torch.Tensor, arm: str) -> None:
-    """Prefill ids [1, S] and leave the draft's context behind, one way or the other."""
+    """Prefill ids [1, S] and leave the draft's context behind, by one of `ARMS`."""
     assert pair.draft is not None
     draft = pair.draft
     layer_ids, length = draft.config.target_layer_ids, ids.shape[1]

@@ -10,7 +10,7 @@ divided by its cycles. What counts as a forward's time is named in ``spans``:
   the kernels' time is an upper bound and the share a lower one.
 - ``events`` (CUDA): between events around each call; launch gaps inside a forward count as the forward's.
 - ``launches`` (CUDA): seconds the host spends in each call, which returns before its kernels have run; the share then
-  holds the wait for the device too. Near the cycle itself, it says that the host, not the device, sets the pace.
+  holds the wait for the device too. Near the cycle itself, the host, not the device, sets the pace.
 
 On CUDA the wall time is that of runs without any clock, and every kind of span has a run of its own.
 """

@@ -68,7 +68,7 @@ def chosen_pair(target: str | None, draft: str | None, dtype: str, device: str) 
 
 
 def lab_prompts(pair: Pair, contexts: int) -> list[Tensor] | None:
-    """The lab's long tasks of so many held-out contexts a family; None where the pair's tokenizer knows no chat."""
+    """The lab's long tasks of so many held-out contexts a family; None where the tokenizer has no chat template."""
     if getattr(pair.tokenizer, "chat_template", None) is None:
         return None
     rows = [row for row in eval_rows(contexts) if row["metadata"]["lab"]["long"]]

@@ -1,6 +1,6 @@
 """Peak memory of a call, in tensors: the CUDA allocator's, or on a CPU what torch's profiler saw allocated and freed.
 
-A process's resident size tells less: it counts libraries, keeps what was freed, and hides what fits into it.
+A process's resident size shows less: it counts libraries, keeps what was freed, and hides what fits into it.
 """
 
 from __future__ import annotations

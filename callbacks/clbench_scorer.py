@@ -6,15 +6,16 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from rich.text import Text
 
-from dgd_lightning.callbacks.prediction_writer import written_folder
+from dgd_lightning import run_folder
+from dgd_lightning.callbacks.rows import FinishedRows, add_scalars, tensorboard
 from dgd_lightning.errors import InputError
 from dgd_lightning.grader import Grader, package_graders
+from dgd_lightning.report.run_summary import add_solve_rates
 from dgd_lightning.report.solve_rates import ALL, comparison_table, rate_table
+from dgd_lightning.report.verdict import verdict
 from dgd_lightning.scoring.grade_run import grade_run
 from dgd_lightning.scoring.graded import Graded, by_arm
 from dgd_lightning.scoring.judge_config import JudgeConfig
@@ -22,7 +23,7 @@ from dgd_lightning.scoring.score_run import source
 from dgd_lightning.scoring.summary import Compared
 
 
-class CLBenchScorer(Callback):
+class CLBenchScorer(FinishedRows):
     """Adds solve rates and what the arms changed to the run's summary, to TensorBoard and to the run folder.
 
     Rows with program checks (the lab's), GSM8K's and MATH's are graded here; what needs a judge or a sandbox only where
@@ -42,29 +43,31 @@ class CLBenchScorer(Callback):
         for grader in package_graders(self.options):  # what can be known before hours of decoding
             grader.close()
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        folder = written_folder(trainer)
-        if not trainer.is_global_zero or folder is None:
-            return
+    def finish(self, trainer: Trainer, module: Any) -> None:
+        """Grades the merged predictions."""
         graders: list[Grader] = []
         try:
             graders = package_graders(self.options)
-            run = grade_run(source(folder), graders, leave=True)
+            run = grade_run(source(self.folder), graders, leave=True)
         except InputError as error:  # the answers are there: hours of decoding must not end in a traceback
-            rank_zero_warn(f"not all answers are graded: {error}; `dgd score {folder}` goes on")
+            rank_zero_warn(f"not all answers are graded: {error}; `dgd score {self.folder}` goes on")
             return
         finally:
             for grader in graders:
                 grader.close()
-        tables: list[Any] = pl_module.summary_tables  # type: ignore[assignment]
+        summary = module.summary
         if any(one.score is not None for one in run.scores):
-            tables.append(rate_table(run.scores))
+            summary.details.append(rate_table(run.scores))
+            add_solve_rates(summary, run.scores, run.compared)
         if run.compared:
-            tables.append(comparison_table(run.compared))
+            summary.details.append(comparison_table(run.compared))
+            records = (row["dgd"] for row in run_folder.read_predictions(self.folder))
+            blending = {record["arm"] for record in records if record.get("blends")}
+            summary.sentences += verdict(run.compared, run.scores, blending)
         if run.counts.left:
-            tables.append(Text(f"{run.counts.left} answers need a judge or a sandbox: dgd score {folder}"))
-        if isinstance(trainer.logger, TensorBoardLogger):
-            _log(trainer.logger.experiment, run.scores, run.compared)
+            summary.pointers.append(f"{run.counts.left} answers need a judge or a sandbox: dgd score {self.folder}")
+        if (writer := tensorboard(trainer)) is not None:
+            _log(writer, run.scores, run.compared)
 
 
 def _log(writer: Any, scores: Sequence[Graded], found: Sequence[Compared]) -> None:
@@ -79,7 +82,6 @@ def _log(writer: Any, scores: Sequence[Graded], found: Sequence[Compared]) -> No
         for name, values in groups.items():
             writer.add_scalar(f"{arm}/{name}", sum(values) / len(values), len(values))
     for versus, result, _ in found:
-        for part, value in result.difference._asdict().items():
-            if value == value:  # NaN: no interval
-                writer.add_scalar(f"{versus.arm}/solve_rate_against/{versus.base}/{part}", value, result.tasks)
+        prefix = f"{versus.arm}/solve_rate_against/{versus.base}/"
+        add_scalars(writer, result.difference._asdict(), result.tasks, prefix)
     writer.flush()

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
-from rich.console import Console, Group
-from rich.text import Text
+from rich.console import Console
 
 from dgd_lightning import run_folder
-from dgd_lightning.callbacks.diagnosis import ALL, Diagnosis, diagnose, summary
-from dgd_lightning.callbacks.diagnostic_figures import figures
-from dgd_lightning.callbacks.diagnostic_tables import LEGEND, bucket_table, further_table, reader_table
+from dgd_lightning.analysis.diagnosis import Diagnosis, diagnose, summary
 from dgd_lightning.callbacks.prediction_writer import written_folder
+from dgd_lightning.callbacks.rows import add_scalars, tensorboard
 from dgd_lightning.files import whole_files
+from dgd_lightning.report.diagnostic_figures import figures
+from dgd_lightning.report.diagnostic_tables import report
 
 REPORT, SUMMARY, PLOTS = "diagnostic.txt", "diagnostic_summary.json", "plots"
 WIDTH = 132  # columns of the tables where stdout is no terminal, and of the file
@@ -53,8 +52,8 @@ class DiagnosticReport(Callback):
         (self.folder / PLOTS).mkdir(exist_ok=True)
         for name, figure in pictures.items():
             figure.savefig(self.folder / PLOTS / f"{name}.png", dpi=150)
-        if isinstance(trainer.logger, TensorBoardLogger):
-            _log(trainer.logger.experiment, found, pictures)
+        if (writer := tensorboard(trainer)) is not None:
+            _log(writer, found, pictures)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Prints the report, after the progress bar has gone."""
@@ -69,40 +68,14 @@ class DiagnosticReport(Callback):
         print(f"curves:     tensorboard --logdir {self.folder.parent}")
 
 
-def report(found: Diagnosis) -> Group:
-    """Legend, tables and verdict."""
-    unsure = found.buckets[0]
-    what = [f"{found.tasks} gold answers of {found.contexts} contexts, {len(found.bucket):,} tokens"]
-    if found.kept is not None:
-        what.append(f"adapters kept for {found.kept} of them (elsewhere the adapted draft is the draft)")
-    if found.skipped:
-        what.append(f"{found.skipped} tasks skipped, too long")
-    parts: list[Any] = [
-        Text("; ".join(what) + ".\n"),
-        Text(LEGEND + "\n"),
-        reader_table(found, unsure, f"Where the target is unsure (its top-1 token {unsure}): these tokens decide"),
-        Text(),
-        reader_table(found, ALL, "All answer tokens"),
-        Text(),
-        bucket_table(found),
-    ]
-    if found.further:
-        parts += [Text(), further_table(found)]
-    return Group(*parts, *(Text("\n" + one.text) for one in found.verdicts))
-
-
 def _log(writer: Any, found: Diagnosis, pictures: dict[str, Any]) -> None:
     """Everything that the table says, into TensorBoard; the x axis counts tasks."""
     for bucket, cells in found.cells.items():
         for name, cell in cells.items():
-            scalars = {"first_choice": cell.standing.first_choice, "mean_rank": cell.standing.mean_rank}
-            for what in ("rank", "probability", "control"):
-                won = getattr(cell, what)
-                if won is not None:
-                    scalars[f"net_{what}"] = won.net.value
-            for what, value in scalars.items():
-                if value == value:  # NaN: no token
-                    writer.add_scalar(f"{name}/{what}/{bucket}", value, found.tasks)
+            won = {"net_rank": cell.rank, "net_probability": cell.probability, "net_control": cell.control}
+            values = {"top_1": cell.placement.top_1, "mean_rank": cell.placement.mean_rank}
+            values |= {what: one.net.value for what, one in won.items() if one is not None}
+            add_scalars(writer, {f"{what}/{bucket}": value for what, value in values.items()}, found.tasks, f"{name}/")
     for name, figure in pictures.items():
         writer.add_figure(f"diagnostic/{name}", figure, found.tasks, close=False)
     writer.add_text("verdict", "\n\n".join(one.text for one in found.verdicts))

@@ -20,4 +20,8 @@ class InputError(ValueError):
 
     def named(self, argument: str) -> InputError:
         """The same mistake under another name."""
-        return InputError(argument, expected=self.expected, received=self.received, hint=self.hint)
+        return type(self)(argument, expected=self.expected, received=self.received, hint=self.hint)
+
+
+class ContextError(InputError):
+    """What is wrong with one context, where the next one may be fine: a run records it and goes on."""

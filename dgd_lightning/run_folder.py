@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 from dgd_lightning import jsonl
 from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
+from dgd_lightning.old_rows import is_old, upgraded
 
 PREDICTIONS, DIAGNOSTIC = "predictions.jsonl", "diagnostic.jsonl"
 ROWS = {"predict": PREDICTIONS, "test": DIAGNOSTIC}  # by stage
@@ -40,7 +42,7 @@ Key = tuple[str, str]  # (idx, arm)
 
 
 class Line(NamedTuple):
-    """Where a row stands, so that a merge need not hold the rows in memory."""
+    """Where a row is on the disk, so that a merge need not hold the rows in memory."""
 
     path: Path
     offset: int
@@ -69,6 +71,9 @@ def choose_version(root: Path, wanted: str | None) -> int:
         busy = any(jsonl.held(shard(folder, 0, name)) for name in ROWS.values())
         if not (folder / DONE).exists() and _hash_of(folder) == wanted and not busy:
             return version
+    unfinished = (root / f"version_{v}" for v in versions if not (root / f"version_{v}" / DONE).exists())
+    if wanted is not None and (old := next(filter(_has_old_rows, unfinished), None)) is not None:
+        print(f"{old} is unfinished, but its rows have the form of before version 0.2: this run begins anew")
     version = versions[0] + 1 if versions else 0
     while True:
         try:
@@ -96,6 +101,13 @@ def _hash_of(folder: Path) -> str | None:
         return json.loads((folder / PROVENANCE).read_text()).get("config_hash")
     except (OSError, ValueError):
         return None
+
+
+def _has_old_rows(folder: Path) -> bool:
+    first = next((line.text for path in sources(folder) for line in jsonl.lines(path)), b"{}")
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        return is_old(json.loads(first))
+    return False
 
 
 def shard(folder: Path, rank: int, name: str = PREDICTIONS) -> Path:
@@ -127,7 +139,7 @@ def read_rows(path: Path) -> Iterator[tuple[Line, dict[str, Any]]]:
                 received=line[:60],
                 hint="delete the line; the run makes it again",
             ) from error
-        yield Line(path, offset, len(line)), row
+        yield Line(path, offset, len(line)), upgraded(row)
 
 
 def rows_so_far(folder: Path) -> Iterator[dict[str, Any]]:
@@ -146,15 +158,12 @@ def key(row: dict[str, Any]) -> Key:
 
 
 def batch_share(record: dict[str, Any]) -> float:
-    """A row's share of the tokens that its batch decoded, answers included: of the batch's time what is its own.
+    """A row's share of the tokens that its batch decoded, all its answers included: its own part of the batch's time.
 
     Args:
         record: ``dgd`` of a row with an answer.
     """
-    decoded = sum(record["acceptance_lengths"])
-    if record["method"] == "rerank":
-        decoded = sum(one["tokens"] - 1 for one in record["answers"])
-    return decoded / record["batch_tokens"] if record["batch_tokens"] else 0.0
+    return record["decoded_tokens"] / record["batch_tokens"] if record["batch_tokens"] else 0.0
 
 
 def mark(folder: Path, rank: int, name: str = PREDICTIONS) -> Path:
@@ -206,7 +215,7 @@ def await_shards(folder: Path, ranks: Iterable[int], name: str, seconds: float) 
 
 
 def index(folder: Path, name: str = PREDICTIONS) -> dict[Key, Line]:
-    """Where each finished row stands; a row written twice counts once."""
+    """Where each finished row is; a row written twice counts once."""
     found: dict[Key, Line] = {}
     for path in sources(folder, name):
         for line, row in read_rows(path):

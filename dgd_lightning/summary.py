@@ -16,7 +16,7 @@ class Summary:
     cells: dict[str, dict[str, str]] = field(default_factory=dict)  # [arm][column]: the one table that is printed
     sentences: list[str] = field(default_factory=list)  # the result in plain words, printed
     pointers: list[str] = field(default_factory=list)  # where something is, or what is left to do, a line each, printed
-    details: list[Any] = field(default_factory=list)  # rich renderables, printed with --verbose only
+    details: list[Any] = field(default_factory=list)  # tables (rich) and lines, printed with --verbose only
 
     def add_cell(self, arm: str, column: str, text: str) -> None:
         """Sets a cell; columns appear in the order in which they are first set."""

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dgd_lightning import run_folder
-from dgd_lightning.callbacks.arm_stats import ArmStats, collect
+from dgd_lightning.analysis.arms import ArmStats, collect
 
 
 def main(folder: Path) -> None:

@@ -129,7 +129,7 @@ def _draft_logits(pair: Pair, text: list[int], block_size: int) -> Tensor:
     """[K - 1, V] for the tokens after the last of ``text``."""
     assert pair.draft is not None
     block = torch.tensor([text[-1:] + [pair.draft.config.mask_token_id] * (block_size - 1)], device=pair.target.device)
-    features = _forward(pair, text[:-1]).features[None]  # [1, S - 1, F·H], what stands before the anchor
+    features = _forward(pair, text[:-1]).features[None]  # [1, S - 1, F·H], what comes before the anchor
     anchors = torch.tensor([[len(text) - 1]], device=pair.target.device)
     hidden = pair.draft.multi_anchor(features, pair.target.embed(block), anchors)  # [1, K, H]
     return pair.target.lm_head(hidden)[0, 1:]

@@ -21,6 +21,7 @@ import yaml
 from jsonargparse import Namespace
 from rich.console import Console
 
+from dgd_lightning import run_folder
 from dgd_lightning.errors import InputError
 from dgd_lightning.report.sweep_files import BEST, TRIALS, write_sweep
 from dgd_lightning.report.sweep_views import leaders
@@ -275,13 +276,13 @@ class Sweep:
 
     def _value(self, folder: str) -> float:
         """The objective of a finished trial; NaN where nothing was verified."""
-        from dgd_lightning.callbacks.adapt_metrics import collect, gain_of
+        from dgd_lightning.analysis.adaptation import collect, gain_of
 
         versions = (self.root / folder).glob("version_*")
         version = max(versions, key=lambda path: int(path.name[8:]))
         check_rows(version)
-        counts, _ = collect(version)
-        gain = gain_of(counts, self.options.against or self.options.arm, self.options.arm)
+        counts, _ = collect(run_folder.read_predictions(version))
+        gain = gain_of(counts, self.options.against or self.options.arm, self.options.arm).tau
         return {"tau_gain": gain.ratio.value, "tau_gain_median": gain.median.value, "tau": gain.tau}[
             self.options.objective
         ]

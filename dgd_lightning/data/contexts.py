@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from dgd_lightning.data.hub_rows import load_rows
-from dgd_lightning.data.rows import STALE, Row, check_json, check_unique, field, read_jsonl
-from dgd_lightning.data.subset import Subset
-from dgd_lightning.data.tasks import Names, TaskData
+from dgd_lightning.data.rows import STALE, Row, check_json, check_unique, field, load_rows, read_jsonl
+from dgd_lightning.data.tasks import TaskData
 from dgd_lightning.errors import InputError
 from dgd_lightning.types import Task
 
@@ -29,11 +28,8 @@ def parse_row(row: Row) -> Task:
             row.place, expected="at least one message", received="none", hint="correct the field 'messages'"
         )
     for message in messages:
-        if (
-            not isinstance(message, dict)
-            or not isinstance(message.get("content"), str)
-            or message.get("role") not in ROLES
-        ):
+        found = message if isinstance(message, dict) else {}
+        if not isinstance(found.get("content"), str) or found.get("role") not in ROLES:
             raise InputError(
                 row.place,
                 expected=f"messages with 'role' ({', '.join(ROLES)}) and a text 'content'",
@@ -51,12 +47,9 @@ def parse_row(row: Row) -> Task:
 
 def parse_rows(rows: Iterable[Row]) -> list[Task]:
     """Tasks of CL-bench rows; their task ids must be unique."""
-    tasks, places = [], []
-    for row in rows:
-        tasks.append(parse_row(row))
-        places.append((row.place, tasks[-1].idx))
-    check_unique(places, "metadata.task_id")
-    return tasks
+    found = [(row.place, parse_row(row)) for row in rows]
+    check_unique(((place, task.idx) for place, task in found), "metadata.task_id")
+    return [task for _, task in found]
 
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -69,29 +62,14 @@ class ContextsData(TaskData):
         path: a file (``.jsonl`` or ``.jsonl.gz``), or a `datasets` id such as ``tencent/CL-bench``.
         split: of a `datasets` id.
         revision: of a `datasets` id: a commit, tag or branch.
-        batch_size: tasks decoded together; those of one context stand side by side.
-        limit: only the first so many tasks that pass the filter and are in the subset.
-        category: keep tasks of these ``metadata.context_category`` values only.
-        sub_category: keep tasks of these ``metadata.sub_category`` values only.
-        subset: a share of every category's contexts, for development, see `Subset`.
-        clbench: whether the rows are CL-bench's, which may be decoded but never adapted to. None: they are, unless all
-            of them come from the lab. Set it to false for contexts of your own.
+        batch_size: tasks decoded together; those of one context are neighbours.
+        **options: see `TaskData`.
     """
 
     def __init__(
-        self,
-        path: str,
-        split: str = "train",
-        revision: str | None = None,
-        batch_size: int = 1,
-        limit: int | None = None,
-        category: Names = None,
-        sub_category: Names = None,
-        subset: Subset | None = None,
-        clbench: bool | None = None,
+        self, path: str, split: str = "train", revision: str | None = None, batch_size: int = 1, **options: Any
     ) -> None:
-        chosen = {"category": category, "sub_category": sub_category, "subset": subset}
-        super().__init__(batch_size=batch_size, limit=limit, clbench=clbench, **chosen)  # type: ignore[arg-type]
+        super().__init__(batch_size=batch_size, **options)
         self.path = Path(path)
         file = self.path.exists() or self.path.suffix in (".jsonl", ".json", ".gz")
         self.hub = None if file or not _HUB_ID.fullmatch(path) else path
@@ -101,5 +79,4 @@ class ContextsData(TaskData):
         """See `TaskData.read`."""
         if self.hub is None:
             return parse_rows(read_jsonl(self.path, "data.path"))
-        rows = load_rows(self.hub, name=None, split=self.split, revision=self.revision, streaming=False, limit=None)
-        return parse_rows(rows)
+        return parse_rows(load_rows(self.hub, split=self.split, revision=self.revision))

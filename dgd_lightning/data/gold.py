@@ -40,7 +40,7 @@ def gold_answer(task: Task, field: str | None = None) -> str:
 
 
 def gold_ids(tokenizer: Any, task: Task, field: str | None = None) -> Tensor:
-    """Token ids [T] of the gold answer as it stands: nothing is added, no stop token either.
+    """Token ids [T] of the gold answer as it is: nothing is added, not even a stop token.
 
     Raises:
         InputError: see :func:`gold_answer`.

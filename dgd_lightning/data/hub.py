@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from dgd_lightning.data.contexts import parse_rows
-from dgd_lightning.data.hub_rows import load_rows
 from dgd_lightning.data.prompts import PromptFormat
-from dgd_lightning.data.subset import Subset
-from dgd_lightning.data.tasks import Names, TaskData
+from dgd_lightning.data.rows import load_rows
+from dgd_lightning.data.tasks import TaskData
 from dgd_lightning.types import Task
 
 
@@ -24,17 +23,11 @@ class HubData(TaskData):
         format: ``prompts``: one field holds the prompt; ``contexts``: CL-bench rows.
         field: the field that holds the prompt; of a list of turns the first one is taken.
         id_field: the field that holds the id; None numbers the rows.
-        template: the user's message; ``{prompt}`` stands for the prompt, ``{NAME}`` for another text of the row, or for
+        template: the user's message; ``{prompt}`` is the prompt, ``{NAME}`` another text of the row, or
             a list of texts, one a line.
         system: a system message.
         chat: render with the tokenizer's chat template; false gives the raw text to the model.
-        batch_size: tasks decoded together.
-        limit: only the first so many tasks that pass the filter and are in the subset.
-        category: keep tasks of these ``metadata.context_category`` values only.
-        sub_category: keep tasks of these ``metadata.sub_category`` values only.
-        subset: a share of every category's contexts, for development, see `Subset`.
-        clbench: whether the rows are CL-bench's, which may be decoded but never adapted to. None: they are, if any
-            looks like one and is not the lab's, or the data set is named so.
+        **options: see `TaskData`.
     """
 
     def __init__(
@@ -50,16 +43,10 @@ class HubData(TaskData):
         template: str = "{prompt}",
         system: str | None = None,
         chat: bool = True,
-        batch_size: int = 8,
-        limit: int | None = None,
-        category: Names = None,
-        sub_category: Names = None,
-        subset: Subset | None = None,
-        clbench: bool | None = None,
+        **options: Any,
     ) -> None:
-        chosen = {"category": category, "sub_category": sub_category, "subset": subset}
-        super().__init__(batch_size=batch_size, limit=limit, clbench=clbench, **chosen)  # type: ignore[arg-type]
-        self.source = {"name": name, "split": split, "revision": revision, "streaming": streaming}
+        super().__init__(**options)
+        self.source: dict[str, Any] = {"name": name, "split": split, "revision": revision, "streaming": streaming}
         self.path, self.kind = path, format
         prefix = f"{path.rstrip('/').rpartition('/')[2]}-{split}"
         self.format = PromptFormat(
@@ -69,7 +56,5 @@ class HubData(TaskData):
     def read(self) -> list[Task]:
         """See `TaskData.read`."""
         filtered = self.subset is not None or any(names is not None for names in self.filters.values())
-        rows = load_rows(self.path, **self.source, limit=None if filtered else self.limit)  # type: ignore[arg-type]
-        if self.kind == "contexts":
-            return parse_rows(rows)
-        return self.format.tasks(rows)
+        rows = load_rows(self.path, **self.source, limit=None if filtered else self.limit)
+        return parse_rows(rows) if self.kind == "contexts" else self.format.tasks(rows)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from dgd_lightning.data.rows import STALE, Row, check_json, check_unique, field, read_json_array, read_jsonl, read_lines
-from dgd_lightning.data.subset import Subset
 from dgd_lightning.data.tasks import TaskData
 from dgd_lightning.errors import InputError
 from dgd_lightning.types import Task
@@ -24,8 +23,8 @@ class PromptFormat:
         field: the field that holds the prompt, or turns of which the first is taken.
         id_field: the field that holds the id; None numbers the rows: ``PREFIX-1``, ``PREFIX-2`` …
         prefix: of numbered ids.
-        template: the user's message; ``{prompt}`` stands for the prompt, ``{NAME}`` for another text of the row, or
-            for a list of texts, one a line. Other braces stay as they are.
+        template: the user's message; ``{prompt}`` is the prompt, ``{NAME}`` another text of the row, or
+            a list of texts, one a line. Other braces stay as they are.
         system: a system message.
         chat: render with the tokenizer's chat template; otherwise the filled template is the raw prompt.
     """
@@ -40,11 +39,11 @@ class PromptFormat:
                 received=repr(template[:80]),
                 hint="put {prompt} where the prompt belongs",
             )
-        if told := [name for name in PLACE.findall(template) if name in GOLD]:
+        if given := [name for name in PLACE.findall(template) if name in GOLD]:
             raise InputError(
                 "data.template",
                 expected="a text without the answer",
-                received=f"{{{told[0]}}}, which data sets use for the gold answer",
+                received=f"{{{given[0]}}}, which data sets use for the gold answer",
                 hint="remove it; rename the field if it is none",
             )
         if system is not None and not chat:
@@ -80,14 +79,8 @@ class PromptFormat:
             if self.chat:
                 system = [] if self.system is None else [{"role": "system", "content": self.system}]
                 messages = [*system, {"role": "user", "content": prompt}]
-            tasks.append(
-                Task(
-                    idx,
-                    messages,
-                    None if self.chat else prompt,
-                    {key: one for key, one in row.value.items() if key not in STALE},
-                )
-            )
+            kept = {key: one for key, one in row.value.items() if key not in STALE}
+            tasks.append(Task(idx, messages, None if self.chat else prompt, kept))
             check_json(row)
             places.append((row.place, idx))
         check_unique(places, f"id in {self.id_field!r}")
@@ -125,15 +118,11 @@ class PromptsData(TaskData):
         field: the field that holds the prompt; of a list of turns the first one is taken. Text files have the one
             field ``prompt``.
         id_field: the field that holds the id; None numbers the rows by line or item.
-        template: the user's message; ``{prompt}`` stands for the prompt, ``{NAME}`` for another text of the row, or for
+        template: the user's message; ``{prompt}`` is the prompt, ``{NAME}`` another text of the row, or
             a list of texts, one a line.
         system: a system message.
         chat: render with the tokenizer's chat template; false gives the raw text to the model.
-        batch_size: tasks decoded together.
-        limit: only the first so many tasks.
-        subset: a share of the tasks, the same whatever their order, see `Subset`.
-        clbench: whether the prompts are CL-bench's, which may be decoded but never adapted to. None: they are, if any
-            row looks like one and is not the lab's, or the file is named so.
+        **options: see `TaskData`.
     """
 
     def __init__(
@@ -144,12 +133,9 @@ class PromptsData(TaskData):
         template: str = "{prompt}",
         system: str | None = None,
         chat: bool = True,
-        batch_size: int = 8,
-        limit: int | None = None,
-        subset: Subset | None = None,
-        clbench: bool | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(batch_size=batch_size, limit=limit, subset=subset, clbench=clbench)
+        super().__init__(**options)
         self.path = Path(path)
         prefix = self.path.name.split(".")[0]
         self.format = PromptFormat(

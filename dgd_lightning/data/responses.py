@@ -15,16 +15,17 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from dgd_lightning.checks import check_integer, check_number
 from dgd_lightning.data.chat import prompt_ids, require_unicode
 from dgd_lightning.data.licence import LicensedData, is_clbench_row
-from dgd_lightning.data.rows import Row, read_jsonl, require_file
+from dgd_lightning.data.rows import Row, field, read_jsonl, require_file
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import load_tokenizer
 from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.target.load import bundled, fetch_folder, read_json, resolve_commit
 from dgd_lightning.types import Task
 
-ANY_VOCABULARY = 2**31  # of a target whose config.json does not say
+ANY_VOCABULARY = 2**31  # where the target's config.json gives none
 PAD_TO = 32  # lengths are rounded up to this, so that few shapes occur
 
 
@@ -71,7 +72,7 @@ class ResponseOrder(DistributedSampler[int]):
         dataset: what is drawn from.
         batch_size: per rank.
         seed: base seed.
-        trainer: tells the rank, and how many batches were consumed before; None: one rank, none.
+        trainer: knows the rank, and how many batches were consumed before; None: one rank, none.
     """
 
     def __init__(self, dataset: ResponseDataset, batch_size: int, seed: int, trainer: Trainer | None) -> None:
@@ -113,8 +114,8 @@ def response_loader(
 class ResponsesData(LicensedData):
     """Conversations of a predictions file: what `dgd predict` wrote when the target answered the training prompts.
 
-    The exact tokens in ``dgd.prompt_ids`` and ``dgd.output_ids`` are used: a template, a system message or a truncation
-    stands in them alone. Rows from elsewhere need ``messages`` and ``model_output``, which are rendered here.
+    The exact tokens in ``dgd.prompt_ids`` and ``dgd.output_ids`` are used: they alone hold a template, a system message
+    or a truncation. Rows from elsewhere need ``messages`` and ``model_output``, which are rendered here.
     Of several arms' rows for one task the first counts. Rows without an answer are left out.
 
     Args:
@@ -149,20 +150,13 @@ class ResponsesData(LicensedData):
         super().__init__()
         self.clbench = clbench
         self.suspects: list[dict[str, Any]] = []  # the first row that may be CL-bench's
-        if not 0.0 <= val_share < 1.0:
-            raise InputError("data.val_share", expected="a share in [0, 1)", received=val_share, hint="use e.g. 0.02")
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("max_length", max_length, 2),
-            ("val_batch_size", val_batch_size, 1),
-            ("num_workers", num_workers, 0),
-        ):
-            if value < least:
-                expected = f"an integer of at least {least}"
-                raise InputError(f"data.{name}", expected=expected, received=value, hint="use a larger one")
-        self.path, self.target, self.revision, self.batch_size = Path(path), target, revision, batch_size
-        self.max_length, self.val_share, self.val_batch_size = max_length, val_share, val_batch_size
-        self.num_workers, self.enable_thinking, self.seed = num_workers, enable_thinking, seed
+        self.path, self.target, self.revision = Path(path), target, revision
+        self.batch_size = check_integer("data.batch_size", batch_size)
+        self.max_length = check_integer("data.max_length", max_length, least=2)
+        self.val_share = check_number("data.val_share", val_share, least=0, below=1, hint="use e.g. 0.02")
+        self.val_batch_size = check_integer("data.val_batch_size", val_batch_size)
+        self.num_workers = check_integer("data.num_workers", num_workers, least=0)
+        self.enable_thinking, self.seed = enable_thinking, seed
         self.vocab_size = ANY_VOCABULARY
         self.train_set: ResponseDataset | None = None
         self.val_prompts: list[Tensor] = []
@@ -184,7 +178,7 @@ class ResponsesData(LicensedData):
 
     @cached_property
     def commit(self) -> str | None:
-        """What ``revision`` of ``target`` stands for, looked up once, since a branch may move; None for a folder."""
+        """The commit of ``revision`` of ``target``, looked up once, since a branch may move; None for a folder."""
         return resolve_commit("data.target", bundled(self.target, "target"), self.revision, "data.revision")
 
     def setup(self, stage: str) -> None:
@@ -240,17 +234,9 @@ class ResponsesData(LicensedData):
             InputError: a field has a wrong type, an id lies outside the target's vocabulary, a row without ids has no
                 ``messages``, or they can't be rendered or encoded.
         """
-        text, written = row.value["model_output"], row.value.get("dgd")
-        for name, value, kind, what in (
-            ("model_output", text, str, "a text"),
-            ("dgd", {} if written is None else written, dict, "an object"),
-        ):
-            if not isinstance(value, kind):
-                received = f"{type(value).__name__} {str(value)[:40]!r}"
-                raise InputError(
-                    row.place, expected=f"{name!r} to be {what}", received=received, hint="correct the field"
-                )
-        prompt, answer = ((written or {}).get(name) for name in ("prompt_ids", "output_ids"))
+        text = field(row, "model_output", str, "a text")
+        written = {} if row.value.get("dgd") is None else field(row, "dgd", dict, "an object")
+        prompt, answer = written.get("prompt_ids"), written.get("output_ids")
         task = Task(idx, row.value.get("messages"), None, row.value)
         if prompt is None:
             if task.messages is None:
@@ -305,5 +291,5 @@ class ResponsesData(LicensedData):
         return DataLoader(self.val_prompts, self.val_batch_size, collate_fn=list)  # type: ignore[arg-type]
 
     def test_dataloader(self) -> DataLoader[list[Tensor]]:
-        """Those of validation."""
+        """The prompts of validation."""
         return self.val_dataloader()

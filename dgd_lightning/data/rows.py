@@ -1,4 +1,4 @@
-"""Rows of JSON, JSONL (plain or gzipped) and text files, each with the place it came from, for errors of one line."""
+"""Rows of JSON, JSONL (plain or gzipped) and text files, and of `datasets`, each with its place for one-line errors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ STALE = ("model_output", "score", "requirement_status", "grading_rationale", "dg
 
 
 class Row(NamedTuple):
-    """A row and where it stands, for messages: ``data.path line 3``."""
+    """A row and its place, for messages: ``data.path line 3``."""
 
     place: str
     number: int  # line or item number, from 1
@@ -66,7 +67,7 @@ def read_jsonl(path: Path, argument: str) -> Iterator[Row]:
     """Objects of a JSONL file, one a line.
 
     Raises:
-        InputError: no file, an empty one, or a line that is no JSON object (its number is told).
+        InputError: no file, an empty one, or a line that is no JSON object (the error has its number).
     """
     for number, line in read_lines(path, argument):
         place = f"{argument} line {number}"
@@ -85,6 +86,35 @@ def read_json_array(path: Path, argument: str) -> Iterator[Row]:
     for number, item in enumerate(items, 1):
         place = f"{argument} item {number}"
         yield Row(place, number, _object(item, place))
+
+
+def load_rows(
+    path: str,
+    *,
+    split: str,
+    revision: str | None,
+    name: str | None = None,
+    streaming: bool = False,
+    limit: int | None = None,
+) -> Iterator[Row]:
+    """Rows of ``datasets.load_dataset(path, name, split=…)``; code of a data set is never run.
+
+    Raises:
+        InputError: the library can't load it, and why.
+    """
+    import datasets
+
+    try:
+        data = datasets.load_dataset(path, name, split=split, revision=revision, streaming=streaming)
+        for number, row in enumerate(islice(data, limit), 1):
+            yield Row(f"data.path row {number}", number, dict(row))
+    except Exception as error:  # dozens of kinds: the library's own, the file system's, the net's
+        raise InputError(
+            "data.path",
+            expected="a `datasets` id or folder with this name, split and revision",
+            received=f"{path!r}, name {name!r}, split {split!r}: {type(error).__name__}: {str(error)[:200]}",
+            hint="check the id and the split, log in for gated data, or download it and give a file or a folder",
+        ) from error
 
 
 def _parse(text: str, place: str) -> Any:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dgd_lightning.errors import InputError
+from dgd_lightning.checks import check_number
 from dgd_lightning.types import Task
 
 
@@ -23,17 +23,14 @@ class Subset:
         seed: another seed ranks them otherwise.
 
     Raises:
-        InputError: a share that is none.
+        InputError: a share outside these bounds.
     """
 
     share: float
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.share, bool) or not math.isfinite(self.share) or not 0 < self.share <= 1:
-            raise InputError(
-                "data.subset.share", expected="a number above 0, at most 1", received=self.share, hint="use e.g. 0.1"
-            )
+        check_number("data.subset.share", self.share, above=0, most=1, hint="use e.g. 0.1")
 
     def of(self, tasks: Sequence[Task], contexts: Sequence[str]) -> list[Task]:
         """The tasks of the contexts that are kept, in their order.

@@ -30,7 +30,7 @@ def context_of(task: Task) -> str:
 def group_tasks(tasks: Sequence[Task], batch_size: int) -> list[list[Task]]:
     """Groups of at most ``batch_size`` tasks that are decoded together.
 
-    Tasks of one context stand side by side, and in one group where they fit into one; a context of more tasks shares
+    Tasks of one context are neighbours, and in one group where they fit into one; a context of more tasks shares
     its groups with no other.
 
     Groups are formed before they are sharded over ranks, so that no number depends on how many ranks there are.
@@ -88,16 +88,16 @@ class ContextShards(DistributedSampler[int]):
 
 
 class TaskData(LicensedData):
-    """Base of the datamodules of predict and test: a subclass implements `read`.
+    """Base of the data modules of predict and test: a subclass implements `read`.
 
     Args:
         batch_size: tasks decoded together.
-        limit: only the first so many tasks that pass the filter.
+        limit: only the first so many tasks that pass the filter and are in the subset.
         category: keep tasks of these ``metadata.context_category`` values only.
         sub_category: keep tasks of these ``metadata.sub_category`` values only.
-        subset: a share of the contexts that pass the filter.
-        clbench: whether the rows are CL-bench's, which may be decoded but never adapted to; None: see
-            `licence.is_clbench_row`.
+        subset: a share of every category's contexts that pass the filter, for development, see `Subset`.
+        clbench: whether the rows are CL-bench's, which may be decoded but never adapted to. None: they are, if any
+            looks like one and is not the lab's, or the source is named so. Set it to false for rows of your own.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """A task without its context, for context-aware decoding: what the tasks of a context have in common is left out.
 
-A context is what its tasks share (`data.tasks.context_of`), so their texts tell where it ends:
+A context is what its tasks share (`data.tasks.context_of`), so their texts show where it ends:
 
 - The chat that is left is the task's last user message, answered through the same chat template. Earlier turns and
   the system message go with the context; only a system message that other tasks of the context do not have stays.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache as memoise
 from functools import partial
@@ -10,12 +11,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._triton import has_triton
 
+from dgd_lightning.checks import check_choice
 from dgd_lightning.draft.masks import multi_anchor_mask, multi_anchor_mask_mod
 from dgd_lightning.draft.tiles import attend_in_tiles, plan_of
 from dgd_lightning.errors import InputError
 
 Attention = Literal["sdpa", "tiles", "flex", "dense"]
+Wanted = Literal["auto", "sdpa", "tiles", "flex", "dense"]
 KeysValues = tuple[Tensor, Tensor]  # [B, kv heads, S, D] each
 Mix = Callable[[Tensor, KeysValues, KeysValues], Tensor]  # queries, the context's, the blocks' -> [B, heads, N·K, D]
 FOLD_QUERIES = 64  # up to here query groups are folded into the query axis, so that keys need not be repeated
@@ -30,8 +34,38 @@ class Group(NamedTuple):
     bias: Tensor  # [B, 1, g·rows, limit + rows], 0 or −∞; g query heads share a key head
 
 
+def choose_attention(wanted: Wanted, device: torch.device, argument: str = "attention") -> Attention:
+    """What ``auto`` stands for on a device, and whether anything else works there.
+
+    On CUDA FlexAttention, which PyTorch compiles by Triton; where there is none, ``sdpa`` with a warning: it needs no
+    compiler, and its memory grows with the context alike. By tiles on a CPU, ``sdpa`` elsewhere.
+
+    Args:
+        wanted: see :func:`mix_of`.
+        device: of the draft.
+        argument: what the user calls it.
+
+    Raises:
+        InputError: an unknown word, or ``flex`` off CUDA.
+    """
+    check_choice(argument, wanted, ("auto", "sdpa", "tiles", "flex", "dense"))
+    if wanted == "flex" and device.type != "cuda":
+        raise InputError(
+            argument,
+            expected="'sdpa', 'tiles', or 'flex' on a CUDA device",
+            received=f"{wanted!r} on {device.type}",
+            hint=f"use {argument}='sdpa'",
+        )
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda" and not has_triton():
+        warnings.warn("FlexAttention needs Triton, which does not work here: attention sdpa instead", stacklevel=2)
+        return "sdpa"
+    return {"cuda": "flex", "cpu": "tiles"}.get(device.type, "sdpa")  # type: ignore[return-value]
+
+
 def mix_of(
-    attention: Attention,
+    attention: Wanted,
     anchors: Tensor,
     context_length: int,
     block_size: int,
@@ -46,7 +80,7 @@ def mix_of(
     Args:
         attention: ``sdpa``: blocks group by group, which read no keys behind the last anchor of their group; ``tiles``:
             keys tile by tile, the fastest on a CPU where the context is long; ``flex``: FlexAttention, CUDA; ``dense``:
-            all of them under one mask, the oracle of the others.
+            all of them under one mask, the oracle of the others; ``auto``: see :func:`choose_attention`.
         anchors: [B, N], in the order in which blocks stand; ascending ones make ``sdpa`` fast.
         context_length: S.
         block_size: K.
@@ -57,6 +91,7 @@ def mix_of(
     Raises:
         InputError: unknown ``attention``, or ``flex`` off CUDA.
     """
+    attention = choose_attention(attention, anchors.device)
     if attention == "sdpa":
         groups = groups_of(anchors, context_length, block_size, keep, query_groups=heads // kv_heads, dtype=dtype)
         return partial(attend_in_groups, groups=groups)
@@ -67,15 +102,8 @@ def mix_of(
     if attention == "dense":
         mask = multi_anchor_mask(anchors, context_length, block_size, keep)
         return lambda queries, context, own: attend(queries, *_joined(context, own), mask)
-    if attention == "flex" and anchors.is_cuda:
-        rule = _block_mask(anchors, context_length, block_size, keep)
-        return lambda queries, context, own: _flex(queries, *_joined(context, own), rule)
-    raise InputError(
-        "attention",
-        expected="'sdpa', 'tiles', or 'flex' on a CUDA device",
-        received=f"{attention!r} on {anchors.device.type}",
-        hint="use attention='sdpa'",
-    )
+    rule = _block_mask(anchors, context_length, block_size, keep)
+    return lambda queries, context, own: _flex(queries, *_joined(context, own), rule)
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:

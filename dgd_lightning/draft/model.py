@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dgd_lightning.draft.attention import Attention, KeysValues, Mix, attend, mix_of
+from dgd_lightning.draft.attention import KeysValues, Mix, Wanted, attend, mix_of
 from dgd_lightning.draft.config import DraftConfig
 from dgd_lightning.draft.masks import multi_anchor_mask, single_block_mask
 from dgd_lightning.target.cache import PositionCache
@@ -271,7 +271,7 @@ class DFlashDraft(nn.Module):
         anchors: Tensor,
         keep: Tensor | None = None,
         *,
-        attention: Attention = "sdpa",
+        attention: Wanted = "sdpa",
     ) -> Tensor:
         """Hidden states of N blocks per row in one forward with gradients, no cache: the training forward.
 
@@ -299,7 +299,7 @@ class DFlashDraft(nn.Module):
         keep: Tensor | None = None,
         *,
         first: int = 0,
-        attention: Attention = "sdpa",
+        attention: Wanted = "sdpa",
     ) -> Tensor:
         """:meth:`multi_anchor` over what the layers read of the context, so that it can be kept from call to call.
 

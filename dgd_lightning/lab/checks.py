@@ -9,7 +9,7 @@ from dgd_lightning.types import Score
 
 
 def _found(text: str, value: str) -> int:
-    """Where ``value`` stands in ``text`` as whole words, or −1."""
+    """Where ``value`` is in ``text`` as whole words, or −1."""
     match = re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text)
     return match.start() if match else -1
 
@@ -45,7 +45,7 @@ def holds(check: dict[str, Any], text: str) -> bool:
 
 
 def has_checks(row: dict[str, Any]) -> bool:
-    """Whether a row carries the lab's program checks; anything may stand in the metadata of other rows."""
+    """Whether a row carries the lab's program checks; other rows may have anything in their metadata."""
     metadata = row.get("metadata")
     return isinstance(metadata, dict) and isinstance(metadata.get("lab"), dict) and "checks" in metadata["lab"]
 

@@ -1,10 +1,13 @@
-"""The lab's evaluation contexts as a predict datamodule: held-out seeds and names, CL-bench's format."""
+"""The lab's evaluation contexts as a data module of predict: held-out seeds and names, CL-bench's format."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from dgd_lightning.checks import check_integer
 from dgd_lightning.data.contexts import parse_rows
 from dgd_lightning.data.rows import Row
-from dgd_lightning.data.tasks import Names, TaskData
+from dgd_lightning.data.tasks import TaskData
 from dgd_lightning.errors import InputError
 from dgd_lightning.lab.families import FAMILIES
 from dgd_lightning.lab.rows import check_families, check_sizes, eval_rows
@@ -22,9 +25,7 @@ class LabContexts(TaskData):
             (`rows.LARGEST_SIZES`); None: chosen per family, so that long answers have at least 64 tokens.
         seed: 0 is the bundled evaluation set; other seeds give other held-out contexts.
         batch_size: tasks decoded together.
-        limit: only the first so many tasks that pass the filter.
-        category: keep these categories only.
-        sub_category: keep these sub-categories only.
+        **options: see `TaskData`.
     """
 
     def __init__(
@@ -34,11 +35,9 @@ class LabContexts(TaskData):
         sizes: tuple[int, int] | None = None,
         seed: int = 0,
         batch_size: int = 16,
-        limit: int | None = None,
-        category: Names = None,
-        sub_category: Names = None,
+        **options: Any,
     ) -> None:
-        super().__init__(batch_size=batch_size, limit=limit, category=category, sub_category=sub_category)
+        super().__init__(batch_size=batch_size, **options)
         self.families = list(FAMILIES) if families is None else families
         check_families("data.families", self.families)
         if repeated := sorted({family for family in self.families if self.families.count(family) > 1}):
@@ -48,22 +47,20 @@ class LabContexts(TaskData):
                 received=f"{', '.join(repeated)} more than once",
                 hint="name it once, and raise data.contexts_per_family for more contexts",
             )
-        if contexts_per_family < 1:
-            raise InputError(
-                "data.contexts_per_family", expected="at least 1", received=contexts_per_family, hint="use 1 or more"
-            )
         if sizes is not None and not 3 <= sizes[0] <= sizes[1] <= 36:
-            raise InputError(
-                "data.sizes",
-                expected="3 ≤ smallest ≤ largest ≤ 36",
-                received=list(sizes),
-                hint="use for example [9, 12]",
-            )
+            bounds = "3 ≤ smallest ≤ largest ≤ 36"
+            raise InputError("data.sizes", expected=bounds, received=list(sizes), hint="use for example [9, 12]")
         if sizes is not None:
             check_sizes("data.sizes", sizes, self.families)
-        self.contexts_per_family, self.sizes, self.seed = contexts_per_family, sizes, seed
+        self.contexts_per_family = check_integer("data.contexts_per_family", contexts_per_family)
+        self.sizes, self.seed = sizes, seed
 
     def read(self) -> list[Task]:
         """See `TaskData.read`."""
-        rows = eval_rows(self.contexts_per_family, families=self.families, sizes=self.sizes, seed=self.seed)
-        return parse_rows(Row(f"lab row {number}", number, row) for number, row in enumerate(rows, 1))
+        return lab_tasks(self.contexts_per_family, families=self.families, sizes=self.sizes, seed=self.seed)
+
+
+def lab_tasks(contexts_per_family: int, **settings: Any) -> list[Task]:
+    """Tasks of held-out contexts, see `rows.eval_rows`."""
+    rows = enumerate(eval_rows(contexts_per_family, **settings), 1)
+    return parse_rows(Row(f"lab row {number}", number, row) for number, row in rows)

@@ -95,7 +95,7 @@ def tariff(world: World) -> LabContext:
 
 
 def cipher(world: World) -> LabContext:
-    """A code book: which coined word stands for which word; decode one, encode a long message."""
+    """A code book: which coined word means which word; decode one, encode a long message."""
     words = world.pick(COLOURS + TOOLS, world.size)
     codes = {word: world.name() for word in words}
     lines = [f"For the common word {word} write {codes[word]} in the code book." for word in words]

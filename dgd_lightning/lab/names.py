@@ -73,7 +73,7 @@ class Namer:
         while True:
             length = 2 if self.rng.random() < 0.7 else 3
             syllables = tuple(self.rng.randrange(len(SYLLABLES)) for _ in range(length))
-            # Names of one context differ in their first and in their last syllable, so either tells a name.
+            # Names of one context differ in their first and in their last syllable, so either identifies a name.
             if is_held_out(syllables) is self.held_out and not (
                 syllables[0] in self.used[0] or syllables[-1] in self.used[1]
             ):

@@ -79,7 +79,7 @@ def check_sizes(argument: str, sizes: tuple[int, int], families: Sequence[str]) 
 
 
 def has_long_task(family: str) -> bool:
-    """Whether contexts of a family ask for a long answer; any one tells."""
+    """Whether contexts of a family ask for a long answer; any one shows it."""
     return any(task.long for task in make_context(0, family, split="train", size=2, contradict=0.0).tasks)
 
 

@@ -45,14 +45,14 @@ class Stage:
 
 
 class LabBatch(NamedTuple):
-    """``weights`` [B, T] belong to the token they stand at (as a label)."""
+    """``weights`` [B, T] belong to the token at their place (as a label)."""
 
     input_ids: Tensor  # [B, T]
     weights: Tensor  # [B, T]
 
 
 class Part(NamedTuple):
-    """A sentence of a message; ``value`` is the part of a short answer that only the context tells."""
+    """A sentence of a message; ``value`` is the part of a short answer that only the context gives."""
 
     text: str
     value: str | None = None

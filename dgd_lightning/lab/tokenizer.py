@@ -28,7 +28,7 @@ WHOLE, BYTE = -1.0, -20.0  # log-scores: any whole piece beats any spelling by b
 
 
 def _alphabet() -> dict[str, str]:
-    """Characters of the byte alphabet by the byte they stand for, as one-character strings (latin-1 keyed)."""
+    """Characters of the byte alphabet by the byte they mean, as one-character strings (latin-1 keyed)."""
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     pieces = {}
     for byte in range(128):  # only ASCII is needed to spell the lab's own words

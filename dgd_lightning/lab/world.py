@@ -1,4 +1,4 @@
-"""The lab's world: contexts in CL-bench's four categories, with tasks whose answers stand in the context.
+"""The lab's world: contexts in CL-bench's four categories, with tasks whose answers are in the context.
 
 Every context coins new names. Facts about common things may have a *prior* (`names.PRIOR`): the context then agrees
 with it or contradicts it, and the task says which (`prior`). A target that answers a contradicted fact with the prior
@@ -18,7 +18,7 @@ PriorKind = Literal["agree", "contradict", "novel", "closed"]
 
 
 class LabTask(NamedTuple):
-    """One question with its only right answer; ``checks`` stand beside ``rubrics``, one each."""
+    """One question with its only right answer; ``checks`` go with ``rubrics``, one each."""
 
     question: str
     answer: str

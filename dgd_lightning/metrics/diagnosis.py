@@ -11,11 +11,13 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.stats import bootstrap
 
-from dgd_lightning.metrics.paired import BATCH, CONFIDENCE, RESAMPLES, Difference
+from dgd_lightning.metrics.clustered import NAN, Difference, clustered_mean
 
+TARGET, DRAFT, ADAPTED = "target", "draft", "draft + TTT"  # names of readers
+SHUFFLED, RANDOM = "shuffled features", "random features"
 By = Literal["rank", "probability"]
+PERCENT = "{:+.0%}"
 FEWEST_TOKENS = 30  # in the deciding bucket, below which nothing is said
 FEWEST_CONTEXTS = 5  # a bootstrap over fewer clusters has intervals that are too narrow
 
@@ -40,11 +42,11 @@ class AnswerTokens(NamedTuple):
         return AnswerTokens(self.context[mask], self.confidence[mask], readers)
 
 
-class Standing(NamedTuple):
+class Placement(NamedTuple):
     """Where a reader places the tokens that were right; NaN where it read none."""
 
     tokens: int
-    first_choice: float  # share of tokens with rank 1
+    top_1: float  # share of tokens with rank 1
     median_rank: float
     mean_rank: float  # geometric: one token of rank 10,000 does not drown the others
     probability: float  # mean
@@ -80,14 +82,13 @@ def bucket_names(edges: Sequence[float]) -> list[str]:
     return [f"below {shown[0]}%", *between, f"{shown[-1]}% and more"]
 
 
-def standing(reader: Reader) -> Standing:
+def placement(reader: Reader) -> Placement:
     """Sums a reader up over the tokens that it read."""
     read = ~np.isnan(reader.rank)
     ranks = reader.rank[read]
     if not len(ranks):
-        nothing = float("nan")
-        return Standing(0, nothing, nothing, nothing, nothing)
-    return Standing(
+        return Placement(0, NAN, NAN, NAN, NAN)
+    return Placement(
         len(ranks),
         float((ranks == 1).mean()),
         float(np.median(ranks)),
@@ -109,43 +110,11 @@ def wins(ours: Reader, theirs: Reader, context: np.ndarray, *, by: By = "rank", 
     both = ~(np.isnan(a) | np.isnan(b))
     a, b, context = a[both], b[both], context[both]
     if not len(a):
-        nothing = float("nan")
-        return Wins(0, 0, nothing, nothing, Difference(nothing, nothing, nothing))
-    net = clustered_mean((a < b).astype(float) - (a > b), context, seed=seed)
-    return Wins(len(a), len(np.unique(context)), float((a < b).mean()), float((a > b).mean()), net)
-
-
-def clustered_mean(values: np.ndarray, clusters: np.ndarray, *, seed: int = 0) -> Difference:
-    """Mean of values with an interval that does not take values of one cluster for independent.
-
-    Percentile bootstrap at 95% (scipy.stats.bootstrap) in which whole clusters are drawn; every value weighs the same,
-    so a longer cluster weighs more.
-
-    Args:
-        values: [T], at least one.
-        clusters: [T] integers.
-        seed: of the resampling.
-
-    Returns:
-        The mean and its interval, NaN where there is one cluster only.
-    """
-    _, index = np.unique(clusters, return_inverse=True)
-    sums, counts = np.bincount(index, weights=values), np.bincount(index).astype(float)  # [C]
-    value = float(values.mean())
-    if len(sums) < 2:
-        return Difference(value, float("nan"), float("nan"))
-    found = bootstrap(
-        (sums, counts),
-        lambda s, n, axis=-1: s.sum(axis) / n.sum(axis),
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        batch=BATCH,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Difference(value, float(found.low), float(found.high))
+        return Wins(0, 0, NAN, NAN, Difference(NAN))
+    better, worse = a < b, a > b
+    _, index = np.unique(context, return_inverse=True)
+    net = clustered_mean(np.bincount(index, weights=better.astype(float) - worse), np.bincount(index), seed=seed)
+    return Wins(len(a), int(index.max()) + 1, float(better.mean()), float(worse.mean()), net)
 
 
 class Verdict(NamedTuple):
@@ -174,7 +143,7 @@ def verdict(name: str, target: Wins, control: Wins, unsure: str) -> Verdict:
     beats_target, beats_control = target.net.low > 0, control.net.low > 0
     ours = f"it ranks the right token above the target at {target.better:.0%} of them and below at {target.worse:.0%}"
     theirs = f"against random features {control.better:.0%} above, {control.worse:.0%} below"
-    numbers = f"{ours} (net {interval(target.net)}); {theirs} (net {interval(control.net)})"
+    numbers = f"{ours} (net {target.net.text(PERCENT)}); {theirs} (net {control.net.text(PERCENT)})"
     if beats_target and beats_control:
         return Verdict(True, f"GO: the {name} knows something that the target does not, because {where} {numbers}.")
     reason = {
@@ -183,11 +152,3 @@ def verdict(name: str, target: Wins, control: Wins, unsure: str) -> Verdict:
         (False, False): "it knows no better than the target, nor than random features",
     }[beats_target, beats_control]
     return Verdict(False, f"NO-GO: the {name} would not guide, because {reason}: {where} {numbers}.")
-
-
-def interval(difference: Difference) -> str:
-    """``+12% [+8, +16]`` for a share; without an interval where there is none."""
-    value = f"{100 * difference.value:+.0f}%"
-    if difference.low != difference.low:  # NaN: one context only
-        return value
-    return f"{value} [{100 * difference.low:+.0f}, {100 * difference.high:+.0f}]"

@@ -1,15 +1,14 @@
-"""Paired comparison of two arms in τ, with a bootstrap interval over contexts."""
+"""Paired comparison of two arms in τ, with bootstrap intervals over contexts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-RESAMPLES = 9_999
-CONFIDENCE = 0.95
-BATCH = 256  # resamples held in memory at once; the draws, and so the results, do not depend on it
+from dgd_lightning.metrics.clustered import NAN, Difference, resampled
 
 
 class Verified(NamedTuple):
@@ -25,15 +24,7 @@ class Verified(NamedTuple):
     @property
     def tau(self) -> float:
         """Tokens per verification; NaN where there was none."""
-        return self.tokens / self.verifications if self.verifications else float("nan")
-
-
-class Difference(NamedTuple):
-    """An estimate with its confidence interval; the interval is NaN where fewer than two contexts are compared."""
-
-    value: float
-    low: float
-    high: float
+        return self.tokens / self.verifications if self.verifications else NAN
 
 
 class TauGain(NamedTuple):
@@ -51,59 +42,33 @@ class TauGain(NamedTuple):
 def tau_gain(pairs: Sequence[tuple[Verified, Verified]], *, seed: int = 0) -> TauGain:
     """Compare τ context by context; contexts are resampled as wholes, since their responses depend on each other.
 
-    Intervals are percentile bootstrap at 95% (scipy.stats.bootstrap) of the pooled statistics.
-
     Args:
         pairs: (base, other) of each context; contexts without a verification in either are left out.
         seed: of the resampling.
     """
-    kept = [pair for pair in pairs if pair[0].verifications and pair[1].verifications]
-    sums = np.array([[*a, *b] for a, b in kept], dtype=float).reshape(-1, 4)  # [C, 4]
+    kept = [(*base, *other) for base, other in pairs if base.verifications and other.verifications]
+    if not kept:
+        return TauGain(NAN, NAN, Difference(NAN), Difference(NAN), Difference(NAN), NAN, 0)
+    columns = np.array(kept, dtype=float).T  # [4, C]: tokens and verifications of the base, then of the other
 
-    def pooled(base: np.ndarray, tau: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return tau - base, tau / base - 1
+    def taus(a: np.ndarray, m: np.ndarray, b: np.ndarray, n: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+        return a.sum(axis) / m.sum(axis), b.sum(axis) / n.sum(axis)
 
-    def difference(a: np.ndarray, m: np.ndarray, b: np.ndarray, n: np.ndarray, axis: int = -1) -> np.ndarray:
-        return pooled(a.sum(axis) / m.sum(axis), b.sum(axis) / n.sum(axis))[0]
+    def difference(*sums: np.ndarray, axis: int = -1) -> np.ndarray:
+        base, tau = taus(*sums, axis=axis)
+        return tau - base
 
-    def ratio(a: np.ndarray, m: np.ndarray, b: np.ndarray, n: np.ndarray, axis: int = -1) -> np.ndarray:
-        return pooled(a.sum(axis) / m.sum(axis), b.sum(axis) / n.sum(axis))[1]
+    def ratio(*sums: np.ndarray, axis: int = -1) -> np.ndarray:
+        base, tau = taus(*sums, axis=axis)
+        return tau / base - 1
 
-    def median(a: np.ndarray, m: np.ndarray, b: np.ndarray, n: np.ndarray, axis: int = -1) -> np.ndarray:
-        return np.median((b / n) / (a / m) - 1, axis=axis)
+    def own(a: np.ndarray, m: np.ndarray, b: np.ndarray, n: np.ndarray) -> np.ndarray:
+        return (b / n) / (a / m) - 1
 
-    columns = tuple(sums.T)
-    if not len(kept):
-        nothing = Difference(float("nan"), float("nan"), float("nan"))
-        return TauGain(float("nan"), float("nan"), nothing, nothing, nothing, float("nan"), 0)
+    def median(*sums: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.median(own(*sums), axis=axis)
 
-    from scipy.stats import bootstrap  # a second of imports, which a mistake in a command's options need not wait for
-
-    def interval(statistic: object) -> Difference:
-        value = float(statistic(*columns))  # type: ignore[operator]
-        if len(kept) < 2:
-            return Difference(value, float("nan"), float("nan"))
-        found = bootstrap(
-            columns,
-            statistic,
-            paired=True,
-            vectorized=True,
-            n_resamples=RESAMPLES,
-            batch=BATCH,
-            confidence_level=CONFIDENCE,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-        return Difference(value, float(found.low), float(found.high))
-
-    own = (sums[:, 2] / sums[:, 3]) / (sums[:, 0] / sums[:, 1]) - 1
-    total = sums.sum(0)
-    return TauGain(
-        total[0] / total[1],
-        total[2] / total[3],
-        interval(difference),
-        interval(ratio),
-        interval(median),
-        float(own.min()),
-        len(kept),
-    )
+    interval = partial(resampled, columns, seed=seed)
+    base, tau = map(float, taus(*columns, axis=-1))
+    worst = float(own(*columns).min())
+    return TauGain(base, tau, interval(difference), interval(ratio), interval(median), worst, len(kept))

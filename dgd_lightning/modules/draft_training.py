@@ -10,14 +10,16 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from dgd_lightning.data.licence import check_clbench
+from dgd_lightning.draft.attention import Wanted, choose_attention
 from dgd_lightning.draft.checkpoint import save_draft
 from dgd_lightning.draft.config import DraftConfig, default_layer_ids
 from dgd_lightning.draft.model import DFlashDraft
@@ -54,7 +56,8 @@ class DraftTraining(L.LightningModule):
         mask_token_id: the mask token of a new draft, a row of the target's embedding; None takes the last row.
         num_anchors: N, anchors per sequence and step.
         gamma: decay of the slot weights; None takes the paper's for the block size.
-        attention: ``flex`` (CUDA), ``tiles`` (made for CPUs) or ``sdpa``; ``auto`` is the first or the second.
+        attention: ``flex`` (FlexAttention, CUDA), ``tiles`` (made for CPUs), ``sdpa`` (anywhere) or ``dense`` (one mask
+            over all: much memory); ``auto`` is ``flex`` on CUDA where Triton works, ``tiles`` on a CPU, else ``sdpa``.
         gradient_checkpointing: recompute the draft's layers in the backward pass.
         lr: peak learning rate of AdamW.
         weight_decay: AdamW's.
@@ -82,7 +85,7 @@ class DraftTraining(L.LightningModule):
         mask_token_id: int | None = None,
         num_anchors: int = 512,
         gamma: float | None = None,
-        attention: Literal["auto", "sdpa", "tiles", "flex"] = "auto",
+        attention: Wanted = "auto",
         gradient_checkpointing: bool = False,
         lr: float = 6e-4,
         weight_decay: float = 0.01,
@@ -170,6 +173,8 @@ class DraftTraining(L.LightningModule):
             initialise(draft, torch.Generator().manual_seed(self.seed))
         self.draft = draft.to(loaded.target.device, torch.float32).requires_grad_(True)
         self.draft.gradient_checkpointing = self.gradient_checkpointing
+        self.attends = choose_attention(self.attention, self.draft.device, "model.attention")
+        rank_zero_info(f"attention: {self.attends}")
         self.pair = Pair(loaded.target, self.draft, loaded.tokenizer)  # a plain record: the target is no child module
         self.tau = AcceptanceLength(self.draft.config.block_size)
 
@@ -193,11 +198,8 @@ class DraftTraining(L.LightningModule):
             assert features is not None
             anchors, keep = sample_anchors(loss_mask, self.num_anchors, generator)
             embeddings = target.embed(block_ids(input_ids, anchors, config.block_size, config.mask_token_id))
-        attention = self.attention
-        if attention == "auto":
-            attention = "flex" if features.is_cuda else "tiles"
         hidden = self.draft.multi_anchor(
-            features.to(self.draft.dtype), embeddings.to(self.draft.dtype), anchors, keep, attention=attention
+            features.to(self.draft.dtype), embeddings.to(self.draft.dtype), anchors, keep, attention=self.attends
         )
         return block_loss(
             hidden,

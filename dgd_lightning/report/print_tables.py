@@ -21,11 +21,11 @@ def plain_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else WIDTH, markup=False, emoji=False)
 
 
-def print_tables(console: Console, parts: Sequence[Table | Text]) -> None:
+def print_tables(console: Console, parts: Sequence[Table | Text | str]) -> None:
     """Print tables, each in a form that the console has room for, and lines of text between them."""
     for part in parts:
-        if isinstance(part, Text):
-            console.print(part, soft_wrap=True)  # a path that is cut can't be opened
+        if isinstance(part, Text | str):
+            console.print(part, soft_wrap=True, highlight=False)  # a path that is cut can't be opened
             continue
         for form in fitting(console, part):
             console.print(form)

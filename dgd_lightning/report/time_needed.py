@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from dgd_lightning.errors import InputError
-from dgd_lightning.metrics.clustered import clustered_mean
-from dgd_lightning.metrics.paired import Difference
+from dgd_lightning.metrics.clustered import Difference, clustered_mean
 from dgd_lightning.report.print_tables import plain_console, print_tables
 from dgd_lightning.run_folder import PREDICTIONS, batch_share, rows_so_far
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from dgd_lightning.report.solve_rates import change
+from dgd_lightning.report.solve_rates import change, p_value
 from dgd_lightning.scoring.graded import Graded, by_arm
 from dgd_lightning.scoring.statistics import ALPHA
 from dgd_lightning.scoring.summary import Compared, rates
 
 
-def verdict(found: Sequence[Compared], scores: Sequence[Graded]) -> list[str]:
+def verdict(found: Sequence[Compared], scores: Sequence[Graded], blending: Collection[str] = ()) -> list[str]:
     """A sentence per compared arm that is no null control itself; a last one where answers have no score.
 
     "Better" and "worse" ask for p ≤ 0.05 after Holm's adjustment over all comparisons.
@@ -18,15 +18,14 @@ def verdict(found: Sequence[Compared], scores: Sequence[Graded]) -> list[str]:
     Args:
         found: all comparisons made together.
         scores: that they were made of.
+        blending: arms that blend a readout with the target; one that is better and has no null control is said to.
     """
     controls = {one.versus.base for one in found if one.versus.control}
     main = [one for one in found if not one.versus.control and one.versus.arm not in controls]
-    told = [_sentence(one, [c for c in found if c.versus.control and c.versus.arm == one.versus.arm]) for one in main]
-    if not told:
-        told = [_alone(by_arm(scores))]
+    sentences = [_sentence(one, found, one.versus.arm in blending) for one in main] or [_alone(by_arm(scores))]
     if lost := sum(one.score is None for one in scores):
-        told.append(f"{lost:,} of {len(scores):,} answers have no score and are in no comparison.")
-    return told
+        sentences.append(f"{lost:,} of {len(scores):,} answers have no score and are in no comparison.")
+    return sentences
 
 
 def _alone(arms: dict[str, dict[str, Graded]]) -> str:
@@ -41,8 +40,9 @@ def _alone(arms: dict[str, dict[str, Graded]]) -> str:
     return f"One arm, nothing to compare: {arm} solves {solved} of {found.scored:,} scored tasks."
 
 
-def _sentence(one: Compared, controls: Sequence[Compared]) -> str:
+def _sentence(one: Compared, found: Sequence[Compared], blends: bool) -> str:
     result = one.result
+    controls = [other for other in found if other.versus.control and other.versus.arm == one.versus.arm]
     head = f"{one.versus.arm} against {one.versus.base}:"
     amount = _amount(one)
     if one.holm > ALPHA:
@@ -54,7 +54,8 @@ def _sentence(one: Compared, controls: Sequence[Compared]) -> str:
         return f"{head} no difference found ({amount}){missed}."
     if result.difference.value < 0:
         return f"{head} worse ({amount})."
-    return f"{head} better ({amount}){''.join(map(_beaten, controls))}."
+    alone = "; it has no null control here, so what helps need not be what the readout knows"
+    return f"{head} better ({amount}){''.join(map(_beaten, controls)) or alone * blends}."
 
 
 def _beaten(control: Compared) -> str:
@@ -69,4 +70,5 @@ def _beaten(control: Compared) -> str:
 
 def _amount(one: Compared) -> str:
     value, _, interval = change(one.result).partition(" ")
-    return f"{'0.0' if value == 'none' else value} points {interval}".rstrip()
+    numbers = f"{'0.0' if value == 'none' else value} points {interval}".rstrip()
+    return f"{numbers}, Holm p {p_value(one.holm)}"

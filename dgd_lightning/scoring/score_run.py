@@ -20,6 +20,7 @@ from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
 from dgd_lightning.grader import Grader, grader_for, remarked
 from dgd_lightning.jsonl import JsonLines, encoded
+from dgd_lightning.old_rows import upgraded
 from dgd_lightning.scoring.score_file import Record, finished, read_scores, record_of, score_of
 
 Row = dict[str, Any]
@@ -115,7 +116,7 @@ def rows_of(path: Path, *, graded: bool = False) -> Iterator[Row]:
                     hint="delete the repeated line",
                 )
             seen.add(run_folder.key(row))
-            yield row
+            yield upgraded(row)
 
 
 def score_rows(

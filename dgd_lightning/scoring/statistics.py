@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dgd_lightning.metrics.clustered import clustered_mean
-from dgd_lightning.metrics.paired import Difference
+from dgd_lightning.metrics.clustered import Difference, clustered_mean
 
 ALPHA = 0.05  # two-sided
 POWER = 0.8  # of the smallest effect that is called detectable
@@ -48,7 +47,7 @@ def compare(pairs: Iterable[Pair], *, seed: int = 0) -> Comparison:
     no interval is given.
 
     Args:
-        pairs: one per task; several of one task (as with several seeds) stand in its context together.
+        pairs: one per task; several of one task (as with several seeds) count within its context.
         seed: of the bootstrap.
     """
     kept = list(pairs)

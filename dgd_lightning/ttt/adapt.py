@@ -12,15 +12,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dgd_lightning.decode.prefix_cache import PrefixCache
 from dgd_lightning.draft.adapter import Adapter
 from dgd_lightning.draft.lora import DraftLora
-from dgd_lightning.errors import InputError
+from dgd_lightning.errors import ContextError, InputError
 from dgd_lightning.pair import Pair
+from dgd_lightning.target.cache import PositionCache
 from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.context import ReadContext, Split, read_context, split_context, synchronise
 from dgd_lightning.ttt.problem import AdaptProblem
 from dgd_lightning.ttt.validation_texts import Share, ValidationTexts, plan, write_texts
 from dgd_lightning.types import AdaptTrace, HeldOutScore
+
+PREFIX_SHARE = 1 / 16  # of the device's memory, that a context's keys and values may take beside the fit
+DEVICE_MEMORY = 2**34  # bytes, assumed of devices other than CUDA
 
 OnStep = Callable[[int, float, HeldOutScore | None], None]
 OnPhase = Callable[[str], None]
@@ -32,6 +37,7 @@ class AdaptResult(NamedTuple):
     adapter: Adapter
     trace: AdaptTrace
     kept: bool  # False: nothing was gained, and the adapter changes nothing
+    prefix: PrefixCache | None = None  # the context as the target read it, where it was asked for and is small enough
 
 
 def ttt_adapt(
@@ -43,6 +49,7 @@ def ttt_adapt(
     enable_thinking: bool = False,
     on_step: OnStep | None = None,
     on_phase: OnPhase | None = None,
+    prefix_layers: Sequence[int] | None = None,
 ) -> AdaptResult:
     """Adapt a pair's draft to one context; the pair itself is left as it was.
 
@@ -58,24 +65,35 @@ def ttt_adapt(
         enable_thinking: passed to the chat template for validation texts.
         on_step: called after every step with its number (from 1), its loss and, every ``eval_every`` steps, the score.
         on_phase: called with what begins: ``reading``, ``writing`` (again as texts are written), ``fitting``.
+        prefix_layers: give back what was read of the context, for prompts that begin with it: its prefix cache with
+            these layers' features. See :func:`prefix_of`.
 
     Returns:
         The adapter, equal for equal arguments whatever was adapted before.
 
     Raises:
-        InputError: a pair without a draft, a context that is too short, or a call inside ``torch.inference_mode``.
+        InputError: a pair without a draft, or a call inside ``torch.inference_mode``.
+        ContextError: a context that is too short or too long, or behind which the target has nothing to say.
     """
     config = config or TTTConfig()
     check_adaptable(pair)
     assert pair.draft is not None
     if cuda := pair.target.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(pair.target.device)
-    material = gather(pair, context_ids, config, avoid, enable_thinking=enable_thinking, on_phase=on_phase)
+    material = gather(
+        pair,
+        context_ids,
+        config,
+        avoid,
+        enable_thinking=enable_thinking,
+        on_phase=on_phase,
+        prefix_layers=prefix_layers,
+    )
     if on_phase is not None:
         on_phase("fitting")
     adapter, trace = fit_to(pair, material, config, on_step)
     peak = torch.cuda.max_memory_allocated(pair.target.device) if cuda else None
-    return AdaptResult(adapter, trace._replace(peak_memory=peak), trace.kept)
+    return AdaptResult(adapter, trace._replace(peak_memory=peak), trace.kept, material.prefix)
 
 
 def fit_to(
@@ -120,6 +138,7 @@ class Material(NamedTuple):
     split: Split
     validation_texts: ValidationTexts
     validation_seconds: float
+    prefix: PrefixCache | None = None
 
     def problem(self, pair: Pair, config: TTTConfig, lora: DraftLora) -> AdaptProblem:
         """What is minimised over the weights of ``lora``."""
@@ -135,12 +154,13 @@ def gather(
     enable_thinking: bool = False,
     share: Share = lambda make: make(),
     on_phase: OnPhase | None = None,
+    prefix_layers: Sequence[int] | None = None,
 ) -> Material:
     """Check the context, let the target read it, and let it write its validation texts.
 
     Args:
         context_ids: [S].
-        avoid, enable_thinking, on_phase: see :func:`ttt_adapt`.
+        avoid, enable_thinking, on_phase, prefix_layers: see :func:`ttt_adapt`.
         share: gives every rank what rank 0 has.
 
     Raises:
@@ -161,7 +181,28 @@ def gather(
         told = partial(on_phase, "writing") if on_phase is not None else None
         validation_texts = write_texts(pair, ids[:once], read.features, cache, config, planned, avoid, share, told)
         synchronise(pair.target.device)
-    return Material(read, split, validation_texts, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    prefix = None if prefix_layers is None else prefix_of(pair, ids, config, read, cache, prefix_layers)
+    return Material(read, split, validation_texts, seconds, prefix)
+
+
+def prefix_of(
+    pair: Pair, ids: Tensor, config: TTTConfig, read: ReadContext, cache: PositionCache, layer_ids: Sequence[int]
+) -> PrefixCache | None:
+    """The context's prefix cache, made of what was read anyway, so that decoding need not read it again.
+
+    None where it would not be the same (layers that the draft does not tap, a repeated context), and where it would
+    take more than :data:`PREFIX_SHARE` of the device's memory while the draft is fitted.
+    """
+    assert pair.draft is not None
+    tapped, device = tuple(pair.draft.config.target_layer_ids), cache.buffers[0].keys.device
+    room = DEVICE_MEMORY
+    if device.type == "cuda":
+        room = torch.cuda.get_device_properties(device).total_memory
+    held = sum(part.nbytes for buffer in cache.buffers for part in (buffer.keys, buffer.values))
+    if config.repeats > 1 or not set(layer_ids) <= set(tapped) or held > PREFIX_SHARE * room:
+        return None
+    return PrefixCache(ids, cache, tapped, read.features) if layer_ids else PrefixCache(ids, cache)
 
 
 class Fit:
@@ -265,6 +306,8 @@ class Fit:
             validation_seconds=material.validation_seconds,
             fit_seconds=fit_seconds,
             peak_memory=peak_memory,
+            attention=self.problem.attention,
+            prefix_kept=material.prefix is not None,
         )
 
 
@@ -305,30 +348,31 @@ def check_context(pair: Pair, context_ids: Tensor, repeats: int = 1) -> Tensor:
     """The context, as often as it is to be read, as a 1-D LongTensor on CPU.
 
     Raises:
-        InputError: not 1-D integers of the target's vocabulary, or more than the target's positions.
+        InputError: not 1-D integers of the target's vocabulary.
+        ContextError: none at all, or more than the target's positions.
     """
     fine = isinstance(context_ids, Tensor) and context_ids.dim() == 1 and not context_ids.is_floating_point()
-    if not fine or context_ids.dtype == torch.bool or len(context_ids) == 0:
+    if not fine or context_ids.dtype == torch.bool:
         received = f"shape {list(context_ids.shape)}, {context_ids.dtype}" if isinstance(context_ids, Tensor) else ""
         raise InputError(
             "context_ids",
-            expected="a 1-D integer tensor with at least one token",
+            expected="a 1-D integer tensor",
             received=received or type(context_ids).__name__,
             hint="pass the token ids of the context",
         )
     ids = context_ids.detach().cpu().long()
+    if len(ids) == 0 or len(ids) * repeats > pair.target.max_positions:
+        raise ContextError(
+            "context_ids",
+            expected=f"1 … {pair.target.max_positions} tokens, the target's positions",
+            received=f"{len(ids)} tokens, read {repeats} times",
+            hint="shorten it, or lower ttt.repeats" if len(ids) else "give a context's tasks the same first tokens",
+        )
     if int(ids.min()) < 0 or int(ids.max()) >= pair.target.vocab_size:
         raise InputError(
             "context_ids",
             expected=f"token ids in 0 … {pair.target.vocab_size - 1}",
             received=f"{int(ids.min())} … {int(ids.max())}",
             hint="encode the context with the target's own tokenizer",
-        )
-    if len(ids) * repeats > pair.target.max_positions:
-        raise InputError(
-            "context_ids",
-            expected=f"at most the target's {pair.target.max_positions} positions",
-            received=f"{len(ids)} tokens, read {repeats} times",
-            hint="shorten the context, or lower ttt.repeats",
         )
     return ids.repeat(repeats)

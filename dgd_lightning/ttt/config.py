@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from dgd_lightning.checks import check_choice, check_integer, check_number
 from dgd_lightning.draft.adapter import MODULES
+from dgd_lightning.draft.attention import Wanted
 from dgd_lightning.errors import InputError
 
 Labels = Literal["context", "target"]
@@ -56,6 +57,9 @@ class TTTConfig:
         window: a step reads at most so many positions of the context; longer contexts are visited window by window, at
             random. None reads all that precedes an anchor.
         gradient_checkpointing: recompute the draft's layers in the backward pass.
+        attention: how blocks read the context: ``flex`` (FlexAttention, CUDA), ``tiles`` (made for CPUs), ``sdpa``
+            (anywhere) or ``dense`` (one mask over all: much memory); ``auto`` is ``flex`` on CUDA where Triton works,
+            ``tiles`` on a CPU, else ``sdpa``.
         chunk: slots whose logits exist at a time.
         weight_decay: AdamW's.
         clip: largest gradient norm; None does not clip.
@@ -89,45 +93,48 @@ class TTTConfig:
     repeats: int = 1
     window: int | None = None
     gradient_checkpointing: bool = False
+    attention: Wanted = "auto"
     chunk: int = 256
     weight_decay: float = 0.0
     clip: float | None = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = ("rank", "repeats", "anchors_per_step", "holdout_anchors", "eval_every", "patience", "chunk")
-        for name in counts:
-            _require(name, getattr(self, name), _integer(getattr(self, name), 1), "an integer of at least 1")
+        for name in ("rank", "repeats", "anchors_per_step", "holdout_anchors", "eval_every", "patience", "chunk"):
+            check_integer(f"ttt.{name}", getattr(self, name))
         for name in ("steps", "validation_texts", "train_texts"):
-            _require(name, getattr(self, name), _integer(getattr(self, name), 0), "an integer of at least 0")
-        _require("validation_tokens", self.validation_tokens, _integer(self.validation_tokens, 2), "an integer above 1")
-        batch = self.validation_batch
-        _require("validation_batch", batch, batch is None or _integer(batch, 1), "an integer of at least 1, or null")
-        _require("min_gain", self.min_gain, _real(self.min_gain) and self.min_gain >= 0, "a number of at least 0")
-        _require("lr", self.lr, _real(self.lr) and self.lr >= 0, "a finite number of at least 0")
+            check_integer(f"ttt.{name}", getattr(self, name), least=0)
+        check_integer("ttt.validation_tokens", self.validation_tokens, least=2)
+        check_integer("ttt.validation_batch", self.validation_batch, optional=True)
+        check_integer("ttt.window", self.window, least=2, optional=True)
+        for name in ("lr", "min_gain", "weight_decay"):
+            check_number(f"ttt.{name}", getattr(self, name), least=0)
         for name in ("alpha", "decay_gamma", "clip"):
-            value = getattr(self, name)
-            _require(name, value, value is None or (_real(value) and value > 0), "a number above 0, or null")
-        _require("weight_decay", self.weight_decay, _real(self.weight_decay) and self.weight_decay >= 0, "at least 0")
-        _require("dpace_alpha", self.dpace_alpha, _real(self.dpace_alpha) and 0 < self.dpace_alpha <= 1, "0 < α ≤ 1")
-        _require("holdout", self.holdout, _real(self.holdout) and 0 <= self.holdout < 1, "a share in [0, 1)")
-        _require("window", self.window, self.window is None or _integer(self.window, 2), "an integer above 1, or null")
-        _require("labels", self.labels, self.labels in ("context", "target"), "context or target")
-        _require("weighting", self.weighting, self.weighting in ("decay", "dpace"), "decay or dpace")
-        allowed = ("auto", "ce") if self.labels == "context" else ("auto", "ce", "kl", "argmax")
-        _require("loss", self.loss, self.loss in allowed, f"one of {', '.join(allowed)} for labels {self.labels}")
-        listed = isinstance(self.modules, list | tuple) and bool(self.modules)
-        known = listed and all(name in MODULES for name in self.modules)
-        _require("modules", self.modules, known, f"a list of some of {', '.join(MODULES)}")
+            check_number(f"ttt.{name}", getattr(self, name), above=0, optional=True)
+        check_number("ttt.dpace_alpha", self.dpace_alpha, above=0, most=1)
+        check_number("ttt.holdout", self.holdout, least=0, below=1)
+        check_choice("ttt.labels", self.labels, ("context", "target"))
+        check_choice("ttt.weighting", self.weighting, ("decay", "dpace"))
+        check_choice("ttt.attention", self.attention, ("auto", "sdpa", "tiles", "flex", "dense"))
+        hint = f"labels are {self.labels}"
+        kinds = ("auto", "ce") if self.labels == "context" else ("auto", "ce", "kl", "argmax")
+        check_choice("ttt.loss", self.loss, kinds, hint=hint)
+        if not isinstance(self.modules, list | tuple) or not self.modules:
+            raise InputError(
+                "ttt.modules",
+                expected=f"a list of some of {', '.join(MODULES)}",
+                received=repr(self.modules),
+                hint="name one at least",
+            )
+        for module in self.modules:
+            check_choice("ttt.modules", module, MODULES)
         if self.query_only:
             self.modules = ["q_proj"]
 
     def fingerprint(self) -> dict[str, Any]:
-        """All settings, for the hash of a run; ``validation_batch`` only where it is set, as in runs before it."""
-        settings = asdict(self)
-        if self.validation_batch is None:
-            del settings["validation_batch"]
-        return settings
+        """All settings, for the hash of a run; those that came later only where they are set."""
+        later = {"validation_batch": None, "attention": "auto"}
+        return {name: value for name, value in asdict(self).items() if (name, value) not in later.items()}
 
     @property
     def scaling(self) -> float:
@@ -140,16 +147,3 @@ class TTTConfig:
         if self.loss != "auto":
             return self.loss
         return "ce" if self.labels == "context" else "kl"
-
-
-def _integer(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _real(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _require(name: str, value: Any, fine: bool, expected: str) -> None:
-    if not fine:
-        raise InputError(f"ttt.{name}", expected=expected, received=repr(value), hint=f"correct ttt.{name}")

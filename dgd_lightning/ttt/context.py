@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.draft.objective import sample_anchors
-from dgd_lightning.errors import InputError
+from dgd_lightning.errors import ContextError, InputError
 from dgd_lightning.pair import Pair
 from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.target.cache import PositionCache
@@ -74,7 +74,8 @@ def split_context(length: int, block_size: int, config: TTTConfig) -> Split:
         length: tokens of the context, before it is repeated.
 
     Raises:
-        InputError: the context does not hold a block to train on and the held-out span.
+        InputError: a window that holds no block.
+        ContextError: the context does not hold a block to train on and the held-out span.
     """
     if config.window is not None and config.window <= block_size:
         raise InputError(
@@ -87,7 +88,7 @@ def split_context(length: int, block_size: int, config: TTTConfig) -> Split:
     held_out = max(block_size, round(length * config.holdout)) if spanned else 0
     least = block_size + 1 + held_out
     if length < least:
-        raise InputError(
+        raise ContextError(
             "context_ids",
             expected=f"a context of at least {least} tokens: one, a block of {block_size}"
             + f", {held_out} held out" * (held_out > 0),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dgd_lightning.draft.attention import KeysValues
+from dgd_lightning.draft.attention import KeysValues, choose_attention
 from dgd_lightning.draft.lora import DraftLora, LoraLinear
 from dgd_lightning.draft.model import DFlashDraft, context_pieces, over_rows
 from dgd_lightning.draft.objective import block_ids, default_gamma
@@ -139,7 +139,7 @@ class AdaptProblem:
         self.target, self.draft, self.split, self.config, self.trained = pair.target, pair.draft, split, config, trained
         self.block_size = pair.draft.config.block_size
         self.gamma = config.decay_gamma or default_gamma(self.block_size)
-        self.attention: Literal["tiles", "flex"] = "flex" if read.features.is_cuda else "tiles"
+        self.attention = choose_attention(config.attention, read.features.device, "ttt.attention")
         self.device, self.has_validation_texts = read.ids.device, bool(held_out)
         fc = lora.layers.get("fc")
         keys_too = not set(config.modules) & {"fc", "k_proj", "v_proj"}

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dgd_lightning.decode.prefix_cache import PrefixCache
 from dgd_lightning.decode.random_source import row_seeds
-from dgd_lightning.errors import InputError
+from dgd_lightning.errors import ContextError
 from dgd_lightning.methods.autoregressive import autoregressive_generate
 from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.pair import Pair
@@ -107,7 +107,7 @@ def plan(pair: Pair, length: int, config: TTTConfig, *, enable_thinking: bool = 
         length: S.
 
     Raises:
-        InputError: the target has too few positions behind the context.
+        ContextError: the target has too few positions behind the context.
     """
     if config.steps == 0 or config.validation_texts + config.train_texts == 0:
         return None
@@ -117,7 +117,7 @@ def plan(pair: Pair, length: int, config: TTTConfig, *, enable_thinking: bool = 
     tokens = min(config.validation_tokens, (pair.target.max_positions - length - besides) // 2)
     if tokens < LEAD:
         most = pair.target.max_positions
-        raise InputError(
+        raise ContextError(
             "ttt.validation_texts",
             expected=f"a context that leaves {2 * LEAD + besides} of the target's {most} positions",
             received=f"{length} tokens",
@@ -155,7 +155,7 @@ def write_texts(
         on_text: called before questions are drawn, and before they are answered.
 
     Raises:
-        InputError: the target has nothing to say.
+        ContextError: the target has nothing to say.
     """
     draft = pair.draft
     assert draft is not None
@@ -290,7 +290,7 @@ def _choose(
                     answers.add(answer)
                 kept.append(text)
     if config.validation_texts and not chosen.held_out:
-        raise InputError(
+        raise ContextError(
             "ttt.validation_texts",
             expected=f"a target that writes {FEWEST_TOKENS} tokens behind the context, and not for a task's question",
             received=f"none in {TRIES * config.validation_texts} draws",

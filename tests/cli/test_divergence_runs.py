@@ -83,8 +83,9 @@ def test_rows_curves_and_tables(config: Config, dgd: Dgd, tiny_pair: TinyPair, t
     assert len(pictures) == 4 * len(ARMS)
     assert imread(io.BytesIO(events.Images(pictures[0])[-1].encoded_image_string)).ndim == 3
     assert "divergence_by_position" in tags["images"]
-    assert "Divergence of target and readout" in run.out
-    assert "β 0.5, 4 contexts" in run.out
+    kept = (run_of(tmp_path) / "summary.txt").read_text()
+    assert "Divergence of target and readout" in kept
+    assert "β 0.5, 4 contexts" in kept
     assert "case studies: " in run.out
     page = (run_of(tmp_path) / "case_studies.html").read_text()
     assert page.count("<section") == TASKS

@@ -56,7 +56,7 @@ def test_guided_arms_give_what_the_function_gives(
     assert tokens["draft"] != tokens["target"]
     assert tokens["noise"] != tokens["draft"]
     lens = next(iter(by_arm["lens"].values()))
-    assert (lens["beta"], lens["readout"]) == (-0.5, LENS)
+    assert (lens["settings"]["beta"], lens["settings"]["readout"]) == (-0.5, LENS)
     assert "beta" not in next(iter(by_arm["target"].values()))
 
 

@@ -101,7 +101,7 @@ def test_rows_of_joined_arms_are_those_of_arms_alone(
     group = joined[: 2 * len(ARMS)]
     first = [row["dgd"] for row in group if row["dgd"]["arm"] in TOGETHER[0]]
     assert {record["batch_tokens"] for record in first} == {sum(record["tokens"] - 1 for record in first)}
-    assert "11 arms were decoded together" in run.out
+    assert "11 arms were decoded together" in (folder_of(tmp_path, 1) / "summary.txt").read_text()
     check_equal(joined, alone, OTHERS)
 
 

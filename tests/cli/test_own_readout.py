@@ -50,5 +50,5 @@ def test_the_documented_readout_is_an_arm_and_exact(
             pair, [torch.tensor(row["prompt_ids"])], beta=0.2, readout=mean, max_new_tokens=12, speculative=False
         )
         assert row["output_ids"] == slow.tokens.tolist()
-        assert row["readout"] == {"class_path": "my_readouts.MeanLens", "init_args": {"read": [2, 4]}}
+        assert row["settings"]["readout"] == {"class_path": "my_readouts.MeanLens", "init_args": {"read": [2, 4]}}
     assert [row["output_ids"] for row in told["mean"]] != [row["output_ids"] for row in told["target"]]

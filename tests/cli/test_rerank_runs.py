@@ -91,6 +91,7 @@ def test_rerank_arms_give_what_the_function_gives(
     assert [r["dgd"]["answers"] for r in rows["best"]] != [r["dgd"]["answers"] for r in rows["by lens"]]
     assert rows["by lens"][0]["dgd"]["settings"]["candidates"] == 20  # the constraint
     assert "candidates" not in rows["best"][0]["dgd"]["settings"]
+    assert rows["best"][0]["dgd"]["blends"] is False
 
     for row in run_folder.read_predictions(folder_of(tmp_path)):
         record = row["dgd"]
@@ -99,7 +100,7 @@ def test_rerank_arms_give_what_the_function_gives(
             parts = [record[f"{part}_seconds"] for part in ("prefill", "decode", "rank")]
             assert record["seconds"] == pytest.approx(sum(parts))
             assert record["rank_seconds"] > 0
-    assert "Reranked arms" in run.out
+    assert "those of the chosen answers" in (folder_of(tmp_path) / "summary.txt").read_text()
     page = (folder_of(tmp_path) / "case_studies.html").read_text()
     assert page.count("<summary>3 answers, of which number ") == TASKS * 4
 

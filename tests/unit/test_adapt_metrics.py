@@ -13,26 +13,21 @@ import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.table import Table
 
-from dgd_lightning.callbacks.adapt_metrics import (
-    AdaptMetrics,
-    adaptation_table,
-    collect,
-    gain_of,
-    gain_table,
-    shared,
-    twin,
-)
+from dgd_lightning import run_folder
+from dgd_lightning.analysis.adaptation import Counts, collect, gain_of, summed, twin
+from dgd_lightning.callbacks.adapt_metrics import AdaptMetrics
 from dgd_lightning.callbacks.prediction_writer import PredictionWriter
 from dgd_lightning.methods.autoregressive import Autoregressive
 from dgd_lightning.methods.speculative import Speculative
 from dgd_lightning.metrics.paired import Verified
 from dgd_lightning.modules.arms import Arm
+from dgd_lightning.report.run_tables import adaptation_table, gain_table
+from dgd_lightning.summary import Summary
 
+DRAFTED = Speculative()
 PLAIN, ADAPTED, ONLINE = (
-    Arm("plain", Speculative()),
-    Arm("adapted", Speculative(), ttt=True),
-    Arm("online", Speculative(), online_every=16),
-)
+    Arm("plain", DRAFTED), Arm("adapted", DRAFTED, ttt=True), Arm("online", DRAFTED, online_every=16)
+)  # fmt: skip
 BEFORE = {"step": 0, "loss": 2.0, "tau": 2.0, "acceptance": [0.5, 0.25]}
 AFTER = {"step": 8, "loss": 1.0, "tau": 3.0, "acceptance": [0.75, 0.5]}
 KEPT = {"kept": True, "held_out_before": BEFORE, "held_out_after": AFTER}
@@ -71,6 +66,10 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> Path:
     return folder
 
 
+def read(folder: Path) -> tuple[Counts, dict[str, Any]]:
+    return collect(run_folder.read_predictions(folder))
+
+
 def cells(table: Table) -> list[dict[str, str]]:
     """A table's rows, by column."""
     names = [str(column.header) for column in table.columns]
@@ -78,7 +77,7 @@ def cells(table: Table) -> list[dict[str, str]]:
     return [dict(zip(names, map(str, row), strict=True)) for row in zip(*columns, strict=True)]
 
 
-@pytest.mark.parametrize("adapting", [ADAPTED, ONLINE, Arm("both", Speculative(), ttt=True, online_every=16)])
+@pytest.mark.parametrize("adapting", [ADAPTED, ONLINE, Arm("both", DRAFTED, ttt=True, online_every=16)])
 def test_the_twin_of_an_adapting_arm_adapts_nothing(adapting: Arm) -> None:
     assert twin(adapting, [adapting, ONLINE, ADAPTED, PLAIN]) is PLAIN
 
@@ -89,11 +88,12 @@ def test_the_twin_of_an_adapting_arm_adapts_nothing(adapting: Arm) -> None:
         {"temperature": 0.5},
         {"temperature": 0.5, "top_k": 3},
         {"temperature": 0.5, "top_p": 0.9},
-        {"block_size": 4},
-        {"scheme": "exact_match"},
+        {"method": Speculative(block_size=4)},
+        {"method": Speculative(scheme="exact_match")},
     ],
 )
 def test_the_twin_differs_in_nothing_else(changes: dict[str, Any]) -> None:
+    changes = {"method": DRAFTED, **changes}
     adapting, its_own = Arm("new", ttt=True, **changes), Arm("old", **changes)
     others = [Arm("autoregressive", Autoregressive()), PLAIN, ADAPTED]
     assert twin(adapting, [*others, adapting]) is None
@@ -101,7 +101,7 @@ def test_the_twin_differs_in_nothing_else(changes: dict[str, Any]) -> None:
 
 
 def test_collect_pools_by_context(tmp_path: Path) -> None:
-    counts, records = collect(write(tmp_path, ROWS))
+    counts, records = read(write(tmp_path, ROWS))
     assert counts == {
         "plain": {"a": Verified(8, 3), "b": Verified(4, 2), "d": Verified(0, 0)},
         "adapted": {"a": Verified(8, 2), "b": Verified(4, 2), "d": Verified(0, 0)},
@@ -111,9 +111,10 @@ def test_collect_pools_by_context(tmp_path: Path) -> None:
 
 
 def test_gains_are_of_contexts_that_both_verified(tmp_path: Path) -> None:
-    counts, _ = collect(write(tmp_path, ROWS))
-    assert shared(counts, "plain", "adapted") == ["a", "b"]
-    (row,) = cells(gain_table({"adapted": ("plain", gain_of(counts, "plain", "adapted"))}))
+    counts, _ = read(write(tmp_path, ROWS))
+    gain = gain_of(counts, "plain", "adapted")
+    assert gain.contexts == ["a", "b"]
+    (row,) = cells(gain_table([gain]))
     assert row["contexts"] == "2"
     assert (row["arm"], row["against"]) == ("adapted", "plain")
     assert (row["τ before"], row["τ after"]) == ("2.40", "3.00")  # 12 / 5 and 12 / 4
@@ -124,29 +125,29 @@ def test_gains_are_of_contexts_that_both_verified(tmp_path: Path) -> None:
 
 
 def test_no_verification_at_all_is_a_dash(tmp_path: Path) -> None:
-    counts, records = collect(write(tmp_path, ROWS[-2:]))
+    counts, records = read(write(tmp_path, ROWS[-2:]))
     gain = gain_of(counts, "plain", "adapted")
-    assert gain.contexts == 0
-    assert math.isnan(gain.tau)
-    (row,) = cells(gain_table({"adapted": ("plain", gain)}))
+    assert gain.tau.contexts == 0
+    assert math.isnan(gain.tau.tau)
+    (row,) = cells(gain_table([gain]))
     assert row == {"arm": "adapted", "against": "plain", "contexts": "0"} | dict.fromkeys(
         ("τ before", "τ after", "Δτ", "gain", "median gain", "worst"), "–"
     )
-    (row,) = cells(adaptation_table(records))
+    (row,) = cells(adaptation_table(summed(records.values())))
     assert row["held-out loss"] == row["held-out τ"] == "–"
 
 
 def test_no_rows_at_all(tmp_path: Path) -> None:
-    counts, records = collect(tmp_path)
+    counts, records = read(tmp_path)
     assert not counts
     assert not records
-    assert gain_of(counts, "plain", "adapted").contexts == 0
+    assert gain_of(counts, "plain", "adapted").tau.contexts == 0
     assert not counts  # asking added nothing
 
 
 def test_adaptations_are_summed_up_without_those_that_failed(tmp_path: Path) -> None:
-    _, records = collect(write(tmp_path, ROWS))
-    (row,) = cells(adaptation_table(records))
+    _, records = read(write(tmp_path, ROWS))
+    (row,) = cells(adaptation_table(summed(records.values())))
     assert row == {
         "contexts": "3",
         "kept": "1",
@@ -161,8 +162,8 @@ def test_adaptations_are_summed_up_without_those_that_failed(tmp_path: Path) -> 
 
 
 def test_all_adaptations_failed(tmp_path: Path) -> None:
-    _, records = collect(write(tmp_path, [line("b", 0, "adapted", [1], FAILED)]))
-    (row,) = cells(adaptation_table(records))
+    _, records = read(write(tmp_path, [line("b", 0, "adapted", [1], FAILED)]))
+    (row,) = cells(adaptation_table(summed(records.values())))
     assert row == {"contexts": "1", "kept": "0", "failed": "1"} | dict.fromkeys(
         ("held-out loss", "held-out τ", "prefill s", "validation s", "fit s", "peak MiB"), "–"
     )
@@ -185,21 +186,23 @@ class Written:
         pass
 
 
-def predict_ended(folder: Path, arms: list[Arm]) -> tuple[list[Table], Written]:
+def predict_ended(folder: Path, arms: list[Arm]) -> tuple[Summary, Written]:
     """What the callback adds to a finished run."""
     logger, written = Mock(spec=TensorBoardLogger), Written()
     logger.experiment = written
     writer = PredictionWriter()
     writer.folder = folder
     trainer: Any = SimpleNamespace(callbacks=[writer], is_global_zero=True, logger=logger)
-    module: Any = SimpleNamespace(arms=arms, summary_tables=[])
+    module: Any = SimpleNamespace(arms=arms, summary=Summary())
     AdaptMetrics().on_predict_end(trainer, module)
-    return module.summary_tables, written
+    return module.summary, written
 
 
 def test_curves_of_a_run(tmp_path: Path) -> None:
-    tables, written = predict_ended(write(tmp_path, ROWS), [PLAIN, ADAPTED])
-    assert len(tables) == 2
+    summary, written = predict_ended(write(tmp_path, ROWS), [PLAIN, ADAPTED])
+    assert len(summary.details) == 2
+    (sentence,) = summary.sentences
+    assert "too few contexts to say what changed in adapted against plain (τ 2.40 → 3.00, +25.0% [" in sentence
     assert written.figures == ["adapted/tau_by_context", "ttt/held_out_acceptance"]
     assert written.scalars["adapted/tau_gain_worst"] == [(0.0, 2)]
     assert written.scalars["adapted/tau_gain_difference/value"] == [(pytest.approx(0.6), 2)]
@@ -211,14 +214,15 @@ def test_curves_of_a_run(tmp_path: Path) -> None:
 
 def test_an_arm_that_adapts_only_while_decoding_is_compared(tmp_path: Path) -> None:
     rows = [*ROWS[:3], line("a", 0, "online", [4, 4]), line("b", 0, "online", [3, 1])]
-    tables, written = predict_ended(write(tmp_path, rows), [ONLINE, PLAIN])
-    (row,) = cells(tables[0])
-    assert len(tables) == 1  # no adapter was made for a whole context
+    summary, written = predict_ended(write(tmp_path, rows), [ONLINE, PLAIN])
+    (row,) = cells(summary.details[0])
+    assert len(summary.details) == 1  # no adapter was made for a whole context
     assert (row["arm"], row["against"], row["contexts"]) == ("online", "plain", "2")
     assert "online/tau_gain_worst" in written.scalars
 
 
 def test_a_run_in_which_no_arm_adapts_gets_nothing(tmp_path: Path) -> None:
-    tables, written = predict_ended(write(tmp_path, ROWS[:3]), [PLAIN, Arm("other", Speculative(block_size=4))])
-    assert not tables
+    summary, written = predict_ended(write(tmp_path, ROWS[:3]), [PLAIN, Arm("other", Speculative(block_size=4))])
+    assert not summary.details
+    assert not summary.sentences
     assert not written.scalars

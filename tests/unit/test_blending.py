@@ -99,7 +99,7 @@ def test_formula(schedule: Schedule, space: Any) -> None:
 
 @pytest.mark.parametrize("knobs", [{}, {"temperature": 0.7}, {"temperature": 1.3, "top_p": 0.8}])
 def test_log_probs_give_the_law_of_logits(knobs: dict[str, Any]) -> None:
-    target, readout = some_logits(3), some_logits(4) + 11.0  # a constant per position says nothing
+    target, readout = some_logits(3), some_logits(4) + 11.0  # a constant per position changes nothing
     sampling = sampling_params(**({"temperature": 1.0} | knobs))
     distributions = [
         probabilities(mixed(Blend(-0.6, space), target, readout), sampling) for space in ("logits", "log_probs")

@@ -16,15 +16,16 @@ import torch
 from torch.utils.data import DataLoader
 
 from dgd_lightning import run_folder
-from dgd_lightning.callbacks.arm_stats import ArmStats, collect, speed_up
+from dgd_lightning.analysis.arms import ArmStats, collect, speed_up
 from dgd_lightning.callbacks.clbench_scorer import CLBenchScorer
-from dgd_lightning.callbacks.curve import acceptance_figure, bar_line
-from dgd_lightning.callbacks.decode_metrics import histogram_tables, notes, summary_table
 from dgd_lightning.callbacks.fit_progress import FitProgress
 from dgd_lightning.callbacks.prediction_writer import PredictionWriter
 from dgd_lightning.callbacks.provenance import Provenance, git_state
 from dgd_lightning.errors import InputError
 from dgd_lightning.jsonl import JsonLines
+from dgd_lightning.report.figures import acceptance_figure
+from dgd_lightning.report.run_tables import bar_line, decoding_table, histogram_tables, notes
+from dgd_lightning.summary import Summary
 
 
 def line(idx: str, arm: str = "a", **more: Any) -> dict[str, Any]:
@@ -154,13 +155,17 @@ def test_git_state_of_a_package_that_the_repository_does_not_track(tmp_path: Pat
 
 def decoded(idx: str, arm: str, lengths: list[int], seconds: float, batch_tokens: int, **more: Any) -> dict[str, Any]:
     record = {
-        "method": {"class_path": "Speculative", "init_args": {"block_size": 4}},
+        "baseline": False,
+        "lossless": True,
+        "blends": False,
         "temperature": 0.0,
         "top_k": None,
         "top_p": None,
+        "block_size": 4,
         "acceptance_lengths": lengths,
         "verified_lengths": lengths,
         "tokens": sum(lengths) + 1,
+        "decoded_tokens": sum(lengths),
         "batch_tokens": batch_tokens,
         "decode_seconds": seconds,
         **more,
@@ -170,7 +175,7 @@ def decoded(idx: str, arm: str, lengths: list[int], seconds: float, batch_tokens
 
 def test_speed_up_counts_common_tasks_and_shares_a_groups_seconds() -> None:
     stats: dict[str, ArmStats] = {}
-    plain: dict[str, Any] = {"method": {"class_path": "Autoregressive", "init_args": {"block_size": None}}}
+    plain: dict[str, Any] = {"baseline": True, "block_size": None}
     for row in (
         decoded("1", "ar", [1] * 6, 2.0, 8, **plain),  # one group of two rows: 8 tokens in 2 s
         decoded("2", "ar", [1] * 2, 2.0, 8, **plain),
@@ -193,14 +198,14 @@ def test_speed_up_counts_common_tasks_and_shares_a_groups_seconds() -> None:
     assert stats["dflash"].tau == pytest.approx((9 / 4, (3 + 2 + 1) / 3))
     assert stats["dflash"].histogram.tolist() == [0, 1, 1, 2, 0]
     assert (stats["dflash"].tasks, stats["dflash"].skipped) == (3, 1)
-    assert summary_table(stats, 4).row_count == 5
+    assert decoding_table(stats, 4).row_count == 5
     assert acceptance_figure([stats["dflash"]]).axes[0].lines
 
 
 def test_arms_that_shared_a_batch_have_no_speed_of_their_own() -> None:
     stats: dict[str, ArmStats] = {}
-    plain: dict[str, Any] = {"method": {"class_path": "Autoregressive", "init_args": {"block_size": None}}}
-    guided: dict[str, Any] = {"method": {"class_path": "Guided", "init_args": {"candidates": 50}}}  # a constraint
+    plain: dict[str, Any] = {"baseline": True, "block_size": None}
+    guided: dict[str, Any] = {"lossless": False, "blends": True}
     for row in (
         decoded("1", "ar", [1] * 6, 3.0, 6, **plain),
         decoded("1", "a", [3, 3], 0.5, 10, joined_with=["b"], **guided),  # 10 tokens in 0.5 s, of both arms
@@ -214,7 +219,7 @@ def test_arms_that_shared_a_batch_have_no_speed_of_their_own() -> None:
     assert stats["a"].tau.micro == pytest.approx(10 / 3)
     assert stats["alone"].tokens_per_second == pytest.approx(12)
     assert speed_up(stats["alone"], stats) == pytest.approx(6)
-    columns = {str(column.header): list(column.cells) for column in summary_table(stats, 2).columns}
+    columns = {str(column.header): list(column.cells) for column in decoding_table(stats, 2).columns}
     assert columns["tokens/s"] == ["2.0", "–", "–", "12.0"]
     assert columns["speed-up"] == ["1.00×", "–", "–", "6.00×"]
     (note,) = notes(stats)
@@ -222,20 +227,20 @@ def test_arms_that_shared_a_batch_have_no_speed_of_their_own() -> None:
     assert notes({"ar": stats["ar"], "alone": stats["alone"]}) == []
 
 
-def test_a_reranked_answer_costs_all_its_candidates_and_their_ranking() -> None:
+def test_a_chosen_answer_costs_all_answers_and_the_choice() -> None:
     stats: dict[str, ArmStats] = {}
-    candidates = [{"tokens": 7}, {"tokens": 5}, {"tokens": 3}]  # the first of each comes with the prefill
+    answers = [{"tokens": 7}, {"tokens": 5}, {"tokens": 3}]  # the first of each comes with the prefill
     for row in (
-        decoded("1", "ar", [1] * 4, 1.0, 4, method="autoregressive", block_size=None),
-        # Its batch committed 24 tokens in 4 s: 12 for this row's candidates, 12 for another's.
-        decoded("1", "best", [2, 2], 4.0, 24, method="rerank", candidates=candidates, chosen=1, rank_seconds=0.5),
+        decoded("1", "ar", [1] * 4, 1.0, 4, baseline=True, block_size=None),
+        # Its batch committed 24 tokens in 4 s: 12 for this row's answers, 12 for another's.
+        decoded("1", "best", [2, 2], 4.0, 24, decoded_tokens=12, answers=answers, chosen=1, rank_seconds=0.5),
     ):
         collect(stats, row)
     assert stats["best"].tokens_per_second == pytest.approx(4 / (2 + 0.5))
     assert speed_up(stats["best"], stats) == pytest.approx(4 / 2.5 / 4)
     assert (stats["best"].tokens, stats["best"].tau.micro) == (5, 2)
     (note,) = notes(stats)
-    assert "the time of all candidates" in str(note)
+    assert "best: τ and tokens are those of the chosen answers; tokens/s counts the time of all" in str(note)
 
 
 def test_bar_line() -> None:
@@ -244,9 +249,9 @@ def test_bar_line() -> None:
 
 def test_speed_up_does_not_depend_on_the_order_of_rows() -> None:
     rows = [
-        decoded(str(i), arm, [1 + i % 3] * i, 1.0 + i * (arm == "ar"), 3 * i, method=method)
+        decoded(str(i), arm, [1 + i % 3] * i, 1.0 + i * (arm == "ar"), 3 * i, baseline=arm == "ar")
         for i in range(1, 8)
-        for arm, method in (("ar", "autoregressive"), ("dflash", "speculative"))
+        for arm in ("ar", "dflash")
         if (i, arm) not in ((2, "ar"), (5, "dflash"))
     ]
     ratios = set()
@@ -287,10 +292,11 @@ def test_scorer_leaves_rows_that_it_cannot_grade(tmp_path: Path) -> None:
     writer = PredictionWriter()
     writer.folder = tmp_path
     trainer = SimpleNamespace(callbacks=[writer], is_global_zero=True, logger=None)
-    module = SimpleNamespace(summary_tables=[])
+    module = SimpleNamespace(summary=Summary())
     CLBenchScorer().on_predict_end(trainer, module)  # type: ignore[arg-type]
-    table, note = module.summary_tables
-    assert str(note).startswith("6 answers need a judge")
+    (table,), (pointer,) = module.summary.details, module.summary.pointers
+    assert pointer.startswith("6 answers need a judge")
+    assert module.summary.cells == {"a": {"solved": "100.0%"}}
     assert [list(column.cells) for column in table.columns] == [["a"], ["100.0% [3, 100]\n1/1"], ["100.0%\n1/1"]]
 
 

@@ -8,19 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dgd_lightning.callbacks.diagnosis import ALL, Diagnosis, diagnose, summary
-from dgd_lightning.callbacks.diagnostic_figures import figures
+from dgd_lightning.analysis.diagnosis import ALL, Diagnosis, diagnose, summary
+from dgd_lightning.metrics.clustered import Difference, clustered_mean
 from dgd_lightning.metrics.diagnosis import (
     Reader,
     Wins,
     bucket_names,
     bucket_of,
-    clustered_mean,
-    standing,
+    placement,
     verdict,
     wins,
 )
-from dgd_lightning.metrics.paired import Difference
+from dgd_lightning.report.diagnostic_figures import figures
 
 NAN = float("nan")
 EDGES = [0.5, 0.9]
@@ -36,14 +35,14 @@ def test_an_edge_belongs_to_the_bucket_above() -> None:
     assert bucket_names([0.125]) == ["below 12.5%", "12.5% and more"]
 
 
-def test_standing_leaves_out_what_was_not_read() -> None:
-    found = standing(reader([1, NAN, 4, 1.5, 1], [0.5, 0.9, 0.1, 0.3, 0.1]))
+def test_placement_leaves_out_what_was_not_read() -> None:
+    found = placement(reader([1, NAN, 4, 1.5, 1], [0.5, 0.9, 0.1, 0.3, 0.1]))
     assert found.tokens == 4
-    assert found.first_choice == 0.5  # a tie for the first place is none
+    assert found.top_1 == 0.5  # a tie for the first place is none
     assert found.median_rank == 1.25
     assert found.mean_rank == pytest.approx(6 ** (1 / 4))
     assert found.probability == pytest.approx(0.25)
-    assert standing(reader([NAN])).tokens == 0
+    assert placement(reader([NAN])).tokens == 0
 
 
 def test_wins_are_counted_on_shared_tokens() -> None:
@@ -55,6 +54,12 @@ def test_wins_are_counted_on_shared_tokens() -> None:
     by_probability = wins(ours, theirs, context, by="probability")
     assert (by_probability.tokens, by_probability.better, by_probability.worse) == (5, 0.2, 0.2)
     assert wins(reader([NAN]), reader([1]), np.array([0])).tokens == 0
+
+
+def pooled(values: np.ndarray, clusters: np.ndarray) -> Difference:
+    """The mean of all values, resampled by cluster."""
+    number = clusters.astype(int)
+    return clustered_mean(np.bincount(number, weights=values), np.bincount(number))
 
 
 def resampled(values: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
@@ -72,7 +77,7 @@ def test_intervals_are_those_of_resampled_contexts() -> None:
     rng = np.random.default_rng(3)
     clusters = np.repeat(np.arange(12), rng.integers(1, 30, size=12))
     values = rng.choice([-1.0, 0.0, 1.0], size=len(clusters)) + 0.5 * rng.standard_normal(12)[clusters]
-    found, expected = clustered_mean(values, clusters), resampled(values, clusters)
+    found, expected = pooled(values, clusters), resampled(values, clusters)
     assert found.value == pytest.approx(values.mean())
     assert found.low == pytest.approx(expected[0], abs=0.03)  # two Monte Carlo quantiles of a width of about 0.6
     assert found.high == pytest.approx(expected[1], abs=0.03)
@@ -82,10 +87,10 @@ def test_repeating_a_context_tells_nothing_new() -> None:
     """Ten copies of every token leave the interval where it is; taken for independent, it would shrink threefold."""
     rng = np.random.default_rng(4)
     values, clusters = rng.choice([-1.0, 1.0], size=20), np.arange(20)
-    once, often = clustered_mean(values, clusters), clustered_mean(np.repeat(values, 10), np.repeat(clusters, 10))
+    once, often = pooled(values, clusters), pooled(np.repeat(values, 10), np.repeat(clusters, 10))
     assert often == pytest.approx(once)
     assert once.high - once.low > 0.5
-    assert np.isnan(clustered_mean(values, np.zeros(20)).low)  # one context: no interval
+    assert np.isnan(pooled(values, np.zeros(20)).low)  # one context: no interval
 
 
 def won(net: Difference, tokens: int = 100, contexts: int = 10) -> Wins:
@@ -159,8 +164,8 @@ def test_a_planted_draft_is_found_out(draft: str) -> None:
     assert found.cells[ALL]["draft"].rank == cell.rank._replace(
         tokens=120, better=cell.rank.better / 2, worse=cell.rank.worse / 2, net=found.cells[ALL]["draft"].rank.net
     )
-    assert found.cells["50–90%"]["draft"].standing.tokens == 0
-    assert found.unsure["slot 2"].standing.tokens == 48  # nothing of an answer's first token
+    assert found.cells["50–90%"]["draft"].placement.tokens == 0
+    assert found.unsure["slot 2"].placement.tokens == 48  # nothing of an answer's first token
     mine = found.unsure["mine"].draft
     assert mine is not None
     assert mine.net.value == 1.0
@@ -186,7 +191,7 @@ def test_summary_is_json_and_every_picture_is_drawn() -> None:
     found: Diagnosis = diagnose(rows("knows", ttt=True), EDGES, ["mine"])
     told = json.loads(json.dumps(summary(found), allow_nan=False))
     assert told["buckets"]["below 50%"]["draft"]["rank"]["net"]["value"] == 1.0
-    assert told["buckets"]["50–90%"]["draft"]["standing"]["mean_rank"] is None
+    assert told["buckets"]["50–90%"]["draft"]["placement"]["mean_rank"] is None
     assert told["verdicts"][0]["go"] is True
     made = figures(found)
     assert sorted(made) == ["confidence", "depth", "further", "ranks", "slots"]

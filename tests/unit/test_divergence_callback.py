@@ -1,21 +1,24 @@
-"""What `DivergenceMetrics` makes of rows: means by class, position and context, histograms, tables, pictures."""
+"""What divergence records come to: means by class, position and context, histograms, tables, pictures."""
 
 from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from dgd_lightning.callbacks.divergence import DivergenceMetrics, class_table, divergence_tables
-from dgd_lightning.callbacks.divergence_stats import COLUMNS, EDGES, RANKS, ArmDivergence, collect
-from dgd_lightning.callbacks.divergence_views import LINES, WIDTH, position_figure, text_image
+from dgd_lightning.analysis.divergence import COLUMNS, EDGES, RANKS, ArmDivergence, collect
+from dgd_lightning.callbacks.divergence import DivergenceMetrics
 from dgd_lightning.callbacks.prediction_writer import PredictionWriter
 from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.divergence import TokenDivergence, token_class
+from dgd_lightning.report.figures import position_figure
+from dgd_lightning.report.run_tables import class_table, divergence_tables
+from dgd_lightning.report.token_image import LINES, WIDTH, text_image
 
 WORDS = ["The", " cat", " 7", ".", "\n", "<|im_end|>", ""]
 SAME = 1e-9  # fp64, sums over some tens of tokens
@@ -163,11 +166,13 @@ def trainer_of(*callbacks: Any) -> Any:
     return SimpleNamespace(callbacks=list(callbacks), log_dir="x", is_global_zero=True)
 
 
-def test_mistakes_are_named() -> None:
+def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^DivergenceMetrics\.positions: "):
         DivergenceMetrics(positions=0)
     callback = DivergenceMetrics()
     with pytest.raises(InputError, match=r"^trainer\.callbacks: expected PredictionWriter before DivergenceMetrics"):
         callback.setup(trainer_of(callback), SimpleNamespace(divergence=object()), "predict")  # type: ignore[arg-type]
+    writer = PredictionWriter()
+    writer.folder = tmp_path
     with pytest.raises(InputError, match=r"^model\.divergence: "):
-        callback.setup(trainer_of(PredictionWriter(), callback), SimpleNamespace(divergence=None), "predict")  # type: ignore[arg-type]
+        callback.setup(trainer_of(writer, callback), SimpleNamespace(divergence=None), "predict")  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from torch.nn.attention.flex_attention import create_block_mask, create_mask, fl
 
 from dgd_lightning.draft import attention as network
 from dgd_lightning.draft import tiles
-from dgd_lightning.draft.attention import Attention, attend, attend_in_groups, groups_of
+from dgd_lightning.draft.attention import Attention, attend, attend_in_groups, choose_attention, groups_of
 from dgd_lightning.draft.masks import multi_anchor_mask, multi_anchor_mask_mod, single_block_mask
 from dgd_lightning.errors import InputError
 
@@ -125,6 +125,22 @@ def test_flex_off_cuda_is_refused() -> None:
         InputError, match="attention: expected 'sdpa', 'tiles', or 'flex' on a CUDA device, received 'flex' on cpu"
     ):
         pair.draft.multi_anchor(features, embeddings, torch.tensor([[3]]), attention="flex")
+
+
+def test_attention_is_chosen_by_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(network, "has_triton", lambda: True)
+    for kind, expected in (("cuda", "flex"), ("cpu", "tiles"), ("mps", "sdpa")):
+        assert choose_attention("auto", torch.device(kind)) == expected
+    assert choose_attention("sdpa", cuda) == "sdpa"
+    monkeypatch.setattr(network, "has_triton", lambda: False)
+    with pytest.warns(UserWarning, match="needs Triton"):
+        assert choose_attention("auto", cuda) == "sdpa"
+    assert choose_attention("flex", cuda) == "flex"  # whoever asks for it gets its own error
+    with pytest.raises(InputError, match=r"ttt.attention: expected .* received 'flex' on cpu"):
+        choose_attention("flex", torch.device("cpu"), "ttt.attention")
+    with pytest.raises(InputError, match=r"received 'flax'.*did you mean flex\?"):
+        choose_attention("flax", cuda)  # type: ignore[arg-type]
 
 
 @pytest.mark.gpu

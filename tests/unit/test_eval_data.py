@@ -71,7 +71,7 @@ def test_a_subset_has_its_share_of_every_category_in_whole_contexts(tmp_path: Pa
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.5, float("nan"), True])
 def test_a_share_that_is_none_is_told(share: Any) -> None:
-    with pytest.raises(InputError, match=r"data\.subset\.share: expected a number above 0, at most 1"):
+    with pytest.raises(InputError, match=r"data\.subset\.share: expected a finite number above 0 and at most 1"):
         Subset(share)
 
 
@@ -102,7 +102,7 @@ def test_contexts_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     data = ContextsData("tencent/CL-bench", revision="main", category=["A", "C"])
     assert {task.row["metadata"]["context_category"] for task in data.tasks} == {"A", "C"}
     assert data.is_clbench
-    options = {"name": None, "split": "train", "revision": "main", "streaming": False, "limit": None}
+    options = {"split": "train", "revision": "main"}
     assert asked == [("tencent/CL-bench", options)]
     with pytest.raises(InputError, match=r"data\.path: expected an existing file"):
         _ = ContextsData("folder/none.jsonl").tasks  # a file that is not there is none of the Hub's

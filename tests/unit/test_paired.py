@@ -9,8 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from dgd_lightning.metrics import paired
-from dgd_lightning.metrics.paired import CONFIDENCE, RESAMPLES, Difference, Verified, tau_gain
+from dgd_lightning.metrics import clustered
+from dgd_lightning.metrics.clustered import CONFIDENCE, RESAMPLES, Difference
+from dgd_lightning.metrics.paired import Verified, tau_gain
 
 # Two bootstraps with other draws differ in an end by √2 standard errors of a 2.5% quantile over 9,999 draws:
 # √2 · √(0.025 · 0.975 / 9999) / φ(1.96) = 0.038 standard deviations, 1% of the interval's width of 3.92. Four of them.
@@ -138,15 +139,15 @@ def test_the_seed_decides_the_draws() -> None:
 def test_the_batch_decides_nothing(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
     pairs = random_pairs(11)
     found = tau_gain(pairs, seed=3)
-    monkeypatch.setattr(paired, "BATCH", batch)
+    monkeypatch.setattr(clustered, "BATCH", batch)
     assert tau_gain(pairs, seed=3) == found
 
 
 def test_memory_is_that_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 500 contexts; the twin holds every resample at once."""
     pairs, peaks = random_pairs(500), []
-    for batch in (paired.BATCH, RESAMPLES):
-        monkeypatch.setattr(paired, "BATCH", batch)
+    for batch in (clustered.BATCH, RESAMPLES):
+        monkeypatch.setattr(clustered, "BATCH", batch)
         tracemalloc.start()
         tau_gain(pairs)
         peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)

@@ -15,9 +15,10 @@ import pytest
 
 from dgd_lightning.commands.report import main
 from dgd_lightning.errors import InputError
-from dgd_lightning.metrics.paired import Difference
+from dgd_lightning.metrics.clustered import Difference
 from dgd_lightning.report.pictures import Line, intervals
 from dgd_lightning.report.runs import read_runs, study
+from dgd_lightning.report.solve_rates import p_value
 from dgd_lightning.report.text import visible
 from dgd_lightning.report.verdict import verdict
 from dgd_lightning.scoring.graded import Graded, Versus
@@ -152,7 +153,7 @@ def test_a_run_has_its_comparisons_verdict_and_pictures(tmp_path: Path, capsys: 
 
 def told(comparison: dict[str, Any]) -> str:
     value, low, high = (100 * comparison["difference"][name] for name in ("value", "low", "high"))
-    return f"{value:+.1f} points [{low:+.1f}, {high:+.1f}]"
+    return f"{value:+.1f} points [{low:+.1f}, {high:+.1f}], Holm p {p_value(comparison['p_holm'])}"
 
 
 def test_runs_stand_side_by_side_and_against_an_arm(tmp_path: Path) -> None:
@@ -256,17 +257,27 @@ def compared(value: float, *, holm: float, arm: str = "guided", base: str = "pla
 def test_verdicts_in_words() -> None:
     noise = {"base": "noise", "control": True}
     assert verdict([compared(-0.029, holm=1.0)], []) == [
-        "guided against plain: no difference found (-2.9 points [-4.9, -0.9]); "
+        "guided against plain: no difference found (-2.9 points [-4.9, -0.9], Holm p 1.000); "
         "differences below 8.4 points would be missed."
     ]
     assert verdict([compared(0.0, holm=1.0)], []) == ["guided against plain: no task differs."]
     pairs = [Pair(str(context), *scores) for context in range(10) for scores in ((0.0, 1.0), (1.0, 0.0))]
     level = Compared(Versus("guided", "plain", False), compare(pairs), 1.0)  # one risen, one fallen in every context
-    assert verdict([level], []) == ["guided against plain: no difference found (+0.0 points)."]
-    assert verdict([compared(-0.05, holm=0.04)], []) == ["guided against plain: worse (-5.0 points [-7.0, -3.0])."]
-    assert verdict([compared(0.05, holm=0.05)], []) == ["guided against plain: better (+5.0 points [+3.0, +7.0])."]
+    assert verdict([level], []) == ["guided against plain: no difference found (+0.0 points, Holm p 1.000)."]
+    assert verdict([compared(-0.05, holm=0.04)], []) == [
+        "guided against plain: worse (-5.0 points [-7.0, -3.0], Holm p 0.040)."
+    ]
+    assert verdict([compared(0.05, holm=0.05)], []) == [
+        "guided against plain: better (+5.0 points [+3.0, +7.0], Holm p 0.050)."
+    ]
+    (lonely,) = verdict([compared(0.05, holm=0.05)], [], ["guided"])
+    assert lonely.endswith(
+        "Holm p 0.050); it has no null control here, so what helps need not be what the readout knows."
+    )
     (beaten,) = verdict([compared(0.05, holm=0.01), compared(0.04, holm=0.02, **noise)], [])
-    assert "better (+5.0 points [+3.0, +7.0]), and better than its null control noise (+4.0 points" in beaten
+    assert (
+        "better (+5.0 points [+3.0, +7.0], Holm p 0.010), and better than its null control noise (+4.0 points" in beaten
+    )
     for value, p in ((0.04, 0.06), (-0.04, 0.01), (0.0, 1.0)):
         (level,) = verdict([compared(0.05, holm=0.01), compared(value, holm=p, **noise)], [])
         assert "but not shown to be better than its null control noise" in level

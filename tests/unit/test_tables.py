@@ -8,9 +8,11 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from dgd_lightning.callbacks.adapt_metrics import gain_table
-from dgd_lightning.metrics.paired import Difference, TauGain
+from dgd_lightning.analysis.adaptation import Gain
+from dgd_lightning.metrics.clustered import Difference
+from dgd_lightning.metrics.paired import TauGain
 from dgd_lightning.report.print_tables import fitting, print_tables
+from dgd_lightning.report.run_tables import gain_table
 
 
 def gains(arms: int) -> Table:
@@ -23,7 +25,7 @@ def gains(arms: int) -> Table:
         median=Difference(0.213, 0.0, 0.281),
         worst=-0.104,
     )
-    return gain_table({f"speculative+ttt {arm}": ("speculative", gain) for arm in range(arms)})
+    return gain_table([Gain(f"speculative+ttt {arm}", "speculative", gain, []) for arm in range(arms)])
 
 
 def printed(table: Table, width: int) -> str:

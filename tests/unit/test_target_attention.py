@@ -1,4 +1,4 @@
-"""Attention with folded query groups: transformers' own numbers, no copied keys, and its name told to nobody."""
+"""Attention with folded query groups: transformers' own numbers, no copied keys, and its name saved nowhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""load_target: what loads, what is refused by name, and every way a checkpoint can be absent or broken."""
+"""load_target: what loads, what is refused by name, and all that can be absent or broken in a checkpoint."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_stop_tokens_are_those_of_generate(tmp_path: Path) -> None:
     ids = torch.tensor([[5, 6]])
     output = target.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, pad_token_id=0)
     assert output.shape[1] == 42
-    (tmp_path / "generation_config.json").unlink()  # without one transformers fills it with what config.json says
+    (tmp_path / "generation_config.json").unlink()  # without one transformers fills it from config.json
     assert load_target(tmp_path, device="cpu").stop_token_ids == ()
     (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": 5}))
     assert load_target(tmp_path, device="cpu").stop_token_ids == (5,)
@@ -213,13 +213,13 @@ def test_placements_that_stay() -> None:
     ],
     ids=lambda c: next(iter(c)),
 )
-def test_what_generate_would_apply_is_told(setting: dict[str, Any], neutral: dict[str, Any], folder: Path) -> None:
+def test_what_generate_would_apply_is_warned_of(setting: dict[str, Any], neutral: dict[str, Any], folder: Path) -> None:
     (name, value), file = next(iter(setting.items())), folder / "generation_config.json"
     given = json.loads(file.read_text())
     file.write_text(json.dumps(given | setting))
-    with pytest.warns(UserWarning, match="generation config asks for") as told:
+    with pytest.warns(UserWarning, match="generation config asks for") as caught:
         load_target(folder, device="cpu")
-    (ours,) = [str(w.message) for w in told if "generation config" in str(w.message)]
+    (ours,) = [str(w.message) for w in caught if "generation config" in str(w.message)]
     assert f"{name} = {value}" in ours
     file.write_text(json.dumps(given | neutral))
     with warnings.catch_warnings():

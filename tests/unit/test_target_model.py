@@ -74,9 +74,9 @@ def test_rows_advance_by_different_amounts(target: Target) -> None:
 
 
 def test_a_step_answers_where_ids_go_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under a device_map the last layer may stand on another GPU than the embedding; all that comes out is moved."""
+    """Under a device_map the last layer may be on another GPU than the embedding; all that comes out is moved."""
     target = make_target()
-    elsewhere = torch.device("meta")  # stands for the embedding's device: the layers are on another
+    elsewhere = torch.device("meta")  # in place of the embedding's device: the layers are on another
     monkeypatch.setattr(Target, "device", property(lambda self: elsewhere))
     step = target.step(prompts(1, 3), torch.arange(3)[None], target.new_cache(1, 3), max_length=3, layer_ids=(2,))
     assert step.logits is not None
@@ -92,7 +92,7 @@ def test_a_head_that_accelerate_moves_is_left_to_it() -> None:
     wanted = target.lm_head(hidden)
     head = target.model.get_output_embeddings()
     add_hook_to_module(head, AlignDevicesHook(execution_device="cpu", offload=True))
-    assert head.weight.is_meta  # where it stands says nothing of where it computes
+    assert head.weight.is_meta  # it computes elsewhere
     assert torch.equal(target.lm_head(hidden), wanted)
 
 

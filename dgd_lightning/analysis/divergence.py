@@ -1,4 +1,4 @@
-"""Per-arm sums behind the divergence numbers; made of prediction rows alone."""
+"""How far target and readout differ: per-arm sums behind the divergence numbers; made of prediction rows alone."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.data.tasks import context_of
-from dgd_lightning.metrics.clustered import clustered_mean
+from dgd_lightning.metrics.clustered import Difference, clustered_mean
 from dgd_lightning.metrics.divergence import GroupedMeans, TokenClass, TokenDivergence, token_class
-from dgd_lightning.metrics.paired import Difference
 from dgd_lightning.types import Task
 
 CLASSES: tuple[str, ...] = get_args(TokenClass)
-# What is averaged over tokens: all that a row tells, the gap of the entropies, and ranks by their logarithms.
+# What is averaged over tokens: all that a row holds, the gap of the entropies, and ranks by their logarithms.
 NUMBERS = (*(name for name in TokenDivergence._fields if not name.endswith("_rank")), "entropy_gap")
 RANKS = ("target_rank", "readout_rank")
 COLUMNS = (*NUMBERS, *RANKS)
@@ -76,10 +75,8 @@ class ArmDivergence:
 
     def interval(self, name: str) -> Difference:
         """The mean of a number, with a 95% interval over contexts."""
-        at = COLUMNS.index(name)
-        found = clustered_mean(
-            [float(sums[at]) for sums, _ in self.contexts.values()], [tokens for _, tokens in self.contexts.values()]
-        )
+        at, contexts = COLUMNS.index(name), self.contexts.values()
+        found = clustered_mean([float(sums[at]) for sums, _ in contexts], [tokens for _, tokens in contexts])
         return Difference(*map(math.exp, found)) if name in RANKS else found
 
     def by_context(self) -> dict[str, dict[str, float]]:
@@ -90,6 +87,11 @@ class ArmDivergence:
         """Means of every class of which there is a token."""
         found = zip(CLASSES, self.classes.counts.tolist(), self.classes.compute(), strict=True)
         return {name: named(means) for name, count, means in found if count}
+
+    def by_position(self) -> dict[int, dict[str, float]]:
+        """Means of every position that has a token, the group of all later ones left out."""
+        found = zip(self.positions.counts.tolist()[:-1], self.positions.compute(), strict=False)
+        return {position: named(means) for position, (count, means) in enumerate(found) if count}
 
     def samples(self, name: str) -> np.ndarray:
         """Every token's number, as the middle of its histogram's bin."""
@@ -118,6 +120,5 @@ def collect(stats: dict[str, ArmDivergence], row: dict[str, Any], positions: int
     """Adds a row to its arm's stats, which are made where they are missing; rows without a record add nothing."""
     record, name = row["dgd"].get("divergence"), row["dgd"]["arm"]
     if record:
-        stats.setdefault(name, ArmDivergence(name, positions)).add(
-            context_of(Task(row["idx"], None, None, row)), record
-        )
+        context = context_of(Task(row["idx"], None, None, row))
+        stats.setdefault(name, ArmDivergence(name, positions)).add(context, record)

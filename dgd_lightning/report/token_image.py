@@ -1,4 +1,4 @@
-"""Divergence as pictures for TensorBoard: curves by position, and a text whose tokens are coloured."""
+"""An answer as a picture for TensorBoard: its tokens coloured by how far target and readout differ."""
 
 from __future__ import annotations
 
@@ -8,32 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from dgd_lightning.callbacks.divergence_stats import COLUMNS, ArmDivergence
 from dgd_lightning.report.text import visible
 
-LEAST = 2  # answers that a point of a curve needs
 WIDTH, LINES = 64, 60  # characters of the coloured text: TensorBoard shows pictures small
 FONT_SIZE = 15
-
-
-def position_figure(arms: Iterable[ArmDivergence]) -> Any:
-    """A matplotlib figure: mean JS and share of changed tokens by position, a line per arm."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # without pyplot: no global state, no display
-
-    figure = Figure(figsize=(8, 5.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    shown = (("js", "JS(target, readout), nats"), ("argmax_changed", "share changed"))
-    for axes, (name, label) in zip(figure.subplots(2, sharex=True), shown, strict=True):
-        for arm in arms:
-            counts = arm.positions.counts[:-1].numpy()  # the last group holds all later positions
-            means = arm.positions.compute()[:-1, COLUMNS.index(name)].numpy()
-            axes.plot(np.where(counts >= LEAST, means, np.nan), label=arm.name, linewidth=1)
-        axes.set_ylabel(label)
-        axes.set_ylim(bottom=0)
-    axes.set_xlabel(f"tokens generated before (points of at least {LEAST} answers)")
-    figure.axes[0].legend(fontsize="small")
-    return figure
 
 
 def text_image(title: str, record: dict[str, Any]) -> np.ndarray:
@@ -67,7 +45,7 @@ def text_image(title: str, record: dict[str, Any]) -> np.ndarray:
 
 
 def _places(tokens: list[str]) -> Iterable[tuple[int, str, int, int]]:
-    """Where every character of the text stands, broken into lines; the rest of a long text is left out."""
+    """The place of every character, the text broken into lines; the rest of a long text is left out."""
     column = row = 0
     for token, text in enumerate(tokens):
         for character in visible(text).replace("\t", "    "):

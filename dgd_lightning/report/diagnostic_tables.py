@@ -1,12 +1,15 @@
-"""The tables of a diagnostic, for readers who have not seen its code."""
+"""What a diagnostic prints: legend, tables and verdict, for readers who have not seen its code."""
 
 from __future__ import annotations
 
-from rich.table import Table
+from typing import Any
 
-from dgd_lightning.callbacks.diagnosis import ALL, MAIN, Cell, Diagnosis
-from dgd_lightning.metrics.diagnosis import Wins, interval
-from dgd_lightning.modules.diagnostic import ADAPTED, DRAFT, RANDOM, SHUFFLED, TARGET
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from dgd_lightning.analysis.diagnosis import ALL, MAIN, Cell, Diagnosis
+from dgd_lightning.metrics.diagnosis import ADAPTED, DRAFT, PERCENT, RANDOM, SHUFFLED, TARGET, Wins
 
 LEGEND = """\
 Every reader is shown the prompt and the gold answer up to a token, and must place the token that comes next.
@@ -19,11 +22,33 @@ distribution gives the right token more than the target does, without knowing an
 the line of random features shows: the same draft, fed with noise."""
 
 
+def report(found: Diagnosis) -> Group:
+    """Legend, tables and verdict."""
+    unsure = found.buckets[0]
+    what = [f"{found.tasks} gold answers of {found.contexts} contexts, {len(found.bucket):,} tokens"]
+    if found.kept is not None:
+        what.append(f"adapters kept for {found.kept} of them (elsewhere the adapted draft is the draft)")
+    if found.skipped:
+        what.append(f"{found.skipped} tasks skipped, too long")
+    parts: list[Any] = [
+        Text("; ".join(what) + ".\n"),
+        Text(LEGEND + "\n"),
+        reader_table(found, unsure, f"Where the target is unsure (its top-1 token {unsure}): these tokens decide"),
+        Text(),
+        reader_table(found, ALL, "All answer tokens"),
+        Text(),
+        bucket_table(found),
+    ]
+    if found.further:
+        parts += [Text(), further_table(found)]
+    return Group(*parts, *(Text("\n" + one.text) for one in found.verdicts))
+
+
 def reader_table(found: Diagnosis, bucket: str, title: str) -> Table:
     """Every reader on the tokens of a bucket."""
     table = Table(title=title, title_justify="left")
     table.add_column("reader")
-    for column in ("tokens", "first\nchoice", "median", "mean"):
+    for column in ("tokens", "top-1\ntoken", "median", "mean"):
         table.add_column(column, justify="right")
     for column in ("rank: net against\nthe target", "rank: net against\nrandom features"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -44,12 +69,12 @@ def _label(name: str) -> str:
 
 
 def _row(cell: Cell) -> list[str]:
-    place = cell.standing
+    place = cell.placement
     if not place.tokens:
         return ["0"] + ["–"] * 7
     return [
         f"{place.tokens:,}",
-        f"{place.first_choice:.1%}",
+        f"{place.top_1:.1%}",
         f"{place.median_rank:g}",
         f"{place.mean_rank:.1f}",
         net(cell.rank),
@@ -66,7 +91,7 @@ def bucket_table(found: Diagnosis) -> Table:
     )
     table.add_column("reader")
     for name in (*found.buckets, ALL):
-        count = found.cells[name][TARGET].standing.tokens
+        count = found.cells[name][TARGET].placement.tokens
         table.add_column(f"{name}\n{count:,} tokens", justify="right")
     for reader in (TARGET, *MAIN):
         if reader not in found.cells[ALL]:
@@ -77,9 +102,9 @@ def bucket_table(found: Diagnosis) -> Table:
 
 
 def _short(cell: Cell) -> str:
-    if not cell.standing.tokens:
+    if not cell.placement.tokens:
         return "–"
-    first = f"{cell.standing.first_choice:.1%}"
+    first = f"{cell.placement.top_1:.1%}"
     return first if cell.rank is None else f"{first}\n{net(cell.rank)}"
 
 
@@ -94,8 +119,7 @@ def further_table(found: Diagnosis) -> Table:
     for reader in (DRAFT, *found.further):
         cells = [found.cells[name][reader] for name in (ALL, found.buckets[0])]
         shown = [
-            (f"{cell.standing.first_choice:.1%}", net(cell.draft)) if cell.standing.tokens else ("–", "–")
-            for cell in cells
+            (f"{cell.placement.top_1:.1%}", net(cell.draft)) if cell.placement.tokens else ("–", "–") for cell in cells
         ]
         table.add_row(_label(reader), *(text for pair in shown for text in pair))
     return table
@@ -103,4 +127,4 @@ def further_table(found: Diagnosis) -> Table:
 
 def net(won: Wins | None) -> str:
     """``+12% [+8, +16]``, or a dash where there is nothing to compare."""
-    return "–" if won is None or not won.tokens else interval(won.net)
+    return "–" if won is None or not won.tokens else won.net.text(PERCENT)

@@ -8,18 +8,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dgd_lightning.metrics.diagnosis import (
+    ADAPTED,
+    DRAFT,
+    RANDOM,
+    SHUFFLED,
+    TARGET,
     AnswerTokens,
+    Placement,
     Reader,
-    Standing,
     Verdict,
     Wins,
     bucket_names,
     bucket_of,
-    standing,
+    placement,
     verdict,
     wins,
 )
-from dgd_lightning.modules.diagnostic import ADAPTED, DRAFT, RANDOM, SHUFFLED, TARGET
+from dgd_lightning.scoring.summary import plain
 
 ALL = "all tokens"
 MAIN = (DRAFT, ADAPTED, SHUFFLED, RANDOM)
@@ -28,7 +33,7 @@ MAIN = (DRAFT, ADAPTED, SHUFFLED, RANDOM)
 class Cell(NamedTuple):
     """One reader on the tokens of one bucket; comparisons are None with itself."""
 
-    standing: Standing
+    placement: Placement
     rank: Wins | None  # against the target
     probability: Wins | None  # against the target
     control: Wins | None  # against random features, by rank
@@ -63,7 +68,7 @@ def diagnose(rows: Iterable[dict[str, Any]], edges: Sequence[float], further: Se
     """Sums rows up.
 
     Args:
-        rows: as `Diagnostic` makes them.
+        rows: of `dgd test` with a diagnostic.
         edges: of the buckets of the target's confidence.
         further: names of readers that are compared with the draft too.
     """
@@ -112,7 +117,7 @@ def _cells(part: AnswerTokens, order: Sequence[str], further: Sequence[str]) -> 
     for name in order:
         own = readers[name]
         cells[name] = Cell(
-            standing(own),
+            placement(own),
             None if name == TARGET else wins(own, readers[TARGET], context),
             None if name == TARGET else wins(own, readers[TARGET], context, by="probability"),
             None if name == RANDOM else wins(own, readers[RANDOM], context),
@@ -130,13 +135,5 @@ def summary(found: Diagnosis) -> dict[str, Any]:
         "contexts": found.contexts,
         "adapters_kept": found.kept,
         "deciding_bucket": found.buckets[0],
-        "buckets": {
-            bucket: {name: _plain(cell) for name, cell in cells.items()} for bucket, cells in found.cells.items()
-        },
+        "buckets": {where: {name: plain(cell) for name, cell in cells.items()} for where, cells in found.cells.items()},
     }
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "_asdict"):
-        return {name: _plain(one) for name, one in value._asdict().items()}
-    return None if value != value else value  # NaN

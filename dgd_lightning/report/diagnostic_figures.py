@@ -6,24 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from dgd_lightning.callbacks.diagnosis import ALL, MAIN, Cell, Diagnosis
-from dgd_lightning.metrics.diagnosis import Difference, Wins
-from dgd_lightning.modules.diagnostic import ADAPTED, DRAFT, RANDOM, SHUFFLED, TARGET
+from dgd_lightning.analysis.diagnosis import ALL, MAIN, Cell, Diagnosis
+from dgd_lightning.metrics.clustered import NAN, Difference
+from dgd_lightning.metrics.diagnosis import ADAPTED, DRAFT, RANDOM, SHUFFLED, TARGET, Wins
+from dgd_lightning.report.figures import empty_figure
 
 RANK_LABEL = "mean rank of the right token\n(geometric; higher up: knows better)"
-COLOURS = {
-    TARGET: "black",
-    DRAFT: "tab:blue",
-    ADAPTED: "tab:green",
-    SHUFFLED: "tab:orange",
-    RANDOM: "tab:red",
-}
+COLOURS = {TARGET: "black", DRAFT: "tab:blue", ADAPTED: "tab:green", SHUFFLED: "tab:orange", RANDOM: "tab:red"}
 
 
 def figures(found: Diagnosis) -> dict[str, Any]:
     """Matplotlib figures by name."""
     made = {"confidence": confidence_figure(found)}
-    if found.unsure[TARGET].standing.tokens:
+    if found.unsure[TARGET].placement.tokens:
         made["ranks"] = ranks_figure(found)
     if found.group("layer"):
         made["depth"] = depth_figure(found)
@@ -34,24 +29,15 @@ def figures(found: Diagnosis) -> dict[str, Any]:
     return made
 
 
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # without pyplot: no global state, no display
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _main(found: Diagnosis) -> list[str]:
     return [name for name in MAIN if name in found.cells[ALL]]
 
 
 def confidence_figure(found: Diagnosis) -> Any:
     """Net wins against the target per bucket of its confidence: by rank, and by probability beside it."""
-    figure = _figure(11, 4.2)
+    figure = empty_figure(11, 4.2)
     panels = figure.subplots(1, 2, sharey=True)
-    counts = [found.cells[bucket][TARGET].standing.tokens for bucket in found.buckets]
+    counts = [found.cells[bucket][TARGET].placement.tokens for bucket in found.buckets]
     ticks = [f"{bucket}\n{count:,} tokens" for bucket, count in zip(found.buckets, counts, strict=True)]
     names = _main(found)
     for panel, by, title in zip(
@@ -75,7 +61,7 @@ def confidence_figure(found: Diagnosis) -> Any:
 
 def ranks_figure(found: Diagnosis) -> Any:
     """Share of the deciding tokens whose right token is among a reader's first so many choices."""
-    figure = _figure(6.5, 4.2)
+    figure = empty_figure(6.5, 4.2)
     axes = figure.subplots()
     part = found.tokens.part(found.bucket == 0)
     for name in (TARGET, *_main(found)):
@@ -93,7 +79,7 @@ def ranks_figure(found: Diagnosis) -> Any:
 
 def depth_figure(found: Diagnosis) -> Any:
     """Mean ranks along the target's layers, with the draft and its controls as lines."""
-    figure = _figure(11, 4.2)
+    figure = empty_figure(11, 4.2)
     buckets = _drawn(found)
     panels = figure.subplots(1, len(buckets), squeeze=False)[0]
     layers = found.group("layer")
@@ -111,7 +97,7 @@ def depth_figure(found: Diagnosis) -> Any:
         panel.set_xlabel("layer of the target")
         panel.set_xticks(numbers[:: max(1, len(numbers) // 12)])
         _rank_axis(panel)
-        panel.set_title(f"{title}: {cells[TARGET].standing.tokens:,} tokens", loc="left")
+        panel.set_title(f"{title}: {cells[TARGET].placement.tokens:,} tokens", loc="left")
     panels[0].set_ylabel(RANK_LABEL)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
     return figure
@@ -119,7 +105,7 @@ def depth_figure(found: Diagnosis) -> Any:
 
 def slots_figure(found: Diagnosis) -> Any:
     """Mean ranks by slot of the draft's blocks."""
-    figure = _figure(6.5, 4.2)
+    figure = empty_figure(6.5, 4.2)
     axes = figure.subplots()
     slots = [DRAFT, *found.group("slot")]
     numbers = [1, *(int(name.split()[1]) for name in slots[1:])]
@@ -139,7 +125,7 @@ def slots_figure(found: Diagnosis) -> Any:
 def further_figure(found: Diagnosis) -> Any:
     """Readers that the user added, against the draft as it is."""
     names = found.further
-    figure = _figure(8, 1.6 + 0.3 * len(names))
+    figure = empty_figure(8, 1.6 + 0.3 * len(names))
     axes = figure.subplots()
     for shift, bucket, colour in ((-0.13, ALL, "tab:blue"), (0.13, found.buckets[0], "tab:cyan")):
         nets = [_net(found.cells[bucket][name].draft) for name in names]
@@ -158,7 +144,7 @@ def further_figure(found: Diagnosis) -> Any:
 
 def _drawn(found: Diagnosis) -> list[str]:
     """The tokens that decide, where there are any, and all."""
-    return [name for name in (found.buckets[0], ALL) if found.cells[name][TARGET].standing.tokens]
+    return [name for name in (found.buckets[0], ALL) if found.cells[name][TARGET].placement.tokens]
 
 
 def _width(name: str) -> float:
@@ -167,7 +153,7 @@ def _width(name: str) -> float:
 
 
 def _mean(cell: Cell) -> float:
-    return cell.standing.mean_rank
+    return cell.placement.mean_rank
 
 
 def _rank_axis(axes: Any) -> None:
@@ -182,8 +168,7 @@ def _rank_axis(axes: Any) -> None:
 
 
 def _net(won: Wins | None) -> Difference:
-    nothing = float("nan")
-    return Difference(nothing, nothing, nothing) if won is None else won.net
+    return Difference(NAN) if won is None else won.net
 
 
 def _bars(nets: list[Difference]) -> tuple[np.ndarray, np.ndarray]:

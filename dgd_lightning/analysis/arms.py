@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dgd_lightning.metrics.clustered import NAN
 from dgd_lightning.metrics.functional import AcceptanceRates, Tau, acceptance_rates, length_histogram, tau_of_histogram
 from dgd_lightning.run_folder import batch_share
 
@@ -14,7 +15,7 @@ from dgd_lightning.run_folder import batch_share
 class Cost(NamedTuple):
     """What a row cost: its share of the decode time of the batch it was decoded in, prefill excluded.
 
-    Of reranked answers: the share of all answers, and the time of ranking them.
+    Where a method chooses among several answers: the share of all of them, and the time of choosing.
     """
 
     tokens: int = 0  # of the answer, committed after the prefill's first token
@@ -26,39 +27,39 @@ class Cost(NamedTuple):
     @property
     def speed(self) -> float:
         """Tokens per second; NaN where no time was spent."""
-        return self.tokens / self.seconds if self.seconds > 0 else float("nan")
+        return self.tokens / self.seconds if self.seconds > 0 else NAN
 
 
-class Sampling(NamedTuple):
-    """What shapes the distribution of an arm's output: only arms that share it are compared in speed."""
+class Common(NamedTuple):
+    """Summed costs over the tasks that an arm and its baseline both did."""
 
-    temperature: float
-    top_k: int | None
-    top_p: float | None
+    own: Cost = Cost()
+    base: Cost = Cost()
 
 
 class ArmStats:
     """Everything of one arm; adding a row and reading a number cost the same after ten rows and after ten thousand.
 
     Args:
-        name: of the arm.
-        method: of the arm.
-        sampling: of the arm.
-        block_size: K; 1 for arms that draft nothing.
+        record: ``dgd`` of any of its rows.
     """
 
-    def __init__(self, name: str, method: str, sampling: Sampling, block_size: int) -> None:
-        self.name, self.method, self.sampling, self.block_size = name, method, sampling, block_size
+    def __init__(self, record: dict[str, Any]) -> None:
+        self.name: str = record["arm"]
+        self.baseline, self.lossless, self.blends = (bool(record[name]) for name in ("baseline", "lossless", "blends"))
+        self.control_of: str | None = record.get("control_of")
+        # Only arms that share what shapes the distribution of their output are compared in speed.
+        self.sampling = (record["temperature"], record["top_k"], record["top_p"])
+        self.block_size: int = record["block_size"] or 1  # K; 1 where nothing is drafted
         self.tasks = self.skipped = self.tokens = self.answered = 0
+        self.chooses = False  # among several answers per task
         self.macro_sum = 0.0
-        self.histogram = torch.zeros(block_size + 1, dtype=torch.long)  # [K + 1] counts of acceptance lengths
-        self.verified = torch.zeros(block_size + 1, dtype=torch.long)  # [K + 1] counts of verified lengths
+        self.histogram = torch.zeros(self.block_size + 1, dtype=torch.long)  # [K + 1] counts of acceptance lengths
+        self.verified = torch.zeros(self.block_size + 1, dtype=torch.long)  # [K + 1] counts of verified lengths
         self.costs: dict[str, Cost] = {}  # by idx; seconds are NaN where other arms were in the batch
         self.total = Cost()
         self.shared = Cost()  # of rows that were decoded together with other arms
-        self.common: dict[
-            str, Common
-        ] = {}  # by name of the baseline; kept as sums: reading one costs no pass over tasks
+        self.common: dict[str, Common] = {}  # by baseline: sums, so that reading one costs no pass over tasks
 
     def add(self, row: dict[str, Any]) -> None:
         """Adds a prediction row of this arm."""
@@ -67,18 +68,19 @@ class ArmStats:
             self.skipped += 1
             return
         lengths = record["acceptance_lengths"]
-        committed = sum(lengths)
         self.tasks += 1
         self.tokens += record["tokens"]
+        self.chooses |= "answers" in record
         if lengths:
             self.answered += 1
-            self.macro_sum += committed / len(lengths)
+            self.macro_sum += sum(lengths) / len(lengths)
         self.histogram += length_histogram(lengths, self.block_size)
         self.verified += length_histogram(record["verified_lengths"], self.block_size)
-        cost = cost_of(record)
+        seconds = record["decode_seconds"] * batch_share(record) + record.get("rank_seconds", 0.0)
+        cost = Cost(sum(lengths), seconds)
         if record.get("joined_with"):  # one arm more would have cost next to nothing: no arm has a speed of its own
             self.shared = self.shared.plus(cost)
-            cost = cost._replace(seconds=float("nan"))
+            cost = cost._replace(seconds=NAN)
         self.costs[row["idx"]] = cost
         self.total = self.total.plus(cost)
 
@@ -88,15 +90,9 @@ class ArmStats:
         self.common[base.name] = Common(own.plus(self.costs[idx]), other.plus(base.costs[idx]))
 
     @property
-    def is_baseline(self) -> bool:
-        """Whether speed-ups may refer to it."""
-        return self.method == "autoregressive"
-
-    @property
     def tau(self) -> Tau:
         """τ, micro and macro."""
-        macro = self.macro_sum / self.answered if self.answered else float("nan")
-        return Tau(tau_of_histogram(self.histogram), macro)
+        return Tau(tau_of_histogram(self.histogram), self.macro_sum / self.answered if self.answered else NAN)
 
     @property
     def lengths(self) -> Tensor:
@@ -114,46 +110,43 @@ class ArmStats:
         return self.total.speed
 
 
-def cost_of(record: dict[str, Any]) -> Cost:
-    """Of a row with an answer."""
-    seconds = record["decode_seconds"] * batch_share(record) + record.get("rank_seconds", 0.0)
-    return Cost(sum(record["acceptance_lengths"]), seconds)
-
-
-class Common(NamedTuple):
-    """Summed costs over the tasks that an arm and its baseline both did."""
-
-    own: Cost = Cost()
-    base: Cost = Cost()
-
-
 def collect(stats: dict[str, ArmStats], row: dict[str, Any]) -> None:
     """Adds a row to its arm's stats, which are made where they are missing, and to the sums behind speed-ups."""
     record, idx = row["dgd"], row["idx"]
-    name = record["arm"]
-    if name not in stats:
-        sampling = Sampling(record["temperature"], record["top_k"], record["top_p"])
-        stats[name] = ArmStats(name, record["method"], sampling, record["block_size"] or 1)
-    arm = stats[name]
+    if record["arm"] not in stats:
+        stats[record["arm"]] = ArmStats(record)
+    arm = stats[record["arm"]]
     arm.add(row)
     if idx not in arm.costs:  # skipped
         return
     for other in stats.values():
         if other.sampling == arm.sampling and idx in other.costs:
-            if other.is_baseline:
+            if other.baseline:
                 arm.compare(other, idx)
-            if arm.is_baseline and other is not arm:
+            if arm.baseline and other is not arm:
                 other.compare(arm, idx)
 
 
-def speed_up(arm: ArmStats, stats: dict[str, ArmStats]) -> float:
-    """Tokens per second over those of the first autoregressive arm with the same sampling, over the tasks both did.
+def baseline_of(arm: ArmStats, stats: dict[str, ArmStats]) -> ArmStats | None:
+    """The first arm that speed-ups of this one may refer to: it has the same temperature, top_k and top_p."""
+    return next((base for base in stats.values() if base.baseline and base.sampling == arm.sampling), None)
 
-    Sampling is temperature, top_k and top_p. NaN where there is no such arm.
-    """
-    for base in stats.values():
-        if base.is_baseline and base.sampling == arm.sampling:
-            common = arm.common.get(base.name, Common())
-            reference = common.base.speed
-            return common.own.speed / reference if reference else float("nan")
-    return float("nan")
+
+def speed_up(arm: ArmStats, stats: dict[str, ArmStats]) -> float:
+    """Tokens per second over those of the arm's baseline, over the tasks both did; NaN where there is no baseline."""
+    base = baseline_of(arm, stats)
+    common = arm.common.get(base.name, Common()) if base is not None else Common()
+    return common.own.speed / common.base.speed if common.base.speed else NAN
+
+
+def scalars(arm: ArmStats, stats: dict[str, ArmStats]) -> dict[str, float]:
+    """An arm's numbers by the names that curves have; NaN where there is none."""
+    values = {
+        "tau_micro": arm.tau.micro,
+        "tau_macro": arm.tau.macro,
+        "tokens_per_second": arm.tokens_per_second,
+        "speed_up": speed_up(arm, stats),
+    }
+    for name, rates in (("acceptance", arm.rates.overall), ("acceptance_given_reached", arm.rates.given_reached)):
+        values |= {f"{name}/slot_{slot:02d}": rate for slot, rate in enumerate(rates.tolist(), 1)}
+    return values

@@ -1,0 +1,1 @@
+"""From finished rows to numbers: no Trainer, no model."""

@@ -1,0 +1,87 @@
+"""Pictures of a predict run for TensorBoard (matplotlib): acceptance by slot, τ by context, divergence by position."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from dgd_lightning.analysis.adaptation import Counts, Gain, Record
+from dgd_lightning.analysis.arms import ArmStats
+from dgd_lightning.analysis.divergence import COLUMNS, ArmDivergence
+
+LEAST = 2  # answers that a point of a curve by position needs
+
+
+def empty_figure(width: float, height: float) -> Any:
+    """A figure in inches, made without pyplot: no global state, no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def acceptance_figure(arms: Iterable[ArmStats]) -> Any:
+    """P(slots 1 … j all accepted) as lines, P(slot j | reached) as dots, per arm."""
+    figure = empty_figure(6, 4)
+    axes = figure.add_subplot()
+    for arm in arms:
+        rates = arm.rates
+        slots = range(1, len(rates.overall) + 1)
+        (line,) = axes.plot(slots, rates.overall.tolist(), label=f"{arm.name} (τ {arm.tau.micro:.2f})")
+        axes.plot(slots, rates.given_reached.tolist(), ".", color=line.get_color())
+    title = "line: all up to here; dots: given reached"
+    axes.set(xlabel="slot of the block", ylabel="acceptance", ylim=(0, 1.02), title=title)
+    axes.legend()
+    return figure
+
+
+def tau_figure(counts: Counts, gain: Gain) -> Any:
+    """τ of every context before and after adaptation, ordered by the gain."""
+    base, arm = counts[gain.base], counts[gain.arm]
+    pairs = sorted(((base[c].tau, arm[c].tau) for c in gain.contexts), key=lambda pair: pair[1] - pair[0])
+    figure = empty_figure(7, 3.5)
+    axes = figure.add_subplot()
+    for number, pair in enumerate(pairs):
+        axes.plot([number, number], pair, color="0.7", zorder=1)
+    for at, (name, colour) in enumerate(((gain.base, "tab:gray"), (gain.arm, "tab:blue"))):
+        axes.scatter(range(len(pairs)), [pair[at] for pair in pairs], label=name, color=colour, zorder=2)
+    axes.set(xlabel="contexts, by gain", ylabel="τ, tokens per verification")
+    axes.set_ylim(bottom=1)
+    axes.legend()
+    return figure
+
+
+def held_out_figure(records: Sequence[Record]) -> Any:
+    """Share of held-out blocks accepted up to each slot, before and after adaptation, mean over contexts."""
+    figure = empty_figure(7, 3.5)
+    axes = figure.add_subplot()
+    for when, colour in (("before", "tab:gray"), ("after", "tab:blue")):
+        rates = [record[f"held_out_{when}"]["acceptance"] for record in records]
+        means = [statistics.fmean(values) for values in zip(*rates, strict=True)]
+        axes.plot(range(1, len(means) + 1), means, marker="o", color=colour, label=f"{when} adaptation")
+    axes.set(xlabel="slot of the block", ylabel="share accepted up to here", ylim=(0, 1))
+    axes.set_xticks(range(1, len(means) + 1))
+    axes.set_title(f"Held-out blocks, mean over {len(records)} contexts", loc="left")
+    axes.legend()
+    return figure
+
+
+def position_figure(arms: Sequence[ArmDivergence]) -> Any:
+    """Mean JS and share of tokens whose argmax guidance changed, by position, a line per arm."""
+    figure = empty_figure(8, 5.5)
+    shown = (("js", "JS(target, readout), nats"), ("argmax_changed", "share changed"))
+    for axes, (name, label) in zip(figure.subplots(2, sharex=True), shown, strict=True):
+        for arm in arms:
+            counts = arm.positions.counts[:-1].numpy()  # the last group holds all later positions
+            means = arm.positions.compute()[:-1, COLUMNS.index(name)].numpy()
+            axes.plot(np.where(counts >= LEAST, means, np.nan), label=arm.name, linewidth=1)
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
+    axes.set_xlabel(f"tokens generated before (points of at least {LEAST} answers)")
+    figure.axes[0].legend(fontsize="small")
+    return figure
