@@ -42,9 +42,8 @@ def holds_clbench(rows: Iterable[dict[str, Any]], source: str | Path, said: bool
 
 
 class LicensedData(LightningDataModule):
-    """Base of the data modules that read rows from elsewhere: a subclass says which, and from where (``path``)."""
+    """Base of the data modules that read rows from elsewhere: a subclass says which, and from where (its ``path``)."""
 
-    path: str | Path = ""
     clbench: bool | None = None  # what the user says of the rows
 
     def rows_used(self) -> Iterable[dict[str, Any]]:
@@ -54,7 +53,7 @@ class LicensedData(LightningDataModule):
     @property
     def is_clbench(self) -> bool:
         """Whether CL-bench's licence holds for the rows."""
-        return holds_clbench(self.rows_used(), self.path, self.clbench)
+        return holds_clbench(self.rows_used(), getattr(self, "path", ""), self.clbench)
 
 
 def check_clbench(data: Any, accepted: bool, argument: str) -> None:

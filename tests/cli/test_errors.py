@@ -68,7 +68,7 @@ def test_missing_data_file(config: Config, dgd: Dgd) -> None:
         (["--model.init_args.draft", "no/where"], "draft", "no/where"),
         (["--model.init_args.draft", "null"], "model.draft", "null"),
         (["--data.init_args.category", "Nothing"], "data.category", "Facts, Rules"),
-        (["--data.init_args.limit", "0"], "data.limit", "positive"),
+        (["--data.init_args.limit", "0"], "data.limit", "at least 1"),
         (["--trainer.devices", "5", "--trainer.strategy", "ddp"], "trainer.devices", "at most 3 ranks"),
         (["--trainer.precision", "bf16-mixed"], "trainer.precision", "model.dtype"),
         (["--trainer.fast_dev_run", "true"], "trainer.fast_dev_run", "data.limit"),
