@@ -11,6 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from dgd_lightning.commands.bootstrap import bootstrap
 from dgd_lightning.commands.errors import as_written, from_file_message, from_parser_message, mistake_behind
+from dgd_lightning.commands.old_arms import check_arms_form
 from dgd_lightning.commands.packaged import with_paths
 from dgd_lightning.commands.signals import ended_by_sigterm
 from dgd_lightning.errors import InputError
@@ -27,6 +28,7 @@ def main(argv: Sequence[str]) -> int:
     """
     argv = with_paths(argv)
     check_config_files(argv)
+    check_arms_form(argv)
     with bootstrap():
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
