@@ -95,6 +95,7 @@ class AdaptTrace(NamedTuple):
     fit_seconds: float
     peak_memory: int | None  # bytes on a CUDA device; None elsewhere
     attention: str  # how blocks read the context: what ``ttt.attention: auto`` stood for
+    prefix_kept: bool  # decoding goes on from what was read for the fit; False: it was let go, and is read again
 
 
 class Task(NamedTuple):

@@ -75,7 +75,7 @@ def make_draft(
             "vocab_size": target.vocab_size,
             "block_size": block_size,
             "mask_token_id": target.vocab_size - 1,
-            "target_layer_ids": layer_ids or default_layer_ids(target.num_layers, num_layers),
+            "target_layer_ids": layer_ids or _layer_ids(target.num_layers, num_layers),
             "num_target_layers": target.num_layers,
             "max_positions": target.max_positions,
             **changes,
@@ -92,9 +92,25 @@ def make_draft(
     return draft.to(target.dtype).eval()
 
 
+def _layer_ids(target_layers: int, draft_layers: int) -> tuple[int, ...]:
+    """The usual ones; of a target that has too few layers for those, every other one from the first."""
+    if target_layers > 4:
+        return default_layer_ids(target_layers, draft_layers)
+    return tuple(range(0, target_layers, max(1, target_layers // draft_layers)))[:draft_layers]
+
+
 def make_pair(
-    family: str = "qwen3", *, dtype: torch.dtype = torch.float64, seed: int = 0, block_size: int = 4, **draft: Any
+    family: str = "qwen3",
+    *,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    block_size: int = 4,
+    layers: int = 6,
+    **draft: Any,
 ) -> Pair:
-    """A random target and a random draft (keyword arguments of :func:`make_draft`), no tokenizer."""
-    target = make_target(family, dtype=dtype, seed=seed)
+    """A random target of so many layers and a random draft (keyword arguments of :func:`make_draft`), no tokenizer.
+
+    Four layers where many tokens are decoded: a tiny model's time goes to its layers, however small they are.
+    """
+    target = make_target(family, dtype=dtype, seed=seed, num_hidden_layers=layers)
     return Pair(target, make_draft(target, block_size=block_size, seed=seed + 1, **draft), None)

@@ -52,7 +52,7 @@ def lab_error(row: dict[str, Any], text: str) -> str:
        sentence is asked.
     3. format_error: what was asked for is there; only the checks of its form fail.
     4. context_misused: a value that was asked for is there, but not all of them, not in order, or beside a wrong one;
-       or a word that is neither the question's nor the right answer's stands in the context.
+       or a word of it, neither the question's nor the right answer's, is in the context.
     5. other.
 
     Args:

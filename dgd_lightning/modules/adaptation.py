@@ -19,6 +19,7 @@ from dgd_lightning.data.tasks import tasks_by_context
 from dgd_lightning.draft.adapter import save_adapter
 from dgd_lightning.errors import ContextError, InputError
 from dgd_lightning.files import whole_files
+from dgd_lightning.modules.prefix_store import PrefixStore
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.adapt import AdaptResult, ttt_adapt
 from dgd_lightning.ttt.config import TTTConfig
@@ -56,7 +57,11 @@ class ContextAdapter:
         self.last: tuple[str, Adapted] | None = None
 
     def __call__(
-        self, context_id: str, prompts: Callable[[], Sequence[Tensor]], on_progress: OnAdapt | None = None
+        self,
+        context_id: str,
+        prompts: Callable[[], Sequence[Tensor]],
+        on_progress: OnAdapt | None = None,
+        prefixes: PrefixStore | None = None,
     ) -> Adapted:
         """The adapter of a context; what belongs to this context alone is recorded, and the run goes on.
 
@@ -64,16 +69,20 @@ class ContextAdapter:
             context_id: the context's name; groups of one context follow each other, so one adapter is remembered.
             prompts: gives the prompts of all tasks of the context, [S] each; what they begin with is adapted to.
             on_progress: called with what begins, and after every step.
+            prefixes: is given what the target read of the context, where it wants it.
 
         Raises:
             InputError: a mistake in the settings, which every context would meet.
         """
         if self.last is None or self.last[0] != context_id:
             report = on_progress or (lambda context_id, step, what: None)
-            self.last = (context_id, self._adapt(context_id, prompts(), report))
+            self.last = (context_id, self._adapt(context_id, prompts(), report, prefixes))
         return self.last[1]
 
-    def _adapt(self, context_id: str, prompts: Sequence[Tensor], report: OnAdapt) -> Adapted:
+    def _adapt(
+        self, context_id: str, prompts: Sequence[Tensor], report: OnAdapt, prefixes: PrefixStore | None
+    ) -> Adapted:
+        wanted = prefixes is not None and prefixes.length(context_id) > 0
         try:
             result = ttt_adapt(
                 self.pair,
@@ -83,9 +92,13 @@ class ContextAdapter:
                 enable_thinking=self.enable_thinking,
                 on_step=lambda step, loss, score: report(context_id, step, f"step {step}/{self.config.steps}"),
                 on_phase=lambda phase: report(context_id, 0, PHASES[phase]),
+                prefix_layers=prefixes.layer_ids if prefixes is not None and wanted else None,
             )
         except (ContextError, torch.OutOfMemoryError) as error:
             return Adapted(None, {"kept": False, "error": " ".join(str(error).split())}, {})
+        if prefixes is not None and result.prefix is not None:
+            prefixes.take(context_id, result.prefix)
+            result = result._replace(prefix=None)  # the store alone holds it
         if self.folder is not None:
             folder = save_adapter(result.adapter, self.folder / safe_name(context_id))
             save_trace(result.trace, folder)
@@ -133,6 +146,7 @@ def summary(trace: AdaptTrace) -> dict[str, Any]:
         "context_tokens": trace.context_tokens,
         "parameters": trace.parameters,
         "attention": trace.attention,
+        "prefix_kept": trace.prefix_kept,
         "first_loss": trace.losses[0] if trace.losses else None,
         "last_loss": trace.losses[-1] if trace.losses else None,
         "held_out_by": trace.held_out_by,

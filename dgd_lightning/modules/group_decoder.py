@@ -193,7 +193,7 @@ class GroupDecoder:
         if self.adapt is None or not any(arm.ttt for arms in self.together for arm in arms):
             return None
         self.prefixes.keep_only([context])
-        return self.adapt(context, lambda: self.prompts.of_context(context), self.on_adapt)
+        return self.adapt(context, lambda: self.prompts.of_context(context), self.on_adapt, self.prefixes)
 
     def _ready(self, arms: Sequence[Arm], tasks: Sequence[Task]) -> list[Method]:
         """The arms' methods with the prompts that their readouts read instead of these tasks' own."""

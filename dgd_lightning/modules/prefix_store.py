@@ -95,6 +95,14 @@ class PrefixStore:
         """Let the prefixes of all other contexts go."""
         self.kept = {context: prefix for context, prefix in self.kept.items() if context in contexts}
 
+    def take(self, context: str, prefix: PrefixCache) -> None:
+        """Keep a context's prefix that something else has read: at least these layers, and as many tokens."""
+        length = self.length(context)
+        if 0 < length <= len(prefix.ids):
+            features = None if prefix.features is None else prefix.features[:, :length]
+            self.kept[context] = prefix._replace(ids=prefix.ids[:length], features=features)
+            self.reads = self.reads.plus(0, length)
+
     def of(self, tasks: Sequence[Task], prompts: Sequence[Tensor], whole: Sequence[bool]) -> StoredPrefixes:
         """The prefixes of these prompts; those that are not there yet are read.
 

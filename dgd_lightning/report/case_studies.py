@@ -252,55 +252,41 @@ def _token(found: Row, at: int, top: Row) -> dict[str, str]:
     level = 0 if moved < FAINT else min(LEVELS, 1 + int(moved * LEVELS))
     kinds = [f"m{level}"] * (level > 0) + ["c"] * bool(changed)
     kl, js = found["kl_target_readout"][at], found["js"][at]
-    lines = [
-        f"token {at + 1}: {text!r}",
-        f"guidance moved {moved:.1%}; JS {js:.3f}, KL(target‖readout) {'∞' if kl is None else f'{kl:.3f}'}",
-        *(
-            f"{name}: probability {found[f'{name}_prob'][at]:.4f}, rank {found[f'{name}_rank'][at]}"
-            for name in ("target", "readout")
-        ),
-        f"guided: probability {found['guided_prob'][at]:.4f}",
-    ]
+    divergence = f"JS {js:.3f}, KL(target‖readout) {'∞' if kl is None else f'{kl:.3f}'}"
+    lines = [f"token {at + 1}: {text!r}", f"guidance moved {moved:.1%}; {divergence}"]
+    for name in DISTRIBUTIONS:
+        rank = f", rank {found[f'{name}_rank'][at]}" if f"{name}_rank" in found else ""
+        lines.append(f"{name}: probability {found[f'{name}_prob'][at]:.4f}{rank}")
     for name in DISTRIBUTIONS:
         if name in top:
             lines.append(f"{name}'s first: " + ", ".join(f"{word!r} {p:.3f}" for word, p in top[name]))
-    return {
-        "kinds": " ".join(kinds),
-        "title": "\n".join(lines),
-        "text": text.replace("\n", "⏎\n") if kinds else text,
-    }
+    shown = text.replace("\n", "⏎\n") if kinds else text
+    return {"kinds": " ".join(kinds), "title": "\n".join(lines), "text": shown}
 
 
 def _place(found: Row, entry: Row) -> dict[str, Any]:
     """The likeliest tokens of each distribution at one place; blanks get signs."""
     at = entry["at"]
+    names = [name for name in DISTRIBUTIONS if name in entry]
     return {
         "number": at + 1,
         "token": found["tokens"][at].translate(SIGNS),
         "changed": found["argmax_changed"][at],
-        "likeliest": [
-            [(word.translate(SIGNS), f"{p:.3f}") for word, p in entry[name]] for name in DISTRIBUTIONS if name in entry
-        ],
+        "likeliest": [[(word.translate(SIGNS), f"{p:.3f}") for word, p in entry[name]] for name in names],
     }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the page of a run folder; 2 where there are no predictions.
-
-    Args:
-        argv: the arguments; those of the process where None.
-    """
+    """Writes the page of a run folder; 2 where there are no predictions."""
     parser = argparse.ArgumentParser(prog="python -m dgd_lightning.report.case_studies", description=__doc__)
     parser.add_argument("folder", type=Path, help="a run folder, such as logs/NAME/version_0")
     parser.add_argument("--limit", type=int, default=LIMIT, help="most tasks on the page")
     options = parser.parse_args(argv)
     try:
         if not (options.folder / PREDICTIONS).is_file():
+            expected = f"a run folder of dgd predict with {PREDICTIONS}"
             raise InputError(
-                "folder",
-                expected=f"a run folder of dgd predict with {PREDICTIONS}",
-                received=options.folder,
-                hint="give the path that the run printed",
+                "folder", expected=expected, received=options.folder, hint="give the path that the run printed"
             )
         print(write_case_studies(options.folder, lambda: read_predictions(options.folder), options.limit))
     except InputError as error:

@@ -136,7 +136,7 @@ def _named(run: Run, arm: str, prefix: str) -> str:
 
 
 def _labels(places: Sequence[Path]) -> list[str]:
-    """The shortest names that tell the runs apart."""
+    """The shortest names by which the runs differ."""
     forms = (
         [place.parent.name if place.name.startswith("version_") else _stem(place) for place in places],
         [f"{place.parent.name}/{_stem(place)}" for place in places],

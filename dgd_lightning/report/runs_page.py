@@ -18,7 +18,7 @@ LEGEND = "Hollow: against a null control. Without an interval: too few contexts,
 
 def page(
     title: str,
-    told: Sequence[str],
+    sentences: Sequence[str],
     report: dict[str, Any],
     found: Sequence[Compared],
     tables: Sequence[Table],
@@ -30,7 +30,7 @@ def page(
 
     Args:
         title: names the runs.
-        told: the verdict, a sentence each, then remarks.
+        sentences: the verdict, a sentence each, then remarks.
         report: of `summary`: rates by arm.
         found: the comparisons.
         tables: as they are printed.
@@ -40,7 +40,7 @@ def page(
     return rendered(
         "report.html.j2",
         heading=f"Report: {title}",
-        sentences=told,
+        sentences=sentences,
         figures=[figure for figure in _figures(report, found, shown, note) if figure["picture"]],
         tables=[_cells(table) for table in tables],
     )

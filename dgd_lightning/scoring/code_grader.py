@@ -110,9 +110,9 @@ class CodeGrader(Grader):
             return Score(1.0, [], "every test passes", details)
         if verdict is None and ends["tests"] == "unknown":  # its warden was killed, as where the machine lacks memory
             return Score(None, [], "sandbox_error: the tests were ended from outside", details)
-        told = verdict["failure"] if verdict else "no verdict in time"
+        reason = verdict["failure"] if verdict else "no verdict in time"
         limits = sorted({end for end in ends.values() if end not in ("exit", "released")})
-        return Score(0.0, [], "; ".join([told, *(f"ended: {end}" for end in limits)]), details)
+        return Score(0.0, [], "; ".join([reason, *(f"ended: {end}" for end in limits)]), details)
 
     def fingerprint(self) -> dict[str, Any]:
         return {

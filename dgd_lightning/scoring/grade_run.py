@@ -35,7 +35,7 @@ def grade_run(
 
     Args:
         where, graders, leave, on_progress: as in :func:`score_rows`.
-        excluded: tasks that are reported both ways, with and without them.
+        excluded: tasks; rates are reported with and without them.
 
     Raises:
         InputError: see :func:`score_rows`; or an excluded task is not there.

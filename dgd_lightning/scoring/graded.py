@@ -77,7 +77,7 @@ def read_graded(rows: Iterable[dict[str, Any]]) -> tuple[list[Graded], list[ArmF
 
 
 def read_score(row: dict[str, Any]) -> Score:
-    """The score that stands in a row, in whatever way a program wrote it; None where it is none from 0 to 1.
+    """The score in a row, however a program wrote it; None where it is none from 0 to 1.
 
     Statuses that say neither yes nor no stay as they are and do not count as rubrics that hold.
     """
@@ -98,7 +98,7 @@ def arm_facts(row: dict[str, Any]) -> ArmFacts:
     """Of the arm that a row belongs to; an arm whose rows do not say so is not lossless."""
     record = row.get("dgd", {})
     sampling = tuple(record.get(name) for name in ("temperature", "top_k", "top_p"))
-    control, lossless = record.get("control_of"), bool(record.get("lossless", False))
+    control, lossless = record.get("control_of"), record.get("lossless") is True
     name, method = (str(record.get(name, "")) for name in ("arm", "method"))
     return ArmFacts(name, method, lossless, sampling, control if isinstance(control, str) else None)
 

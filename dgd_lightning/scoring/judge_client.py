@@ -20,7 +20,7 @@ from dgd_lightning.scoring.rate_limit import RateLimit
 
 FIRST_ATTEMPTS = 3  # to reach an endpoint that has never answered
 CONNECT_SECONDS = 10.0
-REPLY_TOKENS = 512  # a guess, for the rate limit, until the endpoint tells
+REPLY_TOKENS = 512  # a guess, for the rate limit, until the endpoint reports them
 GRACE_SECONDS = 3.0  # for replies on their way when all is stopped: they are paid for
 LOOK_EVERY = 0.1  # seconds
 
@@ -215,15 +215,15 @@ def read_completion(body: Any) -> Reply:
         message = choice["message"]
         text, refusal, ending = message.get("content"), message.get("refusal"), choice.get("finish_reason")
     except (LookupError, TypeError, AttributeError) as error:
-        told = body.get("error") if isinstance(body, dict) else None
-        raise ValueError(f"no chat completion: {json.dumps(told or body)}") from error
+        said = body.get("error") if isinstance(body, dict) else None
+        raise ValueError(f"no chat completion: {json.dumps(said or body)}") from error
     flaws = {"length": "a reply that was cut off", "content_filter": "a refusal (content filter)"}
     flaw = "a refusal" if refusal else flaws.get(ending)
     return Reply(text if isinstance(text, str) else "", flaw)
 
 
 def read_usage(body: dict[str, Any]) -> tuple[int | None, int | None]:
-    """Tokens of prompt and reply as an endpoint tells them; None where it does not."""
+    """Tokens of prompt and reply as an endpoint reports them; None where it does not."""
     usage = body.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
     tokens_in, tokens_out = (n if isinstance(n, int) and not isinstance(n, bool) and n >= 0 else None for n in counts)

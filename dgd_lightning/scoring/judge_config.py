@@ -32,7 +32,7 @@ class JudgeModel:
         stop_after: rows in a row without any answer, each after all its attempts, that stop the run.
         requests_per_minute: of all threads together; None: no limit.
         tokens_per_minute: prompt and reply, of all threads together; None: no limit.
-        price_in: per million prompt tokens, in a currency of your choice; None: no cost is told.
+        price_in: per million prompt tokens, in a currency of your choice; None: no cost is reported.
         price_out: per million tokens of replies.
         local: load the model with transformers here (safetensors only, greedy); of the settings above only ``model`` is
             used, and those below.

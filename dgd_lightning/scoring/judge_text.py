@@ -72,7 +72,7 @@ def fill(template: str, rubrics: list[str], answer: str, **others: str) -> str:
         template: what `read_template` or `packaged` gave.
         rubrics: texts, numbered from 1 in the prompt.
         answer: what is graded.
-        others: what stands in further places.
+        others: what goes into further places.
     """
     numbered = "\n".join(f"{number}. {rubric}" for number, rubric in enumerate(rubrics, 1))
     values = {**dict(zip(PLACES, (numbered, answer), strict=True)), **others}
@@ -197,7 +197,7 @@ def _score(value: object) -> int:
 
 
 def _objects(text: str) -> tuple[list[dict[str, Any]], str]:
-    """JSON objects in a text that stand in no other one, in order, and the text around them."""
+    """The outermost JSON objects of a text, in order, and the text around them."""
     decoder = json.JSONDecoder(object_pairs_hook=_without_doubles)
     found, rest, done = [], "", 0
     at = text.find("{")

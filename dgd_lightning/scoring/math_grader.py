@@ -95,7 +95,7 @@ def _is_math(row: dict[str, Any]) -> bool:
 
 
 def _same(gold: str, found: str) -> bool | None:
-    """Where it takes no mathematics to tell; None where it does."""
+    """The verdict where it takes no mathematics; None where it does."""
     if re.sub(r"\s", "", gold) == re.sub(r"\s", "", found):
         return True
     number, other = plain_number(gold), plain_number(found)

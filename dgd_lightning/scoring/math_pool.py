@@ -41,7 +41,7 @@ class MathPool:
         self._idle: list[subprocess.Popen[bytes]] = []
 
     def compare(self, gold: str, answer: str) -> dict[str, Any]:
-        """The worker's reply: ``equal``, and how it read both; ``error`` where it could not be told in time.
+        """The worker's reply: ``equal``, and how it read both; ``error`` where there was no result in time.
 
         Raises:
             WorkerError: no worker starts, or they are killed from outside, as where memory lacks: no fault of a result.
@@ -72,7 +72,7 @@ class MathPool:
         if reply is not None:
             self._idle.append(worker)
             return reply
-        _kill(worker)  # it may be dead already; then its first reason stands
+        _kill(worker)  # it may be dead already; then its first reason counts
         if late or worker.returncode == -signal.SIGPROF:
             return {"equal": False, "error": f"no result in {self.seconds:g} s"}
         own = worker.returncode > 0 or -worker.returncode in CRASHES

@@ -1,6 +1,6 @@
 """`OneJudge`: asks one judge one question at a time, keeps what it says, and counts what that took.
 
-`Endpoint`: where a judge is asked, whatever is behind it.
+`Endpoint`: where a judge is asked: a server, or a model in this process.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from dgd_lightning.scoring.judge_config import JudgeModel
 from dgd_lightning.scoring.judge_text import UnreadableReply
 from dgd_lightning.scoring.verdicts import VerdictFile, content_key
 
-BEGINNING = 200  # characters of a reply that is no verdict, for people
+START = 200  # characters of a reply that is no verdict, for people
 
 
 class Reply(NamedTuple):
     """What a judge wrote."""
 
     text: str
-    flaw: str | None  # why it is no verdict whatever it says: refused, cut off
+    flaw: str | None  # why it is no verdict: refused, cut off
 
 
 class NoAnswer(Exception):
@@ -37,7 +37,7 @@ class Effort:
 
     requests: int = 0
     faults: Counter[str] = field(default_factory=Counter)  # failed attempts and unreadable replies, by reason
-    tokens_in: int | None = 0  # None: an endpoint did not tell
+    tokens_in: int | None = 0  # None: an endpoint did not report them
     tokens_out: int | None = 0
 
     def count_tokens(self, tokens_in: int | None, tokens_out: int | None) -> None:
@@ -164,7 +164,7 @@ class OneJudge:
         self._endpoint.close()
 
     def _ask(self, question: Question, effort: Effort) -> Any:
-        flaw = beginning = ""
+        flaw = start = ""
         for _ in range(self._asks):
             reply = self._endpoint.ask(question.prompt, effort)
             flaw = reply.flaw or ""
@@ -174,8 +174,8 @@ class OneJudge:
                 except UnreadableReply as error:
                     flaw = str(error)
             effort.faults[flaw] += 1
-            beginning = " ".join(reply.text.split())[:BEGINNING]
-        shown = f" ({beginning!r} …)" if beginning else ""
+            start = " ".join(reply.text.split())[:START]
+        shown = f" ({start!r} …)" if start else ""
         raise NoAnswer(f"{self._asks} replies without a verdict, the last: {flaw}{shown}")
 
     def _record(self, effort: Effort, stored: float) -> dict[str, Any]:

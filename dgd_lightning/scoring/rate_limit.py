@@ -33,7 +33,7 @@ class RateLimit:
         """Wait until a request may be sent.
 
         Args:
-            tokens: what it will take, as far as one can tell; `correct` fixes that.
+            tokens: an estimate of what it will take; `correct` fixes it.
             sleep: waits so many seconds; what it raises ends the wait.
         """
         while True:
@@ -47,7 +47,7 @@ class RateLimit:
             sleep(start - now)
 
     def correct(self, tokens: int) -> None:
-        """Count so many tokens more (or fewer) than `wait` was told."""
+        """Count so many tokens more (or fewer) than were given to `wait`."""
         with self._lock:
             self._next_token += tokens * self._token_gap
 

@@ -2,7 +2,7 @@
 
 What the kernel allows is tried once. With namespaces (Linux, as root or where user namespaces are allowed) a program
 sees no network, no process but its own, no /proc, no file but the system's and Python's own (read-only), and one small
-folder in memory; it ends with everything it started, whatever it does. Where we are root, it runs as nobody.
+folder in memory; everything it started ends with it. Where we are root, it runs as nobody.
 
 Without (macOS, most unprivileged containers) there remain limits of processor time, address space, file size,
 processes and open files, an environment without keys, a folder of its own, and the killing of all descendants: a
@@ -61,7 +61,7 @@ class Cell:
         """
         words = self._line(START_SECONDS)
         if "started" not in words:
-            raise SandboxError(words.get("error", "the sandbox's warden is gone"))
+            raise SandboxError(words.get("error", "the sandbox's warden has ended"))
 
     def end(self) -> str:
         """Kill everything that is left of it.

@@ -47,7 +47,7 @@ def compare(pairs: Iterable[Pair], *, seed: int = 0) -> Comparison:
     no interval is given.
 
     Args:
-        pairs: one per task; several of one task (as with several seeds) stand in its context together.
+        pairs: one per task; several of one task (as with several seeds) count within its context.
         seed: of the bootstrap.
     """
     kept = list(pairs)

@@ -92,7 +92,7 @@ GROUPS: dict[str, Callable[[Graded], str]] = {
 def summary(scores: Sequence[Graded], found: Sequence[Compared]) -> dict[str, Any]:
     """All of it, JSON-able; numbers that do not exist are null."""
     arms: dict[str, Any] = {}
-    told = classified(scores)
+    with_classes = classified(scores)
     for arm, tasks in by_arm(scores).items():
         graded = list(tasks.values())
         arms[arm] = plain(rates(graded))
@@ -104,7 +104,7 @@ def summary(scores: Sequence[Graded], found: Sequence[Compared]) -> dict[str, An
         reverted = [one.reverted for one in graded if one.reverted is not None]
         if reverted:
             arms[arm]["reverted_to_prior"] = {"tasks": len(reverted), "reverted": sum(reverted)}
-        if told:
+        if with_classes:
             arms[arm]["outcomes"] = outcomes(graded)
     return {
         "arms": arms,
@@ -115,7 +115,7 @@ def summary(scores: Sequence[Graded], found: Sequence[Compared]) -> dict[str, An
                 "null_control": one.versus.control,
                 **plain(one.result),
                 "p_holm": one.holm,
-                **({"transitions": _nested(transitions(scores, one.versus))} if told else {}),
+                **({"transitions": _nested(transitions(scores, one.versus))} if with_classes else {}),
             }
             for one in found
         ],

@@ -28,7 +28,7 @@ def outcomes(scores: Iterable[Graded]) -> dict[str, int]:
 
 
 def classified(scores: Iterable[Graded]) -> bool:
-    """Whether any failed task has a class: without one there is nothing to tell beyond fixed and broken."""
+    """Whether any failed task has a class: without one there is nothing beyond fixed and broken."""
     return any(one.error_class is not None for one in scores)
 
 

@@ -50,7 +50,7 @@ class VerdictFile:
             return self._found.get(key)
 
     def put(self, key: str, record: dict[str, Any]) -> dict[str, Any]:
-        """Store a record and give the one that stands: of several with one key, the first.
+        """Store a record; returns the one that counts, the first of its key.
 
         Args:
             key: of `content_key`.

@@ -12,15 +12,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dgd_lightning.decode.prefix_cache import PrefixCache
 from dgd_lightning.draft.adapter import Adapter
 from dgd_lightning.draft.lora import DraftLora
 from dgd_lightning.errors import ContextError, InputError
 from dgd_lightning.pair import Pair
+from dgd_lightning.target.cache import PositionCache
 from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.context import ReadContext, Split, read_context, split_context, synchronise
 from dgd_lightning.ttt.problem import AdaptProblem
 from dgd_lightning.ttt.validation_texts import Share, ValidationTexts, plan, write_texts
 from dgd_lightning.types import AdaptTrace, HeldOutScore
+
+PREFIX_SHARE = 1 / 16  # of the device's memory, that a context's keys and values may take beside the fit
+DEVICE_MEMORY = 2**34  # bytes, assumed of devices other than CUDA
 
 OnStep = Callable[[int, float, HeldOutScore | None], None]
 OnPhase = Callable[[str], None]
@@ -32,6 +37,7 @@ class AdaptResult(NamedTuple):
     adapter: Adapter
     trace: AdaptTrace
     kept: bool  # False: nothing was gained, and the adapter changes nothing
+    prefix: PrefixCache | None = None  # the context as the target read it, where it was asked for and is small enough
 
 
 def ttt_adapt(
@@ -43,6 +49,7 @@ def ttt_adapt(
     enable_thinking: bool = False,
     on_step: OnStep | None = None,
     on_phase: OnPhase | None = None,
+    prefix_layers: Sequence[int] | None = None,
 ) -> AdaptResult:
     """Adapt a pair's draft to one context; the pair itself is left as it was.
 
@@ -58,6 +65,8 @@ def ttt_adapt(
         enable_thinking: passed to the chat template for validation texts.
         on_step: called after every step with its number (from 1), its loss and, every ``eval_every`` steps, the score.
         on_phase: called with what begins: ``reading``, ``writing`` (again as texts are written), ``fitting``.
+        prefix_layers: give back what was read of the context, for prompts that begin with it: its prefix cache with
+            these layers' features. See :func:`prefix_of`.
 
     Returns:
         The adapter, equal for equal arguments whatever was adapted before.
@@ -71,12 +80,20 @@ def ttt_adapt(
     assert pair.draft is not None
     if cuda := pair.target.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(pair.target.device)
-    material = gather(pair, context_ids, config, avoid, enable_thinking=enable_thinking, on_phase=on_phase)
+    material = gather(
+        pair,
+        context_ids,
+        config,
+        avoid,
+        enable_thinking=enable_thinking,
+        on_phase=on_phase,
+        prefix_layers=prefix_layers,
+    )
     if on_phase is not None:
         on_phase("fitting")
     adapter, trace = fit_to(pair, material, config, on_step)
     peak = torch.cuda.max_memory_allocated(pair.target.device) if cuda else None
-    return AdaptResult(adapter, trace._replace(peak_memory=peak), trace.kept)
+    return AdaptResult(adapter, trace._replace(peak_memory=peak), trace.kept, material.prefix)
 
 
 def fit_to(
@@ -121,6 +138,7 @@ class Material(NamedTuple):
     split: Split
     validation_texts: ValidationTexts
     validation_seconds: float
+    prefix: PrefixCache | None = None
 
     def problem(self, pair: Pair, config: TTTConfig, lora: DraftLora) -> AdaptProblem:
         """What is minimised over the weights of ``lora``."""
@@ -136,12 +154,13 @@ def gather(
     enable_thinking: bool = False,
     share: Share = lambda make: make(),
     on_phase: OnPhase | None = None,
+    prefix_layers: Sequence[int] | None = None,
 ) -> Material:
     """Check the context, let the target read it, and let it write its validation texts.
 
     Args:
         context_ids: [S].
-        avoid, enable_thinking, on_phase: see :func:`ttt_adapt`.
+        avoid, enable_thinking, on_phase, prefix_layers: see :func:`ttt_adapt`.
         share: gives every rank what rank 0 has.
 
     Raises:
@@ -162,7 +181,28 @@ def gather(
         told = partial(on_phase, "writing") if on_phase is not None else None
         validation_texts = write_texts(pair, ids[:once], read.features, cache, config, planned, avoid, share, told)
         synchronise(pair.target.device)
-    return Material(read, split, validation_texts, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    prefix = None if prefix_layers is None else prefix_of(pair, ids, config, read, cache, prefix_layers)
+    return Material(read, split, validation_texts, seconds, prefix)
+
+
+def prefix_of(
+    pair: Pair, ids: Tensor, config: TTTConfig, read: ReadContext, cache: PositionCache, layer_ids: Sequence[int]
+) -> PrefixCache | None:
+    """The context's prefix cache, made of what was read anyway, so that decoding need not read it again.
+
+    None where it would not be the same (layers that the draft does not tap, a repeated context), and where it would
+    take more than :data:`PREFIX_SHARE` of the device's memory while the draft is fitted.
+    """
+    assert pair.draft is not None
+    tapped, device = tuple(pair.draft.config.target_layer_ids), cache.buffers[0].keys.device
+    room = DEVICE_MEMORY
+    if device.type == "cuda":
+        room = torch.cuda.get_device_properties(device).total_memory
+    held = sum(part.nbytes for buffer in cache.buffers for part in (buffer.keys, buffer.values))
+    if config.repeats > 1 or not set(layer_ids) <= set(tapped) or held > PREFIX_SHARE * room:
+        return None
+    return PrefixCache(ids, cache, tapped, read.features) if layer_ids else PrefixCache(ids, cache)
 
 
 class Fit:
@@ -267,6 +307,7 @@ class Fit:
             fit_seconds=fit_seconds,
             peak_memory=peak_memory,
             attention=self.problem.attention,
+            prefix_kept=material.prefix is not None,
         )
 
 

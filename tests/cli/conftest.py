@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import quick_parser
 import torch
 import yaml
 from cli_tools import VOCAB, Config, Run, TinyPair, byte_tokenizer, chat_row, write_jsonl
@@ -14,6 +15,13 @@ from tiny import hf_model, make_draft
 
 from dgd_lightning.draft.checkpoint import save_draft
 from dgd_lightning.target.model import Target
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_parser() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patches:
+        quick_parser.patch(patches)
+        yield
 
 
 @pytest.fixture(scope="session")

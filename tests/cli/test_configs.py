@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cli_tools import Dgd
+from fork_server import launched
 
 from dgd_lightning.commands.lightning import ProjectCLI, import_plugins
 from dgd_lightning.commands.sweep import parse_options as parse_sweep
@@ -46,3 +48,11 @@ def test_config_parses(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import_plugins()
     with pytest.raises(Parsed):
         ParseOnly([subcommand, "--config", str(path)])
+
+
+def test_what_the_tests_remember_of_parsing_is_what_is_parsed(dgd: Dgd) -> None:
+    """Twice with their shortcut, once without, as a user's run parses."""
+    command = ["predict", "--config", str(CONFIGS / "quickstart.yaml"), "--print_config"]
+    whole = launched(*command).stdout
+    assert "class_path: dgd_lightning.modules.decoding.Decoding" in whole
+    assert [dgd(*command).out for _ in range(2)] == [whole] * 2

@@ -150,7 +150,7 @@ def guided(**settings: Any) -> dict[str, Any]:
     return {"method": {"class_path": "Guided", "init_args": {"beta": 0.3, **settings}}}
 
 
-def noise(**settings: Any) -> dict[str, Any]:
+def lens(**settings: Any) -> dict[str, Any]:
     return guided(readout={"class_path": "LogitLens", "init_args": {"layer": 1, **settings}})
 
 
@@ -165,7 +165,7 @@ def noise(**settings: Any) -> dict[str, Any]:
         (guided(bta=0.1), "method.bta", ["did you mean 'beta'?"]),
         (guided(plausibility=2.0), "method.plausibility", ["at most 1"]),
         (guided(readout={"class_path": "LogitLns"}), "method.readout.class_path", ["did you mean 'LogitLens'?"]),
-        (noise(laye=1), "method.readout.laye", ["did you mean 'layer'?"]),
+        (lens(laye=1), "method.readout.laye", ["did you mean 'layer'?"]),
     ],
 )
 def test_a_wrong_value_names_its_arm(

@@ -15,7 +15,6 @@ from decode_tools import random_prompts
 from tiny import make_target
 from torch import Tensor
 
-from dgd_lightning.decode import guided
 from dgd_lightning.decode.ablation import AblatedDraft
 from dgd_lightning.decode.blending import Blend
 from dgd_lightning.decode.controls import MatchedEntropy, Noise
@@ -28,6 +27,7 @@ from dgd_lightning.decode.readouts import (
     Readout,
     WithoutContext,
 )
+from dgd_lightning.methods import guided
 from dgd_lightning.pair import Pair
 
 BETAS = (-1.0, -0.25, 0.0, 0.1, 0.5, 1.0)
@@ -69,8 +69,18 @@ def tapped(pair: Pair) -> tuple[int, ...]:
     return tuple(pair.draft.config.target_layer_ids)
 
 
+def middle(pair: Pair) -> int:
+    """A layer amid the target's."""
+    return pair.target.num_layers // 2
+
+
+def early(pair: Pair) -> tuple[int, ...]:
+    """Every other layer of the target, without the last."""
+    return tuple(range(0, pair.target.num_layers - 1, 2))
+
+
 def readout_of(name: str, pair: Pair, prompts: Sequence[Tensor]) -> Readout:
-    """Every readout, for a six-layer target."""
+    """Every readout."""
     target = pair.target
     if name == "other":
         changes = {"num_hidden_layers": 2, "hidden_size": 24, "vocab_size": target.vocab_size}
@@ -80,9 +90,9 @@ def readout_of(name: str, pair: Pair, prompts: Sequence[Tensor]) -> Readout:
         "small_block": DraftReadout(block_size=2),
         "shuffled": DraftReadout(features="shuffled", seed=3),
         "random": DraftReadout(features="random", seed=3),
-        "lens": LogitLens(3),
-        "raw_lens": LogitLens(3, norm=False),
-        "dola": DoLa((0, 2, 4)),
+        "lens": LogitLens(middle(pair)),
+        "raw_lens": LogitLens(middle(pair), norm=False),
+        "dola": DoLa(early(pair)),
         "without": WithoutContext(without_context(prompts)),
         "noise": Noise(seed=5),
         "entropy": MatchedEntropy(),
@@ -112,11 +122,11 @@ def naive_draft(pair: Pair, text: Sequence[int], block_size: int | None = None) 
     return model.get_output_embeddings()(hidden[0, 1])
 
 
-def naive_dola(model: Any, output: Any) -> Tensor:
-    """Of layers 0, 2 and 4, the one whose distribution is furthest from the last one's by JS divergence."""
+def naive_dola(model: Any, layers: Sequence[int], output: Any) -> Tensor:
+    """Of these layers, the one whose distribution is furthest from the last one's by JS divergence."""
     last = output.logits[0, -1].softmax(-1)
     best, furthest = last, -1.0
-    for layer in (0, 2, 4):
+    for layer in layers:
         logits = model.get_output_embeddings()(model.get_decoder().norm(output.hidden_states[layer + 1][0, -1]))
         distribution = logits.softmax(-1)
         middle = (distribution + last) / 2
@@ -131,11 +141,11 @@ def naive_read(name: str, pair: Pair, prompt: Tensor) -> Read:
     model = pair.target.model
     head, norm = model.get_output_embeddings(), model.get_decoder().norm
     if name == "lens":
-        return lambda text: head(norm(plain_forward(model, text).hidden_states[4][0, -1]))
+        return lambda text: head(norm(plain_forward(model, text).hidden_states[middle(pair) + 1][0, -1]))
     if name == "dola":
-        return lambda text: naive_dola(model, plain_forward(model, text))
+        return lambda text: naive_dola(model, early(pair), plain_forward(model, text))
     if name == "raw_lens":
-        return lambda text: head(plain_forward(model, text).hidden_states[4][0, -1])
+        return lambda text: head(plain_forward(model, text).hidden_states[middle(pair) + 1][0, -1])
     if name == "other":
         other: Any = readout_of("other", pair, [prompt])
         return lambda text: plain_forward(other.model.model, text).logits[0, -1]

@@ -18,6 +18,7 @@ from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.clustered import Difference
 from dgd_lightning.report.pictures import Line, intervals
 from dgd_lightning.report.runs import read_runs, study
+from dgd_lightning.report.solve_rates import p_value
 from dgd_lightning.report.text import visible
 from dgd_lightning.report.verdict import verdict
 from dgd_lightning.scoring.graded import Graded, Versus
@@ -152,7 +153,7 @@ def test_a_run_has_its_comparisons_verdict_and_pictures(tmp_path: Path, capsys: 
 
 def told(comparison: dict[str, Any]) -> str:
     value, low, high = (100 * comparison["difference"][name] for name in ("value", "low", "high"))
-    return f"{value:+.1f} points [{low:+.1f}, {high:+.1f}]"
+    return f"{value:+.1f} points [{low:+.1f}, {high:+.1f}], Holm p {p_value(comparison['p_holm'])}"
 
 
 def test_runs_stand_side_by_side_and_against_an_arm(tmp_path: Path) -> None:

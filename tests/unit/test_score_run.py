@@ -15,8 +15,10 @@ from fork_server import launch, launched
 from dgd_lightning.cli import main
 from dgd_lightning.errors import InputError
 from dgd_lightning.grader import Grader
+from dgd_lightning.scoring.grade_run import grade_run
+from dgd_lightning.scoring.graded import Versus
 from dgd_lightning.scoring.score_file import read_scores
-from dgd_lightning.scoring.score_run import Counts, rows_of, score_rows, source, write_graded
+from dgd_lightning.scoring.score_run import Counts, content_key, rows_of, score_rows, source, write_graded
 from dgd_lightning.types import Score
 
 
@@ -220,6 +222,26 @@ def test_a_full_disk_is_told_and_nothing_is_torn(tmp_path: Path, monkeypatch: py
     scores = score_rows(where, [again])
     assert len(scores) == 36
     assert len(again.asked) == 29
+
+
+def test_rows_of_old_runs_keep_their_scores_and_their_comparisons(tmp_path: Path) -> None:
+    """The key of a score does not depend on the form of a row's `dgd`; lossless arms are known in both."""
+    path = write_rows(tmp_path / "run" / "predictions.jsonl", 8)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    records = {
+        name: {"arm": name, "method": name, "beta": 0.3, "stop_reason": "stop"} for name in ("speculative", "guided")
+    }
+    old = [{**row, "dgd": record} for row in rows for record in records.values()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in old))
+    for raw, row in zip(old, rows_of(path), strict=True):
+        assert row["dgd"]["settings"] is not None
+        assert content_key(raw, "echo", {}) == content_key(row, "echo", {})
+    first, again = Echo(), Echo()
+    where = source(tmp_path / "run")
+    run = grade_run(where, [first])
+    assert [one.versus for one in run.compared] == [Versus("guided", "speculative", False)]
+    grade_run(where, [again])
+    assert (len(first.asked), again.asked) == (16, [])
 
 
 def test_refused_files_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,20 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dgd_lightning import InputError, Pair, TTTConfig, load_adapter, save_adapter, speculative_generate, ttt_adapt
+from dgd_lightning.decode.prefix_cache import make_prefix_cache
 from dgd_lightning.draft.config import DraftConfig
 from dgd_lightning.draft.lora import DraftLora, LoraLinear, base_digest
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.draft.objective import block_ids
+from dgd_lightning.modules import prefix_store
 from dgd_lightning.modules.adaptation import ContextAdapter
+from dgd_lightning.modules.prefix_store import PrefixStore
+from dgd_lightning.ttt import adapt
 from dgd_lightning.ttt.adapt import gather
 from dgd_lightning.ttt.context import ValidationText, draw_blocks, held_out_span, read_context, split_context
 from dgd_lightning.ttt.objective import accepted_slots, decay_weights, dpace_weights, slot_scores
 from dgd_lightning.ttt.problem import AdaptProblem
+from dgd_lightning.types import Task
 
 RELATIVE = 1e-6  # of chunked against naive losses and gradients in fp64, as the issue states it
 SUMS = 1e-12  # fp64 sums in another order
@@ -538,3 +544,49 @@ def test_a_runs_mistakes_stop_it_and_a_contexts_are_recorded() -> None:
             ContextAdapter(pair, wrong, None)("one", lambda: [ids])
     with pytest.raises(InputError, match="token ids"):  # of another tokenizer
         ContextAdapter(pair, config(), None)("one", lambda: [ids + 60])
+
+
+class OneContext:
+    """Stands for `Prompts`: two tasks of one context."""
+
+    limit = 200
+
+    def __init__(self, ids: Tensor) -> None:
+        self.tasks = [Task(str(i), None, str(i), {"metadata": {"context_id": "one"}}) for i in range(2)]
+        self.prompts = [torch.cat([ids, torch.tensor([i, 7])]) for i in range(2)]
+
+    def of(self, task: Task) -> Tensor:
+        return self.prompts[int(task.idx)]
+
+
+def test_what_was_read_for_a_fit_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair, ids = make_pair(), context()
+    layers = pair.draft.config.target_layer_ids
+    setup = config(steps=1, validation_texts=2, validation_tokens=8)
+    both = OneContext(ids)
+    for batch in (1, None):  # texts written in the caches themselves, and in copies
+        store = PrefixStore(pair, both, {"one": both.tasks}, layers)  # type: ignore[arg-type]
+        adapter = ContextAdapter(pair, replace(setup, validation_batch=batch), None)
+        record = adapter("one", lambda: both.prompts, prefixes=store).record
+        assert record["prefix_kept"]
+        assert adapter.last[1].result.prefix is None  # the store alone holds it
+        with monkeypatch.context() as patched:
+            patched.setattr(prefix_store, "make_prefix_cache", None)  # nothing is read
+            stored = store.of(both.tasks, both.prompts, [True, True])
+        assert stored.known == [len(ids), len(ids)]
+        again = make_prefix_cache(pair.target, ids, layers)
+        torch.testing.assert_close(stored.prefixes[0].features, again.features, atol=SUMS, rtol=SUMS)
+        ahead, afresh = (
+            speculative_generate(pair, both.prompts, max_new_tokens=12, prefixes=prefixes)
+            for prefixes in (stored.prefixes, None)
+        )
+        for one, other in zip(ahead, afresh, strict=True):
+            assert torch.equal(one.tokens, other.tokens)
+            assert one.acceptance_lengths == other.acceptance_lengths
+    monkeypatch.setattr(adapt, "DEVICE_MEMORY", 2**10)  # no room beside the fit
+    store = PrefixStore(pair, both, {"one": both.tasks}, layers)  # type: ignore[arg-type]
+    assert not ContextAdapter(pair, setup, None)("one", lambda: both.prompts, prefixes=store).record["prefix_kept"]
+    assert not store.kept
+    assert store.of(both.tasks, both.prompts, [True, True]).known == [len(ids), len(ids)]
+    assert ttt_adapt(pair, ids, setup, prefix_layers=[0]).prefix is None  # the draft does not tap it
+    assert ttt_adapt(pair, ids, setup).prefix is None

@@ -20,7 +20,7 @@ class Host:
     """The program's module, and objects of it that the tests refer to by number."""
 
     def __init__(self) -> None:
-        self.module = types.ModuleType("program")  # not "__main__": what stands under that name is not run
+        self.module = types.ModuleType("program")  # not "__main__": code under that name is not run
         sys.modules["program"] = self.module
         self.objects: list[Any] = []
 

@@ -26,7 +26,7 @@ def find_program(answer: str, prompt: str, names: list[str]) -> Program:
     """The program that an answer means, looked for in this order, behind the last ``</think>``:
 
     1. the last fenced Python block that defines all names (else some of them); a fence that is never closed reaches
-       to the end. The prompt's beginning, up to its function (imports, helpers), runs before it.
+       to the end. What precedes the prompt's function (imports, helpers) runs before it.
     2. the last fenced block as the continuation of the prompt;
     3. without fences, the answer as the continuation of the prompt, where its first line is indented or its text
        defines no name: up to the first top-level statement that is neither a definition, an import nor an assignment;
@@ -34,7 +34,7 @@ def find_program(answer: str, prompt: str, names: list[str]) -> Program:
 
     Args:
         answer: what the model wrote.
-        prompt: the beginning of the program (HumanEval), or "" where the prompt is no code (MBPP).
+        prompt: the first part of the program (HumanEval), or "" where the prompt is no code (MBPP).
         names: what the program must define.
     """
     answer = answer.rsplit("</think>", 1)[-1].replace("\r\n", "\n")
@@ -59,7 +59,7 @@ def find_program(answer: str, prompt: str, names: list[str]) -> Program:
 
 
 def _preamble(prompt: str, names: list[str]) -> list[str]:
-    """What stands before the function that the prompt begins."""
+    """What precedes the function that the prompt begins."""
     starts = [start.start() for name in names if (start := re.search(rf"^def\s+{re.escape(name)}\b", prompt, re.M))]
     return [prompt[: min(starts)]] if starts else []
 
@@ -71,7 +71,7 @@ def _defines(code: str, name: str) -> bool:
 
 
 def _parsing(source: str, keep: int) -> str:
-    """The longest beginning that parses, found by cutting at each error; the first ``keep`` lines always stay."""
+    """The longest prefix that parses, found by cutting at each error; the first ``keep`` lines always stay."""
     lines = source.split("\n")
     while len(lines) > keep:
         try:
@@ -87,9 +87,9 @@ def _continued(prompt: str, code: str, names: list[str]) -> str:
     head = prompt if prompt.endswith("\n") else prompt + "\n"
     keep = head.count("\n")
     indented = textwrap.indent(textwrap.dedent(code), "    ")
-    ways = [_parsing(head + text, keep) for text in (code, "    " + code.lstrip(), indented)]
-    ways += [_parsing(prompt + code, prompt.count("\n"))] if not prompt.endswith("\n") else []
-    best = max(ways, key=len)  # of equal ones the first: as it stands
+    variants = [_parsing(head + text, keep) for text in (code, "    " + code.lstrip(), indented)]
+    variants += [_parsing(prompt + code, prompt.count("\n"))] if not prompt.endswith("\n") else []
+    best = max(variants, key=len)  # of equal ones the first: unchanged
     try:
         tree = ast.parse(best)
     except SyntaxError:

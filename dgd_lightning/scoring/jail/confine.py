@@ -142,7 +142,7 @@ def limit(order: Order) -> None:
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         grace = 1 if kind == resource.RLIMIT_CPU and hard in (resource.RLIM_INFINITY, value + 1) else 0
         try:
-            resource.setrlimit(kind, (value, value + grace))  # a second between SIGXCPU, which tells, and SIGKILL
+            resource.setrlimit(kind, (value, value + grace))  # a second between SIGXCPU, a reason, and SIGKILL
         except (OSError, ValueError):
             if LINUX:  # macOS knows no limit of address space
                 raise

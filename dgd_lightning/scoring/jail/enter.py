@@ -76,7 +76,7 @@ def init(order: Order, ready: int) -> None:
 
 
 def guarded(ready: int, work: Any, *args: Any) -> None:
-    """Work that never returns; what goes wrong is told to the warden."""
+    """Work that never returns; what goes wrong is reported to the warden."""
     try:
         work(*args)
     except BaseException as error:

@@ -66,7 +66,7 @@ def decode(data: Any, resolve: Callable[[str | int], Any]) -> Any:
 
     Args:
         data: what `encode` gave, or anything else that a hostile program sends.
-        resolve: what stands for a reference here.
+        resolve: what a reference means here.
 
     Raises:
         ValueError, TypeError, KeyError: this is no encoded value.
