@@ -16,7 +16,7 @@ def row(idx: str, context: str, arm: str, lengths: list[int], batch: int, **chan
         "arm": arm,
         "method": "Speculative",
         "tokens": sum(lengths) + 1,
-        "acceptance_lengths": lengths,
+        "decoded_tokens": sum(lengths),
         "batch_tokens": batch,
         "prefix_seconds": 1.0,
         "prefill_seconds": 3.0,
