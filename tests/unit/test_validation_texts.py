@@ -24,7 +24,7 @@ from dgd_lightning import (
 from dgd_lightning.decode.prefix_cache import Prefix
 from dgd_lightning.draft.lora import DraftLora
 from dgd_lightning.lab.rows import eval_rows
-from dgd_lightning.modules.context_adaptation import _rolled_back
+from dgd_lightning.modules.ttt_fit import _rolled_back
 from dgd_lightning.ttt import validation_texts
 from dgd_lightning.ttt.adapt import Fit, Material, gather, sure_gain
 from dgd_lightning.ttt.objective import committed_per_block
