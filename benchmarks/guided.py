@@ -16,11 +16,12 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
+from overhead import Clock, timed_cycles
 from pairs import chosen_pair, lab_prompts, random_prompts
 from torch import Tensor
 
@@ -31,10 +32,10 @@ from dgd_lightning.decode.readouts import DraftState
 from dgd_lightning.methods.base import Guidance
 from dgd_lightning.methods.guided import guided_generate, guided_sweep
 from dgd_lightning.pair import Pair
-from dgd_lightning.types import DecodeOutput
 
 BETAS = (0.1, 0.25, 0.5)
 SWEEP = (-0.5, -0.25, -0.1, 0.1, 0.2, 0.3, 0.4, 0.5)
+KINDS = ("draft", "target", "readout")
 SEAMS = (
     (Drafter, "logits", "draft"),
     (Drafter, "extend", "draft"),
@@ -44,53 +45,19 @@ SEAMS = (
 )
 
 
-class Clock:
-    """Seconds inside the decoding loops' forwards, by kind; the prefill excluded."""
+class WaitingClock(Clock):
+    """On CUDA it waits for every forward, so the run's own wall time means nothing."""
 
-    def __init__(self, cuda: bool) -> None:
-        self.cuda, self.on = cuda, False
-        self.seconds: dict[str, float] = {"draft": 0.0, "target": 0.0, "readout": 0.0}
+    def timed(self, function: Callable[[], Any]) -> tuple[Any, Any]:
+        began = self._now()
+        result = function()
+        return result, self._now() - began
 
-    def now(self) -> float:
-        if self.cuda:
+    @staticmethod
+    def _now() -> float:
+        if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         return time.perf_counter()
-
-
-@contextmanager
-def timed(clock: Clock) -> Iterator[None]:
-    """Have the clock time every forward. On CUDA it waits for each, so the run's own wall time means nothing."""
-    originals = [getattr(owner, method) for owner, method, _ in SEAMS]
-    begin, outputs = Batch.begin, Batch.outputs
-
-    def wrapped(function: Callable[..., Any], kind: str) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if not clock.on:
-                return function(*args, **kwargs)
-            began = clock.now()
-            result = function(*args, **kwargs)
-            clock.seconds[kind] += clock.now() - began
-            return result
-
-        return call
-
-    def started(self: Batch, first: Tensor) -> None:
-        begin(self, first)
-        clock.on = True  # the loop begins once the first token is there
-
-    def ended(self: Batch, **drafts: Any) -> list[DecodeOutput]:
-        clock.on = False
-        return outputs(self, **drafts)
-
-    for (owner, method, kind), original in zip(SEAMS, originals, strict=True):
-        setattr(owner, method, wrapped(original, kind))
-    Batch.begin, Batch.outputs = started, ended  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Batch.begin, Batch.outputs = begin, outputs  # type: ignore[method-assign]
-        for (owner, method, _), original in zip(SEAMS, originals, strict=True):
-            setattr(owner, method, original)
 
 
 class Round(NamedTuple):
@@ -100,22 +67,22 @@ class Round(NamedTuple):
     forwards: dict[str, float]  # ms per cycle, by kind
 
 
-WAYS = {"token by token": False, "speculative": True}
+LOOPS = {"token by token": False, "speculative": True}
 
 
 def alternate(pair: Pair, prompts: list[Tensor], knobs: dict[str, Any], clocked: bool) -> dict[str, Round]:
     """Both loops once over all prompts, taking turns at every prompt."""
-    clocks = {name: Clock(pair.target.device.type == "cuda") for name in WAYS}
-    seconds, cycles = dict.fromkeys(WAYS, 0.0), dict.fromkeys(WAYS, 0)
+    clocks = {name: WaitingClock() for name in LOOPS}
+    seconds, cycles = dict.fromkeys(LOOPS, 0.0), dict.fromkeys(LOOPS, 0)
     for prompt in prompts:
-        for name, speculative in WAYS.items():
-            with timed(clocks[name]) if clocked else nullcontext():
+        for name, speculative in LOOPS.items():
+            with timed_cycles(clocks[name], SEAMS) if clocked else nullcontext():
                 (output,) = guided_generate(pair, [prompt], speculative=speculative, **knobs)
             seconds[name] += output.trace.decode_seconds
             cycles[name] += output.trace.target_forwards
     return {
-        name: Round(seconds[name], {kind: 1e3 * took / cycles[name] for kind, took in clocks[name].seconds.items()})
-        for name in WAYS
+        name: Round(seconds[name], {kind: 1e3 * clocks[name].seconds(kind) / cycles[name] for kind in KINDS})
+        for name in LOOPS
     }
 
 
@@ -125,7 +92,7 @@ def one_beta(pair: Pair, prompts: list[Tensor], beta: float, args: argparse.Name
     knobs = {"beta": beta, "max_new_tokens": args.limit}
     outputs = {  # warms up too
         name: [guided_generate(pair, [prompt], speculative=variant, **knobs)[0] for prompt in prompts]
-        for name, variant in WAYS.items()
+        for name, variant in LOOPS.items()
     }
     lengths = [n for row in outputs["speculative"] for n in row.acceptance_lengths]
     counts = {name: sum(len(row.tokens) - 1 for row in rows) for name, rows in outputs.items()}
@@ -134,9 +101,9 @@ def one_beta(pair: Pair, prompts: list[Tensor], beta: float, args: argparse.Name
     for _ in range(args.repeats):
         clocked = alternate(pair, prompts, knobs, clocked=True)
         wall = alternate(pair, prompts, knobs, clocked=False) if cuda else clocked  # a clock on CUDA waits
-        slow, fast = (clocked[name].forwards for name in WAYS)
+        slow, fast = (clocked[name].forwards for name in LOOPS)
         cycle = fast["draft"] + fast["target"] + fast["readout"]
-        rates = {name: counts[name] / wall[name].seconds for name in WAYS}
+        rates = {name: counts[name] / wall[name].seconds for name in LOOPS}
         speeds.append(rates["speculative"] / rates["token by token"])
         models.append(tau * (slow["target"] + slow["readout"]) / cycle)
         simples.append(tau * (fast["target"] + fast["draft"]) / cycle)
@@ -155,10 +122,10 @@ def one_beta(pair: Pair, prompts: list[Tensor], beta: float, args: argparse.Name
             }
             for name, rows in outputs.items()
         },
-        "tokens_per_second": {name: middle(rates[name] for rates, _, _ in rounds) for name in WAYS},
+        "tokens_per_second": {name: middle(rates[name] for rates, _, _ in rounds) for name in LOOPS},
         "ms_per_cycle": {
             name: {kind: middle(one[at][kind] for one in rounds) for kind in rounds[0][1]}
-            for at, name in enumerate(WAYS, 1)
+            for at, name in enumerate(LOOPS, 1)
         },
         "speed_up": middle(speeds),
         "model": middle(models),

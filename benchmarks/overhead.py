@@ -19,20 +19,24 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from dgd_lightning.decode import engine, speculative
+from dgd_lightning.decode.batch import Batch
+from dgd_lightning.decode.drafter import Drafter
 from dgd_lightning.types import DecodeOutput
 
 Decode = Callable[[], Sequence[Sequence[DecodeOutput]]]  # decodes all groups, and gives each group's outputs
-SEAMS = (
-    (speculative.Drafter, "logits", "draft"),
-    (speculative.Drafter, "extend", "draft"),
-    (engine.Batch, "step", "verify"),
+Seam = tuple[Any, str, str]  # a class, the method of it that is timed, and under what name
+SEAMS: tuple[Seam, ...] = (
+    (Drafter, "logits", "draft"),
+    (Drafter, "extend", "draft"),
+    (Batch, "step", "verify"),
 )
 FIRST_SLEEP = 2_000_000  # device clock ticks, about a millisecond; doubled until a forward's launches fit in
 DOUBLINGS = 6  # a forward with more launches than the device's queue holds never fits
@@ -43,7 +47,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.on = False
-        self.spans: dict[str, list[Any]] = {"draft": [], "verify": []}
+        self.spans: dict[str, list[Any]] = defaultdict(list)
 
     def timed(self, function: Callable[[], Any]) -> tuple[Any, Any]:
         """The function's result and the span of its call."""
@@ -100,24 +104,27 @@ def _wrapped(clock: Clock, name: str, function: Callable[..., Any]) -> Callable[
 
 
 @contextmanager
-def timed_cycles(clock: Clock) -> Iterator[None]:
-    """Have the clock time the drafting and verifying of every cycle, the prefill excluded."""
-    originals = [getattr(owner, method) for owner, method, _ in SEAMS]
-    start = engine.Batch.__init__
+def timed_cycles(clock: Clock, seams: Sequence[Seam] = SEAMS) -> Iterator[None]:
+    """Have the clock time the forwards of every cycle, the prefill excluded."""
+    originals = [getattr(owner, method) for owner, method, _ in seams]
+    begin, outputs = Batch.begin, Batch.outputs
 
-    def started(*args: Any, **kwargs: Any) -> None:
-        clock.on = False  # the prefill extends the draft's cache too
-        start(*args, **kwargs)
-        clock.on = True
+    def started(self: Batch, logits: Tensor) -> None:
+        begin(self, logits)
+        clock.on = True  # the loop begins once the first tokens are there
 
-    for (owner, method, name), original in zip(SEAMS, originals, strict=True):
+    def ended(self: Batch, **drafts: Any) -> list[DecodeOutput]:
+        clock.on = False
+        return outputs(self, **drafts)
+
+    for (owner, method, name), original in zip(seams, originals, strict=True):
         setattr(owner, method, _wrapped(clock, name, original))
-    engine.Batch.__init__ = started  # type: ignore[method-assign]
+    Batch.begin, Batch.outputs = started, ended  # type: ignore[method-assign]
     try:
         yield
     finally:
-        engine.Batch.__init__ = start  # type: ignore[method-assign]
-        for (owner, method, _), original in zip(SEAMS, originals, strict=True):
+        Batch.begin, Batch.outputs = begin, outputs  # type: ignore[method-assign]
+        for (owner, method, _), original in zip(seams, originals, strict=True):
             setattr(owner, method, original)
 
 

@@ -46,7 +46,8 @@ class PredictionWriter(Callback):
 
     That file is `predictions.jsonl` in predict and `diagnostic.jsonl` in test. A run that was killed continues where it
     stopped: rows on disk are kept, groups that miss a row are done again. The module says which rows a task gets
-    (``row_names``), and ``done`` of the module is set to those that are there.
+    (``row_names``); its ``done`` is set to those that are there, and ``tasks_together`` to the sizes of the groups that
+    did not fit the memory whole, by task, so that what is missing of them is decoded as the rest was.
 
     Ranks may need very different times. So no rank waits in a collective once it has no context left: it marks its
     shard as whole and ends, and rank 0 waits for the marks.
@@ -83,6 +84,7 @@ class PredictionWriter(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         self.file = JsonLines(run_folder.shard(self.folder, trainer.global_rank, self.name))
         run_folder.mark(self.folder, trainer.global_rank, self.name).unlink(missing_ok=True)  # of a session before
+        together: dict[str, int] = {}
         for path in run_folder.sources(self.folder, self.name):
             for _, row in run_folder.read_rows(path):
                 if (found := row["dgd"].get("config_hash")) != self.hash:
@@ -93,6 +95,9 @@ class PredictionWriter(Callback):
                         hint="use another folder or name",
                     )
                 self.have.add(run_folder.key(row))
+                if "tasks_together" in row["dgd"]:
+                    together[row["idx"]] = row["dgd"]["tasks_together"]
+        pl_module.tasks_together = together  # type: ignore[assignment]
         pl_module.done = set(self.have)  # type: ignore[assignment]
         if self.have and trainer.is_global_zero:
             total = len(trainer.datamodule.tasks) * len(pl_module.row_names)  # type: ignore[attr-defined,arg-type]

@@ -18,7 +18,8 @@ from dgd_lightning.draft.config import DraftConfig
 from dgd_lightning.draft.lora import applied
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.errors import InputError
-from dgd_lightning.target.load import TOKENIZER_FILES, bundled, fetch_folder, first_line, load_target, resolve_commit
+from dgd_lightning.target.folder import TOKENIZER_FILES, bundled, fetch_folder, first_line, resolve_commit
+from dgd_lightning.target.load import load_target
 from dgd_lightning.target.model import Target
 
 HASHED_WHOLE = 64 * 2**20  # bytes; of larger weight files only size and time of change count

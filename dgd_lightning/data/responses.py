@@ -22,7 +22,7 @@ from dgd_lightning.data.rows import Row, field, read_jsonl, require_file
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import load_tokenizer
 from dgd_lightning.seeds import mixed_seed
-from dgd_lightning.target.load import bundled, fetch_folder, read_json, resolve_commit
+from dgd_lightning.target.folder import bundled, fetch_folder, read_json, resolve_commit
 from dgd_lightning.types import Task
 
 ANY_VOCABULARY = 2**31  # where the target's config.json gives none

@@ -133,9 +133,9 @@ class Blend:
 
     def __post_init__(self) -> None:
         check_choice("space", self.space, get_args(Space))
-        limits = {"least": 0, "most": 1, "hint": "use space='logits'"} if self.space == "probs" else {}
+        least, most, hint = (0, 1, "use space='logits'") if self.space == "probs" else (-math.inf, math.inf, "use 0.3")
         for beta in self.beta if isinstance(self.beta, Sequence) and self.beta else [self.beta]:
-            check_number("beta", beta, **{"hint": "use e.g. beta=0.3", **limits})
+            check_number("beta", beta, least=least, most=most, hint=hint)
         check_integer("candidates", self.candidates, optional=True, hint="use 50: a token must be left")
         check_number(
             "plausibility", self.plausibility, above=0, most=1, optional=True, hint="use 0.1: a token must be left"

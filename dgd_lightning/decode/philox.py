@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from dgd_lightning.distributions import real_dtype
+
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -48,7 +50,7 @@ def normals(keys: Tensor, positions: Tensor, width: int) -> Tensor:
     Returns:
         [B, Q, V], fp64 (fp32 on MPS, which has no fp64).
     """
-    kind = torch.float32 if keys.device.type == "mps" else torch.float64
+    kind = real_dtype(keys.device)
     key, at, zero = (keys[:, :1, None], keys[:, 1:, None]), positions[..., None], torch.zeros_like(positions[..., None])
     step = max(AT_ONCE // (4 * positions.numel()), 1)  # counters
     parts = []

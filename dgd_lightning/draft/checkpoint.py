@@ -16,7 +16,8 @@ from dgd_lightning.draft.config import DraftConfig
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.errors import InputError
 from dgd_lightning.files import save_tensors, whole_files
-from dgd_lightning.target.load import as_dtype, fetch_folder, find_weights, read_json, shorten
+from dgd_lightning.target.folder import fetch_folder, find_weights, read_json, shorten
+from dgd_lightning.target.load import as_dtype
 
 _FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json")
 _PREFIXES = ("module.", "draft_model.", "model.")  # wrappers that training code leaves on the names

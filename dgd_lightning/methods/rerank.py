@@ -228,6 +228,8 @@ def rerank_generate(
     if rank_by == "blend" and blend is None:
         raise InputError("blend", expected="a Blend, which ranks", received="None", hint="use e.g. Blend(0.3)")
     guidance: dict[str, Any] = {}
+    if rank_by != "blend" and betas is None:  # nothing blends
+        readout, blend = "draft", None
     if blend is not None:
         guidance = {"space": blend.space, "candidates": blend.candidates, "plausibility": blend.plausibility}
         guidance |= {"schedule": blend.schedule, "beta": blend.beta if rank_by == "blend" else None}

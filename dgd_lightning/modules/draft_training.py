@@ -32,7 +32,7 @@ from dgd_lightning.modules.pair_source import PairSettings, PairSource
 from dgd_lightning.modules.schedule import scheduled
 from dgd_lightning.pair import Pair
 from dgd_lightning.seeds import mixed_seed
-from dgd_lightning.target.load import bundled
+from dgd_lightning.target.folder import bundled
 
 
 class DraftTraining(L.LightningModule):

@@ -9,7 +9,7 @@ import torch
 from dgd_lightning.checks import check_integer
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import Commits, Pair, load_pair, resolve_commits, source_fingerprint
-from dgd_lightning.target.load import bundled
+from dgd_lightning.target.folder import bundled
 
 
 class PairSettings(NamedTuple):

@@ -14,7 +14,8 @@ from dgd_lightning.errors import InputError
 from dgd_lightning.methods.base import Method
 from dgd_lightning.modules.arms import Arm
 from dgd_lightning.pair import source_fingerprint
-from dgd_lightning.target.load import bundled, load_target, resolve_commit
+from dgd_lightning.target.folder import bundled, resolve_commit
+from dgd_lightning.target.load import load_target
 from dgd_lightning.target.model import Target
 
 

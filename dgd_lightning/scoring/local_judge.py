@@ -23,7 +23,7 @@ class LocalEndpoint(Endpoint):
 
     def __init__(self, settings: JudgeModel, argument: str) -> None:
         from dgd_lightning.pair import source_fingerprint  # torch: only for those whose judge is local
-        from dgd_lightning.target.load import resolve_commit
+        from dgd_lightning.target.folder import resolve_commit
 
         self._settings, self._argument = settings, argument
         self._lock = threading.Lock()

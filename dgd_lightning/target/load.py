@@ -1,21 +1,19 @@
-"""From a Hub id or folder to a :class:`Target`; what cannot be served is refused by name."""
+"""From a checkpoint's folder to a :class:`Target`; what cannot be served is refused by name."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
-from importlib.resources import files
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from dgd_lightning.checks import check_choice
 from dgd_lightning.errors import InputError
-from dgd_lightning.target.fields import read_list, read_mapping, read_rope
+from dgd_lightning.target.fields import read_list, read_rope
+from dgd_lightning.target.folder import TOKENIZER_FILES, fetch_folder, find_weights, read_json, shorten
 from dgd_lightning.target.model import Target, check_attention
 
 # model_type -> the causal LM class that the weights must be of
@@ -29,7 +27,6 @@ _RECURRENT = re.compile(
     r"qwen3_next|qwen3_5|lfm2|mamba|jamba|rwkv|bamba|zamba|recurrent|falcon_h1|granitemoehybrid|nemotron_h"
 )
 _RECURRENT_LAYERS = ("linear_attention", "conv", "mamba", "recurrent", "hybrid")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 # Settings of generation_config.json that transformers' generate applies to every token and our decoders do not, with
 # the values at which they do nothing.
@@ -39,9 +36,7 @@ _PROCESSORS: dict[str, tuple[Any, ...]] = {
     "bad_words_ids": (None, []),
     "suppress_tokens": (None, []),
 }
-BUNDLED = "lab"  # the name of the bundled pair, as a target or as a draft
 _MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
-TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.jinja")
 
 
 def load_target(
@@ -173,152 +168,6 @@ def check_family(config: Mapping[str, Any]) -> None:
     read_rope(config, "target")  # transformers looks at its numbers only when it turns something
 
 
-def bundled(source: str | os.PathLike[str], part: str) -> str:
-    """The folder of the bundled pair's part (``target`` or ``draft``) for ``lab``; any other source as it is."""
-    name = os.fspath(source)
-    return str(files("dgd_lightning").joinpath("lab", "assets", part)) if name == BUNDLED else name
-
-
-def fetch_folder(
-    argument: str,
-    name_or_path: str | os.PathLike[str],
-    revision: str | None,
-    patterns: Sequence[str],
-    setting: str = "revision",
-) -> Path:
-    """The local folder of a checkpoint, downloaded (or found in the Hub cache) if it is a Hub id; ``lab`` is bundled.
-
-    Args:
-        argument: ``target`` or ``draft``.
-        name_or_path: folder or Hub id.
-        revision: of a Hub id: branch, tag or commit; None for its main branch. Folders have none.
-        patterns: files wanted.
-        setting: what the user knows the revision by.
-
-    Raises:
-        InputError: no such folder, Hub id or revision, or no way to reach the Hub.
-    """
-    name = bundled(name_or_path, argument)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if not _HUB_ID.fullmatch(name) or "--" in name or ".." in name or name.endswith((".git", ".", "-")):
-        raise InputError(
-            argument,
-            expected="a folder with config.json and model.safetensors, or a Hub id such as Qwen/Qwen3-8B",
-            received=f"{name!r} ({'a file' if folder.exists() else 'no such folder'})",
-            hint="check the path",
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-
-    expected = "a local folder or a Hub id that can be read"
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
-    except GatedRepoError as error:
-        hint = "accept its terms on the Hub, then run `hf auth login`"
-        raise InputError(argument, expected=expected, received=f"{name!r}, which is gated", hint=hint) from error
-    except RevisionNotFoundError as error:
-        raise InputError(setting, expected=f"one of {name}", received=revision, hint="check its name") from error
-    except RepositoryNotFoundError as error:
-        hint = "check the spelling; for a private one run `hf auth login`; for a folder give its path"
-        raise InputError(argument, expected=expected, received=f"{name!r}, unknown to the Hub", hint=hint) from error
-    except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
-        # no route, a proxy's refusal, offline mode without a cached copy: the Hub's client has many errors for it
-        if (cached := _other_revisions(name, revision)) is not None:
-            raise InputError(
-                setting,
-                expected=f"a revision of {name} in the Hub's cache ({shorten(cached)}), as the Hub gives no answer",
-                received=revision or "none, which is main",
-                hint="check its name, or check the network",
-            ) from error
-        raise InputError(
-            argument,
-            expected=expected,
-            received=f"{name!r}: no such folder, no cached copy, no answer from the Hub ({type(error).__name__})",
-            hint="check the network, or give the path of a downloaded copy",
-        ) from error
-
-
-def _other_revisions(name: str, revision: str | None) -> list[str] | None:
-    """Revisions of a Hub id in the cache: branches and tags, then commits; None where it has none or has this one."""
-    from huggingface_hub import constants
-
-    repository = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}")
-    refs, snapshots = repository / "refs", repository / "snapshots"
-    names = sorted(str(path.relative_to(refs)) for path in refs.rglob("*") if path.is_file())
-    commits = sorted(path.name for path in snapshots.iterdir()) if snapshots.is_dir() else []
-    wanted = revision or constants.DEFAULT_REVISION
-    return [*names, *commits] if commits and wanted not in (*names, *commits) else None
-
-
-def resolve_commit(
-    argument: str, name_or_path: str | os.PathLike[str], revision: str | None, setting: str = "revision"
-) -> str | None:
-    """The commit that a Hub id's revision is now, or None for a folder. Only one small file is fetched.
-
-    A branch may move while a run loads its parts: whoever loads more than one part gives this commit to all of them.
-
-    Args:
-        argument: ``target`` or ``draft``.
-        name_or_path: folder or Hub id.
-        revision: branch, tag or commit; None for the main branch.
-        setting: what the user knows the revision by.
-
-    Raises:
-        InputError: no such folder, Hub id or revision, or no way to reach the Hub.
-    """
-    if Path(bundled(name_or_path, argument)).expanduser().is_dir():
-        return None
-    # the Hub's client keeps each commit in a folder of its name
-    return fetch_folder(argument, name_or_path, revision, ("config.json",), setting).name
-
-
-def read_json(path: Path, argument: str) -> dict[str, Any]:
-    """A checkpoint's JSON file.
-
-    Raises:
-        InputError: it is missing or is not a JSON object.
-    """
-    name, again = path.name, "fetch it again"
-    if not path.is_file():
-        received = f"{path.parent}, which has none"
-        raise InputError(argument, expected=f"a folder with {name}", received=received, hint="check the path")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(argument, expected=f"JSON in {name}", received=error, hint=again) from error
-    if not isinstance(raw, dict):
-        raise InputError(argument, expected=f"an object in {name}", received=type(raw).__name__, hint=again)
-    return raw
-
-
-def find_weights(folder: Path, argument: str) -> list[Path]:
-    """The checkpoint's safetensors files: one, or those of its index.
-
-    Raises:
-        InputError: there are none, or the index names files that are missing.
-    """
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        named = read_mapping(read_json(index, argument), "weight_map", f"{argument}.{index.name}")
-        shards = sorted({folder / str(name) for name in named.values()})
-        absent = [shard.name for shard in shards if shard.parent != folder or not shard.is_file()]
-        if shards and not absent:
-            return shards
-        received = f"{index.name} naming {shorten(absent) or 'no files'}, absent"
-        raise InputError(argument, expected="every file of the index", received=received, hint="fetch it again")
-    others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
-    raise InputError(
-        argument,
-        expected="model.safetensors (or model.safetensors.index.json)",
-        received=f"{folder}, which has {shorten(others) or 'no weights'}",
-        hint="pickled weights are never loaded: convert to safetensors" if others else "check the path",
-    )
-
-
 def as_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     """``auto`` or a torch dtype.
 
@@ -353,19 +202,8 @@ def as_device_map(device: str | torch.device | Mapping[str, Any]) -> Any:
     return None if where.type == "cpu" else {"": str(where)}
 
 
-def shorten(names: Sequence[str], most: int = 4) -> str:
-    """The first few names, and how many more."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 def _words(error: Exception) -> str:
     """An error's message in one line; some name the field in their first and what is wrong with it in the next."""
     lines = [line.strip() for line in str(error).strip().splitlines()] or [""]
     message = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return f"{type(error).__name__} {message}" if isinstance(error, KeyError | AttributeError) else message
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a library's error; some have pages."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -56,9 +56,9 @@ def config(tmp_path: Path, tiny_pair: TinyPair, contexts: Path) -> Config:
         **top: Any,
     ) -> Path:
         arms = [
-            {"name": "ar", "method": "autoregressive"},
-            {"name": "dflash", "method": "speculative"},
-            {"name": "warm", "method": "speculative", "temperature": 0.8},
+            {"name": "ar", "method": "Autoregressive"},
+            {"name": "dflash", "method": "Speculative"},
+            {"name": "warm", "method": "Speculative", "temperature": 0.8},
         ]
         settings = {
             "model": {

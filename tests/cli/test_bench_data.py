@@ -13,7 +13,7 @@ from cli_tools import Config, Dgd, predictions, write_jsonl
 from dgd_lightning.data.contexts import STALE
 
 TOKENS = 4  # new ones per task: what is read and written is tested here, not how well it is answered
-ARMS = [{"name": "ar", "method": "autoregressive"}, {"name": "dflash", "method": "speculative"}]
+ARMS = [{"name": "ar", "method": "Autoregressive"}, {"name": "dflash", "method": "Speculative"}]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from hub_cache import NEW, OLD, add_snapshot, set_ref, use
 from tiny import hf_model
 
 from dgd_lightning import Noise, OtherModel, WithoutContext, guided_generate, load_pair
-from dgd_lightning.modules.arms import Arm
+from dgd_lightning.methods.guided import Guided
 from dgd_lightning.modules.divergence import DivergenceSettings, divergence_record
 from dgd_lightning.target.load import load_target
 
@@ -27,8 +27,8 @@ def other_model(**init: Any) -> dict[str, Any]:
     return {"class_path": "OtherModel", "init_args": init}
 
 
-def guided(readout: Any, **more: Any) -> dict[str, Any]:
-    return {"name": "x", "method": "guided", "beta": -0.5, "readout": readout, **more}
+def guided(name: str, readout: Any, beta: float = -0.5) -> dict[str, Any]:
+    return {"name": name, "method": {"class_path": "Guided", "init_args": {"beta": beta, "readout": readout}}}
 
 
 def by_arm(folder: Path) -> dict[str, dict[str, Any]]:
@@ -66,7 +66,7 @@ def test_the_lab_decodes_with_cad_and_a_second_model(dgd: Dgd, tmp_path: Path) -
         read = WithoutContext([torch.tensor(row["without_context_ids"])])
         alone = divergence_record(
             load_pair("lab", "lab", device="cpu"),
-            Arm("cad", "guided", beta=-0.5, readout=read, plausibility=0.1),
+            Guided(beta=-0.5, readout=read, plausibility=0.1).guidance_of({}),
             torch.tensor(row["prompt_ids"]),
             torch.tensor(row["output_ids"]),
             DivergenceSettings(top=0),
@@ -83,11 +83,10 @@ def test_arms_give_what_the_function_gives(
 ) -> None:
     second = small_model(tmp_path / "second", seed=7)
     arms = [
-        {"name": "cad", "method": "guided", "beta": -0.5, "readout": CAD},
-        {"name": "noise", "method": "guided", "beta": -0.5,
-         "readout": {"class_path": "Noise", "init_args": {"like": CAD}}},
-        {"name": "two", "method": "guided", "beta": -0.5, "readout": other_model(model=str(second))},
-    ]  # fmt: skip
+        guided("cad", CAD),
+        guided("noise", {"class_path": "Noise", "init_args": {"like": CAD}}),
+        guided("two", other_model(model=str(second))),
+    ]
     run = dgd("predict", "--config", config({"arms": arms}, {"path": str(contexts), "batch_size": 2, "limit": 4}))
     assert run.code == 0, run.err
     folder = tmp_path / "logs" / "run" / "version_0"
@@ -117,8 +116,8 @@ def test_a_second_model_of_the_hub_is_pinned(
         set_ref(tmp_path / "hub", "org/second", name, commit)
     use(tmp_path / "hub", monkeypatch)
     readouts = [other_model(model="org/second", revision="v1"), other_model(model="org/second")]
-    arms = [guided({"class_path": "MatchedEntropy", "init_args": {"like": readouts[0]}}, name="old")]
-    arms += [guided(readouts[1], name="new")]
+    arms = [guided("old", {"class_path": "MatchedEntropy", "init_args": {"like": readouts[0]}})]
+    arms += [guided("new", readouts[1])]
     path = config({"arms": arms, "max_new_tokens": 2}, {"path": str(contexts)})
     assert dgd("predict", "--config", path).code == 0
     provenance = json.loads((tmp_path / "logs" / "run" / "version_0" / "provenance.json").read_text())
@@ -127,22 +126,22 @@ def test_a_second_model_of_the_hub_is_pinned(
     assert dgd("predict", "--config", path).code == 0
     again = json.loads((tmp_path / "logs" / "run" / "version_1" / "provenance.json").read_text())
     assert again["config_hash"] != provenance["config_hash"]
-    bad = guided(other_model(model="org/second", revision="v9"))
+    bad = guided("x", other_model(model="org/second", revision="v9"))
     check_error(dgd("predict", "--config", config({"arms": [bad]})), "model.arms[x].readout.revision", "v9")
 
 
 def test_mistakes_are_one_line(config: Config, dgd: Dgd, tmp_path: Path) -> None:
     wide = small_model(tmp_path / "wide", seed=0, vocab_size=VOCAB + 1)
-    run = dgd("predict", "--config", config({"arms": [guided(other_model(model=str(wide)))]}))
+    run = dgd("predict", "--config", config({"arms": [guided("x", other_model(model=str(wide)))]}))
     check_error(run, "readout.model", f"vocabulary of {VOCAB}", str(VOCAB + 1))
-    run = dgd("predict", "--config", config({"arms": [guided(other_model(model="./nowhere"))]}))
+    run = dgd("predict", "--config", config({"arms": [guided("x", other_model(model="./nowhere"))]}))
     check_error(run, "model.arms[x].readout.model", "no such folder")
     (tmp_path / "empty").mkdir()
-    run = dgd("predict", "--config", config({"arms": [guided(other_model(model=str(tmp_path / "empty")))]}))
+    run = dgd("predict", "--config", config({"arms": [guided("x", other_model(model=str(tmp_path / "empty")))]}))
     check_error(run, f"readout.model {tmp_path / 'empty'}", "config.json")
     questions = [{"prompt": "Six times six?"}, {"prompt": "Six times seven?"}]
     data = {"path": str(write_jsonl(tmp_path / "questions.jsonl", questions))}
     nothing = {"class_path": "Noise", "init_args": {"like": CAD}}
-    run = dgd("predict", "--config", config({"arms": [guided(nothing)]}, data, data_class="PromptsData"))
+    run = dgd("predict", "--config", config({"arms": [guided("x", nothing)]}, data, data_class="PromptsData"))
     check_error(run, "task questions-1", "a question alone")
     assert not list((tmp_path / "logs").rglob("version_*"))

@@ -10,25 +10,28 @@ from typing import Any
 import pytest
 import torch
 from cli_tools import Config, Dgd, TinyPair
-from dgd_lightning.modules.arm_checks import check_arms, check_block_sizes
 from hub_cache import NEW, OLD, add_snapshot, set_ref, use
+from tiny import make_pair
 
 from dgd_lightning.callbacks.progress import DecodeProgress
-from dgd_lightning.decode.call import Progress
+from dgd_lightning.decode.call import Call, Progress
 from dgd_lightning.errors import InputError
-from dgd_lightning.modules.arms import Arm
+from dgd_lightning.methods.guided import Guided
+from dgd_lightning.methods.rerank import Rerank
+from dgd_lightning.methods.speculative import Speculative
+from dgd_lightning.modules.arms import Arm, check_arms, check_blocks
 from dgd_lightning.modules.decoding import Decoding
+from dgd_lightning.modules.group_decoder import GroupDecoder
+from dgd_lightning.modules.pair_source import PairSettings, PairSource
 
 
 def device_of(device_map: Any, ranks: int = 1) -> Any:
-    module = Decoding("target", None, [Arm("ar", "autoregressive")], device_map=device_map)
     strategy = SimpleNamespace(root_device=torch.device("cuda:3"))
-    module.trainer = SimpleNamespace(world_size=ranks, strategy=strategy)  # type: ignore[assignment]
-    return module._placement()
+    trainer = SimpleNamespace(world_size=ranks, strategy=strategy)
+    return PairSource(PairSettings("target", None, device_map=device_map))._placement(trainer)
 
 
-def test_device_map(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Decoding, "trainer", None)
+def test_device_map() -> None:
     assert device_of(None) == device_of(None, ranks=2) == torch.device("cuda:3")
     assert device_of("auto") == "balanced"  # load_target's own "auto" is one device
     assert device_of("sequential") == "sequential"
@@ -49,15 +52,20 @@ def test_device_map(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_arms_are_named_in_errors(setting: dict[str, Any], argument: str) -> None:
     with pytest.raises(InputError) as error:
-        check_arms([Arm("good"), Arm("bad", **setting)], "draft")
+        check_arms([Arm("good", Speculative()), Arm("bad", Speculative(), **setting)], "draft")
     assert error.value.argument == f"model.arms[bad].{argument}"
 
 
 def test_block_sizes() -> None:
-    check_block_sizes([Arm("a"), Arm("b", block_size=2), Arm("c", block_size=4)], 4)
-    for size in (1, 5):
+    pair = make_pair(block_size=4)
+    check_blocks(
+        [Arm("a", Speculative()), Arm("b", Speculative(2)), Arm("c", Speculative(4)), Arm("d", Guided(0.1))], pair
+    )
+    for method in (Speculative(5), Guided(0.1, block_size=5), Rerank(block_size=5)):
         with pytest.raises(InputError, match=r"^model\.arms\[b\]\.block_size: expected an integer from 2 to 4"):
-            check_block_sizes([Arm("a"), Arm("b", block_size=size)], 4)
+            check_blocks([Arm("a", Speculative()), Arm("b", method)], pair)
+    with pytest.raises(InputError, match=r"^block_size: expected an integer of at least 2"):
+        Speculative(1)
 
 
 def test_hub_ids_are_told_apart_by_commit(
@@ -69,7 +77,7 @@ def test_hub_ids_are_told_apart_by_commit(
             add_snapshot(cache, hub_id, commit, folder)
         set_ref(cache, hub_id, "main", OLD)
     use(cache, monkeypatch)
-    arms = [{"name": "dflash", "method": "speculative"}]
+    arms = [{"name": "dflash", "method": "Speculative"}]
     model = {"target": "org/target", "draft": "org/draft", "arms": arms, "max_new_tokens": 2}
     path = config(model=model)
     assert dgd("predict", "--config", path).code == 0
@@ -96,11 +104,11 @@ def test_warm_up_wherever_a_group_is_left(
     config: Config, dgd: Dgd, tiny_pair: TinyPair, monkeypatch: pytest.MonkeyPatch, done: str
 ) -> None:
     calls: list[tuple[int, bool]] = []
-    decode = Decoding._decode
+    decode = GroupDecoder._decode
 
-    def spy(self: Decoding, prompts: Any, arm: Arm, tokens: int, seeds: Any, *rest: Any) -> Any:
-        calls.append((tokens, self.on_progress is None))
-        return decode(self, prompts, arm, tokens, seeds, *rest)
+    def spy(self: GroupDecoder, arms: Any, methods: Any, prompts: Any, call: Call) -> Any:
+        calls.append((call.max_new_tokens, self.on_progress is None))
+        return decode(self, arms, methods, prompts, call)
 
     start = Decoding.on_predict_start
 
@@ -109,9 +117,10 @@ def test_warm_up_wherever_a_group_is_left(
         left = {"nothing": [], "first group": groups[:1], "all": groups}[done]
         self.done = {(task.idx, arm.name) for group in left for task in group for arm in self.arms}
         start(self)
-        assert self.on_progress is not None
+        assert self.decoder is not None
+        assert self.decoder.on_progress is not None
 
-    monkeypatch.setattr(Decoding, "_decode", spy)
+    monkeypatch.setattr(GroupDecoder, "_decode", spy)
     monkeypatch.setattr(Decoding, "on_predict_start", begin)
     assert dgd("predict", "--config", config({"warmup": True})).code == 0
     # Three arms are warmed up unseen, then decode the groups left in sight of the progress bar.

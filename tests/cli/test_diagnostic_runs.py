@@ -17,8 +17,8 @@ from fork_server import launch
 from dgd_lightning import load_pair, run_folder
 from dgd_lightning.callbacks import diagnostic_report
 from dgd_lightning.data.tasks import Task
-from dgd_lightning.metrics import diagnosis
-from dgd_lightning.modules.diagnostic import Diagnostic
+from dgd_lightning.metrics import clustered
+from dgd_lightning.modules.gold_reader import GoldReader
 
 CLOSE = 1e-6  # fp64 log-probabilities of random readers
 FIT = {"steps": 4, "lr": 0.05, "rank": 2, "anchors_per_step": 8, "validation_texts": 0, "holdout": 0.0}
@@ -29,7 +29,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are what most tests here are about: few resamples and no pictures, but where the report is looked at."""
     if request.node.name != "test_the_lab_s_table_and_verdict":
-        monkeypatch.setattr(diagnosis, "RESAMPLES", 99)
+        monkeypatch.setattr(clustered, "RESAMPLES", 99)
         monkeypatch.setattr(diagnostic_report, "figures", lambda found: {})
 
 
@@ -156,14 +156,14 @@ def test_interrupted_diagnostic_continues(
     path = written(tmp_path, tiny_pair, [question(n) for n in range(1, 13)])
     folder = folder_of(tmp_path)
     shard = run_folder.shard(folder, 0, run_folder.DIAGNOSTIC)
-    row_of = Diagnostic._row
+    row_of = GoldReader.row
 
-    def interrupted(self: Diagnostic, task: Task) -> dict[str, Any]:
+    def interrupted(self: GoldReader, task: Task) -> dict[str, Any]:
         if task.idx == "sums-6":
             raise KeyboardInterrupt
         return row_of(self, task)
 
-    monkeypatch.setattr(Diagnostic, "_row", interrupted)
+    monkeypatch.setattr(GoldReader, "row", interrupted)
     run = dgd("test", "--config", path)
     assert run.code == 130
     assert "dgd: interrupted; the same command continues" in run.err
@@ -173,7 +173,7 @@ def test_interrupted_diagnostic_continues(
         file.write('{"idx": "sums-11", "dg')
 
     read: list[str] = []
-    monkeypatch.setattr(Diagnostic, "_row", lambda self, task: (read.append(task.idx), row_of(self, task))[1])
+    monkeypatch.setattr(GoldReader, "row", lambda self, task: (read.append(task.idx), row_of(self, task))[1])
     run = dgd("test", "--config", path)
     assert (run.code, run.err) == (0, "")
     assert f"continuing {folder}: 4 of 12 rows are there" in run.out
@@ -238,13 +238,13 @@ ABLATED = {"class_path": "AblatedDraft", "init_args": {"ablate": [2]}}
     ("model", "argument", "words"),
     [
         ({"draft": None}, "model.draft", ("a draft",)),
-        ({"layers": [0, 6]}, "model.layers", ("0…3", "received 6")),
-        ({"layers": [-1]}, "model.layers", ("0…3",)),
+        ({"layers": [0, 6]}, "model.layers", ("from 0 to 3", "received 6")),
+        ({"layers": [-1]}, "model.layers", ("from 0 to 3",)),
         ({"layers": ["deep"]}, "model.layers", ("deep",)),
         ({"layers": "all"}, "model.layers", ("all",)),
         ({"confidence_edges": [0.9, 0.5]}, "model.confidence_edges", ("ascending",)),
         ({"confidence_edges": [50.0]}, "model.confidence_edges", ("0 … 1",)),
-        ({"chunk": 0}, "model.chunk", ("positive",)),
+        ({"chunk": 0}, "model.chunk", ("at least 1",)),
         ({"answer_field": "response"}, "task sums-1", ("'response'", "fields question, answer")),
         ({"readouts": {"no 2": ABLATED}}, "readout.ablate", ("(1, 3)", "[2]")),
         ({"readouts": {"layer 1": ABLATED}}, "model.readouts", ("rename",)),

@@ -14,16 +14,19 @@ from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dgd_lightning import Noise, load_pair, run_folder
-from dgd_lightning.modules.arms import Arm
+from dgd_lightning.methods.guided import Guided
 from dgd_lightning.modules.decoding import Decoding
 from dgd_lightning.modules.divergence import DivergenceSettings, divergence_record
 
 SINGLE = 1e-6  # TensorBoard keeps scalars in fp32
 ARMS: list[dict[str, Any]] = [
-    {"name": "target", "method": "autoregressive"},
-    {"name": "nothing", "method": "guided", "beta": 0.0},
-    {"name": "draft", "method": "guided", "beta": 0.5},
-    {"name": "noise", "method": "guided", "beta": 0.5, "readout": {"class_path": "Noise"}},
+    {"name": "target", "method": "Autoregressive"},
+    {"name": "nothing", "method": {"class_path": "Guided", "init_args": {"beta": 0.0}}},
+    {"name": "draft", "method": {"class_path": "Guided", "init_args": {"beta": 0.5}}},
+    {
+        "name": "noise",
+        "method": {"class_path": "Guided", "init_args": {"beta": 0.5, "readout": {"class_path": "Noise"}}},
+    },
 ]
 TASKS = 6
 
@@ -44,10 +47,10 @@ def test_rows_curves_and_tables(config: Config, dgd: Dgd, tiny_pair: TinyPair, t
     rows = predictions(run_of(tmp_path))
     pair = load_pair(tiny_pair.target, tiny_pair.draft, device="cpu")
     made = {
-        "target": Arm("target", "autoregressive"),
-        "nothing": Arm("nothing", "guided", beta=0.0),
-        "draft": Arm("draft", "guided", beta=0.5),
-        "noise": Arm("noise", "guided", beta=0.5, readout=Noise()),
+        "target": None,
+        "nothing": Guided(0.0).guidance_of({}),
+        "draft": Guided(0.5).guidance_of({}),
+        "noise": Guided(0.5, readout=Noise()).guidance_of({}),
     }
     by_arm: dict[str, list[dict[str, Any]]] = {name: [] for name in made}
     for row in rows:
@@ -131,7 +134,7 @@ def test_two_ranks_equal_one(config: Config, dgd: Dgd, tmp_path: Path) -> None:
 def test_without_it_nothing_is_replayed_and_other_settings_are_another_run(
     config: Config, dgd: Dgd, tmp_path: Path
 ) -> None:
-    model = {"arms": [{"name": "target", "method": "autoregressive"}], "max_new_tokens": 4}
+    model = {"arms": [{"name": "target", "method": "Autoregressive"}], "max_new_tokens": 4}
     hashes = set()
     for version, divergence in enumerate((None, {}, {"top": 2})):
         assert dgd("predict", "--config", config({**model, "divergence": divergence})).code == 0
@@ -151,9 +154,9 @@ def test_an_adapted_arm_is_compared_with_its_adapted_draft(
     config: Config, dgd: Dgd, contexts: Path, tmp_path: Path
 ) -> None:
     arms = [
-        {"name": "plain", "method": "autoregressive"},
-        {"name": "guided", "method": "guided", "beta": 0.0},
-        {"name": "adapted", "method": "guided", "beta": 0.0, "ttt": True},
+        {"name": "plain", "method": "Autoregressive"},
+        {"name": "guided", "method": {"class_path": "Guided", "init_args": {"beta": 0.0}}},
+        {"name": "adapted", "method": {"class_path": "Guided", "init_args": {"beta": 0.0}}, "ttt": True},
     ]
     ttt = {
         "steps": 6,

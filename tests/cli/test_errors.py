@@ -149,7 +149,7 @@ def test_unknown_yaml_keys(config: Config, dgd: Dgd) -> None:
 
 @pytest.mark.parametrize(("field", "value"), [("method", "speculativ"), ("temperature", "warm"), ("top_k", 1.5)])
 def test_a_wrong_value_names_its_arm(config: Config, dgd: Dgd, field: str, value: object) -> None:
-    arms = [{"name": "a", "method": "autoregressive"}, {"name": "b", field: value}, {"name": "c", field: value}]
+    arms = [{"name": "a", "method": "Autoregressive"}, {"name": "b", field: value}, {"name": "c", field: value}]
     run = dgd("predict", "--config", config(model={"arms": arms}))
     check(run, f"model.arms[b].{field}", str(value))
     assert ("did you mean 'speculative'?" in run.err) == (field == "method")
@@ -165,7 +165,7 @@ def test_a_wrong_value_names_its_arm(config: Config, dgd: Dgd, field: str, value
         [{"name": "a", "temperature": 1e-6}],
         [{"name": "a", "temperature": 1.0, "top_k": 0}],
         [{"name": "a", "temperature": 1.0, "top_p": 1.5}],
-        [{"name": "a", "method": "autoregressive", "block_size": 4}],
+        [{"name": "a", "method": {"class_path": "Autoregressive", "init_args": {"block_size": 4}}}],
     ],
 )
 def test_bad_arms(config: Config, dgd: Dgd, arms: list[dict[str, Any]]) -> None:

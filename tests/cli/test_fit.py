@@ -18,7 +18,7 @@ from dgd_lightning.draft.checkpoint import load_draft
 def test_predictions_carry_the_prompt_that_was_fed(config: Config, dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path):
     path = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": text} for text in ("Hm?", "y" * 600)])
     data = {"path": str(path), "template": "Say: {prompt}!", "system": "Be brief.", "batch_size": 2}
-    arms = [{"name": "ar", "method": "autoregressive"}]
+    arms = [{"name": "ar", "method": "Autoregressive"}]
     written = config({"arms": arms, "draft": None, "too_long": "truncate_left"}, data, data_class="PromptsData")
     assert dgd("predict", "--config", written).code == 0
     folder = tmp_path / "logs" / "run" / "version_0"

@@ -18,13 +18,13 @@ def made(kind: str, **init: Any) -> dict[str, Any]:
 
 
 ARMS: list[dict[str, Any]] = [
-    {"name": "target", "method": "autoregressive"},
-    {"name": "nothing", "method": "guided", "beta": 0.0},
-    {"name": "draft", "method": "guided", "beta": 0.5},
-    {"name": "slow", "method": "guided", "beta": 0.5, "token_by_token": True},
-    {"name": "lens", "method": "guided", "beta": -0.5, "readout": made("LogitLens", layer=2)},
-    {"name": "noise", "method": "guided", "beta": 0.5, "schedule": made("Adaptive", by="kl"),
-     "readout": made("Noise", like=made("DraftReadout", block_size=3))},
+    {"name": "target", "method": "Autoregressive"},
+    {"name": "nothing", "method": {"class_path": "Guided", "init_args": {"beta": 0.0}}},
+    {"name": "draft", "method": {"class_path": "Guided", "init_args": {"beta": 0.5}}},
+    {"name": "slow", "method": {"class_path": "Guided", "init_args": {"beta": 0.5, "speculative": False}}},
+    {"name": "lens", "method": made("Guided", beta=-0.5, readout=made("LogitLens", layer=2))},
+    {"name": "noise", "method": made("Guided", beta=0.5, schedule=made("Adaptive", by="kl"),
+                                     readout=made("Noise", like=made("DraftReadout", block_size=3)))},
 ]  # fmt: skip
 LENS = {"class_path": "dgd_lightning.decode.readouts.LogitLens", "init_args": {"layer": 2, "norm": True}}
 
@@ -63,14 +63,35 @@ def test_guided_arms_give_what_the_function_gives(
 @pytest.mark.parametrize(
     ("arm", "argument", "words"),
     [
-        ({"method": "guided"}, "model.arms[x].beta", ("beta: 0.3",)),
-        ({"method": "speculative", "beta": 0.3}, "model.arms[x].beta", ("method: guided",)),
-        ({"method": "guided", "beta": float("inf")}, "model.arms[x].beta", ("finite",)),
-        ({"method": "guided", "beta": 0.3, "candidates": 0}, "model.arms[x].candidates", ("a token must be left",)),
-        ({"method": "guided", "beta": 0.3, "readout": "drfat"}, "model.arms[x].readout", ("draft, or a Readout",)),
-        ({"method": "guided", "beta": 0.3, "online_every": 8}, "model.arms[x].online_every", ("timing",)),
+        ({"method": "Guided"}, "model.arms[x].beta", ("beta: 0.3",)),
         (
-            {"method": "guided", "beta": 0.3, "readout": {"class_path": "LogitLens", "init_args": {"layer": 99}}},
+            {"method": {"class_path": "Speculative", "init_args": {"beta": 0.3}}},
+            "model.arms[x].beta",
+            ("method: guided",),
+        ),
+        ({"method": {"class_path": "Guided", "init_args": {"beta": float("inf")}}}, "model.arms[x].beta", ("finite",)),
+        (
+            {"method": {"class_path": "Guided", "init_args": {"beta": 0.3, "candidates": 0}}},
+            "model.arms[x].candidates",
+            ("a token must be left",),
+        ),
+        (
+            {"method": {"class_path": "Guided", "init_args": {"beta": 0.3, "readout": "drfat"}}},
+            "model.arms[x].readout",
+            ("draft, or a Readout",),
+        ),
+        (
+            {"method": {"class_path": "Guided", "init_args": {"beta": 0.3}}, "online_every": 8},
+            "model.arms[x].online_every",
+            ("timing",),
+        ),
+        (
+            {
+                "method": {
+                    "class_path": "Guided",
+                    "init_args": {"beta": 0.3, "readout": {"class_path": "LogitLens", "init_args": {"layer": 99}}},
+                }
+            },
             "readout.layer",
             ("0…",),
         ),
@@ -85,7 +106,7 @@ def test_bad_guidance_is_one_line(
 
 def test_another_readout_is_another_run(config: Config, dgd: Dgd, contexts: Path, tmp_path: Path) -> None:
     for layer in (1, 2):
-        arm = {"name": "x", "method": "guided", "beta": 0.3}
+        arm = {"name": "x", "method": {"class_path": "Guided", "init_args": {"beta": 0.3}}}
         arm["readout"] = {"class_path": "LogitLens", "init_args": {"layer": layer}}
         path = config({"arms": [arm], "max_new_tokens": 2}, {"path": str(contexts)})
         assert dgd("predict", "--config", path).code == 0

@@ -11,7 +11,7 @@ import yaml
 from cli_tools import Config, Dgd, predictions
 
 from dgd_lightning import run_folder
-from dgd_lightning.modules import decoders
+from dgd_lightning.methods import guided as guided_module
 
 SWEEP = Path(__file__).parents[2] / "configs" / "guided" / "sweep.yaml"
 CAD = {"class_path": "WithoutContext"}
@@ -22,15 +22,15 @@ def made(kind: str, **init: Any) -> dict[str, Any]:
     return {"class_path": kind, "init_args": init}
 
 
-def guided(name: str, beta: float, **more: Any) -> dict[str, Any]:
-    return {"name": name, "method": "guided", "beta": beta, **more}
+def guided(name: str, beta: float, *, temperature: float = 0.0, ttt: bool = False, **settings: Any) -> dict[str, Any]:
+    return {"name": name, "method": made("Guided", beta=beta, **settings), "temperature": temperature, "ttt": ttt}
 
 
 ARMS: list[dict[str, Any]] = [
-    {"name": "target", "method": "autoregressive"},
+    {"name": "target", "method": "Autoregressive"},
     guided("nothing", 0.0),
     guided("draft", 0.5),
-    guided("slow", 0.5, token_by_token=True),
+    guided("slow", 0.5, speculative=False),
     guided("lens", -0.5, readout=made("LogitLens", layer=2), plausibility=0.1),
     guided("warm", 0.5, temperature=0.9),
     guided("noise", 0.5, readout=made("Noise"), schedule=made("Adaptive", by="kl")),
@@ -38,8 +38,8 @@ ARMS: list[dict[str, Any]] = [
     guided("cad", -0.5, readout=CAD),
     guided("more cad", -1.0, readout=CAD, space="log_probs"),
     guided("warm cad", -0.5, readout=CAD, temperature=0.9),
-    guided("slow noise", -0.5, readout=made("Noise"), token_by_token=True),
-    {"name": "best", "method": "rerank", "temperature": 0.9, "num_answers": 3},
+    guided("slow noise", -0.5, readout=made("Noise"), speculative=False),
+    {"name": "best", "method": made("Rerank", num_answers=3), "temperature": 0.9},
 ]
 TOGETHER = [
     ["nothing", "draft", "lens", "noise", "shuffled", "cad", "more cad"],
@@ -50,19 +50,19 @@ OTHERS = {name: [other for other in group if other != name] for group in TOGETHE
 
 
 class Sweeps:
-    """How many ways, and how many different readouts, each call of `guided_sweep` had."""
+    """How many variants, and how many different readouts, each batch of joined arms had."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.ways: list[int] = []
+        self.variants: list[int] = []
         self.readouts: list[int] = []
-        sweep = decoders.guided_sweep
+        sweep = guided_module.sweep
 
-        def counted(pair: Any, prompts: Any, ways: Sequence[Any], **knobs: Any) -> Any:
-            self.ways.append(len(ways))
-            self.readouts.append(len({id(way.readout) for way in ways}))
-            return sweep(pair, prompts, ways, **knobs)
+        def counted(pair: Any, prompts: Any, variants: Sequence[Any], *more: Any) -> Any:
+            self.variants.append(len(variants))
+            self.readouts.append(len({id(variant.readout) for variant in variants}))
+            return sweep(pair, prompts, variants, *more)
 
-        monkeypatch.setattr(decoders, "guided_sweep", counted)
+        monkeypatch.setattr(guided_module, "sweep", counted)
 
 
 def folder_of(tmp_path: Path, version: int) -> Path:
@@ -70,7 +70,7 @@ def folder_of(tmp_path: Path, version: int) -> Path:
 
 
 def check_equal(joined: list[dict[str, Any]], alone: list[dict[str, Any]], others: dict[str, list[str]]) -> None:
-    """Rows are the same but for what tells of the batch; of that the right thing is told."""
+    """Rows are the same but for what is said of the batch; of that the right thing is said."""
     assert len(joined) == len(alone)
     for ours, theirs in zip(joined, alone, strict=True):
         assert ours["dgd"].pop("joined_with", []) == others.get(ours["dgd"]["arm"], [])
@@ -87,15 +87,15 @@ def test_rows_of_joined_arms_are_those_of_arms_alone(
     data = {"path": str(contexts), "batch_size": 2, "limit": TASKS}
     model = {"arms": ARMS, "warmup": True, "max_new_tokens": 8}
     assert dgd("predict", "--config", config(model, data)).code == 0
-    assert sweeps.ways == []
+    assert sweeps.variants == []
     run = dgd("predict", "--config", config({**model, "join_arms": True}, data))
     assert run.code == 0, run.err
-    assert sorted(sweeps.ways) == sorted((1 + GROUPS) * [7, 2, 2])  # the warm-up, then group by group
+    assert sorted(sweeps.variants) == sorted((1 + GROUPS) * [7, 2, 2])  # the warm-up, then group by group
     assert max(sweeps.readouts) == 5  # nothing and draft share one, and so do cad and more cad
     alone, joined = (predictions(folder_of(tmp_path, version)) for version in (0, 1))
     assert len({str([r["dgd"]["output_ids"] for r in joined if r["dgd"]["arm"] == name]) for name in OTHERS}) > 8
 
-    # Times are those of the batch, and no arm that shared one has a speed; nor has one with several candidates.
+    # Times are those of the batch, and no arm that shared one has a speed; nor has one with several answers.
     for row in run_folder.read_predictions(folder_of(tmp_path, 1)):
         assert (row["dgd"]["tokens_per_second"] is not None) is (row["dgd"]["arm"] == "target")
     group = joined[: 2 * len(ARMS)]

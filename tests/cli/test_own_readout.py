@@ -36,7 +36,7 @@ def test_the_documented_readout_is_an_arm_and_exact(
     model = {
         "target": str(target),
         "draft": str(draft),
-        "arms": [{"name": "target", "method": "autoregressive"}, *yaml.safe_load(arms[1])],
+        "arms": [{"name": "target", "method": "Autoregressive"}, *yaml.safe_load(arms[1])],
     }
     run = dgd("predict", "--config", config(model, {"path": str(contexts)}))
     assert run.code == 0, run.err

@@ -166,14 +166,14 @@ def unfinished(folder: Path) -> None:
 def test_changed_configuration_starts_anew(
     config: Config, dgd: Dgd, contexts: Path, tiny_pair: TinyPair, tmp_path: Path, change: str
 ) -> None:
-    arms = [{"name": "ar", "method": "autoregressive"}]
+    arms = [{"name": "ar", "method": "Autoregressive"}]
     model: dict[str, Any] = {"arms": arms, "max_new_tokens": 3}
     assert dgd("predict", "--config", config(model=model)).code == 0
     unfinished(run_of(tmp_path))
     if change == "model":
         model["max_new_tokens"] = 2
     elif change == "arms":
-        model["arms"] = [{"name": "ar", "method": "autoregressive", "temperature": 0.5}]
+        model["arms"] = [{"name": "ar", "method": "Autoregressive", "temperature": 0.5}]
     elif change == "data":
         contexts.write_text(contexts.read_text().replace("Question 0", "Question 7"))
     elif change == "weights":
@@ -189,7 +189,7 @@ def test_changed_configuration_starts_anew(
 
 def test_name_with_a_slash(config: Config, dgd: Dgd, tmp_path: Path) -> None:
     """The folder that is looked through for a version to continue is the one that is written."""
-    path = config(model={"arms": [{"name": "ar", "method": "autoregressive"}], "draft": None, "max_new_tokens": 2})
+    path = config(model={"arms": [{"name": "ar", "method": "Autoregressive"}], "draft": None, "max_new_tokens": 2})
     assert dgd("predict", "--config", path, "--name", "exp/a").code == 0
     folder = tmp_path / "logs/exp/a/version_0"
     unfinished(folder)
@@ -205,7 +205,7 @@ def test_warm_up_fits_a_short_target(config: Config, dgd: Dgd, tmp_path: Path) -
     long = chat_row(0, 0)
     long["messages"][1]["content"] = "x" * 100
     data = {"path": str(write_jsonl(tmp_path / "mixed.jsonl", [long, chat_row(1, 0, messages=[SHORT])]))}
-    arms = [{"name": "ar", "method": "autoregressive"}]
+    arms = [{"name": "ar", "method": "Autoregressive"}]
     short = {"target": str(tmp_path / "short"), "draft": None, "arms": arms, "too_long": "skip", "warmup": True}
     run = dgd("predict", "--config", config(model=short, data=data))
     assert (run.code, run.err) == (0, "")
@@ -216,7 +216,7 @@ def test_too_long(config: Config, dgd: Dgd, tmp_path: Path) -> None:
     long = chat_row(0, 0)
     long["messages"][1]["content"] = "x" * 600  # of 512 positions
     path = str(write_jsonl(tmp_path / "long.jsonl", [chat_row(1, 0), long]))
-    arms = [{"name": "dflash", "method": "speculative"}]
+    arms = [{"name": "dflash", "method": "Speculative"}]
 
     run = dgd("predict", "--config", config(model={"arms": arms}, data={"path": path}))
     assert run.code == 2

@@ -15,17 +15,24 @@ from dgd_lightning import run_folder
 from dgd_lightning.target.model import Target
 
 ARMS: list[dict[str, Any]] = [
-    {"name": "ar", "method": "autoregressive"},
-    {"name": "warm", "method": "speculative", "temperature": 0.8},
-    {"name": "draft", "method": "guided", "beta": 0.3},
+    {"name": "ar", "method": "Autoregressive"},
+    {"name": "warm", "method": "Speculative", "temperature": 0.8},
+    {"name": "draft", "method": {"class_path": "Guided", "init_args": {"beta": 0.3}}},
     {
         "name": "lens",
-        "method": "guided",
-        "beta": 0.2,
-        "readout": {"class_path": "LogitLens", "init_args": {"layer": 2}},
+        "method": {
+            "class_path": "Guided",
+            "init_args": {"beta": 0.2, "readout": {"class_path": "LogitLens", "init_args": {"layer": 2}}},
+        },
     },
-    {"name": "noise", "method": "guided", "beta": 0.3, "readout": {"class_path": "Noise"}},
-    {"name": "bare", "method": "guided", "beta": -0.3, "readout": {"class_path": "WithoutContext"}},
+    {
+        "name": "noise",
+        "method": {"class_path": "Guided", "init_args": {"beta": 0.3, "readout": {"class_path": "Noise"}}},
+    },
+    {
+        "name": "bare",
+        "method": {"class_path": "Guided", "init_args": {"beta": -0.3, "readout": {"class_path": "WithoutContext"}}},
+    },
 ]
 FIT = {"steps": 3, "lr": 0.02, "rank": 2, "anchors_per_step": 4, "eval_every": 3, "validation_texts": 0}
 READ = re.compile(r"(ahead|prefill): ([\d,]+) prompt tokens[^;:]*; ([\d,]+) without model.reuse_prefix")
@@ -65,7 +72,7 @@ def told(out: str) -> dict[str, tuple[int, int]]:
     [
         (1, {"arms": ARMS}),
         (4, {"arms": ARMS, "join_arms": True}),
-        (3, {"arms": [ARMS[0], {"name": "adapted", "method": "speculative", "ttt": True}], "ttt": FIT,
+        (3, {"arms": [ARMS[0], {"name": "adapted", "method": "Speculative", "ttt": True}], "ttt": FIT,
              "accept_clbench_license": True}),
     ],
     ids=["one by one", "batches, arms joined", "adapted"],

@@ -23,9 +23,9 @@ from dgd_lightning import run_folder
 
 GSM8K = {"question": "How many?", "answer": "She has 9 * 8 = <<9*8=72>>72.\n#### 72"}
 ARMS = [
-    {"name": "ar", "method": "autoregressive"},
-    {"name": "warm", "method": "speculative", "temperature": 0.8},
-    {"name": "guided", "method": "guided", "beta": 0.3},
+    {"name": "ar", "method": "Autoregressive"},
+    {"name": "warm", "method": "Speculative", "temperature": 0.8},
+    {"name": "guided", "method": {"class_path": "Guided", "init_args": {"beta": 0.3}}},
 ]
 
 

@@ -19,6 +19,8 @@ from dgd_lightning import (
     rerank_generate,
     run_folder,
 )
+from dgd_lightning.methods.guided import Guided
+from dgd_lightning.methods.speculative import Speculative
 from dgd_lightning.modules.arms import Arm, row_seed
 from dgd_lightning.modules.divergence import DivergenceSettings, divergence_record
 
@@ -26,13 +28,13 @@ SAME = 1e-8  # fp64, in batches of other sizes
 TASKS = 3
 LENS = {"class_path": "LogitLens", "init_args": {"layer": 2}}
 CAD = {"class_path": "WithoutContext"}
-DRAWN = {"method": "rerank", "temperature": 1.0, "num_answers": 3}
+DRAWN = {"method": {"class_path": "Rerank", "init_args": {"num_answers": 3}}, "temperature": 1.0}
 ARMS: list[dict[str, Any]] = [
-    {"name": "target", "method": "autoregressive"},
+    {"name": "target", "method": "Autoregressive"},
     {"name": "best", **DRAWN, "rank_by": "target"},
     {"name": "by lens", **DRAWN, "rank_by": "blend", "beta": 0.5, "readout": LENS, "candidates": 20},
     {"name": "by cad", **DRAWN, "rank_by": "blend", "beta": -0.5, "readout": CAD},
-    {"name": "betas", "method": "rerank", "betas": [-0.5, 0.0, 0.5]},
+    {"name": "betas", "method": {"class_path": "Rerank", "init_args": {"betas": [-0.5, 0.0, 0.5]}}},
 ]
 
 
@@ -68,7 +70,7 @@ def test_rerank_arms_give_what_the_function_gives(
             record = row["dgd"]
             if name == "by cad":
                 knobs |= {"readout": WithoutContext([torch.tensor(record["without_context_ids"])])}
-            seed = row_seed(0, row["idx"], Arm(name, temperature=knobs["temperature"]))
+            seed = row_seed(0, row["idx"], Arm(name, Speculative(), temperature=knobs["temperature"]))
             prompt = torch.tensor(record["prompt_ids"])
             (output,) = rerank_generate(pair, [prompt], max_new_tokens=12, seed=[seed], **knobs)
             assert record["output_ids"] == output.tokens.tolist()
@@ -88,6 +90,7 @@ def test_rerank_arms_give_what_the_function_gives(
     assert {row["dgd"]["chosen"] for name in ("best", "by lens") for row in rows[name]} != {0}
     assert [r["dgd"]["answers"] for r in rows["best"]] != [r["dgd"]["answers"] for r in rows["by lens"]]
     assert rows["by lens"][0]["dgd"]["settings"]["candidates"] == 20  # the constraint
+    assert "candidates" not in rows["best"][0]["dgd"]["settings"]
     assert rows["best"][0]["dgd"]["blends"] is False
 
     for row in run_folder.read_predictions(folder_of(tmp_path)):
@@ -111,9 +114,9 @@ def test_divergence_of_a_candidate_with_a_beta_is_that_of_its_guided_arm(
     for name, rows in by_arm(folder_of(tmp_path)).items():
         for record in (row["dgd"] for row in rows):
             beta = record["answers"][record["chosen"]]["beta"]
-            arm = Arm("x") if name == "best" else Arm("x", "guided", beta=beta)
+            guidance = None if name == "best" else Guided(beta).guidance_of({})
             prompt, answer = torch.tensor(record["prompt_ids"]), torch.tensor(record["output_ids"])
-            assert record["divergence"] == divergence_record(pair, arm, prompt, answer, DivergenceSettings())
+            assert record["divergence"] == divergence_record(pair, guidance, prompt, answer, DivergenceSettings())
             if name == "betas":
                 (output,) = guided_generate(pair, [prompt], max_new_tokens=12, beta=beta)
                 assert output.tokens.tolist() == record["output_ids"]
@@ -123,7 +126,11 @@ def test_candidates_of_an_adapted_arm_are_blended_with_the_adapted_draft(
     config: Config, dgd: Dgd, tiny_pair: TinyPair, contexts: Path, tmp_path: Path
 ) -> None:
     arms = [
-        {"name": name, "method": "rerank", "betas": [-0.5, 0.5], "ttt": name == "adapted"}
+        {
+            "name": name,
+            "method": {"class_path": "Rerank", "init_args": {"betas": [-0.5, 0.5]}},
+            "ttt": name == "adapted",
+        }
         for name in ("plain", "adapted")
     ]
     ttt = {
@@ -158,7 +165,7 @@ def test_without_a_draft(config: Config, dgd: Dgd, contexts: Path, tmp_path: Pat
 
 
 def test_mistakes_are_one_line(config: Config, dgd: Dgd) -> None:
-    run = dgd("predict", "--config", config({"arms": [{"name": "x", "method": "rerank"}]}))
+    run = dgd("predict", "--config", config({"arms": [{"name": "x", "method": "Rerank"}]}))
     check_error(run, "model.arms[x].temperature", "above 0", "betas")
     run = dgd("predict", "--config", config({"arms": [{"name": "x", "betas": [0.1]}]}))
     check_error(run, "model.arms[x].betas", "method: rerank")

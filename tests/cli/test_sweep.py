@@ -23,8 +23,8 @@ from dgd_lightning.errors import InputError
 from dgd_lightning.report.sweep_views import curve, leaders
 
 ARMS = [
-    {"name": "plain", "method": "speculative"},
-    {"name": "adapted", "method": "speculative", "ttt": True},
+    {"name": "plain", "method": "Speculative"},
+    {"name": "adapted", "method": "Speculative", "ttt": True},
 ]
 LAUNCH_SECONDS = 200  # to import everything on a crowded core
 RANGE = {"model.ttt.lr": {"low": 0.001, "high": 0.1, "log": True}}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dgd_lightning.ttt.problem import AdaptProblem
 
-ARMS = [{"name": "adapted", "method": "speculative", "ttt": True}]
+ARMS = [{"name": "adapted", "method": "Speculative", "ttt": True}]
 LINES = {"callbacks": [{"class_path": "DecodeProgress", "init_args": {"line_every": 0}}]}
 
 

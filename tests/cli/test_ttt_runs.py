@@ -23,9 +23,9 @@ from dgd_lightning.modules.adaptation import safe_name
 
 FIT = {"steps": 6, "lr": 0.02, "rank": 2, "anchors_per_step": 8, "eval_every": 2, "validation_texts": 0}
 ARMS = [
-    {"name": "ar", "method": "autoregressive"},
-    {"name": "plain", "method": "speculative"},
-    {"name": "adapted", "method": "speculative", "ttt": True},
+    {"name": "ar", "method": "Autoregressive"},
+    {"name": "plain", "method": "Speculative"},
+    {"name": "adapted", "method": "Speculative", "ttt": True},
 ]
 LAUNCH_SECONDS = 300  # to import everything twice on a crowded core
 RANKS = 1e-9  # fp64 gradients, summed in another order, and what AdamW makes of it

@@ -15,7 +15,6 @@ from decode_tools import random_prompts
 from tiny import make_target
 from torch import Tensor
 
-from dgd_lightning.decode import guided
 from dgd_lightning.decode.ablation import AblatedDraft
 from dgd_lightning.decode.blending import Blend
 from dgd_lightning.decode.controls import MatchedEntropy, Noise
@@ -28,6 +27,7 @@ from dgd_lightning.decode.readouts import (
     Readout,
     WithoutContext,
 )
+from dgd_lightning.methods import guided
 from dgd_lightning.pair import Pair
 
 BETAS = (-1.0, -0.25, 0.0, 0.1, 0.5, 1.0)

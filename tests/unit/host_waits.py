@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dgd_lightning.decode import engine
+from dgd_lightning.decode import batch
 
 
 class HostOperations(TorchDispatchMode):
@@ -52,12 +52,12 @@ class HostReads(TorchFunctionMode):
 
 
 class HostWaits:
-    """What makes the host wait inside the block, but for ``engine.to_host``, whose calls are counted."""
+    """What makes the host wait inside the block, but for ``batch.to_host``, whose calls are counted."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[str] = []
         self.synchronised = 0
-        to_host = engine.to_host
+        to_host = batch.to_host
 
         def counted(values: Tensor) -> list[Any]:
             self.synchronised += 1
@@ -66,7 +66,7 @@ class HostWaits:
             del self.seen[before:]
             return read
 
-        monkeypatch.setattr(engine, "to_host", counted)
+        monkeypatch.setattr(batch, "to_host", counted)
 
     def __enter__(self) -> HostWaits:
         self.stack = ExitStack()

@@ -1,130 +1,172 @@
-"""Arms: knobs in the wrong method are named, which arms are decoded together, and what their settings say."""
+"""Methods and arms: settings that can't be are named, which arms are decoded together, what their settings say."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from dgd_lightning.modules.arm_checks import check_arms
-from dgd_lightning.modules.decoders import joined
-from dgd_lightning.modules.pairing import control_of
 
 from dgd_lightning.decode.controls import Noise
 from dgd_lightning.decode.readouts import LogitLens
 from dgd_lightning.errors import InputError
-from dgd_lightning.modules.arms import Arm
+from dgd_lightning.methods.autoregressive import Autoregressive
+from dgd_lightning.methods.base import Method
+from dgd_lightning.methods.guided import Guided
+from dgd_lightning.methods.rerank import Rerank
+from dgd_lightning.methods.speculative import Speculative
+from dgd_lightning.modules.arms import Arm, check_arms, control_of, joined
 from dgd_lightning.modules.decoding import Decoding
 from dgd_lightning.ttt.config import TTTConfig
 
 
-def rerank(**knobs: Any) -> dict[str, Any]:
-    return {"method": "rerank", "temperature": 1.0, **knobs}
+@pytest.mark.parametrize(
+    ("make", "argument", "words"),
+    [
+        (lambda: Speculative(block_size=1), "block_size", "at least 2"),
+        (lambda: Speculative(scheme="votes"), "scheme", "exact_match"),  # type: ignore[arg-type]
+        (lambda: Guided("much"), "beta", "a finite number"),  # type: ignore[arg-type]
+        (lambda: Guided(0.3, block_size=4, speculative=False), "block_size", "nothing is proposed"),
+        (lambda: Guided(0.3, readout="drfat"), "readout", "draft, or a Readout"),
+        (lambda: Guided(0.3, plausibility=2.0), "plausibility", ""),
+        (lambda: Rerank("votes"), "rank_by", "likelihood"),  # type: ignore[arg-type]
+        (lambda: Rerank("blend"), "beta", "a number"),
+        (lambda: Rerank(beta=0.3), "beta", "rank_by: blend"),
+        (lambda: Rerank(readout=LogitLens(1)), "readout", "rank_by: blend"),
+        (lambda: Rerank(candidates=5), "candidates", "rank_by: blend"),
+        (lambda: Rerank(betas=[0.1], beta=0.3), "beta", "betas"),
+        (lambda: Rerank(betas=[0.1], num_answers=4), "num_answers", "one answer per β"),
+        (lambda: Rerank(betas=[]), "betas", "at least one"),
+        (lambda: Rerank(betas=[0.1, float("nan")]), "betas", "finite"),
+        (lambda: Rerank(betas=[1.5], space="probs"), "betas", "1"),
+        (lambda: Rerank(betas=[0.5], plausibility=2.0), "plausibility", ""),
+        (lambda: Rerank("blend", beta=0.3, readout="drfat"), "readout", "draft, or a Readout"),
+        (lambda: Rerank(num_answers=0), "num_answers", "at least 1"),
+    ],
+)
+def test_a_methods_bad_setting_is_named(make: Callable[[], Method], argument: str, words: str) -> None:
+    with pytest.raises(InputError) as error:
+        make()
+    assert error.value.argument == argument
+    assert words in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("knobs", "argument", "words"),
+    ("bad", "argument", "words"),
     [
-        ({"method": "guided", "beta": 0.3, "rank_by": "target"}, "rank_by", "method: rerank"),
-        ({"num_answers": 4}, "num_answers", "method: rerank"),
-        ({"method": "autoregressive", "betas": [0.1]}, "betas", "method: rerank"),
-        ({"beta": 0.3}, "beta", "method: guided"),
-        ({"candidates": 5}, "candidates", "method: guided"),
-        ({"token_by_token": True}, "token_by_token", "method: guided"),
-        (rerank(token_by_token=True), "token_by_token", "method: guided"),
-        (rerank(rank_by="votes"), "rank_by", "likelihood"),
-        (rerank(rank_by="blend"), "beta", "a number"),
-        (rerank(beta=0.3), "beta", "rank_by: blend"),
-        (rerank(readout=LogitLens(1)), "readout", "rank_by: blend"),
-        (rerank(candidates=5), "candidates", "rank_by: blend"),
-        (rerank(betas=[0.1], beta=0.3), "beta", "betas"),
-        (rerank(betas=[0.1], num_answers=4), "num_answers", "one answer per β"),
-        (rerank(betas=[]), "betas", "at least one"),
-        (rerank(betas=[0.1, float("nan")]), "betas", "finite"),
-        (rerank(betas=[1.5], space="probs"), "betas", "0 … 1"),
-        (rerank(betas=[0.5], plausibility=2.0), "plausibility", "(0, 1]"),
-        (rerank(rank_by="blend", beta=0.3, readout="drfat"), "readout", "draft, or a Readout"),
-        (rerank(num_answers=0), "num_answers", "at least 1"),
-        (rerank(temperature=0.0), "temperature", "above 0"),
-        (rerank(top_p=2.0), "top_p", ""),
-        (rerank(online_every=8), "online_every", "ttt: true"),
-        ({"method": "votes"}, "method", "rerank"),
+        (Arm("bad", Rerank()), "temperature", "above 0"),
+        (Arm("bad", Rerank(), temperature=1.0, top_p=2.0), "top_p", ""),
+        (Arm("bad", Rerank(), temperature=1.0, online_every=8), "online_every", "ttt: true"),
+        (Arm("bad", Guided(0.3), online_every=8), "online_every", "ttt: true"),
+        (Arm("bad", Speculative(), online_every=0), "online_every", "at least 1"),
+        (Arm("bad", Autoregressive(), ttt=True), "ttt", "uses no draft"),
+        (Arm("bad", Autoregressive(), online_every=8), "online_every", "uses no draft"),
+        (Arm("bad", Guided([0.1, 0.2])), "beta", "an arm for each"),
+        (Arm("bad", "guided"), "method", "class_path"),  # type: ignore[arg-type]
     ],
 )
-def test_what_an_arm_cannot_have_is_named(knobs: dict[str, Any], argument: str, words: str) -> None:
+def test_what_an_arm_cannot_have_is_named(bad: Arm, argument: str, words: str) -> None:
     with pytest.raises(InputError) as error:
-        check_arms([Arm("good"), Arm("bad", **knobs)], "draft")
+        check_arms([Arm("good", Speculative()), bad], "draft")
     assert error.value.argument == f"model.arms[bad].{argument}"
     assert words in str(error.value)
 
 
-FINE: list[dict[str, Any]] = [
-    rerank(),
-    rerank(rank_by="target", num_answers=2),
-    rerank(rank_by="blend", beta=-0.5, readout=LogitLens(1), candidates=50, plausibility=0.1),
-    {"method": "rerank", "betas": [0.0, 0.5], "readout": LogitLens(1)},  # greedy
-    rerank(betas=[0.0, 0.5], rank_by="blend", beta=0.3, readout=LogitLens(1)),
+FINE = [
+    Rerank(),
+    Rerank("target", num_answers=2),
+    Rerank("blend", beta=-0.5, readout=LogitLens(1), candidates=50, plausibility=0.1),
+    Rerank(betas=[0.0, 0.5], readout=LogitLens(1)),
+    Rerank("blend", betas=[0.0, 0.5], beta=0.3, readout=LogitLens(1)),
 ]
 
 
-@pytest.mark.parametrize("knobs", FINE)
-def test_reranking_needs_a_draft_only_where_it_uses_one(knobs: dict[str, Any]) -> None:
-    check_arms([Arm("x", **knobs)], "draft")
-    check_arms([Arm("x", **knobs)], None)
-    for more in ({"ttt": True}, {"block_size": 4}, {"readout": "draft", "betas": [0.1]}):
-        drafting = {**knobs, **more}
-        drafting |= {"num_answers": 8}
+@pytest.mark.parametrize("method", FINE)
+def test_reranking_needs_a_draft_only_where_it_uses_one(method: Rerank) -> None:
+    check_arms([Arm("x", method, temperature=1.0)], "draft")
+    check_arms([Arm("x", method, temperature=1.0)], None)
+    needing = [
+        Arm("x", method, temperature=1.0, ttt=True),
+        Arm("x", Rerank(block_size=4), temperature=1.0),
+        Arm("x", Rerank(betas=[0.1]), temperature=1.0),
+        Arm("x", Guided(0.1, speculative=False)),
+        Arm("x", Guided(0.1, readout=Noise(), speculative=False)),
+        Arm("x", Guided(0.1, readout=LogitLens(1))),
+    ]
+    for arm in needing:
         with pytest.raises(InputError, match=r"^model\.draft: expected a draft, for arm 'x'"):
-            check_arms([Arm("x", **drafting)], None)
+            check_arms([arm], None)
+    check_arms([Arm("x", Guided(0.1, readout=LogitLens(1), speculative=False))], None)
 
 
-def test_settings_of_other_methods_stay_as_they_were() -> None:
+def test_rows_say_the_facts_that_others_ask_for() -> None:
     """They are part of the configuration's hash, with which runs are continued, and of every row."""
-    common = ["name", "method", "temperature", "top_k", "top_p", "block_size", "scheme", "ttt", "online_every"]
-    guidance = ["beta", "readout", "space", "candidates", "plausibility", "schedule"]
-    assert list(Arm("x").settings()) == common
-    assert list(Arm("x", "autoregressive").settings()) == common
-    assert list(Arm("x", "guided", beta=0.3).settings()) == [*common, *guidance, "token_by_token"]
-    own = [*common, "rank_by", "num_answers", "betas", "guidance"]
-    plain, blending = (Arm("x", **knobs).settings() for knobs in (rerank(), rerank(rank_by="blend", beta=0.3)))
-    assert list(plain) == list(blending) == own
-    assert plain["guidance"] is None
-    assert list(blending["guidance"]) == guidance
+    keys = ["method", "settings", "lossless", "baseline", "blends", "temperature", "top_k", "top_p", "ttt"]
+    facts = {arm.method.name: arm.settings() for arm in (Arm("a", Autoregressive()), Arm("b", Speculative()))}
+    facts |= {arm.method.name: arm.settings() for arm in (Arm("c", Guided(0.3)), Arm("d", Rerank()))}
+    assert all(list(found) == [*keys, "online_every"] for found in facts.values())
+    assert [facts[name]["lossless"] for name in facts] == [True, True, False, False]
+    assert [facts[name]["baseline"] for name in facts] == [True, False, False, False]
+    assert [facts[name]["blends"] for name in facts] == [False, False, True, False]
+    assert Rerank("blend", beta=0.3).blends
+    assert facts["Guided"]["settings"] == {
+        "beta": 0.3, "readout": "draft", "speculative": True, "block_size": None, "space": "logits",
+        "candidates": None, "plausibility": None, "schedule": None,
+    }  # fmt: skip
+    assert set(facts["Rerank"]["settings"]) == {"rank_by", "num_answers", "betas", "block_size"}  # nothing blends
 
 
-def test_the_hash_knows_of_joined_arms_only_where_they_are_joined() -> None:
-    arms = [Arm("target", "autoregressive"), Arm("a", "guided", beta=0.1), Arm("b", "guided", beta=0.2)]
-    apart, together = (Decoding("lab", "lab", arms, join_arms=join).fingerprint() for join in (False, True))
-    assert set(apart) == {"target", "draft", "second_models", "arms", "settings", "ttt", "reuse_prefix"}
-    assert together == {**apart, "join_arms": True}
+def test_an_arm_is_described_in_a_line() -> None:
+    assert Arm("plain", Autoregressive()).describe() == "plain: Autoregressive; greedy"
+    guided = Arm("g", Guided(0.3, readout=LogitLens(2)), temperature=0.7, top_p=0.9, ttt=True)
+    assert guided.describe() == (
+        "g: Guided, beta 0.3, readout LogitLens(layer=2, norm=True); temperature 0.7, top_p 0.9; ttt"
+    )
+    online = Arm("o", Speculative(block_size=4), online_every=8)
+    assert online.describe() == "o: Speculative, block_size 4; greedy; adapts every 8 tokens"
 
 
-def test_the_hash_knows_of_rehearsals_written_together_only_where_it_is_set() -> None:
-    arms = [Arm("adapted", ttt=True)]
+def test_the_hash_knows_how_validation_texts_are_written_only_where_it_is_set() -> None:
+    arms = [Arm("adapted", Speculative(), ttt=True)]
     before, after = (
         Decoding("lab", "lab", arms, ttt=TTTConfig(validation_batch=batch)).fingerprint()["ttt"] for batch in (None, 3)
     )
     assert after == {**before, "validation_batch": 3}
-    digest = hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()
-    assert digest[:16] == "e13c400c4f034817"  # of runs since 2026-11-24
+    assert len(hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()) == 64  # it is JSON
+
+
+def test_the_hash_knows_of_every_setting() -> None:
+    def digest(arms: list[Arm] | None = None, **changes: Any) -> str:
+        arms = arms or [Arm("a", Guided(0.1))]
+        return json.dumps(Decoding("lab", "lab", arms, **changes).fingerprint(), sort_keys=True)
+
+    changes: list[dict[str, Any]] = [
+        {"join_arms": True}, {"reuse_prefix": False}, {"max_new_tokens": 5}, {"seed": 1}, {"too_long": "skip"},
+        {"stop_token_ids": []}, {"dtype": "float32"}, {"enable_thinking": True}, {"divergence": None},
+    ]  # fmt: skip
+    usual = digest()
+    assert usual == digest(warmup=False, cpu_threads=1, save_adapters=False)  # no row hangs on these
+    assert all((digest(**change) != usual) is (change != {"divergence": None}) for change in changes)
+    assert digest([Arm("a", Guided(0.2))]) != usual != digest([Arm("b", Guided(0.1))])
 
 
 def test_arms_share_a_batch_where_they_draw_draft_and_adapt_alike() -> None:
     arms = [
-        Arm("target", "autoregressive"),
-        Arm("a", "guided", beta=0.1),
-        Arm("warm", "guided", beta=0.1, temperature=0.7),
-        Arm("slow", "guided", beta=0.1, token_by_token=True),
-        Arm("b", "guided", beta=-0.1, readout=Noise(), space="log_probs", candidates=3, plausibility=0.1),
-        Arm("small", "guided", beta=0.1, block_size=3),
-        Arm("top", "guided", beta=0.1, temperature=0.7, top_k=5),
-        Arm("adapted", "guided", beta=0.1, ttt=True),
-        Arm("fast"),
-        Arm("warm too", "guided", beta=0.3, temperature=0.7),
-        Arm("best", "rerank", temperature=0.7),
-        Arm("adapted too", "guided", beta=0.3, ttt=True),
-        Arm("slow too", "guided", beta=0.3, token_by_token=True),
+        Arm("target", Autoregressive()),
+        Arm("a", Guided(0.1)),
+        Arm("warm", Guided(0.1), temperature=0.7),
+        Arm("slow", Guided(0.1, speculative=False)),
+        Arm("b", Guided(-0.1, readout=Noise(), space="log_probs", candidates=3, plausibility=0.1)),
+        Arm("small", Guided(0.1, block_size=3)),
+        Arm("top", Guided(0.1), temperature=0.7, top_k=5),
+        Arm("adapted", Guided(0.1), ttt=True),
+        Arm("fast", Speculative()),
+        Arm("warm too", Guided(0.3), temperature=0.7),
+        Arm("best", Rerank(), temperature=0.7),
+        Arm("adapted too", Guided(0.3), ttt=True),
+        Arm("slow too", Guided(0.3, speculative=False)),
     ]
     names = [[arm.name for arm in group] for group in joined(arms, True)]
     assert names == [
@@ -141,12 +183,14 @@ def test_arms_share_a_batch_where_they_draw_draft_and_adapt_alike() -> None:
     assert joined(arms, False) == [[arm] for arm in arms]
 
 
-def test_a_reranking_blend_has_null_controls_too() -> None:
+def test_null_controls_are_paired_with_what_they_imitate() -> None:
     arms = [
-        Arm("drawn", **rerank()),
-        Arm("draft", **rerank(rank_by="blend", beta=0.3)),
-        Arm("noise", **rerank(rank_by="blend", beta=0.3, readout=Noise())),
-        Arm("other", **rerank(rank_by="blend", beta=0.4, readout=Noise())),
-        Arm("guided", "guided", beta=0.3, temperature=1.0),
+        Arm("drawn", Rerank(), temperature=1.0),
+        Arm("draft", Rerank("blend", beta=0.3), temperature=1.0),
+        Arm("noise", Rerank("blend", beta=0.3, readout=Noise()), temperature=1.0),
+        Arm("other", Rerank("blend", beta=0.4, readout=Noise()), temperature=1.0),
+        Arm("guided", Guided(0.3), temperature=1.0),
+        Arm("guided noise", Guided(0.3, readout=Noise(seed=7)), temperature=1.0),
+        Arm("greedy noise", Guided(0.3, readout=Noise())),
     ]
-    assert control_of(arms) == {"noise": "draft"}
+    assert control_of(arms) == {"noise": "draft", "guided noise": "guided"}

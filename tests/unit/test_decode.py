@@ -14,10 +14,12 @@ from reference_decoding import reference_autoregressive, reference_speculative
 from tiny import make_draft, make_pair, make_target
 from torch import Tensor
 
-from dgd_lightning.decode import engine, speculative
+from dgd_lightning.decode import call
+from dgd_lightning.decode.drafter import Proposal
 from dgd_lightning.decode.random_source import ACCEPT, DRAFT, TARGET, RandomTable, Stream, random_table
 from dgd_lightning.decode.sampling import sampling_params
 from dgd_lightning.errors import InputError
+from dgd_lightning.methods import speculative
 from dgd_lightning.methods.autoregressive import autoregressive_generate
 from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.pair import Pair
@@ -281,7 +283,7 @@ def test_default_stop_tokens() -> None:
 
 def test_progress_and_plain_trace() -> None:
     pair, prompts = make_pair(), random_prompts(3, seed=6)
-    seen: list[engine.Progress] = []
+    seen: list[call.Progress] = []
     outputs = autoregressive_generate(pair, prompts, max_new_tokens=6, on_progress=seen.append)
     assert [p.tokens for p in seen] == [3, 6, 9, 12, 15, 18]
     assert [p.active for p in seen] == [3, 3, 3, 3, 3, 0]
@@ -321,7 +323,7 @@ def count_waits(new: int, monkeypatch: pytest.MonkeyPatch, **knobs: Any) -> tupl
     """(waits that are not ``to_host``, calls of it, cycles) of one run."""
     pair, prompts, cycles = make_pair(block_size=4), random_prompts(3, seed=8), [0]
 
-    def on_progress(_: engine.Progress) -> None:
+    def on_progress(_: call.Progress) -> None:
         cycles[0] += 1
 
     with monkeypatch.context() as patches, HostWaits(patches) as host:
@@ -356,7 +358,7 @@ def test_one_synchronisation_per_cycle(knobs: dict[str, Any], monkeypatch: pytes
 def test_a_planted_wait_is_seen(name: str, wait: Callable[[Tensor], object], monkeypatch: pytest.MonkeyPatch) -> None:
     propose = speculative.propose
 
-    def waiting(*arguments: Any) -> speculative.Proposal:
+    def waiting(*arguments: Any) -> Proposal:
         proposal = propose(*arguments)
         wait(proposal.tokens)
         return proposal

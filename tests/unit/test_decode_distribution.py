@@ -22,8 +22,9 @@ from distribution_tools import (
 from tiny import make_draft, make_target
 from torch import Tensor
 
-from dgd_lightning.decode import speculative, verify
+from dgd_lightning.decode import verify
 from dgd_lightning.decode.sampling import probabilities, sampling_params
+from dgd_lightning.methods import speculative
 from dgd_lightning.methods.autoregressive import autoregressive_generate
 from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.pair import Pair

@@ -19,11 +19,10 @@ from torch import Tensor
 from dgd_lightning.decode.blending import WarmUp
 from dgd_lightning.decode.readouts import LogitLens, OtherModel, Readout
 from dgd_lightning.errors import InputError
-from dgd_lightning.methods.autoregressive import autoregressive_generate
-from dgd_lightning.methods.guided import guided_generate
+from dgd_lightning.methods.autoregressive import Autoregressive, autoregressive_generate
+from dgd_lightning.methods.guided import Guided, guided_generate
 from dgd_lightning.metrics.clustered import clustered_mean
 from dgd_lightning.metrics.divergence import GroupedMeans, TokenDivergence, token_class, token_divergence
-from dgd_lightning.modules.arms import Arm
 from dgd_lightning.modules.divergence import DECIMALS, DivergenceSettings, divergence_record, token_texts
 from dgd_lightning.pair import Pair
 
@@ -195,10 +194,10 @@ def test_token_texts_keep_the_blanks_of_tokenizers_that_drop_the_first() -> None
 
 
 ARMS = {
-    "plain": Arm("plain", "autoregressive"),
-    "draft": Arm("draft", "guided", beta=0.1),
-    "lens": Arm("lens", "guided", beta=-0.5, readout=LogitLens(3), candidates=5),
-    "warm": Arm("warm", "guided", beta=0.8, schedule=WarmUp(12)),
+    "plain": Autoregressive(),
+    "draft": Guided(0.1),
+    "lens": Guided(-0.5, readout=LogitLens(3), candidates=5),
+    "warm": Guided(0.8, schedule=WarmUp(12)),
 }
 
 
@@ -206,7 +205,7 @@ ARMS = {
 def test_a_row_tells_what_naive_forwards_say(written: Pair, name: str) -> None:
     arm, (prompt,) = ARMS[name], random_prompts(1, 8, longest=20)
     answer = torch.randint(64, (9,), generator=torch.Generator().manual_seed(9))
-    record = divergence_record(written, arm, prompt, answer, DivergenceSettings(top=3, large=0.2))
+    record = divergence_record(written, arm.guidance_of({}), prompt, answer, DivergenceSettings(top=3, large=0.2))
     assert record is not None
     read = naive_read("lens" if name == "lens" else "draft", written, prompt)
     beta = arm.beta or 0.0
@@ -242,7 +241,9 @@ def test_emitted_tokens_are_first_choices_of_what_decoded_them(written: Pair) ->
     """A greedy answer is the guided distribution's top-1 token: the likeliest one, with the target's rank."""
     (prompt,) = random_prompts(1, 11, longest=20)
     (output,) = guided_generate(written, [prompt], beta=0.1, max_new_tokens=40, stop_token_ids=())
-    record = divergence_record(written, ARMS["draft"], prompt, output.tokens, DivergenceSettings(large=0.0))
+    record = divergence_record(
+        written, ARMS["draft"].guidance_of({}), prompt, output.tokens, DivergenceSettings(large=0.0)
+    )
     assert record is not None
     assert [entry["at"] for entry in record["top"]] == list(range(40))
     for entry, prob, token in zip(record["top"], record["guided_prob"], output.tokens.tolist(), strict=True):
@@ -256,8 +257,8 @@ def test_beta_of_zero_changes_nothing_and_the_target_as_readout_is_no_divergence
     (output,) = autoregressive_generate(written, [prompt], max_new_tokens=40, stop_token_ids=())
 
     def record(beta: float, readout: Readout | str) -> dict[str, Any]:
-        arm = Arm("x", "guided", beta=beta, readout=readout)
-        found = divergence_record(written, arm, prompt, output.tokens, DivergenceSettings())
+        guidance = Guided(beta, readout).guidance_of({})
+        found = divergence_record(written, guidance, prompt, output.tokens, DivergenceSettings())
         assert found is not None
         return found
 
@@ -280,9 +281,9 @@ def test_beta_of_zero_changes_nothing_and_the_target_as_readout_is_no_divergence
 def test_arms_without_draft_and_readout_tell_nothing(written: Pair) -> None:
     alone = Pair(written.target, None, written.tokenizer)
     prompt, answer = torch.tensor([5, 6]), torch.tensor([7])
-    assert divergence_record(alone, ARMS["plain"], prompt, answer, DivergenceSettings()) is None
-    lens = Arm("lens", "guided", beta=0.1, readout=LogitLens(2), token_by_token=True)
-    record = divergence_record(alone, lens, prompt, answer, DivergenceSettings(top=0))
+    assert divergence_record(alone, None, prompt, answer, DivergenceSettings()) is None
+    lens = Guided(0.1, readout=LogitLens(2), speculative=False)
+    record = divergence_record(alone, lens.guidance_of({}), prompt, answer, DivergenceSettings(top=0))
     assert record is not None
     assert record["tokens"] == ["H"]
     assert record["top"] == []

@@ -23,7 +23,7 @@ from host_waits import HostWaits
 from tiny import make_pair
 from torch import Tensor
 
-from dgd_lightning.decode import engine
+from dgd_lightning.decode import call
 from dgd_lightning.decode.batch import Change
 from dgd_lightning.decode.blending import Adaptive, Disagree, WarmUp
 from dgd_lightning.decode.readout_group import ReadoutGroup
@@ -37,7 +37,7 @@ from dgd_lightning.decode.readouts import (
 )
 from dgd_lightning.distributions import entropy
 from dgd_lightning.methods.autoregressive import autoregressive_generate
-from dgd_lightning.methods.guided import Guided, guided_generate
+from dgd_lightning.methods.guided import GuidedLoop, guided_generate
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.adapt import ttt_adapt
 from dgd_lightning.ttt.config import TTTConfig
@@ -127,13 +127,13 @@ def test_rows_that_stop_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None
 
 def skip_block_features(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slots of the block don't see what the target has just read."""
-    extend = Guided._extend
+    extend = GuidedLoop._extend
 
-    def late(self: Guided, features: Tensor, positions: Tensor) -> None:
+    def late(self: GuidedLoop, features: Tensor, positions: Tensor) -> None:
         if not hasattr(self, "batch") or positions.shape[1] == 1:  # prompts, and their last tokens
             extend(self, features, positions)
 
-    monkeypatch.setattr(Guided, "_extend", late)
+    monkeypatch.setattr(GuidedLoop, "_extend", late)
 
 
 def verify_with_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,7 +441,7 @@ def test_one_synchronisation_per_cycle(readout: str, monkeypatch: pytest.MonkeyP
     pair, prompts = make_pair(block_size=4, layers=4), random_prompts(3, seed=8)
     seen, cycles = [], [0]
 
-    def on_progress(_: engine.Progress) -> None:
+    def on_progress(_: call.Progress) -> None:
         cycles[0] += 1
 
     for new in (12, 24):

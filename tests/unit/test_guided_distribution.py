@@ -13,11 +13,12 @@ from guided_tools import Read, naive_read, readout_of
 from tiny import make_draft, make_target
 from torch import Tensor
 
-from dgd_lightning.decode import guided, verify
+from dgd_lightning.decode import verify
 from dgd_lightning.decode.blending import Adaptive, Blend, Disagree, WarmUp
 from dgd_lightning.decode.readout_group import ReadoutGroup
 from dgd_lightning.decode.readouts import ReadoutState, TargetOutput, WithoutContext
 from dgd_lightning.decode.sampling import probabilities, sampling_params
+from dgd_lightning.methods import guided
 from dgd_lightning.methods.guided import guided_generate
 from dgd_lightning.pair import Pair
 

@@ -15,7 +15,7 @@ from dgd_lightning.draft.checkpoint import save_draft
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.pair import load_pair, load_tokenizer
-from dgd_lightning.target.load import bundled
+from dgd_lightning.target.folder import bundled
 
 
 @pytest.fixture

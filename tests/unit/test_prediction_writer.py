@@ -110,6 +110,14 @@ def test_a_mark_counts_for_its_own_session_and_for_what_can_be_seen(
     run_folder.await_shards(tmp_path, [1], run_folder.PREDICTIONS, 0.05)
 
 
+def test_a_group_that_was_halved_is_halved_again_when_the_run_goes_on(tmp_path: Path) -> None:
+    killed = Rank(tmp_path, 0, ranks=1)
+    row = {"idx": "t1", "model_output": "x", "dgd": {"arm": "a", "tasks_together": 2}}
+    killed.writer.on_predict_batch_end(killed.trainer, killed.module, [row], None, 0)
+    killed.writer.on_exception(killed.trainer, killed.module, KeyboardInterrupt())
+    assert Rank(tmp_path, 0, ranks=1).module.tasks_together == {"t1": 2}
+
+
 @pytest.mark.parametrize("wait", [0, -1.0, float("nan"), "long"])
 def test_a_wait_that_is_none_is_refused(wait: Any) -> None:
     with pytest.raises(InputError, match=r"PredictionWriter\.merge_wait: expected a finite number above 0"):

@@ -13,9 +13,9 @@ from tiny import make_pair
 from torch import Tensor
 
 from dgd_lightning import TTTConfig
-from dgd_lightning.decode import prefix as prefix_module
+from dgd_lightning.decode import prefix_cache as prefix_module
 from dgd_lightning.decode.blending import Blend
-from dgd_lightning.decode.prefix_cache import Prefix, PrefixCache, make_prefix_cache
+from dgd_lightning.decode.prefix_cache import PrefixCache, make_prefix_cache
 from dgd_lightning.draft.lora import DraftLora
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.autoregressive import autoregressive_generate
@@ -184,6 +184,8 @@ def test_prefixes_that_do_not_fit_are_told(pair: Pair) -> None:
             speculative_generate(
                 pair, ONE, max_new_tokens=2, prefixes=[make_prefix_cache(pair.target, known.ids, layer_ids)] * 3
             )
-    written_on = Prefix(known.ids, pair.target.new_cache(1, 60), None)
-    with pytest.raises(InputError, match="prefix: expected one row"):
-        autoregressive_generate(pair, ONE[:1], max_new_tokens=2, prefixes=[known], prefix=written_on)
+    assert pair.draft is not None
+    written_on = known._replace(draft_cache=pair.draft.new_cache(1, 60))
+    for prompts, more in ((ONE[:2], {}), (ONE[:1], {"num_return_sequences": 2})):
+        with pytest.raises(InputError, match=r"prefixes\[0\]: expected a single row"):
+            autoregressive_generate(pair, prompts, max_new_tokens=2, prefixes=[written_on] * len(prompts), **more)

@@ -21,6 +21,7 @@ from dgd_lightning.data import responses
 from dgd_lightning.data.responses import ResponsesData
 from dgd_lightning.draft.checkpoint import load_draft, save_draft
 from dgd_lightning.errors import InputError
+from dgd_lightning.methods.speculative import Speculative
 from dgd_lightning.modules.arms import Arm
 from dgd_lightning.modules.decoding import Decoding
 from dgd_lightning.modules.draft_training import DraftTraining
@@ -109,7 +110,7 @@ def test_modules_load_the_commits_that_they_name(cache: Path, weights: Weights, 
     trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     module: Decoding | DraftTraining
     if kind == "decoding":
-        module = Decoding(TARGET, DRAFT, [Arm("a")], draft_revision="v1")
+        module = Decoding(TARGET, DRAFT, [Arm("a", Speculative())], draft_revision="v1")
     else:
         module = DraftTraining(TARGET, DRAFT, draft_revision="v1")
     named = module.fingerprint()
@@ -119,8 +120,8 @@ def test_modules_load_the_commits_that_they_name(cache: Path, weights: Weights, 
     module.trainer = trainer
     module.setup("predict")
     module.configure_model()
-    assert module.pair is not None
-    assert loaded_commits(module.pair, weights) == (NEW, NEW, OLD)
+    pair = module.decoder.pair if isinstance(module, Decoding) and module.decoder else module.pair
+    assert loaded_commits(pair, weights) == (NEW, NEW, OLD)
     assert module.fingerprint() == named
 
 
@@ -189,14 +190,17 @@ def test_unknown_revisions(cache: Path, settings: dict[str, str], setting: str, 
     )
     with pytest.raises(InputError, match=f"^{setting}: {expected}"):
         load_pair(TARGET, DRAFT, device="cpu", **settings)  # type: ignore[arg-type]
-    for module in (Decoding(TARGET, DRAFT, [Arm("a")], **settings), DraftTraining(TARGET, DRAFT, **settings)):  # type: ignore[arg-type]
+    for module in (
+        Decoding(TARGET, DRAFT, [Arm("a", Speculative())], **settings),
+        DraftTraining(TARGET, DRAFT, **settings),
+    ):  # type: ignore[arg-type]
         with pytest.raises(InputError, match=rf"^model\.{setting}: {expected}"):
             module.fingerprint()
 
 
 def test_a_cache_without_main(cache: Path) -> None:
     (cache / "models--org--draft" / "refs" / "main").unlink()
-    with pytest.raises(InputError, match=r"^revision: .*received none, which is main\. Mend"):
+    with pytest.raises(InputError, match=r"^revision: .*received none, which is main\. Hint"):
         load_draft(DRAFT)
     assert load_draft(DRAFT, revision=NEW).fc.weight.isfinite().all()
 
@@ -219,6 +223,6 @@ def test_what_the_hub_says_of_revisions(argument: str, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     setting = {"target": "revision", "draft": "draft_revision"}[argument]
-    module = Decoding(TARGET, DRAFT, [Arm("a")], revision="v8", draft_revision="v8")
+    module = Decoding(TARGET, DRAFT, [Arm("a", Speculative())], revision="v8", draft_revision="v8")
     with pytest.raises(InputError, match=rf"^model\.{setting}: expected one of org/{argument}, received v8"):
         module.fingerprint()

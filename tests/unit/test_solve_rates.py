@@ -9,6 +9,8 @@ from rich.console import Console
 
 from dgd_lightning.decode.controls import MatchedEntropy, Noise
 from dgd_lightning.decode.readouts import DraftReadout, LogitLens
+from dgd_lightning.methods.autoregressive import Autoregressive
+from dgd_lightning.methods.guided import Guided
 from dgd_lightning.modules.arms import Arm
 from dgd_lightning.report.print_tables import print_tables
 from dgd_lightning.report.solve_rates import comparison_table, rate_table
@@ -20,16 +22,16 @@ GREEDY, WARM = (0.0, None, None), (1.0, None, None)
 
 def test_controls_find_the_arm_they_control() -> None:
     arms = [
-        Arm("target", "autoregressive"),
-        Arm("draft", "guided", beta=0.3),
-        Arm("adapted", "guided", beta=0.3, ttt=True),
-        Arm("lens", "guided", beta=0.3, readout=LogitLens(3)),
-        Arm("noise", "guided", beta=0.3, readout=Noise()),
-        Arm("noise adapted", "guided", beta=0.3, readout=Noise(), ttt=True),
-        Arm("noise lens", "guided", beta=0.3, readout=Noise(LogitLens(3))),
-        Arm("shuffled", "guided", beta=0.3, readout=DraftReadout(features="shuffled", seed=4)),
-        Arm("entropy", "guided", beta=0.3, readout=MatchedEntropy()),
-        Arm("noise of nothing", "guided", beta=0.4, readout=Noise()),
+        Arm("target", Autoregressive()),
+        Arm("draft", Guided(beta=0.3)),
+        Arm("adapted", Guided(beta=0.3), ttt=True),
+        Arm("lens", Guided(beta=0.3, readout=LogitLens(3))),
+        Arm("noise", Guided(beta=0.3, readout=Noise())),
+        Arm("noise adapted", Guided(beta=0.3, readout=Noise()), ttt=True),
+        Arm("noise lens", Guided(beta=0.3, readout=Noise(LogitLens(3)))),
+        Arm("shuffled", Guided(beta=0.3, readout=DraftReadout(features="shuffled", seed=4))),
+        Arm("entropy", Guided(beta=0.3, readout=MatchedEntropy())),
+        Arm("noise of nothing", Guided(beta=0.4, readout=Noise())),
     ]
     assert control_of(arms) == {
         "noise": "draft",
@@ -51,7 +53,7 @@ class Bare:
 
 
 def test_a_readout_of_a_users_own_controls_nothing() -> None:
-    assert control_of([Arm("own", "guided", beta=0.3, readout=Bare())]) == {}  # type: ignore[arg-type]
+    assert control_of([Arm("own", Guided(beta=0.3, readout=Bare()))]) == {}  # type: ignore[arg-type]
 
 
 def test_comparisons_leave_out_what_has_one_law() -> None:

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 from tiny import make_pair
 
+from dgd_lightning.methods.autoregressive import Autoregressive
+from dgd_lightning.methods.speculative import Speculative
 from dgd_lightning.modules.arms import Arm
 from dgd_lightning.modules.decoding import Decoding
 from dgd_lightning.pair import Pair
@@ -25,10 +27,14 @@ from dgd_lightning.pair import Pair
 )
 def test_warning(monkeypatch: pytest.MonkeyPatch, family: str, thinking: bool, draft: bool, warned: bool) -> None:
     pair = make_pair(family)
-    arm = Arm("arm", "speculative" if draft else "autoregressive")
+    arm = Arm("arm", Speculative() if draft else Autoregressive())
     module = Decoding("target", "draft" if draft else None, [arm], enable_thinking=thinking)
-    module.pair = pair if draft else Pair(pair.target, None, None)
-    monkeypatch.setattr(Decoding, "trainer", SimpleNamespace(precision="32-true"))
+    loaded = pair if draft else Pair(pair.target, None, None)
+    monkeypatch.setattr(module.source, "load", lambda trainer: loaded)
+    strategy = SimpleNamespace(broadcast=lambda value: value)
+    monkeypatch.setattr(
+        Decoding, "trainer", SimpleNamespace(precision="32-true", log_dir=None, datamodule=None, strategy=strategy)
+    )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         module.setup("predict")

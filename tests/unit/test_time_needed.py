@@ -14,7 +14,7 @@ from dgd_lightning.report.time_needed import main, needed
 def row(idx: str, context: str, arm: str, lengths: list[int], batch: int, **changes: Any) -> dict[str, Any]:
     record = {
         "arm": arm,
-        "method": "speculative",
+        "method": "Speculative",
         "tokens": sum(lengths) + 1,
         "acceptance_lengths": lengths,
         "batch_tokens": batch,

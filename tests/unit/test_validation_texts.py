@@ -21,7 +21,7 @@ from dgd_lightning import (
     speculative_generate,
     ttt_adapt,
 )
-from dgd_lightning.decode.prefix_cache import Prefix
+from dgd_lightning.decode.prefix_cache import PrefixCache
 from dgd_lightning.draft.lora import DraftLora
 from dgd_lightning.lab.rows import eval_rows
 from dgd_lightning.modules.ttt_fit import _rolled_back
@@ -56,7 +56,7 @@ def tiny_context(length: int = 30) -> Tensor:
     return torch.randint(0, 60, (length,), generator=torch.Generator().manual_seed(0))
 
 
-def prefix_of(pair: Pair, ids: Tensor, capacity: int) -> Prefix:
+def prefix_of(pair: Pair, ids: Tensor, capacity: int) -> PrefixCache:
     """Target and draft have read ``ids``."""
     cache, draft_cache = pair.target.new_cache(1, capacity), pair.draft.new_cache(1, capacity)
     pair.target.prefill(
@@ -66,7 +66,7 @@ def prefix_of(pair: Pair, ids: Tensor, capacity: int) -> Prefix:
         layer_ids=pair.draft.config.target_layer_ids,
         on_features=lambda features, positions: pair.draft.extend(draft_cache, features, positions),
     )
-    return Prefix(ids, cache, draft_cache)
+    return PrefixCache(ids, cache, draft_cache=draft_cache)
 
 
 # A prefix that is read already.
@@ -81,7 +81,7 @@ def test_one_prefix_serves_many_prompts(temperature: float) -> None:
         tail = torch.randint(0, 60, (seed + 1,), generator=torch.Generator().manual_seed(seed))
         prompt = torch.cat([begin, tail])
         for generate in (autoregressive_generate, speculative_generate):
-            fresh, ours = generate(pair, [prompt], **knobs)[0], generate(pair, [prompt], **knobs, prefix=prefix)[0]
+            fresh, ours = generate(pair, [prompt], **knobs)[0], generate(pair, [prompt], **knobs, prefixes=[prefix])[0]
             assert torch.equal(ours.tokens, fresh.tokens)
             assert ours.acceptance_lengths == fresh.acceptance_lengths
 
@@ -90,16 +90,16 @@ def test_prefixes_that_do_not_fit_are_refused() -> None:
     pair, begin = make_pair(), tiny_context()
     prefix = prefix_of(pair, begin, 40)
     longer = torch.cat([begin, begin[:1]])
-    with pytest.raises(InputError, match="begins with the prefix's 30 tokens"):
-        autoregressive_generate(pair, [begin], max_new_tokens=2, prefix=prefix)
-    with pytest.raises(InputError, match="begins with the prefix's 30 tokens"):
-        autoregressive_generate(pair, [longer.flip(0)], max_new_tokens=2, prefix=prefix)
-    with pytest.raises(InputError, match="one row"):
-        autoregressive_generate(pair, [longer, longer], max_new_tokens=2, prefix=prefix)
+    with pytest.raises(InputError, match="begins with these 30 tokens"):
+        autoregressive_generate(pair, [begin], max_new_tokens=2, prefixes=[prefix])
+    with pytest.raises(InputError, match="begins with these 30 tokens"):
+        autoregressive_generate(pair, [longer.flip(0)], max_new_tokens=2, prefixes=[prefix])
+    with pytest.raises(InputError, match="a single row"):
+        autoregressive_generate(pair, [longer, longer], max_new_tokens=2, prefixes=[prefix] * 2)
     with pytest.raises(InputError, match="caches of 43 positions"):
-        speculative_generate(pair, [longer], max_new_tokens=8, prefix=prefix)
-    with pytest.raises(InputError, match="that the draft has read too"):
-        speculative_generate(pair, [longer], max_new_tokens=2, prefix=prefix._replace(draft_cache=None))
+        speculative_generate(pair, [longer], max_new_tokens=8, prefixes=[prefix])
+    with pytest.raises(InputError, match="features of layers"):
+        speculative_generate(pair, [longer], max_new_tokens=2, prefixes=[prefix._replace(draft_cache=None)])
 
 
 # What is written.
