@@ -9,6 +9,7 @@ import pytest
 from dgd_lightning.draft.config import DraftConfig, default_layer_ids
 from dgd_lightning.errors import InputError
 
+MASK_TOKEN = "draft.mask_token_id: expected an integer of at least 0, received"
 PUBLISHED: dict[str, Any] = {
     "architectures": ["DFlashDraftModel"],
     "auto_map": {"AutoModel": "dflash.DFlashDraftModel"},
@@ -139,15 +140,15 @@ def test_default_layers() -> None:
         ),
         (
             {"dflash_config": {"mask_token_id": True}},
-            "draft.mask_token_id: expected an integer of at least 0, received True",
+            f"{MASK_TOKEN} True",
         ),
         (
             {"dflash_config": {"mask_token_id": "63"}},
-            "draft.mask_token_id: expected an integer of at least 0, received '63'",
+            f"{MASK_TOKEN} '63'",
         ),
         (
             {"dflash_config": {"mask_token_id": -1}},
-            "draft.mask_token_id: expected an integer of at least 0, received -1",
+            f"{MASK_TOKEN} -1",
         ),
         ({"dflash_config": {"mask_token_id": 5, "target_layer_ids": [1.7]}}, "draft.target_layer_ids"),
         ({"dflash_config": {"mask_token_id": 5, "target_layer_ids": 1}}, "draft.target_layer_ids: expected a list"),
