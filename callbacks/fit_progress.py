@@ -6,10 +6,11 @@ import time
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+
+from dgd_lightning.callbacks.progress import RankZeroProgress
 
 
-class FitProgress(ProgressBar):
+class FitProgress(RankZeroProgress):
     """Every so often one line: the step, what a bar would show, seconds per step, time left; one per validation too.
 
     Args:
@@ -17,21 +18,11 @@ class FitProgress(ProgressBar):
     """
 
     def __init__(self, line_every: float = 30.0) -> None:
-        super().__init__()
-        self.line_every = line_every
-        self.enabled = True
+        super().__init__(line_every)
         self.total = float("inf")  # steps of the whole fit
         self.step = 0  # when the last line was shown
         self.shown = self.evaluating = self.evaluated = 0.0
         self.paused = 0.0  # seconds of validation since the last line, which are no step's
-
-    def disable(self) -> None:
-        """Called by Lightning on ranks other than 0."""
-        self.enabled = False
-
-    def enable(self) -> None:
-        """Called by Lightning."""
-        self.enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""

@@ -10,28 +10,22 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from dgd_lightning.analysis.arms import ArmStats, collect
 from dgd_lightning.decode.call import Progress as DecodeState
 
 REFRESH = 0.2  # seconds between updates within a group: decoding must not wait for the console
 
 
-class DecodeProgress(ProgressBar):
-    """Groups done of this rank's share, time left, and per arm τ and tokens/s.
+class RankZeroProgress(ProgressBar):
+    """Progress that rank 0 alone shows.
 
     Args:
-        line_every: seconds between lines where stdout is no terminal.
+        line_every: seconds between lines.
     """
 
-    def __init__(self, line_every: float = 10.0) -> None:
+    def __init__(self, line_every: float) -> None:
         super().__init__()
-        self.line_every = line_every
-        self.enabled = True
-        self.bar: Progress | None = None
-        self.totals: dict[str, list[float]] = {}  # per arm: tokens, verifications, seconds
-        self.done = self.total = 0
-        self.started = self.shown = 0.0
-        self.fresh = 0  # groups decoded in this session, what the time left is reckoned from
-        self.arm, self.arm_started = "", 0.0
+        self.line_every, self.enabled = line_every, True
 
     def disable(self) -> None:
         """Called by Lightning on ranks other than 0."""
@@ -41,61 +35,56 @@ class DecodeProgress(ProgressBar):
         """Called by Lightning."""
         self.enabled = True
 
+
+class DecodeProgress(RankZeroProgress):
+    """Groups done of this rank's share, time left, and per arm τ and tokens/s.
+
+    Args:
+        line_every: seconds between lines where stdout is no terminal.
+    """
+
+    def __init__(self, line_every: float = 10.0) -> None:
+        super().__init__(line_every)
+        self.bar: Progress | None = None
+        self.stats: dict[str, ArmStats] = {}  # of this rank's rows in this session
+        self.done = self.total = 0
+        self.started = self.shown = 0.0
+        self.fresh = 0  # groups decoded in this session, what the time left is reckoned from
+        self.arm, self.arm_started = "", 0.0
+
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens the bar."""
         if not self.enabled:
             return
-        self.totals, self.done, self.fresh = {}, 0, 0
+        self.stats, self.done, self.fresh = {}, 0, 0
         self.total = int(sum(trainer.num_predict_batches))
         self.started = self.shown = time.monotonic()
         pl_module.decoder.on_progress = self._within_group  # type: ignore[union-attr]
         pl_module.decoder.on_adapt = self._adapting  # type: ignore[union-attr]
         if sys.stdout.isatty():
-            self.bar = Progress(
-                TextColumn("decoding"),
-                BarColumn(bar_width=30),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-            )
+            times = TimeElapsedColumn(), TimeRemainingColumn()
+            note = TextColumn("{task.fields[note]}")
+            self.bar = Progress(TextColumn("decoding"), BarColumn(bar_width=30), MofNCompleteColumn(), *times, note)
             self.bar.add_task("groups", total=self.total, note="")
             self.bar.start()
 
     def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
     ) -> None:
         """Counts the group's numbers."""
-        if not self.enabled:
-            return
-        self.done += 1
-        self.fresh += bool(outputs)
-        seconds: dict[str, float] = {}
-        for row in outputs:
-            record = row["dgd"]
-            if "skipped" in record:
-                continue
-            total = self.totals.setdefault(record["arm"], [0.0, 0.0, 0.0])
-            total[0] += sum(record["acceptance_lengths"])
-            total[1] += len(record["acceptance_lengths"])
-            if record["tokens_per_second"] is not None:  # else the seconds are not the arm's own
-                seconds[record["arm"]] = record["decode_seconds"]
-        for arm, value in seconds.items():
-            self.totals[arm][2] += value
-        self._show(self._note(), completed=self.done, last=self.done == self.total)
+        if self.enabled:
+            self.done += 1
+            self.fresh += bool(outputs)
+            for row in outputs:
+                collect(self.stats, row)
+            self._show(self._note(), completed=self.done, last=self.done == self.total)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Closes the bar."""
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Closes the bar, so that the error stands on a line of its own."""
+        """Closes the bar, so that the error has a line of its own."""
         self._close()
 
     def _within_group(self, arm: str, state: DecodeState) -> None:
@@ -125,10 +114,10 @@ class DecodeProgress(ProgressBar):
 
     def _note(self) -> str:
         parts = []
-        for arm, (tokens, verifications, seconds) in self.totals.items():
-            if verifications:
-                speed = f" {tokens / seconds:.1f} tokens/s" if seconds > 0 else ""
-                parts.append(f"{arm} τ {tokens / verifications:.2f}{speed}")
+        for arm in self.stats.values():
+            if arm.answered:
+                speed = arm.tokens_per_second
+                parts.append(f"{arm.name} τ {arm.tau.micro:.2f}" + (f" {speed:.1f} tokens/s" if speed == speed else ""))
         return " | ".join(parts)
 
     def _show(self, note: str, *, completed: int, last: bool = False) -> None:

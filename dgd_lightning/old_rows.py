@@ -1,4 +1,4 @@
-"""Rows of runs from before version 0.2 in today's form. No other file knows the old names."""
+"""Rows, and arms of configurations, from before version 0.2 in today's form. No other file knows the old names."""
 
 from __future__ import annotations
 
@@ -58,6 +58,20 @@ def upgraded(row: dict[str, Any]) -> dict[str, Any]:
         lengths = record["acceptance_lengths"] if answers is None else [one["tokens"] - 1 for one in answers]
         new["decoded_tokens"] = sum(lengths)
     return {**row, "dgd": new}
+
+
+def upgraded_arm(arm: dict[str, Any]) -> dict[str, Any] | None:
+    """An arm of a configuration in today's form, its method's settings in ``init_args``; None where it is in it."""
+    method = arm.get("method", "speculative")
+    beside = [key for key in arm if key in {*KNOBS, *NAMES, "block_size"}]
+    if not isinstance(method, str) or not (beside or method in METHODS):
+        return None
+    settings = {NAMES.get(key, key): arm[key] for key in beside}
+    if "token_by_token" in settings:
+        settings["speculative"] = not settings.pop("token_by_token")
+    kind = METHODS.get(method, method)
+    kept = {key: value for key, value in arm.items() if key not in ("method", *beside)}
+    return {**kept, "method": {"class_path": kind, "init_args": settings} if settings else kind}
 
 
 def _renamed(record: dict[str, Any]) -> dict[str, Any]:

@@ -209,7 +209,7 @@ def await_shards(folder: Path, ranks: Iterable[int], name: str, seconds: float) 
                 hint="the same command continues; give PredictionWriter a longer merge_wait if ranks still decode",
             )
         if waited >= next_word:
-            print(f"waiting for the last rows of {shards}: {waited / 60:.0f} minutes so far", flush=True)
+            print(f"waiting for the last rows of {shards}: {waited / 60:.1f} minutes so far", flush=True)
             next_word += NEXT_WORD
         time.sleep(POLL)
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from dgd_lightning import run_folder
 from dgd_lightning.analysis.arms import ArmStats, collect
+from dgd_lightning.report.canvas import empty_figure
 
 
 def main(folder: Path) -> None:
@@ -17,8 +15,7 @@ def main(folder: Path) -> None:
     for row in run_folder.read_predictions(folder):
         collect(stats, row)
     arm = next(arm for arm in stats.values() if arm.block_size > 1)
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty_figure(9, 3.2)
     left, right = figure.subplots(1, 2)
     slots = range(1, arm.block_size)
     left.plot(slots, arm.rates.overall.tolist(), marker="o", label="all slots up to here")

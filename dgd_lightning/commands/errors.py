@@ -8,6 +8,7 @@ import errno
 import importlib
 import inspect
 import re
+import sys
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -74,7 +75,7 @@ def from_parser_message(message: str) -> InputError:
     Args:
         message: the text of jsonargparse's ``ArgumentError``.
     """
-    path = _with_arm(message, ".".join(dict.fromkeys(_KEY.findall(message))) or "command line")
+    path = ".".join(dict.fromkeys(_KEY.findall(message))) or "command line"
     for recognise in (_unknown, _required, _bad_class, _file, _choice, _type):
         if (error := recognise(message, path)) is not None:
             return error
@@ -98,19 +99,6 @@ def as_written(error: InputError) -> InputError:
 
     argument = "data" if error.argument == "context_ids" else rename(error.argument)
     return InputError(argument, expected=rename(error.expected), received=error.received, hint=rename(error.hint))
-
-
-def _with_arm(message: str, path: str) -> str:
-    """``model.arms[NAME].FIELD`` for ``model.arms.FIELD``: the first arm that has the refused value there."""
-    field, refused = path.removeprefix("model.arms."), _TYPE.search(message) or _UNION.search(message)
-    _, _, arms = message.rpartition("'arms': [")  # the whole value, as jsonargparse shows it
-    if field == path or refused is None:
-        return path
-    wrong = re.compile(rf"'{re.escape(field)}': (['\"]?){re.escape(refused[2])}\1[,}}]")
-    for arm in re.findall(r"\{[^{}]*\}", arms):
-        if wrong.search(arm) and (name := re.search(r"'name': '([^']*)'", arm)):
-            return f"model.arms[{name[1]}].{field}"
-    return path
 
 
 def _short(text: object, limit: int = 120) -> str:
@@ -208,6 +196,9 @@ def _bad_class(message: str, path: str) -> InputError | None:
         "check class_path; the project's own classes go by their short names",
     )
     if match := re.search(r"Expected a dot import path string: (\S+)", message):
+        own = [name for key, module in sys.modules.items() if key.startswith("dgd_lightning.") for name in vars(module)]
+        if close := difflib.get_close_matches(match[1], own, n=1):
+            hint = f"did you mean {close[0]!r}?"
         return InputError(f"{path}.class_path", expected=expected, received=match[1], hint=hint)
     problem = re.search(
         r"(No module named '[^']+'|module '[^']+' has no attribute '[^']+'|Import path [^\n]+)", message

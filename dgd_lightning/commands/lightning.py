@@ -119,11 +119,14 @@ class ProjectCLI(LightningCLI):
             help="The run goes to LOGS_DIR/NAME/version_N. Default: the config file's name.",
         )
         parser.add_argument("--logs_dir", type=str, default="logs", help="Folder of all runs.")
+        parser.add_argument(
+            "--verbose", action="store_true", help="Print all tables, which else go to summary.txt in the run folder."
+        )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static in Lightning, which asks the instance
         """The one that was asked for (a parser of each costs as much again), with the arguments of the Trainer's method
         that make no sense on a command line."""
-        skipped = {"model", "dataloaders", "datamodule"}
+        skipped = {"model", "dataloaders", "datamodule", "verbose"}  # --verbose is ours
         every = {
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
             "validate": skipped,
@@ -134,6 +137,11 @@ class ProjectCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint's stored hyperparameters do not override the YAML."""
+
+    def instantiate_classes(self) -> None:
+        """The classes; the module hears how much is to be printed, which is no setting of its own."""
+        super().instantiate_classes()
+        self.model.verbose = self._get(self.config, "verbose")  # type: ignore[assignment]
 
     def before_instantiate_classes(self) -> None:
         """Raises:
@@ -156,6 +164,9 @@ class ProjectCLI(LightningCLI):
             InputError: there is nothing to decode, nothing to decode it with, or nowhere to write it.
         """
         self._check_rows_run(Decoding)
+        if self.trainer.is_global_zero:
+            for arm in self.model.arms:
+                print(f"arm {arm.describe()}", flush=True)
         self.trainer.predict(return_predictions=False, **kwargs)
 
     def test(self, **kwargs: Any) -> None:

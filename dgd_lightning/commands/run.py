@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from dgd_lightning.commands.arms import check_arms_form, with_arm
 from dgd_lightning.commands.bootstrap import bootstrap
 from dgd_lightning.commands.errors import as_written, from_file_message, from_parser_message, mistake_behind
 from dgd_lightning.commands.packaged import with_paths
@@ -27,6 +28,7 @@ def main(argv: Sequence[str]) -> int:
     """
     argv = with_paths(argv)
     check_config_files(argv)
+    check_arms_form(argv)
     with bootstrap():
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -37,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         with ended_by_sigterm() if argv[0] in ("predict", "test") else nullcontext():
             ProjectCLI(args=list(argv))
     except ArgumentError as error:
-        raise from_parser_message(str(error)) from error
+        raise with_arm(from_parser_message(str(error)), argv) from error
     except MisconfigurationException as error:
         device = "gpu" in str(error).lower() or "accelerator" in str(error).lower()
         raise InputError(
@@ -49,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     except Exception as error:
         if (mistake := mistake_behind(error)) is None:
             raise
-        raise as_written(mistake) from error
+        raise with_arm(as_written(mistake), argv) from error
     return 0
 
 

@@ -35,60 +35,6 @@ class Prompts(NamedTuple):
     long: list[bool]
 
 
-def lab_prompts(
-    count: int, *, seed: int, split: Split, families: list[str], sizes: tuple[int, int], long_share: float
-) -> Prompts:
-    """``count`` prompts, one question each, drawn from contexts of ``split``.
-
-    Args:
-        count: how many.
-        seed: of the draw.
-        split: whose names are used.
-        families: families to draw from; repeat one to weight it.
-        sizes: smallest and largest number of facts in a context, inclusive.
-        long_share: share of the prompts that ask for a long answer; a family without such tasks gives short ones only.
-
-    Raises:
-        InputError: no or unknown families, sizes that one can't write, or only long answers of families that ask for
-            none.
-    """
-    check_families("families", families)
-    check_sizes("sizes", sizes, families)
-    if long_share >= 1.0:
-        check_long("long_share", long_share, families)
-    tokenizer = build_tokenizer()
-    ids: list[Tensor] = []
-    longs: list[bool] = []
-    rng = random.Random(f"draft/{split}/{seed}")
-    while len(ids) < count:
-        context = make_context(
-            rng.getrandbits(48), rng.choice(families), split=split, size=rng.randint(*sizes), contradict=0.2
-        )
-        want_long = rng.random() < long_share
-        tasks = [task for task in context.tasks if task.long is want_long]
-        if not tasks:
-            continue
-        text = tokenizer.apply_chat_template(
-            messages(context, rng.choice(tasks)), tokenize=False, add_generation_prompt=True
-        )
-        ids.append(torch.tensor(tokenizer.encode(text, add_special_tokens=False)))
-        longs.append(want_long)
-    return Prompts(ids, longs)
-
-
-def check_long(argument: str, long_share: float, families: list[str]) -> None:
-    """Raises:
-    InputError: long answers are wanted, and no family asks for any.
-    """
-    if long_share > 0 and not any(map(has_long_task, families)):
-        raise InputError(
-            argument,
-            expected=f"0 where no family asks for a long answer ({', '.join(families)})",
-            received=long_share,
-            hint="set it to 0, or add a family with a long task, such as glossary or route",
-        )
-
-
 @dataclass
 class DraftStage:
     """One stage of the draft's curriculum.
@@ -97,7 +43,7 @@ class DraftStage:
         steps: optimiser steps it lasts; the last stage goes on for as long as the training does.
         prompts: training prompts, answered by the target and shown again in a new order when all were seen.
         sizes: smallest and largest number of facts in a context, inclusive.
-        long_share: share of the prompts that ask for a long answer.
+        long_share: share of the prompts that ask for a long answer; a family without such tasks gives short ones only.
         families: families to draw from; repeat one to weight it. The shifted domain is never among the defaults.
     """
 
@@ -112,13 +58,49 @@ class DraftStage:
         """The families to draw from, defaults included."""
         return list(FAMILIES) if self.families is None else self.families
 
-    def check(self, argument: str) -> None:
+    @property
+    def has_long(self) -> bool:
+        """Whether any of its families asks for long answers."""
+        return any(map(has_long_task, self.drawn))
+
+    def check(self, prefix: str = "") -> None:
         """Raises:
         InputError: no or unknown families, sizes that one can't write, or a long share where no family has long tasks.
         """
-        check_families(f"{argument}.families", self.drawn)
-        check_sizes(f"{argument}.sizes", self.sizes, self.drawn)
-        check_long(f"{argument}.long_share", self.long_share, self.drawn)
+        check_families(f"{prefix}families", self.drawn)
+        check_sizes(f"{prefix}sizes", self.sizes, self.drawn)
+        if self.long_share > 0 and not self.has_long:
+            raise InputError(
+                f"{prefix}long_share",
+                expected=f"0 where no family asks for a long answer ({', '.join(self.drawn)})",
+                received=self.long_share,
+                hint="set it to 0, or add a family with a long task, such as glossary or route",
+            )
+
+    def draw(self, count: int, seed: int, split: Split) -> Prompts:
+        """``count`` prompts, one question each, from contexts with names of ``split``.
+
+        Raises:
+            InputError: see `check`.
+        """
+        self.check()
+        tokenizer = build_tokenizer()
+        found = Prompts([], [])
+        rng = random.Random(f"draft/{split}/{seed}")
+        while len(found.ids) < count:
+            context = make_context(
+                rng.getrandbits(48), rng.choice(self.drawn), split=split, size=rng.randint(*self.sizes), contradict=0.2
+            )
+            want_long = rng.random() < self.long_share
+            tasks = [task for task in context.tasks if task.long is want_long]
+            if not tasks:
+                continue
+            text = tokenizer.apply_chat_template(
+                messages(context, rng.choice(tasks)), tokenize=False, add_generation_prompt=True
+            )
+            found.ids.append(torch.tensor(tokenizer.encode(text, add_special_tokens=False)))
+            found.long.append(want_long)
+        return found
 
 
 class StagedOrder(Sampler[list[int]]):
@@ -184,7 +166,7 @@ class LabDraftData(L.LightningDataModule):
                 hint="add stages or prompts, or lower data.batch_size",
             )
         for i, stage in enumerate(stages):
-            stage.check(f"data.stages[{i}]")
+            stage.check(f"data.stages[{i}].")
         self.target, self.stages, self.batch_size = target, stages, batch_size
         self.max_new_tokens, self.generation_batch = max_new_tokens, generation_batch
         self.val_prompts, self.seed = val_prompts, seed
@@ -209,7 +191,7 @@ class LabDraftData(L.LightningDataModule):
             return
         pair = load_pair(self.target, None)
         answered = [
-            ResponseDataset(self.answer(pair, draw(part, part.prompts, mixed_seed(self.seed, i), "train"))).pairs
+            ResponseDataset(self.answer(pair, part.draw(part.prompts, mixed_seed(self.seed, i), "train"))).pairs
             for i, part in enumerate(self.stages)
         ]
         self.counts = [len(pairs) for pairs in answered]
@@ -236,17 +218,9 @@ class LabDraftData(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[list[Tensor]]:
         last = self.stages[-1]
-        last = replace(last, long_share=float(any(map(has_long_task, last.drawn))))
-        prompts = draw(last, self.val_prompts, self.seed, "eval").ids
+        prompts = replace(last, long_share=float(last.has_long)).draw(self.val_prompts, self.seed, "eval").ids
         return DataLoader(prompts, batch_size=16, collate_fn=list)  # type: ignore[arg-type]
 
     def test_dataloader(self) -> DataLoader[list[Tensor]]:
         """Those of validation."""
         return self.val_dataloader()
-
-
-def draw(stage: DraftStage, count: int, seed: int, split: Split) -> Prompts:
-    """``count`` prompts of a stage."""
-    return lab_prompts(
-        count, seed=seed, split=split, families=stage.drawn, sizes=stage.sizes, long_share=stage.long_share
-    )

@@ -36,7 +36,9 @@ def shown(value: float, form: str) -> str:
     return form.format(value) if value == value else "–"
 
 
-def resampled(columns: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], *, seed: int = 0) -> Difference:
+def resampled(
+    columns: Sequence[np.ndarray] | np.ndarray, statistic: Callable[..., np.ndarray], *, seed: int = 0
+) -> Difference:
     """A statistic of contexts with its percentile bootstrap interval at 95% (scipy.stats.bootstrap).
 
     Args:

@@ -51,8 +51,9 @@ def tau_gain(pairs: Sequence[tuple[Verified, Verified]], *, seed: int = 0) -> Ta
         return TauGain(NAN, NAN, Difference(NAN), Difference(NAN), Difference(NAN), NAN, 0)
     columns = np.array(kept, dtype=float).T  # [4, C]: tokens and verifications of the base, then of the other
 
-    def taus(a: np.ndarray, m: np.ndarray, b: np.ndarray, n: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-        return a.sum(axis) / m.sum(axis), b.sum(axis) / n.sum(axis)
+    def taus(*sums: np.ndarray, axis: int = -1) -> tuple[np.ndarray, np.ndarray]:
+        a, m, b, n = (one.sum(axis) for one in sums)
+        return a / m, b / n
 
     def difference(*sums: np.ndarray, axis: int = -1) -> np.ndarray:
         base, tau = taus(*sums, axis=axis)
@@ -69,6 +70,6 @@ def tau_gain(pairs: Sequence[tuple[Verified, Verified]], *, seed: int = 0) -> Ta
         return np.median(own(*sums), axis=axis)
 
     interval = partial(resampled, columns, seed=seed)
-    base, tau = map(float, taus(*columns, axis=-1))
+    base, tau = map(float, taus(*columns))
     worst = float(own(*columns).min())
     return TauGain(base, tau, interval(difference), interval(ratio), interval(median), worst, len(kept))

@@ -16,14 +16,13 @@ from dgd_lightning.decode.readouts import DraftReadout, LogitLens, Readout
 from dgd_lightning.decode.replay import replay
 from dgd_lightning.decode.slots import DraftSlots
 from dgd_lightning.errors import InputError
+from dgd_lightning.metrics.diagnosis import ADAPTED, DRAFT, RANDOM, SHUFFLED, TARGET
 from dgd_lightning.metrics.gold import confidence, gold_log_probability, gold_rank
 from dgd_lightning.modules.adaptation import Adapted, ContextAdapter
 from dgd_lightning.pair import Pair
 from dgd_lightning.types import Task
 
 ROW = "diagnostic"  # a task has one row
-TARGET, DRAFT, ADAPTED = "target", "draft", "draft + TTT"
-SHUFFLED, RANDOM = "shuffled features", "random features"
 
 
 def readers_of(pair: Pair, layers: list[int] | None, readouts: dict[str, Readout], seed: int) -> dict[str, Readout]:

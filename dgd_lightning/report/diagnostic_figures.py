@@ -9,7 +9,7 @@ import numpy as np
 from dgd_lightning.analysis.diagnosis import ALL, MAIN, Cell, Diagnosis
 from dgd_lightning.metrics.clustered import NAN, Difference
 from dgd_lightning.metrics.diagnosis import ADAPTED, DRAFT, RANDOM, SHUFFLED, TARGET, Wins
-from dgd_lightning.report.figures import empty_figure
+from dgd_lightning.report.canvas import empty_figure
 
 RANK_LABEL = "mean rank of the right token\n(geometric; higher up: knows better)"
 COLOURS = {TARGET: "black", DRAFT: "tab:blue", ADAPTED: "tab:green", SHUFFLED: "tab:orange", RANDOM: "tab:red"}

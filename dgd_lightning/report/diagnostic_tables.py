@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from dgd_lightning.analysis.diagnosis import ALL, MAIN, Cell, Diagnosis
 from dgd_lightning.metrics.diagnosis import ADAPTED, DRAFT, PERCENT, RANDOM, SHUFFLED, TARGET, Wins
+from dgd_lightning.report.print_tables import new_table
 
 LEGEND = """\
 Every reader is shown the prompt and the gold answer up to a token, and must place the token that comes next.
@@ -25,31 +27,42 @@ the line of random features shows: the same draft, fed with noise."""
 def report(found: Diagnosis) -> Group:
     """Legend, tables and verdict."""
     unsure = found.buckets[0]
+    parts: list[Any] = [
+        Text(LEGEND),
+        reader_table(found, unsure, f"Where the target is unsure (its top-1 token {unsure}): these tokens decide"),
+        reader_table(found, ALL, "All answer tokens"),
+        bucket_table(found),
+    ]
+    if found.further:
+        parts.append(further_table(found))
+    return _spaced([_about(found), *parts, *_verdicts(found)])
+
+
+def short_report(found: Diagnosis) -> Group:
+    """One table and the verdict."""
+    return _spaced([_about(found), bucket_table(found), *_verdicts(found)])
+
+
+def _spaced(parts: Sequence[Any]) -> Group:
+    return Group(*(piece for part in parts for piece in (part, Text())))
+
+
+def _verdicts(found: Diagnosis) -> list[Text]:
+    return [Text(one.text) for one in found.verdicts]
+
+
+def _about(found: Diagnosis) -> Text:
     what = [f"{found.tasks} gold answers of {found.contexts} contexts, {len(found.bucket):,} tokens"]
     if found.kept is not None:
         what.append(f"adapters kept for {found.kept} of them (elsewhere the adapted draft is the draft)")
     if found.skipped:
         what.append(f"{found.skipped} tasks skipped, too long")
-    parts: list[Any] = [
-        Text("; ".join(what) + ".\n"),
-        Text(LEGEND + "\n"),
-        reader_table(found, unsure, f"Where the target is unsure (its top-1 token {unsure}): these tokens decide"),
-        Text(),
-        reader_table(found, ALL, "All answer tokens"),
-        Text(),
-        bucket_table(found),
-    ]
-    if found.further:
-        parts += [Text(), further_table(found)]
-    return Group(*parts, *(Text("\n" + one.text) for one in found.verdicts))
+    return Text("; ".join(what) + ".")
 
 
 def reader_table(found: Diagnosis, bucket: str, title: str) -> Table:
     """Every reader on the tokens of a bucket."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("reader")
-    for column in ("tokens", "top-1\ntoken", "median", "mean"):
-        table.add_column(column, justify="right")
+    table = new_table(title, ["reader"], ("tokens", "top-1\ntoken", "median", "mean"))
     for column in ("rank: net against\nthe target", "rank: net against\nrandom features"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("p mean", justify="right")
@@ -86,18 +99,13 @@ def _row(cell: Cell) -> list[str]:
 
 def bucket_table(found: Diagnosis) -> Table:
     """The main readers over the target's confidence."""
-    table = Table(
-        title="By the target's confidence: top-1 token, and net rank against the target", title_justify="left"
-    )
-    table.add_column("reader")
-    for name in (*found.buckets, ALL):
-        count = found.cells[name][TARGET].placement.tokens
-        table.add_column(f"{name}\n{count:,} tokens", justify="right")
+    counts = {name: found.cells[name][TARGET].placement.tokens for name in (*found.buckets, ALL)}
+    title = "By the target's confidence: top-1 token, and net rank against the target"
+    table = new_table(title, ["reader"], (f"{name}\n{count:,} tokens" for name, count in counts.items()))
     for reader in (TARGET, *MAIN):
         if reader not in found.cells[ALL]:
             continue
-        cells = [found.cells[name][reader] for name in (*found.buckets, ALL)]
-        table.add_row(_label(reader), *(_short(cell) for cell in cells))
+        table.add_row(_label(reader), *(_short(found.cells[name][reader]) for name in counts))
     return table
 
 
@@ -110,12 +118,9 @@ def _short(cell: Cell) -> str:
 
 def further_table(found: Diagnosis) -> Table:
     """Readers that the user added, against the draft as it is."""
-    table = Table(title="Further readers against the draft as it is, by rank", title_justify="left")
-    table.add_column("reader")
-    for name in (ALL, found.buckets[0]):
-        where = name if name == ALL else f"target {name}"
-        table.add_column(f"top-1 token\n{where}", justify="right")
-        table.add_column(f"net against the draft\n{where}", justify="right")
+    where = (ALL, f"target {found.buckets[0]}")
+    columns = (f"{what}\n{tokens}" for tokens in where for what in ("top-1 token", "net against the draft"))
+    table = new_table("Further readers against the draft as it is, by rank", ["reader"], columns)
     for reader in (DRAFT, *found.further):
         cells = [found.cells[name][reader] for name in (ALL, found.buckets[0])]
         shown = [

@@ -11,18 +11,9 @@ import numpy as np
 from dgd_lightning.analysis.adaptation import Counts, Gain, Record
 from dgd_lightning.analysis.arms import ArmStats
 from dgd_lightning.analysis.divergence import COLUMNS, ArmDivergence
+from dgd_lightning.report.canvas import empty_figure
 
 LEAST = 2  # answers that a point of a curve by position needs
-
-
-def empty_figure(width: float, height: float) -> Any:
-    """A figure in inches, made without pyplot: no global state, no display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def acceptance_figure(arms: Iterable[ArmStats]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +12,16 @@ from rich.text import Text
 
 ENDLESS = 100_000  # columns: what a table is measured by
 WIDTH = 120  # columns where stdout is no terminal
+
+
+def new_table(title: str, left: Sequence[str], right: Iterable[str], caption: str | None = None) -> Table:
+    """An empty table: columns of text, then columns of numbers."""
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    for column in left:
+        table.add_column(column)
+    for column in right:
+        table.add_column(column, justify="right")
+    return table
 
 
 def plain_console() -> Console:

@@ -15,6 +15,7 @@ from dgd_lightning.files import whole_files
 from dgd_lightning.metrics.clustered import shown
 from dgd_lightning.report.print_tables import WIDTH, plain_console, print_tables
 from dgd_lightning.report.run_tables import tasks_of
+from dgd_lightning.report.solve_rates import change
 from dgd_lightning.scoring.graded import Graded, by_arm
 from dgd_lightning.scoring.summary import Compared, rates
 from dgd_lightning.summary import Summary
@@ -38,9 +39,7 @@ def add_solve_rates(summary: Summary, scores: Sequence[Graded], found: Sequence[
         summary.add_cell(arm, "solved", shown(rates(list(tasks.values())).official.value, "{:.1%}"))
     for one in found:
         if not one.versus.control:
-            points = one.result.difference._make(100 * number for number in one.result.difference)
-            text = points.text("{:+.1f}").replace(" [", "\n[")
-            summary.add_cell(one.versus.arm, "points vs\nbaseline", text)
+            summary.add_cell(one.versus.arm, "points vs\nbaseline", change(one.result).replace(" [", "\n["))
 
 
 def finish(summary: Summary, folder: Path, *, verbose: bool) -> None:

@@ -11,6 +11,7 @@ from dgd_lightning.analysis.adaptation import Adaptations, Gain
 from dgd_lightning.analysis.arms import ArmStats, Cost, speed_up
 from dgd_lightning.analysis.divergence import CLASSES, ArmDivergence
 from dgd_lightning.metrics.clustered import shown
+from dgd_lightning.report.print_tables import new_table
 
 BARS = " ▁▂▃▄▅▆▇█"
 Numbers = Mapping[str, tuple[str, str]]  # title -> name of the number, format
@@ -30,16 +31,6 @@ EMITTED: Numbers = {
     "rank t": ("target_rank", "{:.2f}"),
     "rank r": ("readout_rank", "{:.2f}"),
 }
-
-
-def new_table(title: str, left: Sequence[str], right: Iterable[str], caption: str | None = None) -> Table:
-    """An empty table: columns of text, then columns of numbers."""
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
-    for column in left:
-        table.add_column(column)
-    for column in right:
-        table.add_column(column, justify="right")
-    return table
 
 
 def decoding_table(stats: Mapping[str, ArmStats], total: int) -> Table:

@@ -10,6 +10,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from dgd_lightning.report.canvas import empty_figure
+
 Row = dict[str, Any]  # a trial: its folder, the objective, settings by dotted key
 LABEL_WIDTH = 28  # letters of a value's label before it is broken
 
@@ -47,7 +49,7 @@ def curve(
 ) -> Path:
     """Draw the objective over one setting: all trials as dots, and the best of them (at each value, where listed).
 
-    Numbers stand along the x axis. Other values stand below one another, since their names may be long.
+    Numbers are along the x axis. Other values are below one another, since their names may be long.
 
     Args:
         rows: of the finished trials.
@@ -60,15 +62,11 @@ def curve(
     Returns:
         ``curve_<key, with underscores for dots>.png``.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # without pyplot: no global state, no display
-
     values, scores = [row[key] for row in rows], [row[objective] for row in rows]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in listed or values)
     labels = [textwrap.fill(in_words(value), LABEL_WIDTH) for value in listed or []]
     lines = sum(label.count("\n") + 1 for label in labels)
-    figure = Figure(figsize=(6, 3.5 if numeric else max(2.5, 1 + 0.3 * lines)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty_figure(6, 3.5 if numeric else max(2.5, 1 + 0.3 * lines))
     axes = figure.add_subplot()
     places = values if numeric else [(listed or []).index(value) for value in values]
     best = _best(places, scores) if listed else [max(zip(places, scores, strict=True), key=lambda point: point[1])]

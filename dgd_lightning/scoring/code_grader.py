@@ -71,10 +71,7 @@ class CodeGrader(Grader):
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> CodeGrader | None:
-        found = cls(
-            allow_code_execution=options["allow_code_execution"] or None,
-            workers=options["code_workers"],
-        )
+        found = cls(allow_code_execution=options["allow_code_execution"] or None, workers=options["code_workers"])
         return found if found.allowed or not options.get("leave") else None
 
     def takes(self, row: dict[str, Any]) -> bool:

@@ -61,7 +61,7 @@ def test_missing_data_file(config: Config, dgd: Dgd) -> None:
 @pytest.mark.parametrize(
     ("arguments", "argument", "word"),
     [
-        (["--model.init_args.max_new_tokens", "0"], "model.max_new_tokens", "positive"),
+        (["--model.init_args.max_new_tokens", "0"], "model.max_new_tokens", "at least 1"),
         (["--model.init_args.max_new_tokens", "512"], "model.max_new_tokens", "512 positions"),
         (["--model.init_args.max_new_token", "5"], "model.max_new_token", "did you mean 'max_new_tokens'"),
         (["--model.init_args.target", "no/where"], "target", "no/where"),
@@ -141,30 +141,77 @@ def test_unknown_yaml_keys(config: Config, dgd: Dgd) -> None:
     check(dgd("predict", "--config", config(modle=3)), "modle", "unknown key")
     check(dgd("predict", "--config", config(trainer={"deviecs": 3})), "trainer.deviecs", "unknown key")
     check(dgd("predict", "--config", config(model={"drafts": "x"})), "model.drafts", "did you mean 'draft'")
-    arms = [{"name": "a", "tempreature": 1.0}]
-    check(
-        dgd("predict", "--config", config(model={"arms": arms})), "model.arms.tempreature", "did you mean 'temperature'"
-    )
-
-
-@pytest.mark.parametrize(("field", "value"), [("method", "speculativ"), ("temperature", "warm"), ("top_k", 1.5)])
-def test_a_wrong_value_names_its_arm(config: Config, dgd: Dgd, field: str, value: object) -> None:
-    arms = [{"name": "a", "method": "Autoregressive"}, {"name": "b", field: value}, {"name": "c", field: value}]
+    arms = [{"name": "a", "method": "Speculative", "tempreature": 1.0}]
     run = dgd("predict", "--config", config(model={"arms": arms}))
-    check(run, f"model.arms[b].{field}", str(value))
-    assert ("did you mean 'speculative'?" in run.err) == (field == "method")
+    check(run, "model.arms[a].tempreature", "did you mean 'temperature'")
+
+
+def guided(**settings: Any) -> dict[str, Any]:
+    return {"method": {"class_path": "Guided", "init_args": {"beta": 0.3, **settings}}}
+
+
+def lens(**settings: Any) -> dict[str, Any]:
+    return guided(readout={"class_path": "LogitLens", "init_args": {"layer": 1, **settings}})
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "words"),
+    [
+        ({"method": "Speculativ"}, "method", ["Speculativ", "did you mean 'Speculative'?"]),
+        ({"method": 3}, "method", ["received 3"]),
+        ({"method": "Speculative", "temperature": "warm"}, "temperature", ["warm"]),
+        ({"method": "Speculative", "top_k": 1.5}, "top_k", ["1.5"]),
+        (guided(beta="strong"), "method.beta", ["strong"]),
+        (guided(bta=0.1), "method.bta", ["did you mean 'beta'?"]),
+        (guided(plausibility=2.0), "method.plausibility", ["at most 1"]),
+        (guided(readout={"class_path": "LogitLns"}), "method.readout.class_path", ["did you mean 'LogitLens'?"]),
+        (lens(laye=1), "method.readout.laye", ["did you mean 'layer'?"]),
+    ],
+)
+def test_a_wrong_value_names_its_arm(
+    config: Config, dgd: Dgd, settings: dict[str, Any], field: str, words: list[str]
+) -> None:
+    fine = {"name": "a", "method": "Autoregressive"}
+    arms = [fine, {"name": "ok", **guided()}, {"name": "b", **settings}, {"name": "c", **settings}]
+    check(dgd("predict", "--config", config(model={"arms": arms})), f"model.arms[b].{field}", *words)
+
+
+OLD_ARMS = {
+    "{name: g, method: guided, beta: 0.3}": "{name: g, method: {class_path: Guided, init_args: {beta: 0.3}}}",
+    "{name: g, ttt: true, method: guided, beta: 0.1, token_by_token: true, readout: {class_path: Noise}}": (
+        "{name: g, ttt: true, method: {class_path: Guided, "
+        "init_args: {beta: 0.1, readout: {class_path: Noise}, speculative: false}}}"
+    ),
+    "{name: r, method: rerank, temperature: 1.0, num_candidates: 4, rank_by: blend, beta: 0.1}": (
+        "{name: r, temperature: 1.0, method: {class_path: Rerank, "
+        "init_args: {num_answers: 4, rank_by: blend, beta: 0.1}}}"
+    ),
+    "{name: p, method: autoregressive}": "{name: p, method: Autoregressive}",
+    "{name: s, block_size: 4}": "{name: s, method: {class_path: Speculative, init_args: {block_size: 4}}}",
+    "{name: n, method: Guided, beta: 0.3}": "{name: n, method: {class_path: Guided, init_args: {beta: 0.3}}}",
+}
+
+
+@pytest.mark.parametrize("old", OLD_ARMS)
+@pytest.mark.parametrize("where", ["file", "option", "two words"])
+def test_an_arm_of_before_gets_its_new_form(dgd: Dgd, tmp_path: Path, old: str, where: str) -> None:
+    arms = f"[{{name: new, method: {{class_path: Guided, init_args: {{beta: 0.1}}}}}}, {old}]"
+    (tmp_path / "old.yaml").write_text(f"model:\n  class_path: Decoding\n  init_args:\n    arms: {arms}\n")
+    given = {"option": [f"--model.arms={arms}"], "two words": ["--model.init_args.arms", arms]}
+    run = dgd("predict", *given.get(where, ["--config", tmp_path / "old.yaml"]))
+    check(run, f"model.arms[{old[7]}].method", f"write {OLD_ARMS[old]}", "before 0.2")
 
 
 @pytest.mark.parametrize(
     "arms",
     [
         [],
-        [{"name": "a"}, {"name": "a"}],
+        [{"name": "a", "method": "Speculative"}, {"name": "a", "method": "Speculative"}],
         [{"name": "a", "method": "telepathy"}],
-        [{"name": "a", "temperature": -1.0}],
-        [{"name": "a", "temperature": 1e-6}],
-        [{"name": "a", "temperature": 1.0, "top_k": 0}],
-        [{"name": "a", "temperature": 1.0, "top_p": 1.5}],
+        [{"name": "a", "method": "Speculative", "temperature": -1.0}],
+        [{"name": "a", "method": "Speculative", "temperature": 1e-6}],
+        [{"name": "a", "method": "Speculative", "temperature": 1.0, "top_k": 0}],
+        [{"name": "a", "method": "Speculative", "temperature": 1.0, "top_p": 1.5}],
         [{"name": "a", "method": {"class_path": "Autoregressive", "init_args": {"block_size": 4}}}],
     ],
 )
@@ -175,11 +222,8 @@ def test_bad_arms(config: Config, dgd: Dgd, arms: list[dict[str, Any]]) -> None:
 
 
 def test_bad_block_size(config: Config, dgd: Dgd) -> None:
-    check(
-        dgd("predict", "--config", config(model={"arms": [{"name": "a", "block_size": 9}]})),
-        "model.arms[a].block_size",
-        "from 2 to 4",
-    )
+    arms = [{"name": "a", "method": {"class_path": "Speculative", "init_args": {"block_size": 9}}}]
+    check(dgd("predict", "--config", config(model={"arms": arms})), "model.arms[a].block_size", "from 2 to 4")
 
 
 def test_unknown_class(config: Config, dgd: Dgd) -> None:

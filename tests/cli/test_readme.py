@@ -33,13 +33,3 @@ def test_commands_stand_as_agreed() -> None:
     assert f"{setup}. && .venv/bin/dgd predict --config configs/quickstart.yaml" in README
     assert f'{setup}".[dev]" && .venv/bin/pytest' in README
     assert f'{setup}".[dev]" && .venv/bin/pytest' in (ROOT / ".ci" / "run").read_text()
-
-
-@pytest.mark.parametrize("name", re.findall(r"\]\(((?:docs|configs)/[^)]*)\)", README))
-def test_links_lead_somewhere(name: str) -> None:
-    path, _, heading = name.partition("#")
-    assert (ROOT / path).exists()
-    if heading:  # as GitHub makes them
-        lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
-        titles = [line.lstrip("# ").lower() for line in lines if line.startswith("#")]
-        assert heading in [re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles]

@@ -15,7 +15,7 @@ from dgd_lightning.callbacks.provenance import Provenance
 from dgd_lightning.errors import InputError
 from dgd_lightning.lab.checks import grade, reverted_to_prior
 from dgd_lightning.lab.contexts import LabContexts
-from dgd_lightning.lab.draft_data import DraftStage, LabDraftData, StagedOrder, draw, lab_prompts
+from dgd_lightning.lab.draft_data import DraftStage, LabDraftData, StagedOrder
 from dgd_lightning.lab.families import FAMILIES
 from dgd_lightning.lab.names import SYLLABLES, Namer, is_held_out
 from dgd_lightning.lab.rows import (
@@ -279,13 +279,15 @@ def test_draft_stages_that_cannot_be_drawn(change, message):
 
 
 def test_prompts_never_wait_for_long_tasks_that_do_not_exist():
-    knobs = {"seed": 0, "split": "eval", "sizes": (5, 6)}
+    def drawn(families, long_share):
+        return DraftStage(1, 3, (5, 6), long_share, families).draw(3, 0, "eval").long
+
     with pytest.raises(InputError, match=r"^long_share: expected 0"):
-        lab_prompts(3, families=["tariff"], long_share=1.0, **knobs)
+        drawn(["tariff"], 1.0)
     with pytest.raises(InputError, match=r"^families: "):
-        lab_prompts(3, families=[], long_share=0.0, **knobs)
-    assert lab_prompts(3, families=["tariff"], long_share=0.0, **knobs).long == [False] * 3
-    assert lab_prompts(3, families=["tariff", "route"], long_share=1.0, **knobs).long == [True] * 3
+        drawn([], 0.0)
+    assert drawn(["tariff"], 0.0) == [False] * 3
+    assert drawn(["tariff", "route"], 1.0) == [True] * 3
 
 
 @pytest.mark.parametrize(
@@ -295,7 +297,7 @@ def test_validation_takes_long_prompts_where_there_are_any(families, long):
     stage = replace(GOOD_STAGE, long_share=0.0, families=families)
     data = LabDraftData("lab", [stage], batch_size=4, val_prompts=3, seed=7)
     batches = list(data.val_dataloader())
-    wanted = draw(replace(stage, long_share=float(long)), 3, 7, "eval")
+    wanted = replace(stage, long_share=float(long)).draw(3, 7, "eval")
     assert wanted.long == [long] * 3
     assert [ids.tolist() for ids in batches[0]] == [ids.tolist() for ids in wanted.ids]
 

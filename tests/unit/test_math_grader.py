@@ -290,14 +290,19 @@ def test_hanging_answers_in_threads_hinder_no_other(pool: MathPool) -> None:
 # Real data sets.
 
 
-def test_gsm8k_gold_answers(bench_data: Path, grader: MathGrader) -> None:
+SHIFTS = (1, 7, 100)  # an answer against the gold one so many places before
+
+
+@pytest.mark.parametrize("shifts", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_gsm8k_gold_answers(bench_data: Path, grader: MathGrader, shifts: int) -> None:
+    """Every answer against its own gold one, and in turn against some other's; all of them take three times as long."""
     rows = [json.loads(line) for line in (bench_data / "gsm8k_test.jsonl").read_text().splitlines()]
     assert len(rows) == 1319
     golds = [int(row["answer"].split("####")[1].replace(",", "")) for row in rows]
     for place, row in enumerate(rows):
         assert grader.takes(row)
         assert grader.grade(row, row["answer"]).value == 1.0
-        for shift in (1, 7, 100):
+        for shift in (SHIFTS[(place + turn) % 3] for turn in range(shifts)):
             other = (place + shift) % len(rows)
             assert grader.grade(row, rows[other]["answer"]).value == float(golds[place] == golds[other])
 

@@ -73,7 +73,7 @@ def test_rank_zero_merges_when_the_slowest_rank_has_written(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["DONE", "predictions.jsonl"]
     assert [row["idx"] for row in run_folder.read_predictions(tmp_path)] == [task.idx for task in TASKS]
     said = capsys.readouterr().out
-    assert said.startswith("waiting for the last rows of predictions.rank1.jsonl: 0 minutes")
+    assert said.startswith("waiting for the last rows of predictions.rank1.jsonl: 0.0 minutes so far")
     assert "rank2" not in said
 
 

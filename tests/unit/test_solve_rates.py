@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 
-from dgd_lightning.modules.pairing import control_of
 from rich.console import Console
 
 from dgd_lightning.decode.controls import MatchedEntropy, Noise
 from dgd_lightning.decode.readouts import DraftReadout, LogitLens
 from dgd_lightning.methods.autoregressive import Autoregressive
 from dgd_lightning.methods.guided import Guided
-from dgd_lightning.modules.arms import Arm
+from dgd_lightning.modules.arms import Arm, control_of
 from dgd_lightning.report.print_tables import print_tables
 from dgd_lightning.report.solve_rates import comparison_table, rate_table
 from dgd_lightning.scoring.graded import ArmFacts, Graded, Versus, comparisons
