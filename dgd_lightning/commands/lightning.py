@@ -33,7 +33,7 @@ from dgd_lightning.modules.diagnostic import Diagnostic
 from dgd_lightning.modules.export import require_writable
 from dgd_lightning.run_folder import PROVENANCE, choose_version, config_hash, discard_start
 
-ROOMS = ("data", "decode", "methods", "modules", "lab", "callbacks")
+ROOMS = ("data", "decode.readouts", "decode", "methods", "modules", "lab", "callbacks")
 PLUGIN_PACKAGES = tuple(f"dgd_lightning.{room}" for room in ROOMS)
 
 
