@@ -89,7 +89,7 @@ class FailedStart(Callback):
         mistake = isinstance(exception, InputError) and trainer.global_step == 0
         if mistake and isinstance(logger, RunLogger) and logger.made:
             logger.finalize("failed")  # closes the event file, which would else appear again
-            with contextlib.suppress(OSError):  # the mistake is what is told
+            with contextlib.suppress(OSError):  # the mistake is what is reported
                 discard_start(Path(logger.log_dir))
 
 
