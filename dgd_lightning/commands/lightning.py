@@ -89,7 +89,7 @@ class FailedStart(Callback):
         mistake = isinstance(exception, InputError) and trainer.global_step == 0
         if mistake and isinstance(logger, RunLogger) and logger.made:
             logger.finalize("failed")  # closes the event file, which would else appear again
-            with contextlib.suppress(OSError):  # the mistake is what is told
+            with contextlib.suppress(OSError):  # the mistake is what is reported
                 discard_start(Path(logger.log_dir))
 
 
@@ -126,7 +126,7 @@ class ProjectCLI(LightningCLI):
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static in Lightning, which asks the instance
         """The one that was asked for (a parser of each costs as much again), with the arguments of the Trainer's method
         that make no sense on a command line."""
-        skipped = {"model", "dataloaders", "datamodule"}
+        skipped = {"model", "dataloaders", "datamodule", "verbose"}  # --verbose is ours
         every = {
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
             "validate": skipped,
