@@ -33,7 +33,7 @@ from dgd_lightning.modules.diagnostic import Diagnostic
 from dgd_lightning.modules.export import require_writable
 from dgd_lightning.run_folder import PROVENANCE, choose_version, config_hash, discard_start
 
-ROOMS = ("data", "decode", "methods", "modules", "lab", "callbacks")
+ROOMS = ("data", "decode.readouts", "decode", "methods", "modules", "lab", "callbacks")
 PLUGIN_PACKAGES = tuple(f"dgd_lightning.{room}" for room in ROOMS)
 
 
@@ -89,7 +89,7 @@ class FailedStart(Callback):
         mistake = isinstance(exception, InputError) and trainer.global_step == 0
         if mistake and isinstance(logger, RunLogger) and logger.made:
             logger.finalize("failed")  # closes the event file, which would else appear again
-            with contextlib.suppress(OSError):  # the mistake is what is told
+            with contextlib.suppress(OSError):  # the mistake is what is reported
                 discard_start(Path(logger.log_dir))
 
 

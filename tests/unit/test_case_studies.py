@@ -202,7 +202,7 @@ def test_all_answers_among_which_one_was_chosen_are_folded_below_it() -> None:
 
 
 def test_settings_are_shown_where_arms_differ() -> None:
-    lens = {"class_path": "dgd_lightning.decode.readouts.LogitLens", "init_args": {"layer": 3, "norm": None}}
+    lens = {"class_path": "dgd_lightning.decode.readouts.logit_lens.LogitLens", "init_args": {"layer": 3, "norm": None}}
     rows = [
         row("t", "guided", "red", settings={"space": "logits"}),
         row("t", "lens", "red", settings={"readout": lens, "space": "probs"}, temperature=1.0, ttt={"kept": True}),
