@@ -141,7 +141,7 @@ class ProjectCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """The classes; the module hears how much is to be printed, which is no setting of its own."""
         super().instantiate_classes()
-        self.model.verbose = self._get(self.config, "verbose")  # type: ignore[assignment]
+        self.model.verbose = self._get(self.config, "verbose")
 
     def before_instantiate_classes(self) -> None:
         """Raises:
