@@ -88,7 +88,8 @@ class Batch:
         self.limits = self.starts + request.max_new_tokens  # [b] first position that no token may take
         self.anchors = self.starts - 1
         prompt = torch.tensor(request.rows, device=device)  # [b]
-        self.last = request.ids.to(device)[prompt].gather(1, self.anchors[:, None])[:, 0]  # [b]
+        self.prompt_ends = request.ids.to(device)[prompt].gather(1, self.anchors[:, None])[:, 0]  # [B] last tokens
+        self.last = self.prompt_ends  # [b]
         self.done = torch.zeros(batch, dtype=torch.bool, device=device)  # [b]
         self.live = list(range(batch))  # original numbers of the rows in the tensors above
         self.active = list(range(batch))  # those not finished
@@ -205,13 +206,14 @@ class Batch:
         ``keep_finished``, and rows that share no sequences.
 
         Args:
-            lengths: R numbers of new tokens that stay, at least 1 each.
+            lengths: R numbers of new tokens that stay, none of them a stop token; with 0 the prompt alone is left.
         """
         assert self.keep_finished, "rows that have left the caches can't come back"
         assert not self.share_sequences, "rows of one sequence go on together"
         stay = torch.tensor(lengths, device=self.index.device)  # [b]
         self.anchors = self.starts + stay - 1
-        self.last = self.tokens.gather(1, (stay - 1)[:, None])[:, 0]
+        kept = self.tokens.gather(1, (stay - 1).clamp(min=0)[:, None])[:, 0]
+        self.last = torch.where(stay > 0, kept, self.prompt_ends)
         self.done = torch.zeros_like(self.done)
         self.ends = [start + count - 1 for start, count in zip(self.lengths, lengths, strict=True)]
         self.active = list(self.live)

@@ -82,14 +82,16 @@ class Session:
             on_features=on_features,
         ).logits
 
-    def step(self, tokens: Tensor, positions: Tensor, *, max_length: int) -> Forward:
+    def step(self, tokens: Tensor, positions: Tensor, *, max_length: int, slots: Tensor | None = None) -> Forward:
         """The target's forward on tokens [t, Q] at positions [t, Q].
 
         Args:
-            max_length: host integer above every position.
+            max_length: host integer above every position and slot.
+            slots: [t, Q], spare slots of the cache for a proposal that may be rejected as a whole; see
+                :meth:`~dgd_lightning.target.cache.PositionCache.at`.
         """
         logits, features = self.target.step(
-            tokens, positions, self.cache, max_length=max_length, layer_ids=self.layer_ids
+            tokens, positions, self.cache, max_length=max_length, layer_ids=self.layer_ids, slots=slots
         )
         return Forward(logits, logits.new_empty(0) if features is None else features)
 

@@ -114,11 +114,6 @@ class Decoding(LightningModule):
         """Names of the rows that every task gets."""
         return [arm.name for arm in self.arms]
 
-    @property
-    def summary_tables(self) -> list[Any]:
-        """Renderables that callbacks add."""
-        return self.summary.details
-
     def fingerprint(self) -> dict[str, Any]:
         """Everything about the model that can change a row, to be hashed; revisions count by their commits."""
         settings, source = self.settings, self.source.settings
@@ -169,7 +164,8 @@ class Decoding(LightningModule):
         if self.ttt is not None:
             adapt = ContextAdapter(pair, self.ttt, folder, enable_thinking=self.enable_thinking)
         self.decoder = GroupDecoder(pair, self.arms, methods, prompts, prefixes, self.settings, adapt, self.ttt)
-        self.decoder.on_note = rank_zero_warn
+        rank = f"rank {self.global_rank}: " if self.trainer.world_size > 1 else ""
+        self.decoder.on_note = lambda text: print(rank + text, flush=True)
 
     def _contexts(self) -> dict[str, list[Task]]:
         """The tasks of every context, where something is asked of contexts."""

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
+from dgd_lightning.checks import check_integer
 from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.clustered import Difference, clustered_mean
 from dgd_lightning.report.print_tables import plain_console, print_tables
@@ -118,8 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         for name in ("tasks", "contexts", "devices"):
-            if getattr(options, name) < 1:
-                raise InputError(name, expected="at least 1", received=getattr(options, name), hint="use 1 or more")
+            check_integer(name, getattr(options, name))
         found = needed(rows_so_far(options.folder))
         if not found:
             raise InputError(

@@ -37,7 +37,8 @@ def test_the_documented_classes_run_from_one_yaml(
         (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     documented = [yaml.safe_load(text) for text in blocks("yaml")]
-    arms = [arm for part in documented if isinstance(part, list) for arm in part]
+    arms = [part[0] for part in documented if isinstance(part, list)]
+    (trainer,) = [part["trainer"] for part in documented if isinstance(part, dict)]
     assert [arm["name"] for arm in arms] == ["vote", "mean"]
 
     target, draft = tmp_path / "target", tmp_path / "draft"
@@ -53,8 +54,9 @@ def test_the_documented_classes_run_from_one_yaml(
     }
     tasks = [chat_row(context, task) for context in range(2) for task in range(2)]
     data = write_jsonl(tmp_path / "tasks.jsonl", tasks)
-    run = dgd("predict", "--config", config(model, {"path": str(data)}))
+    run = dgd("predict", "--config", config(model, {"path": str(data)}, trainer))
     assert run.code == 0, run.err
+    assert "distinct-2" in run.out
 
     folder = tmp_path / "logs" / "run" / "version_0"
     rows = predictions(folder)

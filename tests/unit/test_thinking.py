@@ -33,7 +33,9 @@ def test_warning(monkeypatch: pytest.MonkeyPatch, family: str, thinking: bool, d
     monkeypatch.setattr(module.source, "load", lambda trainer: loaded)
     strategy = SimpleNamespace(broadcast=lambda value: value)
     monkeypatch.setattr(
-        Decoding, "trainer", SimpleNamespace(precision="32-true", log_dir=None, datamodule=None, strategy=strategy)
+        Decoding,
+        "trainer",
+        SimpleNamespace(precision="32-true", log_dir=None, datamodule=None, strategy=strategy, world_size=1),
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

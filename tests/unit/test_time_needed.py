@@ -16,7 +16,7 @@ def row(idx: str, context: str, arm: str, lengths: list[int], batch: int, **chan
         "arm": arm,
         "method": "Speculative",
         "tokens": sum(lengths) + 1,
-        "acceptance_lengths": lengths,
+        "decoded_tokens": sum(lengths),
         "batch_tokens": batch,
         "prefix_seconds": 1.0,
         "prefill_seconds": 3.0,
@@ -61,4 +61,4 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("time_needed: error: folder: expected a run folder")
     assert main([str(tmp_path), "--devices", "0"]) == 2
-    assert "devices: expected at least 1" in capsys.readouterr().err
+    assert "devices: expected an integer of at least 1" in capsys.readouterr().err
