@@ -17,7 +17,7 @@ from dgd_lightning.callbacks.prediction_writer import written_folder
 from dgd_lightning.callbacks.rows import add_scalars, tensorboard
 from dgd_lightning.files import whole_files
 from dgd_lightning.report.diagnostic_figures import figures
-from dgd_lightning.report.diagnostic_tables import report
+from dgd_lightning.report.diagnostic_tables import report, short_report
 
 REPORT, SUMMARY, PLOTS = "diagnostic.txt", "diagnostic_summary.json", "plots"
 WIDTH = 132  # columns of the tables where stdout is no terminal, and of the file
@@ -26,8 +26,8 @@ WIDTH = 132  # columns of the tables where stdout is no terminal, and of the fil
 class DiagnosticReport(Callback):
     """Reads `diagnostic.jsonl` when all is there, so that it covers all ranks and all sessions of the run.
 
-    It prints the tables and the verdict, and writes them to `diagnostic.txt`; all numbers to
-    `diagnostic_summary.json`; pictures to `plots/` and TensorBoard.
+    It prints a table and the verdict (all tables with ``--verbose``), and writes the whole to `diagnostic.txt`; all
+    numbers to `diagnostic_summary.json`; pictures to `plots/` and TensorBoard.
     """
 
     def __init__(self) -> None:
@@ -62,14 +62,16 @@ class DiagnosticReport(Callback):
         if not self.found.tasks:
             print(f"no answer fits the target: {self.found.skipped} tasks were skipped")
         else:
-            Console(width=None if sys.stdout.isatty() else WIDTH).print(report(self.found))
+            shown = report if getattr(pl_module, "verbose", False) else short_report
+            Console(width=None if sys.stdout.isatty() else WIDTH).print(shown(self.found))
+            print(f"all tables: {self.folder / REPORT}")
             print(f"pictures:   {self.folder / PLOTS}")
         print(f"run folder: {self.folder}")
         print(f"curves:     tensorboard --logdir {self.folder.parent}")
 
 
 def _log(writer: Any, found: Diagnosis, pictures: dict[str, Any]) -> None:
-    """Everything that the table says, into TensorBoard; the x axis counts tasks."""
+    """Everything that the tables hold, into TensorBoard; the x axis counts tasks."""
     for bucket, cells in found.cells.items():
         for name, cell in cells.items():
             won = {"net_rank": cell.rank, "net_probability": cell.probability, "net_control": cell.control}

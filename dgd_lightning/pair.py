@@ -22,7 +22,7 @@ from dgd_lightning.target.folder import TOKENIZER_FILES, bundled, fetch_folder, 
 from dgd_lightning.target.load import load_target
 from dgd_lightning.target.model import Target
 
-HASHED_WHOLE = 64 * 2**20  # bytes; larger weight files are told apart by size and time of change
+HASHED_WHOLE = 64 * 2**20  # bytes; of larger weight files only size and time of change count
 
 
 class Adapted(Protocol):
@@ -50,11 +50,7 @@ class Pair:
         Raises:
             InputError: there is no draft, it has an adapter already, or the adapter was made for another one.
         """
-        if self.draft is None:
-            raise InputError(
-                "pair", expected="a pair with a draft", received="a target alone", hint="give load_pair a draft"
-            )
-        adapter = getattr(adapted, "adapter", adapted)
+        draft, adapter = self.require_draft(), getattr(adapted, "adapter", adapted)
         if not isinstance(adapter, Adapter):
             raise InputError(
                 "adapted",
@@ -62,11 +58,21 @@ class Pair:
                 received=repr(adapted)[:80],
                 hint="load a folder with load_adapter first",
             )
-        return applied(self.draft, adapter)
+        return applied(draft, adapter)
+
+    def require_draft(self, hint: str = "give load_pair a draft") -> DFlashDraft:
+        """The draft.
+
+        Raises:
+            InputError: there is none.
+        """
+        if self.draft is None:
+            raise InputError("pair", expected="a pair with a draft", received="a target alone", hint=hint)
+        return self.draft
 
 
 class Commits(NamedTuple):
-    """What a pair's revisions stand for; None for folders, and for a draft that is not there."""
+    """The commits of a pair's revisions; None for folders, and for a draft that is not there."""
 
     target: str | None
     draft: str | None

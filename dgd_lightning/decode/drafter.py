@@ -75,14 +75,8 @@ def check_draft(pair: Pair) -> DFlashDraft:
     Raises:
         InputError: there is none, or it has another dtype than the target.
     """
-    if pair.draft is None:
-        raise InputError(
-            "pair",
-            expected="a pair with a draft",
-            received="a target alone",
-            hint="give load_pair a draft, or use autoregressive_generate",
-        )
-    target, kind = pair.target.dtype, getattr(pair.draft, "dtype", pair.target.dtype)  # a stand-in may have none
+    draft = pair.require_draft(hint="give load_pair a draft, or use autoregressive_generate")
+    target, kind = pair.target.dtype, getattr(draft, "dtype", pair.target.dtype)  # a stand-in may have none
     if kind != target:
         raise InputError(
             "draft_dtype",
@@ -90,7 +84,7 @@ def check_draft(pair: Pair) -> DFlashDraft:
             received=kind,
             hint="leave draft_dtype unset",
         )
-    return pair.draft
+    return draft
 
 
 def check_block_size(pair: Pair, block_size: int | None) -> int:

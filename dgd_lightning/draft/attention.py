@@ -35,7 +35,7 @@ class Group(NamedTuple):
 
 
 def choose_attention(wanted: Wanted, device: torch.device, argument: str = "attention") -> Attention:
-    """What ``auto`` stands for on a device, and whether anything else works there.
+    """The kind that ``auto`` means on a device, or the one that was asked for, if it works there.
 
     On CUDA FlexAttention, which PyTorch compiles by Triton; where there is none, ``sdpa`` with a warning: it needs no
     compiler, and its memory grows with the context alike. By tiles on a CPU, ``sdpa`` elsewhere.
@@ -81,7 +81,7 @@ def mix_of(
         attention: ``sdpa``: blocks group by group, which read no keys behind the last anchor of their group; ``tiles``:
             keys tile by tile, the fastest on a CPU where the context is long; ``flex``: FlexAttention, CUDA; ``dense``:
             all of them under one mask, the oracle of the others; ``auto``: see :func:`choose_attention`.
-        anchors: [B, N], in the order in which blocks stand; ascending ones make ``sdpa`` fast.
+        anchors: [B, N], in the order of the blocks; ascending ones make ``sdpa`` fast.
         context_length: S.
         block_size: K.
         keep: [B, N] boolean, or None for all.

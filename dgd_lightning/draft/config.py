@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dgd_lightning.checks import check_integer
 from dgd_lightning.errors import InputError
 from dgd_lightning.target.fields import is_integer, read_integer, read_list, read_mapping, read_number, read_rope
 
@@ -68,31 +69,26 @@ class DraftConfig:
             "head_dim",
             "vocab_size",
         )
-        for name in (*sizes, "block_size", "num_target_layers"):
-            value = getattr(self, name)
-            least = 2 if name == "block_size" else 1
-            if not is_integer(value) or value < least:
-                raise InputError(f"draft.{name}", expected=f"an integer ≥ {least}", received=value, hint=_MEND)
+        for name in (*sizes, "num_target_layers"):
+            check_integer(f"draft.{name}", getattr(self, name), hint=_HINT)
+        check_integer("draft.block_size", self.block_size, least=2, hint=_HINT)
+        check_integer("draft.mask_token_id", self.mask_token_id, least=0, hint=_HINT)
         if self.num_heads % self.num_kv_heads:
             raise InputError(
                 "draft.num_attention_heads",
                 expected=f"a multiple of num_key_value_heads = {self.num_kv_heads}",
                 received=self.num_heads,
-                hint=_MEND,
+                hint=_HINT,
             )
         if self.head_dim % 2:
-            raise InputError("draft.head_dim", expected="an even number", received=self.head_dim, hint=_MEND)
-        if not is_integer(self.mask_token_id) or self.mask_token_id < 0:
-            raise InputError(
-                "draft.mask_token_id", expected="a token id", received=repr(self.mask_token_id), hint=_MEND
-            )
+            raise InputError("draft.head_dim", expected="an even number", received=self.head_dim, hint=_HINT)
         layers = range(self.num_target_layers)
         if not self.target_layer_ids or not all(is_integer(i) and i in layers for i in self.target_layer_ids):
             raise InputError(
                 "draft.target_layer_ids",
                 expected=f"ids of the target's layers, 0…{self.num_target_layers - 1}",
                 received=list(self.target_layer_ids),
-                hint=_MEND,
+                hint=_HINT,
             )
 
     @property
@@ -174,7 +170,7 @@ class DraftConfig:
         return {**self.extra, **written}
 
 
-_MEND = "use a draft whose config.json is consistent"
+_HINT = "use a draft whose config.json is consistent"
 # Keys that saving writes in another spelling, or that are no longer true of what it writes.
 _NOT_CARRIED = ("rope_parameters", "partial_rotary_factor", "auto_map", "dtype", "torch_dtype", "transformers_version")
 
@@ -193,11 +189,8 @@ def default_layer_ids(num_target_layers: int, num_draft_layers: int) -> tuple[in
 def _need(raw: Mapping[str, Any], key: str, argument: str) -> int:
     """An integer ≥ 0 that the file must have; sizes are at least 1, or dividing by them would fail first."""
     if raw.get(key) is None:
-        raise InputError(argument, expected=f"a DFlash config.json with {key!r}", received="none", hint=_MEND)
-    value = read_integer(raw, key, argument)
-    if value < 1 and key != "mask_token_id":
-        raise InputError(f"{argument}.{key}", expected="an integer ≥ 1", received=value, hint=_MEND)
-    return value
+        raise InputError(argument, expected=f"a DFlash config.json with {key!r}", received="none", hint=_HINT)
+    return check_integer(f"{argument}.{key}", raw[key], least=int(key != "mask_token_id"), hint=_HINT)
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,7 +213,7 @@ def _block_size(raw: Mapping[str, Any], settings: Mapping[str, Any], argument: s
 def _flag(raw: Mapping[str, Any], key: str, argument: str) -> bool:
     value = raw.get(key)
     if value is not None and not isinstance(value, bool):
-        raise InputError(f"{argument}.{key}", expected="true or false", received=repr(value), hint=_MEND)
+        raise InputError(f"{argument}.{key}", expected="true or false", received=repr(value), hint=_HINT)
     return bool(value)
 
 
@@ -268,7 +261,7 @@ def _refuse_other_formats(raw: Mapping[str, Any], argument: str) -> None:
             hint="drafts with a vocabulary head of their own are not supported",
         )
     if raw.get("hidden_act", "silu") != "silu":
-        raise InputError(argument, expected="hidden_act silu", received=raw["hidden_act"], hint=_MEND)
+        raise InputError(argument, expected="hidden_act silu", received=raw["hidden_act"], hint=_HINT)
 
 
 def _refuse_sliding(raw: Mapping[str, Any], num_layers: int, argument: str) -> None:

@@ -22,7 +22,7 @@ from dgd_lightning.draft.adapter import Adapter
 from dgd_lightning.draft.model import DFlashDraft, context_pieces
 from dgd_lightning.errors import InputError
 
-SAMPLE = 64  # elements of every weight that tell one base draft from another
+SAMPLE = 64  # elements of every weight, by which base drafts are distinguished
 
 
 class _LowRankUpdate(torch.autograd.Function):

@@ -43,7 +43,7 @@ def multi_anchor_mask(
 
 
 def single_block_mask(anchors: Tensor, block_size: int, key_length: int) -> Tensor:
-    """Mask of one block per row whose own keys stand in the cache at their positions: ``key < anchor + K``.
+    """Mask of one block per row whose own keys are in the cache at their positions: ``key < anchor + K``.
 
     Args:
         anchors: [B, 1].

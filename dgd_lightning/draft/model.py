@@ -223,7 +223,7 @@ class DFlashDraft(nn.Module):
         """Hidden states of N blocks per row over the cached context strictly before each anchor.
 
         With one block per row (the decoding loop) the block's own keys are written into the cache at their positions,
-        where no context stands yet; the next ``extend`` overwrites them. With more, or with ``keep_cache``, they are
+        where no context is yet; the next ``extend`` overwrites them. With more, or with ``keep_cache``, they are
         joined to a view of it, and the cache stays as it is.
 
         Args:

@@ -16,7 +16,7 @@ _PUBLISHED_GAMMA = {16: 7.0, 10: 5.0, 8: 4.0}
 
 
 class Anchors(NamedTuple):
-    """Sampled anchors, ascending in each row; dropped ones come last and stand at position 0."""
+    """Sampled anchors, ascending in each row; dropped ones come last, at position 0."""
 
     anchors: Tensor  # [B, N] long
     keep: Tensor  # [B, N] bool

@@ -36,7 +36,7 @@ class Plan(NamedTuple):
     """What one row's blocks look at, the same in all layers and heads."""
 
     blocks: int  # N
-    order: Tensor | None  # [N], blocks by their limits; None where they stand so already
+    order: Tensor | None  # [N], blocks by their limits; None where that is their order already
     tiles: list[Tile]
 
 
@@ -66,8 +66,8 @@ def plan_of(limits: Sequence[int], heads: int, rows: int, device: torch.device) 
             some = torch.tensor(ascending[first:whole], device=device)
             hidden = (torch.arange(start, end, device=device) >= some[:, None])[:, None]
         tiles.append(Tile(slice(start, end), first, hidden))
-    stands = order == list(range(len(limits)))
-    return Plan(len(limits), None if stands else torch.tensor(order, device=device), tiles)
+    sorted_already = order == list(range(len(limits)))
+    return Plan(len(limits), None if sorted_already else torch.tensor(order, device=device), tiles)
 
 
 def attend_in_tiles(
@@ -95,7 +95,7 @@ def _row(queries: Tensor, keys: Tensor, values: Tensor, own_keys: Tensor, own_va
     """[heads, N·K, D]; keys and values of the context [kv heads, S, D], own ones [kv heads, N·K, D]."""
     blocks, kv_heads, (heads, slots, width) = plan.blocks, keys.shape[0], queries.shape
     wide = torch.promote_types(keys.dtype, torch.float32)
-    # [heads, N·K, D] -> [kv heads, N, g·K, D]: so that the blocks which see a tile stand together
+    # [heads, N·K, D] -> [kv heads, N, g·K, D]: so that the blocks which see a tile are neighbours
     asked = (queries.to(wide) / math.sqrt(width)).view(kv_heads, heads // kv_heads, blocks, -1, width).transpose(1, 2)
     mine, theirs = (x.to(wide).view(kv_heads, blocks, -1, width) for x in (own_keys, own_values))  # [kv heads, N, K, D]
     if plan.order is not None:

@@ -136,7 +136,7 @@ def contexts_to_adapt(data: Any, *, accepted: bool, inference_mode: bool) -> dic
 
 
 def summary(trace: AdaptTrace) -> dict[str, Any]:
-    """What a prediction row tells of an adaptation."""
+    """What a prediction row says of an adaptation."""
     before, after = (trace.scores[0], best_score(trace)) if trace.scores else (None, None)
     return {
         "kept": trace.kept,

@@ -8,7 +8,6 @@ loop: τ.
 from __future__ import annotations
 
 import copy
-import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from dgd_lightning.checks import check_integer, check_number
 from dgd_lightning.data.licence import check_clbench
 from dgd_lightning.draft.attention import Wanted, choose_attention
 from dgd_lightning.draft.checkpoint import save_draft
@@ -29,7 +29,7 @@ from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.metrics.acceptance import AcceptanceLength
 from dgd_lightning.modules.export import best_checkpoint, copy_provenance, require_writable
 from dgd_lightning.modules.pair_source import PairSettings, PairSource
-from dgd_lightning.modules.schedule import cosine_with_warmup
+from dgd_lightning.modules.schedule import scheduled
 from dgd_lightning.pair import Pair
 from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.target.folder import bundled
@@ -97,18 +97,12 @@ class DraftTraining(L.LightningModule):
     ) -> None:
         super().__init__()
         self.accept_clbench_license = accept_clbench_license
-        for name, value, least in (
-            ("num_anchors", num_anchors, 1),
-            ("val_max_new_tokens", val_max_new_tokens, 1),
-            ("lr", lr, 0),
-            ("weight_decay", weight_decay, 0),
-            ("warmup_share", warmup_share, 0),
-            ("gamma", gamma, 1e-3),
-        ):
-            if value is not None and not least <= value < math.inf:
-                expected = f"a number of at least {least}"
-                raise InputError(f"model.{name}", expected=expected, received=value, hint="correct the value")
+        check_integer("model.num_anchors", num_anchors)
+        check_integer("model.val_max_new_tokens", val_max_new_tokens)
+        check_number("model.gamma", gamma, least=1e-3, optional=True)
         self.recipe = {"lr": lr, "weight_decay": weight_decay, "warmup_share": warmup_share}
+        for name, value in self.recipe.items():
+            check_number(f"model.{name}", value, least=0)
         self.source = PairSource(PairSettings(target, draft, dtype, attn_implementation, revision, draft_revision))
         self.shape = {
             "num_layers": num_layers,
@@ -260,10 +254,7 @@ class DraftTraining(L.LightningModule):
         )
         total = int(self.trainer.estimated_stepping_batches)
         warmup = max(1, round(total * self.recipe["warmup_share"]))
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: cosine_with_warmup(step, total=total, warmup=warmup, floor=0.0)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return scheduled(optimizer, total=total, warmup=warmup)
 
     def on_train_end(self) -> None:
         """Exports the best draft, or the last."""

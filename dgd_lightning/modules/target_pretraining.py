@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from dgd_lightning.modules.export import copy_provenance, require_writable
-from dgd_lightning.modules.schedule import cosine_with_warmup
+from dgd_lightning.modules.schedule import scheduled
 
 
 def weighted_next_token_loss(logits: Tensor, input_ids: Tensor, weights: Tensor) -> Tensor:
@@ -144,13 +144,7 @@ class TargetPretraining(L.LightningModule):
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.hparams["lr"], betas=(0.9, 0.95))
         total = self.hparams["schedule_steps"] or int(self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: cosine_with_warmup(
-                step, total=total, warmup=self.hparams["warmup_steps"], floor=self.hparams["floor"]
-            ),
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return scheduled(optimizer, total=total, warmup=self.hparams["warmup_steps"], floor=self.hparams["floor"])
 
     def on_train_end(self) -> None:
         log_dir = self.trainer.log_dir  # a collective: every rank asks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group
@@ -26,23 +27,37 @@ the line of random features shows: the same draft, fed with noise."""
 def report(found: Diagnosis) -> Group:
     """Legend, tables and verdict."""
     unsure = found.buckets[0]
+    parts: list[Any] = [
+        Text(LEGEND),
+        reader_table(found, unsure, f"Where the target is unsure (its top-1 token {unsure}): these tokens decide"),
+        reader_table(found, ALL, "All answer tokens"),
+        bucket_table(found),
+    ]
+    if found.further:
+        parts.append(further_table(found))
+    return _spaced([_about(found), *parts, *_verdicts(found)])
+
+
+def short_report(found: Diagnosis) -> Group:
+    """One table and the verdict."""
+    return _spaced([_about(found), bucket_table(found), *_verdicts(found)])
+
+
+def _spaced(parts: Sequence[Any]) -> Group:
+    return Group(*(piece for part in parts for piece in (part, Text())))
+
+
+def _verdicts(found: Diagnosis) -> list[Text]:
+    return [Text(one.text) for one in found.verdicts]
+
+
+def _about(found: Diagnosis) -> Text:
     what = [f"{found.tasks} gold answers of {found.contexts} contexts, {len(found.bucket):,} tokens"]
     if found.kept is not None:
         what.append(f"adapters kept for {found.kept} of them (elsewhere the adapted draft is the draft)")
     if found.skipped:
         what.append(f"{found.skipped} tasks skipped, too long")
-    parts: list[Any] = [
-        Text("; ".join(what) + ".\n"),
-        Text(LEGEND + "\n"),
-        reader_table(found, unsure, f"Where the target is unsure (its top-1 token {unsure}): these tokens decide"),
-        Text(),
-        reader_table(found, ALL, "All answer tokens"),
-        Text(),
-        bucket_table(found),
-    ]
-    if found.further:
-        parts += [Text(), further_table(found)]
-    return Group(*parts, *(Text("\n" + one.text) for one in found.verdicts))
+    return Text("; ".join(what) + ".")
 
 
 def reader_table(found: Diagnosis, bucket: str, title: str) -> Table:

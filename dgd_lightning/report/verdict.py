@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from dgd_lightning.metrics.diagnosis import FEWEST_CONTEXTS
 from dgd_lightning.report.solve_rates import change, p_value
 from dgd_lightning.scoring.graded import Graded, by_arm
 from dgd_lightning.scoring.statistics import ALPHA
@@ -49,7 +50,9 @@ def _sentence(one: Compared, found: Sequence[Compared], blends: bool) -> str:
         if not result.fixed and not result.broken:
             return f"{head} no task differs."
         missed = ""
-        if result.detectable == result.detectable:
+        if result.contexts < FEWEST_CONTEXTS:
+            missed = f"; with contexts as few as {result.contexts} even large differences would be missed"
+        elif result.detectable == result.detectable:
             missed = f"; differences below {100 * result.detectable:.1f} points would be missed"
         return f"{head} no difference found ({amount}){missed}."
     if result.difference.value < 0:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from dgd_lightning.errors import InputError
 from dgd_lightning.scoring.judge_config import JudgeModel
 from dgd_lightning.scoring.one_judge import Effort, Endpoint, NoAnswer, Reply
+from dgd_lightning.types import Task
+
+if TYPE_CHECKING:
+    from dgd_lightning.pair import Pair
 
 
 class LocalEndpoint(Endpoint):
@@ -28,11 +34,9 @@ class LocalEndpoint(Endpoint):
         self._settings, self._argument = settings, argument
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._loaded: tuple[Any, Any] | None = None
-        try:
+        self._pair: Pair | None = None
+        with self._mistakes():
             self._commit = resolve_commit("target", settings.model, settings.revision)
-        except InputError as error:
-            raise self._as_ours(error) from error
         self._identity = {
             "model": settings.model,
             "weights": source_fingerprint("target", settings.model, self._commit),
@@ -46,81 +50,53 @@ class LocalEndpoint(Endpoint):
 
     def ask(self, prompt: str, effort: Effort) -> Reply:
         """See `Endpoint.ask`. Greedy, so another request would give the same reply."""
-        with self._lock:
+        with self._lock, self._mistakes():
             self._go_on()
-            target, tokenizer = self._load()
-            return self._generate(target, tokenizer, prompt, effort)
+            return self._generate(self._load(), prompt, effort)
 
     def stop(self) -> None:
         self._ended.set()
 
     def close(self) -> None:
         with self._lock:
-            self._loaded = None
+            self._pair = None
 
-    def _generate(self, target: Any, tokenizer: Any, prompt: str, effort: Effort) -> Reply:
-        import torch
+    def _generate(self, pair: Pair, prompt: str, effort: Effort) -> Reply:
+        from dgd_lightning.data.chat import prompt_ids
+        from dgd_lightning.methods.autoregressive import autoregressive_generate
 
-        text = prompt
+        tokenizer: Any = pair.tokenizer
         chat = getattr(tokenizer, "chat_template", None) is not None
-        if chat:
-            turn = [{"role": "user", "content": prompt}]
-            text = tokenizer.apply_chat_template(
-                turn, tokenize=False, add_generation_prompt=True, enable_thinking=False
-            )
-        ids = tokenizer(text, add_special_tokens=not chat, return_tensors="pt", verbose=False)["input_ids"]
-        room = target.max_positions - ids.shape[1]
+        turn = [{"role": "user", "content": prompt}]
+        task = Task("of the judge", turn if chat else None, None if chat else prompt, {})
+        ids = prompt_ids(tokenizer, task, enable_thinking=False)  # [S]
+        room = pair.target.max_positions - len(ids)
         if room < 1:
-            raise NoAnswer(f"a prompt of {ids.shape[1]} tokens, the judge reads {target.max_positions}")
+            raise NoAnswer(f"a prompt of {len(ids)} tokens, the judge reads {pair.target.max_positions}")
         effort.requests += 1
-        with torch.inference_mode():
-            out = target.model.generate(
-                ids.to(target.device),
-                attention_mask=torch.ones_like(ids).to(target.device),
-                do_sample=False,
-                temperature=None,  # the generation config's, which greedy decoding would warn of
-                top_p=None,
-                top_k=None,
-                max_new_tokens=min(self._settings.max_new_tokens, room),
-                eos_token_id=list(target.stop_token_ids) or None,
-                pad_token_id=0,
-                stopping_criteria=[
-                    lambda ids, _, **__: torch.full(ids.shape[:1], self._ended.is_set(), device=ids.device)
-                ],
-            )
-        self._go_on()  # what was broken off is no reply
-        new = out[0, ids.shape[1] :].tolist()  # [T]
-        effort.count_tokens(ids.shape[1], len(new))
-        ended = bool(new) and new[-1] in target.stop_token_ids
-        return Reply(tokenizer.decode(new, skip_special_tokens=True), None if ended else "a reply that was cut off")
+        limit = min(self._settings.max_new_tokens, room)
+        (out,) = autoregressive_generate(pair, [ids], max_new_tokens=limit, on_progress=lambda _: self._go_on())
+        effort.count_tokens(len(ids), len(out.tokens))
+        text = tokenizer.decode(out.tokens.tolist(), skip_special_tokens=True)
+        return Reply(text, None if out.stop_reason == "stop" else "a reply that was cut off")
 
     def _go_on(self) -> None:
         if self._ended.is_set():
             raise RuntimeError("the judge was stopped while a row waited for its verdict")
 
-    def _load(self) -> tuple[Any, Any]:
-        if self._loaded is None:
-            from dgd_lightning.pair import load_tokenizer
-            from dgd_lightning.target.load import load_target
+    def _load(self) -> Pair:
+        if self._pair is None:
+            from dgd_lightning.pair import load_pair
 
-            settings = self._settings
-            try:
-                target = load_target(
-                    settings.model, dtype=settings.dtype, device=settings.device, revision=self._commit
-                )
-                tokenizer = load_tokenizer(settings.model, revision=self._commit)
-            except InputError as error:
-                raise self._as_ours(error) from error
-            if tokenizer is None:
-                raise InputError(
-                    f"{self._argument}.model",
-                    expected="a folder or Hub id with a tokenizer",
-                    received=f"{settings.model}, which has none",
-                    hint="add the tokenizer's files",
-                )
-            self._loaded = target, tokenizer
-        return self._loaded
+            found = self._settings
+            self._pair = load_pair(found.model, None, dtype=found.dtype, device=found.device, revision=self._commit)
+        return self._pair
 
-    def _as_ours(self, error: InputError) -> InputError:
-        """A loader's complaint under the name that the judge's settings have for it."""
-        return error.named(f"{self._argument}.{'model' if error.argument == 'target' else error.argument}")
+    @contextlib.contextmanager
+    def _mistakes(self) -> Iterator[None]:
+        """Loaders' complaints under the names that the judge's settings have."""
+        try:
+            yield
+        except InputError as error:
+            name = "model" if error.argument == "target" else error.argument
+            raise error.named(f"{self._argument}.{name}") from error

@@ -15,6 +15,7 @@ from torch import Tensor
 from dgd_lightning.decode.prefix_cache import PrefixCache
 from dgd_lightning.draft.adapter import Adapter
 from dgd_lightning.draft.lora import DraftLora
+from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.errors import ContextError, InputError
 from dgd_lightning.pair import Pair
 from dgd_lightning.target.cache import PositionCache
@@ -61,7 +62,7 @@ def ttt_adapt(
         pair: target and draft.
         context_ids: [S], the tokens that all prompts to come begin with (no answers).
         config: see :class:`TTTConfig`; None takes its defaults.
-        avoid: prompts whose answers are to be measured: none of them is has_validation_texts.
+        avoid: prompts whose answers are to be measured: none of them becomes a validation text.
         enable_thinking: passed to the chat template for validation texts.
         on_step: called after every step with its number (from 1), its loss and, every ``eval_every`` steps, the score.
         on_phase: called with what begins: ``reading``, ``writing`` (again as texts are written), ``fitting``.
@@ -77,7 +78,6 @@ def ttt_adapt(
     """
     config = config or TTTConfig()
     check_adaptable(pair)
-    assert pair.draft is not None
     if cuda := pair.target.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(pair.target.device)
     material = gather(
@@ -100,12 +100,8 @@ def fit_to(
     pair: Pair, material: Material, config: TTTConfig, on_step: OnStep | None = None
 ) -> tuple[Adapter, AdaptTrace]:
     """The loop over what :func:`gather` gave; see :func:`ttt_adapt`."""
-    assert pair.draft is not None
-    began = time.perf_counter()
-    before = pair.draft.gradient_checkpointing
-    lora = DraftLora(
-        pair.draft, rank=config.rank, alpha=config.scaling * config.rank, modules=config.modules, seed=config.seed
-    )
+    began, draft = time.perf_counter(), pair.require_draft()
+    before, lora = draft.gradient_checkpointing, make_lora(draft, config)
     try:
         with torch.enable_grad():
             fit = Fit(material.problem(pair, config, lora), lora, config)
@@ -126,13 +122,13 @@ def fit_to(
         adapter = lora.adapter()
     finally:
         lora.remove()
-        pair.draft.gradient_checkpointing = before
+        draft.gradient_checkpointing = before
     synchronise(pair.target.device)
     return adapter, fit.trace(material, time.perf_counter() - began, None)
 
 
 class Material(NamedTuple):
-    """All that the target tells an adaptation."""
+    """All that the target gives to an adaptation."""
 
     read: ReadContext
     split: Split
@@ -166,10 +162,9 @@ def gather(
     Raises:
         InputError: see :func:`ttt_adapt`.
     """
-    assert pair.draft is not None
     ids = check_context(pair, context_ids, config.repeats)
     once = len(ids) // config.repeats
-    split = split_context(once, pair.draft.config.block_size, config)
+    split = split_context(once, pair.require_draft().config.block_size, config)
     planned = plan(pair, once, config, enable_thinking=enable_thinking)
     cache = pair.target.new_cache(1, max(split.length, planned.capacity if planned else 0))
     if on_phase is not None:
@@ -178,8 +173,8 @@ def gather(
     began = time.perf_counter()
     validation_texts = ValidationTexts([], [])
     if planned is not None:
-        told = partial(on_phase, "writing") if on_phase is not None else None
-        validation_texts = write_texts(pair, ids[:once], read.features, cache, config, planned, avoid, share, told)
+        on_text = partial(on_phase, "writing") if on_phase is not None else None
+        validation_texts = write_texts(pair, ids[:once], read.features, cache, config, planned, avoid, share, on_text)
         synchronise(pair.target.device)
     seconds = time.perf_counter() - began
     prefix = None if prefix_layers is None else prefix_of(pair, ids, config, read, cache, prefix_layers)
@@ -194,8 +189,7 @@ def prefix_of(
     None where it would not be the same (layers that the draft does not tap, a repeated context), and where it would
     take more than :data:`PREFIX_SHARE` of the device's memory while the draft is fitted.
     """
-    assert pair.draft is not None
-    tapped, device = tuple(pair.draft.config.target_layer_ids), cache.buffers[0].keys.device
+    tapped, device = tuple(pair.require_draft().config.target_layer_ids), cache.buffers[0].keys.device
     room = DEVICE_MEMORY
     if device.type == "cuda":
         room = torch.cuda.get_device_properties(device).total_memory
@@ -206,7 +200,7 @@ def prefix_of(
 
 
 class Fit:
-    """Where a fit stands: losses, scores, the best weights. Shared by `ttt_adapt` and the Lightning module.
+    """The state of a fit: losses, scores, the best weights. Shared by `ttt_adapt` and the Lightning module.
 
     Args:
         problem: gives scores.
@@ -218,7 +212,7 @@ class Fit:
         self.problem, self.lora, self.config = problem, lora, config
         self.step, self.losses, self.scores = 0, [], []  # type: int, list[float], list[HeldOutScore]
         self.best_step, self.best_weights = 0, lora.state()
-        self.best_tau = 0.0  # of those weights, where validation texts tell it
+        self.best_tau = 0.0  # of those weights on validation texts
         self.progress_step = 0  # of the last score that was better, or had a lower loss than any before
         self.stopped, self.kept = "done", False
         if config.steps > 0 and (score := problem.score(0)) is not None:
@@ -286,6 +280,7 @@ class Fit:
 
     def trace(self, material: Material, fit_seconds: float, peak_memory: int | None) -> AdaptTrace:
         """What is reported of it."""
+        texts, scored = material.validation_texts, "span" if self.scores else "nothing"
         return AdaptTrace(
             losses=self.losses,
             scores=self.scores,
@@ -294,14 +289,10 @@ class Fit:
             stopped=self.stopped,
             context_tokens=self.problem.split.length,
             parameters=sum(weight.numel() for weight in self.best_weights.values()),
-            held_out_by="validation_texts"
-            if self.problem.has_validation_texts
-            else "span"
-            if self.scores
-            else "nothing",
-            validation_texts=len(material.validation_texts.held_out),
-            validation_answers=material.validation_texts.answers,
-            train_texts=len(material.validation_texts.trained),
+            held_out_by="validation_texts" if self.problem.has_validation_texts else scored,  # type: ignore[arg-type]
+            validation_texts=len(texts.held_out),
+            validation_answers=texts.answers,
+            train_texts=len(texts.trained),
             prefill_seconds=material.read.seconds,
             validation_seconds=material.validation_seconds,
             fit_seconds=fit_seconds,
@@ -312,14 +303,21 @@ class Fit:
 
 
 def sure_gain(before: HeldOutScore, after: HeldOutScore) -> float:
-    """The validation_texts' mean gain in ln τ, less its standard error.
+    """The validation texts' mean gain in ln τ, less its standard error.
 
-    Micro τ is ruled by long answers, and a short one takes one or two verifications: what only one of several
-    validation texts has gained is no gain.
+    Long answers dominate micro τ, and a short one takes one or two verifications: a gain on only one of several
+    texts is no gain.
     """
     ratios = [math.log(new / old) for old, new in zip(before.tau_by_text, after.tau_by_text, strict=True)]
     error = statistics.stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else 0.0
     return statistics.fmean(ratios) - error
+
+
+def make_lora(draft: DFlashDraft, config: TTTConfig) -> DraftLora:
+    """The LoRA layers that a configuration asks for."""
+    return DraftLora(
+        draft, rank=config.rank, alpha=config.scaling * config.rank, modules=config.modules, seed=config.seed
+    )
 
 
 def make_optimizer(lora: DraftLora, config: TTTConfig) -> torch.optim.Optimizer:
@@ -331,10 +329,7 @@ def check_adaptable(pair: Pair) -> None:
     """Raises:
     InputError: there is no draft, or autograd is ruled out.
     """
-    if pair.draft is None:
-        raise InputError(
-            "pair", expected="a pair with a draft", received="a target alone", hint="give load_pair a draft"
-        )
+    pair.require_draft()
     if torch.is_inference_mode_enabled():
         raise InputError(
             "inference mode",

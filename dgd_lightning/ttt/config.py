@@ -38,13 +38,13 @@ class TTTConfig:
         dpace_alpha: smoothing of D-PACE's confidences, 0 < α ≤ 1.
         validation_texts: texts that the target writes itself behind the context: in a chat the question it would expect
             next, drawn at temperature 1, and its greedy answer. No step sees them; τ on them is scored before, during
-            and after, the weights with the highest are kept, and none where the texts vouch for no gain (``min_gain``).
-            The context alone does not tell what becomes of answers. 0 holds out the context's end instead.
+            and after, the weights with the highest are kept, and none where the gain is not sure (``min_gain``).
+            The context's own text does not show what becomes of answers. 0 holds out the context's end instead.
         validation_tokens: limit of each question and of each answer.
         validation_batch: texts that are written together, in copies of the context's keys and values; null: as many as
             fit in 1 GiB of copies. For every number the texts are the same, but for near-ties in half precision.
         train_texts: more such texts, other ones, on which every second step trains.
-        min_gain: least relative gain in the validation_texts' micro τ; their mean gain must also exceed its standard
+        min_gain: least relative gain in the validation texts' micro τ; their mean gain must also exceed its standard
             error (`ttt.adapt.sure_gain`), and the loss on them must have fallen.
         holdout: without validation_texts: share of the context, its end, that no step reads as label; its loss is
             scored, and an adaptation that does not improve it is rolled back. 0 keeps whatever came out.
@@ -52,7 +52,7 @@ class TTTConfig:
         eval_every: steps between two scores of what is held out.
         patience: scores in a row that neither are better nor have a lower loss, after which the loop stops.
         query_only: adapt ``q_proj`` alone; keys and values of the context are computed once for all steps.
-        repeats: the target reads the context so often in a row, and steps train on the last reading: there it knows
+        repeats: the target reads the context so often in a row, and steps train on its last pass: there it knows
             what comes, as in answers that quote the context. Costs as many times the prefill.
         window: a step reads at most so many positions of the context; longer contexts are visited window by window, at
             random. None reads all that precedes an anchor.

@@ -31,7 +31,7 @@ class ReadContext(NamedTuple):
 
 
 class ValidationText(NamedTuple):
-    """What the target wrote itself behind the context, and how it read it; before ``origin`` stands the context."""
+    """What the target wrote itself behind the context, and how it read it; the context ends at ``origin``."""
 
     ids: Tensor  # [1, L], context included
     origin: int
@@ -46,13 +46,13 @@ class ValidationText(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Blocks of one forward and the stretch of text that they read."""
+    """Blocks of one forward and the span of text that they read."""
 
     anchors: Tensor  # [1, N]
     keep: Tensor  # [1, N]
     first: int  # the forward reads positions first … end − 1
     end: int
-    label_end: int  # labels stand before it
+    label_end: int  # labels are at positions before it
     text: int = 0  # 0: the context; n: the n-th validation text
 
 
@@ -115,8 +115,7 @@ def read_context(
         context_ids: [S].
         cache: to read it into; None makes one, and it is gone afterwards.
     """
-    target, draft = pair.target, pair.draft
-    assert draft is not None
+    target, draft = pair.target, pair.require_draft()
     synchronise(target.device)
     began = time.perf_counter()
     ids = context_ids.to(target.device)[None]  # [1, S]

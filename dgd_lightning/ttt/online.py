@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from dgd_lightning.checks import check_integer
 from dgd_lightning.draft.adapter import Adapter
 from dgd_lightning.draft.lora import DraftLora, check_base
-from dgd_lightning.errors import InputError
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.adapt import check_adaptable, make_optimizer
 from dgd_lightning.ttt.config import TTTConfig
@@ -37,10 +37,7 @@ class OnlineTTT:
     adapter: Adapter | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
-            raise InputError(
-                "online.every", expected="an integer of at least 1", received=repr(self.every), hint="use e.g. 64"
-            )
+        check_integer("online.every", self.every, hint="use e.g. 64")
 
     def begin(self, pair: Pair, capacity: int) -> OnlineFit:
         """Start for one prompt of at most ``capacity`` positions with its answer: what the decoder calls."""
@@ -48,7 +45,7 @@ class OnlineTTT:
 
 
 class OnlineFit:
-    """LoRA layers in the draft while one prompt is decoded, and what the target said of its tokens.
+    """LoRA layers in the draft while one prompt is decoded, and what the target computed for its tokens.
 
     Args:
         pair: whose draft adapts; :meth:`close` gives it back as it was.
@@ -61,19 +58,18 @@ class OnlineFit:
 
     def __init__(self, pair: Pair, online: OnlineTTT, capacity: int) -> None:
         check_adaptable(pair)
-        assert pair.draft is not None
-        target, config, given = pair.target, online.config, online.adapter
+        draft, target, config, given = pair.require_draft(), pair.target, online.config, online.adapter
         if given is not None:
-            check_base(pair.draft, given)
+            check_base(draft, given)
         self.pair, self.config, self.every = pair, config, online.every
-        self.width = pair.draft.config.num_features
-        self.layer_ids: Sequence[int] = (*pair.draft.config.target_layer_ids, target.num_layers - 1)
+        self.width = draft.config.num_features
+        self.layer_ids: Sequence[int] = (*draft.config.target_layer_ids, target.num_layers - 1)
         self.features = torch.zeros(1, capacity, self.width, dtype=target.dtype, device=target.device)
         self.states = torch.zeros(1, capacity, target.hidden_size, dtype=target.dtype, device=target.device)
         shape = (config.rank, config.scaling * config.rank, tuple(config.modules))
         rank, alpha, modules = shape if given is None else (given.rank, given.alpha, given.modules)
-        self.checkpointing = pair.draft.gradient_checkpointing
-        self.lora = DraftLora(pair.draft, rank=rank, alpha=alpha, modules=modules, seed=config.seed)
+        self.checkpointing = draft.gradient_checkpointing
+        self.lora = DraftLora(draft, rank=rank, alpha=alpha, modules=modules, seed=config.seed)
         try:
             if given is not None:
                 self.lora.load(given.weights)
@@ -150,5 +146,4 @@ class OnlineFit:
     def close(self) -> None:
         """Give the draft its own layers back."""
         self.lora.remove()
-        assert self.pair.draft is not None
-        self.pair.draft.gradient_checkpointing = self.checkpointing
+        self.lora.draft.gradient_checkpointing = self.checkpointing

@@ -48,7 +48,7 @@ class Labelled(NamedTuple):
 
 
 class Text(NamedTuple):
-    """The context (0), or a validation text, of which only what stands behind the context is kept."""
+    """The context (0), or a validation text, of which only what follows the context is kept."""
 
     ids: Tensor  # [1, L], from position 0
     states: Tensor  # [1, …, H], the target's last hidden states from position ``states_from`` on
@@ -57,7 +57,7 @@ class Text(NamedTuple):
 
 
 class DraftContext:
-    """The draft's context of positions ``origin …`` of a text; whatever lies before the first adapted layer is kept.
+    """The draft's context of positions ``origin …`` of a text; whatever comes before the first adapted layer is kept.
 
     Args:
         draft: with LoRA layers or without.
@@ -134,10 +134,10 @@ class AdaptProblem:
         lora: DraftLora,
         validation_texts: ValidationTexts | None = None,
     ) -> None:
-        assert pair.draft is not None
         held_out, trained, _ = validation_texts or ValidationTexts([], [])
-        self.target, self.draft, self.split, self.config, self.trained = pair.target, pair.draft, split, config, trained
-        self.block_size = pair.draft.config.block_size
+        self.target, self.draft, self.split = pair.target, pair.require_draft(), split
+        self.config, self.trained = config, trained
+        self.block_size = self.draft.config.block_size
         self.gamma = config.decay_gamma or default_gamma(self.block_size)
         self.attention = choose_attention(config.attention, read.features.device, "ttt.attention")
         self.device, self.has_validation_texts = read.ids.device, bool(held_out)
@@ -192,7 +192,7 @@ class AdaptProblem:
         loss, weight = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         hits, counts = torch.zeros(2, self.block_size - 1, device=self.device, dtype=torch.long)
         walks = list[list[int]]()  # tokens per verification, validation text by validation text
-        whole = self.texts[0].draft_context  # validation texts stand behind one context
+        whole = self.texts[0].draft_context  # all validation texts follow one context
         with whole.held(self.texts[-1].draft_context.origin) if self.has_validation_texts else nullcontext():
             for one in self.held_out:
                 accepted_per_block: list[int] = []

@@ -1,11 +1,11 @@
-"""ValidationTexts: what the target writes itself behind a context; adaptations are judged, and if asked trained, by it.
+"""Validation texts: what the target writes itself behind a context; adaptations are judged by it, or trained on it.
 
-A context's own text does not tell what an adapted draft does to answers: learning prose lowers the loss on prose. What
-does tell is text of the kind that will be decoded. An instruct model that is given a chat up to the user's turn writes
+A context's own text does not show what an adapted draft does to answers: learning prose lowers the loss on prose. Text
+of the kind that will be decoded does. An instruct model that is given a chat up to the user's turn writes
 the question it would expect there (Xu et al. 2024, arXiv 2406.08464, made training data so), and its own greedy answer
 is what decoding will produce. Where no turn is closed (no chat template, raw text), a validation text is a
-continuation: a few tokens drawn at random, the rest greedy. No gold answer is read for it, and no task's question is
-has_validation_texts.
+continuation: a few tokens drawn at random, the rest greedy. No gold answer is read for it, and no task's question
+becomes one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TRIES = 4  # draws per validation text wanted: a model that always asks the same
 LEAD = 8  # tokens of a continuation that are drawn, so that no two are alike
 FEWEST_TOKENS = 3  # of an answer: a shorter one is one verification, whatever the draft
 COPIES = 2**30  # bytes of the context's keys and values that are copied, so that validation texts are written together
-MARK = "dgd-mark"  # stands for a user's words where the template is asked what follows them
+MARK = "dgd-mark"  # in place of a user's words, where the template is asked what follows them
 
 
 class Written(NamedTuple):
@@ -53,7 +53,7 @@ Share = Callable[[Callable[[], Chosen]], Chosen]  # gives every rank what the fu
 
 
 class ValidationTexts(NamedTuple):
-    """All texts of a context as the target read them; no question stands in both lists."""
+    """All texts of a context as the target read them; no question is in both lists."""
 
     held_out: list[ValidationText]
     trained: list[ValidationText]
@@ -111,9 +111,8 @@ def plan(pair: Pair, length: int, config: TTTConfig, *, enable_thinking: bool = 
     """
     if config.steps == 0 or config.validation_texts + config.train_texts == 0:
         return None
-    assert pair.draft is not None
     chat = chat_of(pair, enable_thinking=enable_thinking)
-    besides = len(chat.end) + pair.draft.config.block_size
+    besides = len(chat.end) + pair.require_draft().config.block_size
     tokens = min(config.validation_tokens, (pair.target.max_positions - length - besides) // 2)
     if tokens < LEAD:
         most = pair.target.max_positions
@@ -157,8 +156,7 @@ def write_texts(
     Raises:
         ContextError: the target has nothing to say.
     """
-    draft = pair.draft
-    assert draft is not None
+    draft = pair.require_draft()
     known = len(context) - 1  # decoding reads a prompt's last token itself
     width = at_once(pair, cache, config, planned)
     if width == 1:
@@ -182,24 +180,24 @@ def write_texts(
 
 
 def at_once(pair: Pair, cache: PositionCache, config: TTTConfig, planned: Plan) -> int:
-    """ValidationTexts that are written together, each in a copy of the context's keys and values.
+    """Validation texts that are written together, each in a copy of the context's keys and values.
 
     Args:
         cache: of the target, with the context in it.
         config: says how many, or that :data:`COPIES` bytes may be copied.
     """
-    assert pair.draft is not None
     wanted = config.validation_texts + config.train_texts
     if config.validation_batch is not None:
         return min(config.validation_batch, wanted)
-    draft, shape = pair.draft, pair.draft.config
+    draft = pair.require_draft()
+    shape = draft.config
     own = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * torch.finfo(draft.dtype).bits // 8
     theirs = sum(part[0, :, 0].nbytes for slot in cache.buffers for part in (slot.keys, slot.values))  # of a position
     return max(1, min(wanted, COPIES // (planned.capacity * (own + theirs))))
 
 
 class _Asked(NamedTuple):
-    """What stands before an answer."""
+    """What comes before an answer."""
 
     prompt: Tensor  # [L]
     closed: bool  # a question that the target ended itself
@@ -212,7 +210,7 @@ def _write(
     (end, stops), limit = planned.chat, planned.tokens
     spoken = bool(end) and context[-len(end) :].tolist() == end  # the answer is to come: there is nothing to ask
     asks = bool(end) and not spoken
-    same_dtype = pair.draft is not None and pair.draft.dtype == pair.target.dtype
+    same_dtype = pair.require_draft().dtype == pair.target.dtype
     generate = speculative_generate if same_dtype else autoregressive_generate
     on_text()
     drawn = autoregressive_generate(
@@ -301,8 +299,7 @@ def _choose(
 
 def _read(pair: Pair, text: Written, known: int, cache: PositionCache) -> ValidationText:
     """Features and last hidden states behind the context, in one forward."""
-    target, draft = pair.target, pair.draft
-    assert draft is not None
+    target, draft = pair.target, pair.require_draft()
     ids = torch.tensor(text.ids, device=target.device)[None]  # [1, L]
     taps = target.prefill(
         ids[:, known:],

@@ -26,7 +26,7 @@ ARMS: list[dict[str, Any]] = [
     {"name": "noise", "method": made("Guided", beta=0.5, schedule=made("Adaptive", by="kl"),
                                      readout=made("Noise", like=made("DraftReadout", block_size=3)))},
 ]  # fmt: skip
-LENS = {"class_path": "dgd_lightning.decode.readouts.LogitLens", "init_args": {"layer": 2, "norm": True}}
+LENS = {"class_path": "dgd_lightning.decode.readouts.logit_lens.LogitLens", "init_args": {"layer": 2, "norm": True}}
 
 
 def test_guided_arms_give_what_the_function_gives(

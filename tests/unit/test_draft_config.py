@@ -9,6 +9,7 @@ import pytest
 from dgd_lightning.draft.config import DraftConfig, default_layer_ids
 from dgd_lightning.errors import InputError
 
+MASK_TOKEN = "draft.mask_token_id: expected an integer of at least 0, received"
 PUBLISHED: dict[str, Any] = {
     "architectures": ["DFlashDraftModel"],
     "auto_map": {"AutoModel": "dflash.DFlashDraftModel"},
@@ -120,8 +121,8 @@ def test_default_layers() -> None:
         ({"dflash_config": [1]}, "draft.dflash_config: expected an object, received [1]"),
         ({"architectures": "DFlashDraftModel"}, "draft.architectures: expected a list"),
         ({"rms_norm_eps": None}, "draft.rms_norm_eps: expected a number above 0, received None"),
-        ({"num_target_layers": "6"}, "draft.num_target_layers: expected an integer, received '6'"),
-        ({"num_attention_heads": 0}, "draft.num_attention_heads: expected an integer ≥ 1, received 0"),
+        ({"num_target_layers": "6"}, "draft.num_target_layers: expected an integer of at least 1, received '6'"),
+        ({"num_attention_heads": 0}, "draft.num_attention_heads: expected an integer of at least 1, received 0"),
         ({"head_dim": "128"}, "draft.head_dim: expected an integer, received '128'"),
         ({"attention_bias": "no"}, "draft.attention_bias: expected true or false, received 'no'"),
         ({"max_position_embeddings": "x"}, "draft.max_position_embeddings: expected an integer, received 'x'"),
@@ -137,9 +138,18 @@ def test_default_layers() -> None:
             {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": "x"}},
             "draft.rope_scaling.beta_fast: expected a number, received 'x'",
         ),
-        ({"dflash_config": {"mask_token_id": True}}, "draft.mask_token_id: expected an integer, received True"),
-        ({"dflash_config": {"mask_token_id": "63"}}, "draft.mask_token_id: expected an integer, received '63'"),
-        ({"dflash_config": {"mask_token_id": -1}}, "draft.mask_token_id: expected a token id, received -1"),
+        (
+            {"dflash_config": {"mask_token_id": True}},
+            f"{MASK_TOKEN} True",
+        ),
+        (
+            {"dflash_config": {"mask_token_id": "63"}},
+            f"{MASK_TOKEN} '63'",
+        ),
+        (
+            {"dflash_config": {"mask_token_id": -1}},
+            f"{MASK_TOKEN} -1",
+        ),
         ({"dflash_config": {"mask_token_id": 5, "target_layer_ids": [1.7]}}, "draft.target_layer_ids"),
         ({"dflash_config": {"mask_token_id": 5, "target_layer_ids": 1}}, "draft.target_layer_ids: expected a list"),
     ],

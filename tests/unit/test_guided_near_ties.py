@@ -16,7 +16,9 @@ from tiny import make_pair
 from torch import Tensor
 
 from dgd_lightning.decode.blending import Blend, js_divergence
-from dgd_lightning.decode.readouts import DoLa, LogitLens, Readout
+from dgd_lightning.decode.readouts.base import Readout
+from dgd_lightning.decode.readouts.dola import DoLa
+from dgd_lightning.decode.readouts.logit_lens import LogitLens
 from dgd_lightning.decode.replay import replay
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.methods.guided import guided_generate

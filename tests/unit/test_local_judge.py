@@ -24,7 +24,8 @@ def test_greedy_replies_equal_a_loop_of_forwards() -> None:
     endpoint = LocalEndpoint(JudgeModel("lab", local=True, dtype="float32", device="cpu", max_new_tokens=12), "judge")
     effort = Effort()
     reply = endpoint.ask("the north gate opens .", effort)
-    target, tokenizer = endpoint._load()
+    pair = endpoint._load()
+    target, tokenizer = pair.target, pair.tokenizer
     turn = [{"role": "user", "content": "the north gate opens ."}]
     text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     ids = tokenizer.encode(text, add_special_tokens=False)
@@ -55,7 +56,7 @@ def test_a_model_that_writes_no_verdict_is_a_judge_error_and_is_asked_once(tmp_p
 def test_a_local_verdict_is_read_and_stored_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row, prompts = make_row(3), []
 
-    def generate(self: LocalEndpoint, target: Any, tokenizer: Any, prompt: str, effort: Effort) -> Reply:
+    def generate(self: LocalEndpoint, pair: Any, prompt: str, effort: Effort) -> Reply:
         prompts.append(prompt)
         return Reply("```json\n" + json.dumps(good_reply(prompt)) + "\n```", None)
 
@@ -69,7 +70,8 @@ def test_a_local_verdict_is_read_and_stored_as_any_other(tmp_path: Path, monkeyp
 
 def test_a_prompt_longer_than_the_model_reads() -> None:
     endpoint = LocalEndpoint(JudgeModel("lab", local=True, device="cpu"), "judge")
-    endpoint._loaded = SimpleNamespace(max_positions=8), endpoint._load()[1]
+    tokenizer = endpoint._load().tokenizer
+    endpoint._pair = SimpleNamespace(target=SimpleNamespace(max_positions=8), tokenizer=tokenizer)  # type: ignore[assignment]
     with pytest.raises(NoAnswer, match="the judge reads 8"):
         endpoint.ask("the gate " * 8, Effort())
 

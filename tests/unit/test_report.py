@@ -264,6 +264,11 @@ def test_verdicts_in_words() -> None:
     pairs = [Pair(str(context), *scores) for context in range(10) for scores in ((0.0, 1.0), (1.0, 0.0))]
     level = Compared(Versus("guided", "plain", False), compare(pairs), 1.0)  # one risen, one fallen in every context
     assert verdict([level], []) == ["guided against plain: no difference found (+0.0 points, Holm p 1.000)."]
+    few = Compared(Versus("guided", "plain", False), compare(pairs[:8]), 1.0)
+    assert verdict([few], []) == [
+        "guided against plain: no difference found (+0.0 points, Holm p 1.000); "
+        "with contexts as few as 4 even large differences would be missed."
+    ]
     assert verdict([compared(-0.05, holm=0.04)], []) == [
         "guided against plain: worse (-5.0 points [-7.0, -3.0], Holm p 0.040)."
     ]

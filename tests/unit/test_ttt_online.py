@@ -120,10 +120,16 @@ def test_it_starts_from_the_contexts_adapter() -> None:
     assert ours.trace.verified_lengths == expected.trace.verified_lengths
 
 
-def test_bad_uses_are_told() -> None:
+def test_rows_adapt_one_after_the_other_and_forget() -> None:
     pair, ids = make_pair(), prompt()
-    with pytest.raises(InputError, match="one row a call"):
-        speculative_generate(pair, [ids, ids], max_new_tokens=8, online=online())
+    (alone,) = speculative_generate(pair, [ids], max_new_tokens=24, online=online())
+    for row in speculative_generate(pair, [ids, ids], max_new_tokens=24, online=online()):
+        assert torch.equal(row.tokens, alone.tokens)
+        assert row.acceptance_lengths == alone.acceptance_lengths
+
+
+def test_bad_uses_are_refused() -> None:
+    pair, ids = make_pair(), prompt()
     with pytest.raises(InputError, match=r"online\.every"):
         OnlineTTT(0)
     foreign = ttt_adapt(pair, ids, TTTConfig(steps=1)).adapter

@@ -24,7 +24,7 @@ from dgd_lightning import (
 from dgd_lightning.decode.prefix_cache import PrefixCache
 from dgd_lightning.draft.lora import DraftLora
 from dgd_lightning.lab.rows import eval_rows
-from dgd_lightning.modules.context_adaptation import _rolled_back
+from dgd_lightning.modules.ttt_fit import _rolled_back
 from dgd_lightning.ttt import validation_texts
 from dgd_lightning.ttt.adapt import Fit, Material, gather, sure_gain
 from dgd_lightning.ttt.objective import committed_per_block
@@ -289,7 +289,7 @@ def test_what_ruins_answers_is_rolled_back(lab: Pair) -> None:
         ([(0, 2.0, 1.3), (5, 2.1, 1.69)], "the highest τ was 1.69, at step 5: +30%, but the loss on them did not fall"),
         (
             [(0, 2.0, 1.3), (5, 1.9, 1.69), (10, 1.8, 1.5)],
-            "the highest τ was 1.69, at step 5: +30%, but not beyond its standard error over 3 validation_texts",
+            "the highest τ was 1.69, at step 5: +30%, but not beyond its standard error over 3 validation texts",
         ),
     ],
 )

@@ -19,12 +19,11 @@ from torch import Tensor
 from dgd_lightning.data.licence import check_clbench
 from dgd_lightning.data.one_context import common_prefix
 from dgd_lightning.draft.adapter import save_adapter
-from dgd_lightning.draft.lora import DraftLora
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.adaptation import ADAPTERS, best_score, safe_name, save_trace
 from dgd_lightning.modules.pair_source import PairSettings, PairSource
 from dgd_lightning.pair import Pair
-from dgd_lightning.ttt.adapt import AdaptResult, Fit, Material, gather, make_optimizer
+from dgd_lightning.ttt.adapt import AdaptResult, Fit, Material, gather, make_lora, make_optimizer
 from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.validation_texts import Chosen
 from dgd_lightning.types import AdaptTrace
@@ -122,15 +121,11 @@ class TestTimeTraining(L.LightningModule):
         if self.pair is not None:
             return
         pair = self.source.load(self.trainer)
-        assert pair.draft is not None
         self.context_id, prompts = self.trainer.datamodule.prompts(pair.tokenizer)  # type: ignore[attr-defined]
         self.material: Material = gather(pair, common_prefix(prompts), self.ttt, prompts, share=self._share)
         self.pair = pair
-        config = self.ttt
-        self.lora = DraftLora(
-            pair.draft, rank=config.rank, alpha=config.scaling * config.rank, modules=config.modules, seed=config.seed
-        )
-        self.draft = pair.draft  # registered: its LoRA weights are all that can be trained
+        self.draft = pair.require_draft()  # registered: its LoRA weights are all that can be trained
+        self.lora = make_lora(self.draft, self.ttt)
 
     def _share(self, make: Callable[[], Chosen]) -> Chosen:
         """What rank 0 made, or its mistake, on every rank: texts that each wrote itself might differ."""
@@ -140,11 +135,10 @@ class TestTimeTraining(L.LightningModule):
             try:
                 made = make()
             except InputError as error:
-                mistake = {"expected": error.expected, "received": error.received, "hint": error.hint}
-                mistake["argument"] = error.argument
+                mistake = dict(vars(error))
         made, mistake = self.trainer.strategy.broadcast((made, mistake))
         if mistake is not None:
-            raise InputError(mistake.pop("argument"), **mistake)
+            raise InputError(**mistake)
         assert made is not None
         return made
 
@@ -232,11 +226,8 @@ def report(context_id: str, result: AdaptResult, config: TTTConfig) -> str:
     if trace.scores:
         before = trace.scores[0]
         best = best_score(trace)
-        of = (
-            f"{trace.validation_texts} validation_texts"
-            if trace.held_out_by == "validation_texts"
-            else "the context’s end"
-        )
+        texts = trace.held_out_by == "validation_texts"
+        of = f"{trace.validation_texts} validation texts" if texts else "the context’s end"
         scores = f"loss {before.loss:.3f} → {best.loss:.3f}, τ {before.tau:.2f} → {best.tau:.2f}"
         lines.append(f"held out, {of}: {scores}")
     if trace.stopped == "early":
@@ -268,16 +259,16 @@ def _rolled_back(trace: AdaptTrace, config: TTTConfig) -> str:
 def _shortfall(trace: AdaptTrace, config: TTTConfig) -> str:
     """What the score with the highest τ lacked."""
     first, best = trace.scores[0], max(trace.scores, key=lambda score: score.tau)
-    told = f"the highest τ was {best.tau:.2f}"
+    said = f"the highest τ was {best.tau:.2f}"
     gain = best.tau / first.tau - 1
     if gain <= 0:
-        return told
-    told += f", at step {best.step}: {gain:+.0%}"
+        return said
+    said += f", at step {best.step}: {gain:+.0%}"
     if gain < config.min_gain:
-        return told
+        return said
     if best.loss >= first.loss:
-        return f"{told}, but the loss on them did not fall"
+        return f"{said}, but the loss on them did not fall"
     return (
-        f"{told}, but not beyond its standard error over {len(best.tau_by_text)} validation texts (with more of them, "
+        f"{said}, but not beyond its standard error over {len(best.tau_by_text)} validation texts (with more of them, "
         "ttt.validation_texts, smaller gains are sure)"
     )
