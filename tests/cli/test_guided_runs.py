@@ -77,7 +77,11 @@ def test_guided_arms_give_what_the_function_gives(
             ("draft, or a Readout",),
         ),
         ({"method": made("Guided", beta=0.3), "online_every": 8}, "model.arms[x].online_every", ("stays the same",)),
-        ({"method": made("Guided", beta=0.3, readout=made("LogitLens", layer=99))}, "model.arms[x].method.readout.layer", ("0…",)),
+        (
+            {"method": made("Guided", beta=0.3, readout=made("LogitLens", layer=99))},
+            "model.arms[x].method.readout.layer",
+            ("0…",),
+        ),
     ],
 )
 def test_bad_guidance_is_one_line(
