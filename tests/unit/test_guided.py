@@ -440,7 +440,7 @@ def test_one_synchronisation_per_cycle(readout: str, monkeypatch: pytest.MonkeyP
     def on_progress(_: call.Progress) -> None:
         cycles[0] += 1
 
-    for new in (12, 24):
+    for new in (7, 14):
         cycles[0] = 0
         with monkeypatch.context() as patches, HostWaits(patches) as host:
             mine = readout_of(readout, pair, prompts)
