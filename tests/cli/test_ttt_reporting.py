@@ -93,7 +93,7 @@ def test_a_fit_ends_with_what_it_kept_and_where_it_is(
 @pytest.mark.parametrize(
     ("arguments", "argument", "words"),
     [
-        (["--model.ttt.rank", "0"], "model.ttt.rank", ("an integer of at least 1", "correct model.ttt.rank")),
+        (["--model.ttt.rank", "0"], "model.ttt.rank", ("an integer of at least 1", "use e.g. 1")),
         (["--model.ttt.stepz", "3"], "model.ttt.stepz", ("a key of TTTConfig", "did you mean 'steps'?")),
         (["--model.ttt.labels", "answers"], "model.ttt.labels", ("expected one of context, target, received answers",)),
         (["--trainer.devicez", "1"], "--trainer.devicez", ("did you mean 'trainer.devices'?",)),
