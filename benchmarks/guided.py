@@ -28,7 +28,7 @@ from torch import Tensor
 from dgd_lightning.decode.batch import Batch
 from dgd_lightning.decode.blending import Blend
 from dgd_lightning.decode.drafter import Drafter
-from dgd_lightning.decode.readouts import DraftState
+from dgd_lightning.decode.readouts.draft import DraftState
 from dgd_lightning.methods.base import Guidance
 from dgd_lightning.methods.guided import guided_generate, guided_sweep
 from dgd_lightning.pair import Pair

@@ -71,7 +71,7 @@ class DiagnosticReport(Callback):
 
 
 def _log(writer: Any, found: Diagnosis, pictures: dict[str, Any]) -> None:
-    """Everything that the table says, into TensorBoard; the x axis counts tasks."""
+    """Everything that the tables hold, into TensorBoard; the x axis counts tasks."""
     for bucket, cells in found.cells.items():
         for name, cell in cells.items():
             won = {"net_rank": cell.rank, "net_probability": cell.probability, "net_control": cell.control}

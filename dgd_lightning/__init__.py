@@ -9,20 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dgd_lightning.decode.ablation import AblatedDraft
     from dgd_lightning.decode.blending import Adaptive, Blend, Constant, Disagree, WarmUp
     from dgd_lightning.decode.call import Call
-    from dgd_lightning.decode.controls import MatchedEntropy, Noise
     from dgd_lightning.decode.prefix_cache import PrefixCache, make_prefix_cache
-    from dgd_lightning.decode.readouts import (
-        DoLa,
-        DraftReadout,
-        LogitLens,
-        OtherModel,
-        Readout,
-        ReadoutState,
-        WithoutContext,
-    )
+    from dgd_lightning.decode.readouts.ablated_draft import AblatedDraft
+    from dgd_lightning.decode.readouts.base import Readout, ReadoutState
+    from dgd_lightning.decode.readouts.dola import DoLa
+    from dgd_lightning.decode.readouts.draft import DraftReadout
+    from dgd_lightning.decode.readouts.logit_lens import LogitLens
+    from dgd_lightning.decode.readouts.matched_entropy import MatchedEntropy
+    from dgd_lightning.decode.readouts.noise import Noise
+    from dgd_lightning.decode.readouts.other_model import OtherModel
+    from dgd_lightning.decode.readouts.without_context import WithoutContext
     from dgd_lightning.draft.adapter import Adapter, load_adapter, save_adapter
     from dgd_lightning.errors import InputError
     from dgd_lightning.methods.autoregressive import Autoregressive, autoregressive_generate
@@ -38,12 +36,18 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 _HOMES = {
-    "decode.ablation": ["AblatedDraft"],
     "decode.blending": ["Adaptive", "Blend", "Constant", "Disagree", "WarmUp"],
     "decode.call": ["Call"],
-    "decode.controls": ["MatchedEntropy", "Noise"],
     "decode.prefix_cache": ["PrefixCache", "make_prefix_cache"],
-    "decode.readouts": ["DoLa", "DraftReadout", "LogitLens", "OtherModel", "Readout", "ReadoutState", "WithoutContext"],
+    "decode.readouts.ablated_draft": ["AblatedDraft"],
+    "decode.readouts.base": ["Readout", "ReadoutState"],
+    "decode.readouts.dola": ["DoLa"],
+    "decode.readouts.draft": ["DraftReadout"],
+    "decode.readouts.logit_lens": ["LogitLens"],
+    "decode.readouts.matched_entropy": ["MatchedEntropy"],
+    "decode.readouts.noise": ["Noise"],
+    "decode.readouts.other_model": ["OtherModel"],
+    "decode.readouts.without_context": ["WithoutContext"],
     "errors": ["InputError"],
     "methods.autoregressive": ["Autoregressive", "autoregressive_generate"],
     "methods.base": ["Guidance", "Method", "choose_among"],

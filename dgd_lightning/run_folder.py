@@ -22,18 +22,10 @@ from dgd_lightning.old_rows import is_old, upgraded
 PREDICTIONS, DIAGNOSTIC = "predictions.jsonl", "diagnostic.jsonl"
 ROWS = {"predict": PREDICTIONS, "test": DIAGNOSTIC}  # by stage
 PROVENANCE, DONE = "provenance.json", "DONE"
-TIMINGS = (
-    "prefix_seconds",
-    "prefill_seconds",
-    "decode_seconds",
-    "rank_seconds",
-    "seconds",
-    "tokens_per_second",
-    "ttt_prefill_seconds",
-    "ttt_validation_seconds",
-    "ttt_fit_seconds",
-    "ttt_peak_memory",
-)  # the only fields that may differ in a rerun
+TIMINGS = tuple(  # the only fields that may differ in a rerun
+    "prefix_seconds prefill_seconds decode_seconds rank_seconds seconds tokens_per_second "
+    "ttt_prefill_seconds ttt_validation_seconds ttt_fit_seconds ttt_peak_memory".split()
+)
 SHARDS = ("predictions.rank*.*", "diagnostic.rank*.*")  # and their marks
 POLL, FIRST_WORD, NEXT_WORD = 0.2, 10.0, 60.0  # seconds, of rank 0 that waits for other ranks
 STARTED = (PROVENANCE, "config.yaml", "hparams.yaml", "events.out.tfevents.*", *SHARDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -127,19 +128,19 @@ def collect(stats: dict[str, ArmStats], row: dict[str, Any]) -> None:
                 other.compare(arm, idx)
 
 
-def baseline_of(arm: ArmStats, stats: dict[str, ArmStats]) -> ArmStats | None:
+def baseline_of(arm: ArmStats, stats: Mapping[str, ArmStats]) -> ArmStats | None:
     """The first arm that speed-ups of this one may refer to: it has the same temperature, top_k and top_p."""
     return next((base for base in stats.values() if base.baseline and base.sampling == arm.sampling), None)
 
 
-def speed_up(arm: ArmStats, stats: dict[str, ArmStats]) -> float:
+def speed_up(arm: ArmStats, stats: Mapping[str, ArmStats]) -> float:
     """Tokens per second over those of the arm's baseline, over the tasks both did; NaN where there is no baseline."""
     base = baseline_of(arm, stats)
     common = arm.common.get(base.name, Common()) if base is not None else Common()
     return common.own.speed / common.base.speed if common.base.speed else NAN
 
 
-def scalars(arm: ArmStats, stats: dict[str, ArmStats]) -> dict[str, float]:
+def scalars(arm: ArmStats, stats: Mapping[str, ArmStats]) -> dict[str, float]:
     """An arm's numbers by the names that curves have; NaN where there is none."""
     values = {
         "tau_micro": arm.tau.micro,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,24 @@ def with_arm(error: InputError, argv: Sequence[str]) -> InputError:
             refused = error.received in (str(value), repr(value)) and (field != error.argument or "method." in path)
             if here and (refused or (field != error.argument and "unknown key" in error.received)):
                 return error.named(f"model.arms[{arm.get('name')}].{path}")
+    missing = field.removeprefix("method.")
+    for arm in _arms(argv) if error.received == "nothing" and missing != field else ():
+        method = arm.get("method")
+        name = method.get("class_path") if isinstance(method, dict) else method
+        own = {path for path, _ in _settings(method)}
+        if missing in _fields(str(name)) and missing not in own:
+            return error.named(f"model.arms[{arm.get('name')}].{field}")
     return error
+
+
+def _fields(method: str) -> list[str]:
+    """Settings of a method's class, by its short name or class path."""
+    from dgd_lightning.methods.base import (
+        Method,  # with torch, which those whose configuration is right wait for anyway
+    )
+
+    kinds = [kind for kind in Method.__subclasses__() if kind.__name__ == method.rpartition(".")[2]]
+    return [one.name for kind in kinds if is_dataclass(kind) for one in fields(kind)]
 
 
 def _settings(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

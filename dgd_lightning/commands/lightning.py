@@ -33,7 +33,7 @@ from dgd_lightning.modules.diagnostic import Diagnostic
 from dgd_lightning.modules.export import require_writable
 from dgd_lightning.run_folder import PROVENANCE, choose_version, config_hash, discard_start
 
-ROOMS = ("data", "decode", "methods", "modules", "lab", "callbacks")
+ROOMS = ("data", "decode.readouts", "decode", "methods", "modules", "lab", "callbacks")
 PLUGIN_PACKAGES = tuple(f"dgd_lightning.{room}" for room in ROOMS)
 
 
@@ -89,7 +89,7 @@ class FailedStart(Callback):
         mistake = isinstance(exception, InputError) and trainer.global_step == 0
         if mistake and isinstance(logger, RunLogger) and logger.made:
             logger.finalize("failed")  # closes the event file, which would else appear again
-            with contextlib.suppress(OSError):  # the mistake is what is told
+            with contextlib.suppress(OSError):  # the mistake is what is reported
                 discard_start(Path(logger.log_dir))
 
 
@@ -141,7 +141,7 @@ class ProjectCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """The classes; the module hears how much is to be printed, which is no setting of its own."""
         super().instantiate_classes()
-        self.model.verbose = self._get(self.config, "verbose")  # type: ignore[assignment]
+        self.model.verbose = self._get(self.config, "verbose")
 
     def before_instantiate_classes(self) -> None:
         """Raises:

@@ -29,7 +29,7 @@ def about(path: Path) -> str:
 
 
 def find(name: str, argument: str) -> Path:
-    """The file that a name stands for: a packaged configuration, with or without its suffix.
+    """The file of a name: a packaged configuration, with or without its suffix.
 
     Raises:
         InputError: there is none of that name.

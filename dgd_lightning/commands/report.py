@@ -46,17 +46,17 @@ def main(argv: Sequence[str]) -> int:
     for table in tables:
         table.title = f"{table.title}{subject.note}"
         table.min_width = min(len(table.title), console.width)
-    told = verdict(found, subject.scores)
+    sentences = verdict(found, subject.scores)
     remarks = [remark for run in subject.runs if (remark := _remark(run))]
-    numbers = {"verdict": told, **about(subject, judges), **summary(subject.scores, found)}
+    numbers = {"verdict": sentences, **about(subject, judges), **summary(subject.scores, found)}
     title = ", ".join(run.label for run in subject.runs)
     shown = shown_arms(subject.scores, found)
-    html = page(title, [*told, *remarks], numbers, found, tables, shown=shown, note=subject.note)
+    html = page(title, [*sentences, *remarks], numbers, found, tables, shown=shown, note=subject.note)
     folder = place(options.out, subject.runs)
     write(folder, html, numbers)
     print_tables(console, tables)
     print(visible("\n".join(remarks)) + "\n" if remarks else "", end="")
-    print(visible(f"verdict: {' '.join(told)}"))
+    print(visible(f"verdict: {' '.join(sentences)}"))
     print(f"page:    {folder / PAGE}\nnumbers: {folder / NUMBERS}")
     return 0
 

@@ -78,7 +78,7 @@ def parse_options(argv: list[str]) -> Namespace:
     parser.add_argument("--code_workers", type=int, default=2, help="programs run at once")
     parser.add_argument("--math_workers", type=int, default=2, help="answers compared at once")
     parser.add_argument("--regrade", type=bool, default=False, help="grade rows anew that came with a score")
-    parser.add_argument("--exclude", type=str | None, default=None, help="file of task ids, one a line: told both ways")
+    parser.add_argument("--exclude", type=str | None, default=None, help="file of task ids: rates also without them")
     options = parsed(parser, argv)
     for key in ("code_workers", "math_workers"):
         check_integer(key, options[key])

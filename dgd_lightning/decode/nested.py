@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dgd_lightning.decode.readouts import Readout, WithoutContext
+from dgd_lightning.decode.readouts.base import Readout
+from dgd_lightning.decode.readouts.without_context import WithoutContext
 from dgd_lightning.target.model import Target
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dgd_lightning.decode.batch import Change
 from dgd_lightning.decode.blending import Blend
-from dgd_lightning.decode.readouts import ReadoutState, TargetOutput
+from dgd_lightning.decode.readouts.base import ReadoutState, TargetOutput
 
 
 class ReadoutGroup:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.decode.call import Call, check_prompt, check_request
-from dgd_lightning.decode.readouts import Readout, TargetOutput, split_taps
-from dgd_lightning.decode.slots import DraftSlots
+from dgd_lightning.decode.readouts.base import Readout, TargetOutput, split_taps
+from dgd_lightning.decode.readouts.draft_slots import DraftSlots
 
 if TYPE_CHECKING:
     from dgd_lightning.pair import Pair

@@ -12,7 +12,8 @@ from torch import Tensor
 from dgd_lightning.decode.blending import Blend
 from dgd_lightning.decode.call import Call
 from dgd_lightning.decode.nested import held, nested, plain
-from dgd_lightning.decode.readouts import DraftReadout, Readout
+from dgd_lightning.decode.readouts.base import Readout
+from dgd_lightning.decode.readouts.draft import DraftReadout
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import Pair
 from dgd_lightning.types import DecodeOutput, RankedAnswer

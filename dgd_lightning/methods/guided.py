@@ -23,7 +23,8 @@ from dgd_lightning.decode.call import Call, Request, SampledOptions, call_of, ch
 from dgd_lightning.decode.drafter import Drafter, Proposal, check_block_size, propose
 from dgd_lightning.decode.nested import readout_key
 from dgd_lightning.decode.readout_group import ReadoutGroup
-from dgd_lightning.decode.readouts import Readout, TargetOutput, as_readout, split_taps, wide
+from dgd_lightning.decode.readouts.base import Readout, TargetOutput, split_taps, wide
+from dgd_lightning.decode.readouts.draft import as_readout
 from dgd_lightning.decode.sampling import probabilities
 from dgd_lightning.decode.session import Session
 from dgd_lightning.decode.verify import Verdict, verify_match, verify_rejection
@@ -40,7 +41,7 @@ class Guided(Method):
 
     Args:
         beta: β, of all rows, or one per row.
-        readout: ``draft``, or any :class:`~dgd_lightning.decode.readouts.Readout`.
+        readout: ``draft``, or any :class:`~dgd_lightning.decode.readouts.base.Readout`.
         speculative: several tokens per target forward; False decodes token by token, with the same distribution.
         block_size: K of the proposals, as in :class:`~dgd_lightning.methods.speculative.Speculative`.
         space, candidates, plausibility, schedule: see :class:`~dgd_lightning.decode.blending.Blend`.

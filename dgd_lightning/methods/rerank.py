@@ -18,7 +18,8 @@ from dgd_lightning.decode.blending import Blend, Schedule, Space, as_schedule
 from dgd_lightning.decode.call import Call, CallOptions, call_of
 from dgd_lightning.decode.drafter import check_block_size
 from dgd_lightning.decode.nested import of_prompt
-from dgd_lightning.decode.readouts import DraftReadout, Readout, as_readout, wide
+from dgd_lightning.decode.readouts.base import Readout, wide
+from dgd_lightning.decode.readouts.draft import DraftReadout, as_readout
 from dgd_lightning.decode.replay import replays
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.autoregressive import Autoregressive

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from dgd_lightning.checks import check_integer
 from dgd_lightning.data.tasks import TaskData
 from dgd_lightning.decode.nested import plain
-from dgd_lightning.decode.readouts import Readout
+from dgd_lightning.decode.readouts.base import Readout
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.adaptation import ADAPTERS, ContextAdapter, contexts_to_adapt
 from dgd_lightning.modules.gold_reader import ROW, GoldReader, readers_of

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dgd_lightning.checks import check_integer, check_number
 from dgd_lightning.decode.blending import Blend
-from dgd_lightning.decode.readouts import DraftReadout, as_readout
+from dgd_lightning.decode.readouts.draft import DraftReadout, as_readout
 from dgd_lightning.decode.replay import Replayed, replay
 from dgd_lightning.methods.base import Guidance
 from dgd_lightning.metrics.divergence import TokenDivergence, token_divergence

@@ -11,10 +11,12 @@ from dgd_lightning.checks import check_integer
 from dgd_lightning.data.chat import prompt_ids
 from dgd_lightning.data.gold import gold_ids
 from dgd_lightning.data.tasks import context_of
-from dgd_lightning.decode.ablation import AblatedDraft
-from dgd_lightning.decode.readouts import DraftReadout, LogitLens, Readout
+from dgd_lightning.decode.readouts.ablated_draft import AblatedDraft
+from dgd_lightning.decode.readouts.base import Readout
+from dgd_lightning.decode.readouts.draft import DraftReadout
+from dgd_lightning.decode.readouts.draft_slots import DraftSlots
+from dgd_lightning.decode.readouts.logit_lens import LogitLens
 from dgd_lightning.decode.replay import replay
-from dgd_lightning.decode.slots import DraftSlots
 from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.diagnosis import ADAPTED, DRAFT, RANDOM, SHUFFLED, TARGET
 from dgd_lightning.metrics.gold import confidence, gold_log_probability, gold_rank

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from dgd_lightning.decode.nested import changed, nested, readout_key
-from dgd_lightning.decode.readouts import OtherModel, Readout, WithoutContext
+from dgd_lightning.decode.readouts.base import Readout
+from dgd_lightning.decode.readouts.other_model import OtherModel
+from dgd_lightning.decode.readouts.without_context import WithoutContext
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.base import Method
 from dgd_lightning.modules.arms import Arm

@@ -187,8 +187,10 @@ def _case(task: Chosen, rows: Sequence[Row], verdict: Verdict) -> dict[str, Any]
     metadata = found if isinstance(found, dict) else {}
     about = [metadata[name] for name in ("context_category", "sub_category", "context_id") if name in metadata]
     prompt = _prompt(row)
+    rubrics = row["rubrics"] if isinstance(row.get("rubrics"), list) else []
     answered = [row for row in rows if row["model_output"] is not None]
-    scores = [(row, score) for row in answered if (score := verdict(row, row["model_output"])) is not None]
+    graded = [(row["dgd"]["arm"], verdict(row, row["model_output"])) for row in answered]
+    scores = [(arm, score.status) for arm, score in graded if score and len(score.status) == len(rubrics)]
     return {
         "task": task,
         "about": " · ".join(map(str, about)),
@@ -196,11 +198,8 @@ def _case(task: Chosen, rows: Sequence[Row], verdict: Verdict) -> dict[str, Any]
         "asked": prompt[-1][1].rstrip().rpartition("\n\n")[2] if prompt else "",
         "characters": f"{sum(len(text) for _, text in prompt):,}",
         "answers": [_answer(row, verdict) for row in rows],
-        "graded_arms": [row["dgd"]["arm"] for row, _ in scores],
-        "rubrics": [
-            (rubric, [score.status[number] == "yes" for _, score in scores])
-            for number, rubric in enumerate(scores[0][0]["rubrics"] if scores else [])
-        ],
+        "graded_arms": [arm for arm, _ in scores],
+        "rubrics": [(text, [status[at] == "yes" for _, status in scores]) for at, text in enumerate(rubrics)],
     }
 
 

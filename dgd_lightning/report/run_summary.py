@@ -30,7 +30,7 @@ def add_decoding(summary: Summary, stats: Mapping[str, ArmStats], total: int) ->
         summary.add_cell(arm.name, "tasks", tasks_of(arm, total))
         summary.add_cell(arm.name, "τ", shown(arm.tau.micro, "{:.2f}"))
         summary.add_cell(arm.name, "tokens/s", shown(arm.tokens_per_second, "{:.1f}"))
-        summary.add_cell(arm.name, "speed-up", shown(speed_up(arm, dict(stats)), "{:.2f}×"))
+        summary.add_cell(arm.name, "speed-up", shown(speed_up(arm, stats), "{:.2f}×"))
 
 
 def add_solve_rates(summary: Summary, scores: Sequence[Graded], found: Sequence[Compared]) -> None:

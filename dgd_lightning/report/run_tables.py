@@ -44,7 +44,7 @@ def decoding_table(stats: Mapping[str, ArmStats], total: int) -> Table:
     table = new_table("Decoding", ["arm"], numbers)
     table.add_column("acceptance by slot")
     for arm in stats.values():
-        speeds = shown(arm.tokens_per_second, "{:.1f}"), shown(speed_up(arm, dict(stats)), "{:.2f}×")
+        speeds = shown(arm.tokens_per_second, "{:.1f}"), shown(speed_up(arm, stats), "{:.2f}×")
         taus = (shown(tau, "{:.2f}") for tau in arm.tau)
         bars = bar_line(arm.rates.overall.tolist())
         table.add_row(arm.name, tasks_of(arm, total), f"{arm.tokens:,}", *taus, *speeds, bars)

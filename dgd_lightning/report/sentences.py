@@ -31,7 +31,7 @@ def _speeds(arms: Sequence[ArmStats], stats: Mapping[str, ArmStats]) -> str:
     """``a 2.31× and b 2.52× as fast as plain; c, which has no baseline at its sampling``."""
     parts: dict[str, list[str]] = {}
     for arm in arms:
-        base, factor = baseline_of(arm, dict(stats)), speed_up(arm, dict(stats))
+        base, factor = baseline_of(arm, stats), speed_up(arm, stats)
         if base is None:
             parts.setdefault("without a baseline of the same temperature, top_k and top_p", []).append(arm.name)
         elif factor == factor:

@@ -73,7 +73,7 @@ def _seconds(record: dict[str, Any]) -> float:
 
 
 def table(found: Sequence[Needed], *, tasks: int, contexts: int, devices: int) -> Table:
-    """Hours of the whole on so many devices, per part and in sum.
+    """Hours of the whole on so many devices, per part and in total.
 
     Args:
         found: see :func:`needed`.

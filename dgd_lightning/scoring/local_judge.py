@@ -65,10 +65,11 @@ class LocalEndpoint(Endpoint):
         from dgd_lightning.data.chat import prompt_ids
         from dgd_lightning.methods.autoregressive import autoregressive_generate
 
-        chat = getattr(pair.tokenizer, "chat_template", None) is not None
+        tokenizer: Any = pair.tokenizer
+        chat = getattr(tokenizer, "chat_template", None) is not None
         turn = [{"role": "user", "content": prompt}]
         task = Task("of the judge", turn if chat else None, None if chat else prompt, {})
-        ids = prompt_ids(pair.tokenizer, task, enable_thinking=False)  # [S]
+        ids = prompt_ids(tokenizer, task, enable_thinking=False)  # [S]
         room = pair.target.max_positions - len(ids)
         if room < 1:
             raise NoAnswer(f"a prompt of {len(ids)} tokens, the judge reads {pair.target.max_positions}")
@@ -76,7 +77,7 @@ class LocalEndpoint(Endpoint):
         limit = min(self._settings.max_new_tokens, room)
         (out,) = autoregressive_generate(pair, [ids], max_new_tokens=limit, on_progress=lambda _: self._go_on())
         effort.count_tokens(len(ids), len(out.tokens))
-        text = pair.tokenizer.decode(out.tokens.tolist(), skip_special_tokens=True)
+        text = tokenizer.decode(out.tokens.tolist(), skip_special_tokens=True)
         return Reply(text, None if out.stop_reason == "stop" else "a reply that was cut off")
 
     def _go_on(self) -> None:

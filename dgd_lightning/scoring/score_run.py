@@ -25,7 +25,6 @@ from dgd_lightning.scoring.score_file import Record, finished, read_scores, reco
 
 Row = dict[str, Any]
 Key = run_folder.Key
-GRADED_FIELDS = ("score", "requirement_status", "grading_rationale")
 AHEAD = 2  # rows per worker that wait for it
 
 

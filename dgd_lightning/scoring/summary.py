@@ -1,4 +1,4 @@
-"""Scores of a run in sum: two labelled ways to count what was not scored, bounds, rubrics; by category and length.
+"""Summary of a run's scores: two labelled rates where answers have no score, bounds, rubrics; by category and length.
 
 *official* leaves unscored tasks out, as CL-bench's own evaluation counts what its judge has graded; *strict* counts
 them as not solved. Where the two differ, the bounds say what the missing scores could still change.
@@ -44,7 +44,7 @@ def rates(scores: Sequence[Graded], *, seed: int = 0) -> Rates:
     yes, asked = (sum(one.satisfied[part] for one in scored) for part in (0, 1))
     nothing = float("nan")
     official = rate([(one.context, one.score or 0.0) for one in scored], seed=seed)
-    whole = len(scored) == len(scores)  # then the two ways to count are one
+    whole = len(scored) == len(scores)  # then both rates are one
     return Rates(
         len(scores),
         len(scored),

@@ -26,7 +26,7 @@ ARMS: list[dict[str, Any]] = [
     {"name": "noise", "method": made("Guided", beta=0.5, schedule=made("Adaptive", by="kl"),
                                      readout=made("Noise", like=made("DraftReadout", block_size=3)))},
 ]  # fmt: skip
-LENS = {"class_path": "dgd_lightning.decode.readouts.LogitLens", "init_args": {"layer": 2, "norm": True}}
+LENS = {"class_path": "dgd_lightning.decode.readouts.logit_lens.LogitLens", "init_args": {"layer": 2, "norm": True}}
 
 
 def test_guided_arms_give_what_the_function_gives(
@@ -63,36 +63,23 @@ def test_guided_arms_give_what_the_function_gives(
 @pytest.mark.parametrize(
     ("arm", "argument", "words"),
     [
-        ({"method": "Guided"}, "model.arms[x].beta", ("beta: 0.3",)),
+        ({"method": "Guided"}, "model.arms[x].method.beta", ("a value", "received nothing")),
+        ({"method": made("Speculative", beta=0.3)}, "model.arms[x].method.beta", ("a key of Speculative",)),
+        ({"method": made("Guided", beta=float("inf"))}, "model.arms[x].method.beta", ("finite",)),
         (
-            {"method": {"class_path": "Speculative", "init_args": {"beta": 0.3}}},
-            "model.arms[x].beta",
-            ("method: guided",),
-        ),
-        ({"method": {"class_path": "Guided", "init_args": {"beta": float("inf")}}}, "model.arms[x].beta", ("finite",)),
-        (
-            {"method": {"class_path": "Guided", "init_args": {"beta": 0.3, "candidates": 0}}},
-            "model.arms[x].candidates",
+            {"method": made("Guided", beta=0.3, candidates=0)},
+            "model.arms[x].method.candidates",
             ("a token must be left",),
         ),
         (
-            {"method": {"class_path": "Guided", "init_args": {"beta": 0.3, "readout": "drfat"}}},
-            "model.arms[x].readout",
+            {"method": made("Guided", beta=0.3, readout="drfat")},
+            "model.arms[x].method.readout",
             ("draft, or a Readout",),
         ),
+        ({"method": made("Guided", beta=0.3), "online_every": 8}, "model.arms[x].online_every", ("stays the same",)),
         (
-            {"method": {"class_path": "Guided", "init_args": {"beta": 0.3}}, "online_every": 8},
-            "model.arms[x].online_every",
-            ("timing",),
-        ),
-        (
-            {
-                "method": {
-                    "class_path": "Guided",
-                    "init_args": {"beta": 0.3, "readout": {"class_path": "LogitLens", "init_args": {"layer": 99}}},
-                }
-            },
-            "readout.layer",
+            {"method": made("Guided", beta=0.3, readout=made("LogitLens", layer=99))},
+            "model.arms[x].method.readout.layer",
             ("0…",),
         ),
     ],

@@ -16,7 +16,7 @@ from fork_server import Launched, launch
 from tiny import hf_model
 
 from dgd_lightning import run_folder
-from dgd_lightning.modules.decoding import Decoding
+from dgd_lightning.modules.group_decoder import GroupDecoder
 
 SHORT = {"role": "user", "content": "Hm?"}
 LAUNCH_SECONDS = 300  # to write the first row; a second on a free core
@@ -53,6 +53,7 @@ def test_context_rows(config: Config, dgd: Dgd, contexts: Path, tmp_path: Path) 
         "hparams.yaml",
         "predictions.jsonl",
         "provenance.json",
+        "summary.txt",
     ]
 
 
@@ -126,8 +127,8 @@ def test_killed_run_continues(
 
     if resumed == 1:
         decoded: list[int] = []
-        decode = Decoding._decode
-        monkeypatch.setattr(Decoding, "_decode", lambda *a: (decoded.append(len(a[1])), decode(*a))[1])
+        decode = GroupDecoder._decode
+        monkeypatch.setattr(GroupDecoder, "_decode", lambda *a: (decoded.append(len(a[3])), decode(*a))[1])
         assert dgd("predict", "--config", path).code == 0
         whole = sum(len([row for row in kept if row["idx"] in group]) == 6 for group in GROUPS)
         assert sum(decoded) == ROWS - 6 * whole  # groups with all their rows were left alone

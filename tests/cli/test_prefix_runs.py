@@ -35,7 +35,7 @@ ARMS: list[dict[str, Any]] = [
     },
 ]
 FIT = {"steps": 3, "lr": 0.02, "rank": 2, "anchors_per_step": 4, "eval_every": 3, "validation_texts": 0}
-READ = re.compile(r"(ahead|prefill): ([\d,]+) prompt tokens[^;:]*; ([\d,]+) without model.reuse_prefix")
+READ = re.compile(r"(to be read|prefill): ([\d,]+) prompt tokens[^;:]*; ([\d,]+) without model.reuse_prefix")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,7 +61,7 @@ def answers(folder: Path) -> dict[run_folder.Key, Any]:
     return {run_folder.key(row): [row["dgd"][name] for name in kept] for row in predictions(folder)}
 
 
-def told(out: str) -> dict[str, tuple[int, int]]:
+def reads(out: str) -> dict[str, tuple[int, int]]:
     """(read, whole prompts) by what was printed."""
     found = {kind: (read, whole) for kind, read, whole in READ.findall(" ".join(out.split()))}
     return {kind: (int(read.replace(",", "")), int(whole.replace(",", ""))) for kind, (read, whole) in found.items()}
@@ -105,7 +105,7 @@ def test_the_same_answers_from_fewer_tokens(
         folder = tmp_path / "logs" / "run" / f"version_{version}"  # another configuration: a new version
         made.append(answers(folder))
         read.append(sum(tokens))
-        outs.append(told(run.out + (folder / "summary.txt").read_text()))
+        outs.append(reads(run.out + (folder / "summary.txt").read_text()))
     assert made[0] == made[1]
     assert outs[1] == {}
 
@@ -118,10 +118,13 @@ def test_the_same_answers_from_fewer_tokens(
     whole = sum(record["prompt_tokens"] for record in records) * readings // len(model["arms"])
     reused = sum(record["prefix_tokens"] for record in records) * readings // len(model["arms"])
     expected = whole - reused + known["c0"] + known["c1"]
-    assert outs[0] == {"ahead": (expected, whole), "prefill": (expected, whole)}
-    assert read[1] - read[0] == whole - expected  # by the target's own count
-    # The one read of each of the two beginnings is told by the arms that waited for it, and by no others.
+    assert outs[0] == {"to be read": (expected, whole), "prefill": (expected, whole)}
+    shared = known["c0"] + known["c1"] if "ttt" in model else 0  # what is adapted to is read once for both
+    assert read[1] - read[0] == whole - expected + shared  # by the target's own count
+    # The one read of each of the two beginnings is reported by the arms that waited for it, and by no others.
     waited = {(row["metadata"]["context_id"], row["dgd"]["prefix_seconds"]) for row in rows}
+    if "ttt" in model:  # or by the adaptation, which comes first
+        waited = {(row["metadata"]["context_id"], row["dgd"].get("ttt_prefill_seconds", 0)) for row in rows}
     assert sorted(context for context, seconds in waited if seconds > 0 and known[context]) == ["c0", "c1"]
     for record in records:
         parts = [record[f"{name}_seconds"] for name in ("prefix", "prefill", "decode")]
@@ -134,7 +137,7 @@ def test_nothing_to_share_changes_nothing(config: Config, dgd: Dgd, tmp_path: Pa
         tmp_path / "p.jsonl", [{"prompt": "the same beginning of two prompts, " * 2 + end} for end in "ab"]
     )
     run = dgd("predict", "--config", config(data={"path": str(path)}, data_class="PromptsData"))
-    assert (run.code, run.err, told(run.out)) == (0, "", {})
+    assert (run.code, run.err, reads(run.out)) == (0, "", {})
     rows = predictions(tmp_path / "logs" / "run" / "version_0")
     assert [row["dgd"]["prefix_tokens"] for row in rows] == [0] * 6
 
@@ -146,7 +149,7 @@ def test_prompts_cut_on_the_left_are_read_whole(config: Config, dgd: Dgd, tmp_pa
     data = {"path": str(write_jsonl(tmp_path / "long.jsonl", rows))}
     model = {"arms": ARMS[:1], "too_long": "truncate_left", "max_new_tokens": 3}
     run = dgd("predict", "--config", config(model=model, data=data))
-    assert (run.code, run.err, told(run.out)) == (0, "", {})
+    assert (run.code, run.err, reads(run.out)) == (0, "", {})
     for row in predictions(tmp_path / "logs" / "run" / "version_0"):
         assert row["dgd"]["truncated_tokens"] > 0
         assert row["dgd"]["prefix_tokens"] == 0

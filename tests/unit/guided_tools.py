@@ -15,18 +15,17 @@ from decode_tools import random_prompts
 from tiny import make_target
 from torch import Tensor
 
-from dgd_lightning.decode.ablation import AblatedDraft
 from dgd_lightning.decode.blending import Blend
-from dgd_lightning.decode.controls import MatchedEntropy, Noise
 from dgd_lightning.decode.drafter import Proposal
-from dgd_lightning.decode.readouts import (
-    DoLa,
-    DraftReadout,
-    LogitLens,
-    OtherModel,
-    Readout,
-    WithoutContext,
-)
+from dgd_lightning.decode.readouts.ablated_draft import AblatedDraft
+from dgd_lightning.decode.readouts.base import Readout
+from dgd_lightning.decode.readouts.dola import DoLa
+from dgd_lightning.decode.readouts.draft import DraftReadout
+from dgd_lightning.decode.readouts.logit_lens import LogitLens
+from dgd_lightning.decode.readouts.matched_entropy import MatchedEntropy
+from dgd_lightning.decode.readouts.noise import Noise
+from dgd_lightning.decode.readouts.other_model import OtherModel
+from dgd_lightning.decode.readouts.without_context import WithoutContext
 from dgd_lightning.methods import guided
 from dgd_lightning.pair import Pair
 

@@ -1,4 +1,4 @@
-"""What predict tells of adaptation, from rows written by hand: pairs of arms, counts, tables, curves."""
+"""What predict reports of adaptation, from rows written by hand: pairs of arms, counts, tables, curves."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from dgd_lightning.decode.controls import Noise
-from dgd_lightning.decode.readouts import LogitLens
+from dgd_lightning.decode.readouts.logit_lens import LogitLens
+from dgd_lightning.decode.readouts.noise import Noise
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.autoregressive import Autoregressive
 from dgd_lightning.methods.base import Method

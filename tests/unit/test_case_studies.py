@@ -18,6 +18,7 @@ from dgd_lightning.metrics.divergence import TokenDivergence
 from dgd_lightning.report import case_studies
 from dgd_lightning.report.case_studies import PAGE, Selection, main
 from dgd_lightning.report.text import visible
+from dgd_lightning.types import Score
 
 VERDICT = partial(checked, graders=package_graders({}, least=CHECK, most=CHECK))
 HOSTILE = (
@@ -202,7 +203,7 @@ def test_all_answers_among_which_one_was_chosen_are_folded_below_it() -> None:
 
 
 def test_settings_are_shown_where_arms_differ() -> None:
-    lens = {"class_path": "dgd_lightning.decode.readouts.LogitLens", "init_args": {"layer": 3, "norm": None}}
+    lens = {"class_path": "dgd_lightning.decode.readouts.logit_lens.LogitLens", "init_args": {"layer": 3, "norm": None}}
     rows = [
         row("t", "guided", "red", settings={"space": "logits"}),
         row("t", "lens", "red", settings={"readout": lens, "space": "probs"}, temperature=1.0, ttt={"kept": True}),
@@ -214,6 +215,17 @@ def test_settings_are_shown_where_arms_differ() -> None:
     assert "beta 0.0 · readout draft1" in text.replace("\n", "")  # and nothing behind it: no space, no temperature
     assert "Guided" not in text  # which all are
     assert "method Guided · beta 0.3" in Parsed(page("run", rows[:1], choose(rows[:1], 1))).text
+
+
+def test_verdicts_of_any_grader_are_shown_and_rubrics_only_where_it_says_which_hold() -> None:
+    def exact(row: dict[str, Any], answer: str) -> Score:
+        return Score(float(answer == "red"), [], "compared")
+
+    rows = [row("t", "a", "red"), row("t", "b", "blue")]
+    del rows[1]["rubrics"]
+    for some in (rows, rows[::-1]):
+        text = Parsed(case_studies.page("run", some, case_studies.choose(some, 1, exact), exact)).text
+        assert ("not solved" in text, "Rubrics" in text, "arms differ" in text) == (True, False, True)
 
 
 def test_visible_keeps_what_can_be_seen() -> None:

@@ -189,10 +189,10 @@ def test_the_adapted_draft_has_a_verdict_of_its_own() -> None:
 
 def test_summary_is_json_and_every_picture_is_drawn() -> None:
     found: Diagnosis = diagnose(rows("knows", ttt=True), EDGES, ["mine"])
-    told = json.loads(json.dumps(summary(found), allow_nan=False))
-    assert told["buckets"]["below 50%"]["draft"]["rank"]["net"]["value"] == 1.0
-    assert told["buckets"]["50–90%"]["draft"]["placement"]["mean_rank"] is None
-    assert told["verdicts"][0]["go"] is True
+    written = json.loads(json.dumps(summary(found), allow_nan=False))
+    assert written["buckets"]["below 50%"]["draft"]["rank"]["net"]["value"] == 1.0
+    assert written["buckets"]["50–90%"]["draft"]["placement"]["mean_rank"] is None
+    assert written["verdicts"][0]["go"] is True
     made = figures(found)
     assert sorted(made) == ["confidence", "depth", "further", "ranks", "slots"]
     depth = made["depth"].axes[0].lines[0]

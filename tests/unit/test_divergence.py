@@ -17,7 +17,9 @@ from tiny import make_pair
 from torch import Tensor
 
 from dgd_lightning.decode.blending import WarmUp
-from dgd_lightning.decode.readouts import LogitLens, OtherModel, Readout
+from dgd_lightning.decode.readouts.base import Readout
+from dgd_lightning.decode.readouts.logit_lens import LogitLens
+from dgd_lightning.decode.readouts.other_model import OtherModel
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.autoregressive import Autoregressive, autoregressive_generate
 from dgd_lightning.methods.guided import Guided, guided_generate

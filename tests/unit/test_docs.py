@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from jsonargparse import ArgumentParser
+from test_rooms import ROOMS
 
 from dgd_lightning import (
     AblatedDraft,
@@ -61,6 +62,11 @@ def test_configurations_that_are_named_are_there(page: Path) -> None:
         assert known or name in ("my_training_prompts.yaml", "judge.yaml"), name
     for name in re.findall(r"`(configs/\S+\.yaml)`", text):
         assert (ROOT / name).is_file(), name
+
+
+def test_the_list_of_rooms_is_the_one_that_is_checked() -> None:
+    table = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("| room |")[1].split("\n\n")[0]
+    assert [name for line in table.splitlines()[2:] for name in re.findall(r"`(\w+)/?`", line.split("|")[1])] == ROOMS
 
 
 @pytest.mark.parametrize("kind", [Arm, Speculative, Guided, Rerank])

@@ -27,14 +27,10 @@ from dgd_lightning.decode import call
 from dgd_lightning.decode.batch import Change
 from dgd_lightning.decode.blending import Adaptive, Disagree, WarmUp
 from dgd_lightning.decode.readout_group import ReadoutGroup
-from dgd_lightning.decode.readouts import (
-    DraftState,
-    LogitLens,
-    Readout,
-    ReadoutState,
-    TargetOutput,
-    WithoutContext,
-)
+from dgd_lightning.decode.readouts.base import Readout, ReadoutState, TargetOutput
+from dgd_lightning.decode.readouts.draft import DraftState
+from dgd_lightning.decode.readouts.logit_lens import LogitLens
+from dgd_lightning.decode.readouts.without_context import WithoutContext
 from dgd_lightning.distributions import entropy
 from dgd_lightning.methods.autoregressive import autoregressive_generate
 from dgd_lightning.methods.guided import GuidedLoop, guided_generate
@@ -444,7 +440,7 @@ def test_one_synchronisation_per_cycle(readout: str, monkeypatch: pytest.MonkeyP
     def on_progress(_: call.Progress) -> None:
         cycles[0] += 1
 
-    for new in (12, 24):
+    for new in (7, 14):
         cycles[0] = 0
         with monkeypatch.context() as patches, HostWaits(patches) as host:
             mine = readout_of(readout, pair, prompts)

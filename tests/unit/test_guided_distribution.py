@@ -16,7 +16,8 @@ from torch import Tensor
 from dgd_lightning.decode import verify
 from dgd_lightning.decode.blending import Adaptive, Blend, Disagree, WarmUp
 from dgd_lightning.decode.readout_group import ReadoutGroup
-from dgd_lightning.decode.readouts import ReadoutState, TargetOutput, WithoutContext
+from dgd_lightning.decode.readouts.base import ReadoutState, TargetOutput
+from dgd_lightning.decode.readouts.without_context import WithoutContext
 from dgd_lightning.decode.sampling import probabilities, sampling_params
 from dgd_lightning.methods import guided
 from dgd_lightning.methods.guided import guided_generate

@@ -11,14 +11,13 @@ from tiny import make_draft, make_pair, make_target
 
 import dgd_lightning
 from dgd_lightning.decode.blending import Adaptive, Constant, Disagree, WarmUp
-from dgd_lightning.decode.controls import MatchedEntropy, Noise
-from dgd_lightning.decode.readouts import (
-    DoLa,
-    DraftReadout,
-    LogitLens,
-    OtherModel,
-    WithoutContext,
-)
+from dgd_lightning.decode.readouts.dola import DoLa
+from dgd_lightning.decode.readouts.draft import DraftReadout
+from dgd_lightning.decode.readouts.logit_lens import LogitLens
+from dgd_lightning.decode.readouts.matched_entropy import MatchedEntropy
+from dgd_lightning.decode.readouts.noise import Noise
+from dgd_lightning.decode.readouts.other_model import OtherModel
+from dgd_lightning.decode.readouts.without_context import WithoutContext
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.guided import guided_generate
 from dgd_lightning.pair import Pair

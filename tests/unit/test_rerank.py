@@ -12,8 +12,10 @@ from tiny import make_pair
 from torch import Tensor
 
 from dgd_lightning.decode.blending import Blend, WarmUp
-from dgd_lightning.decode.controls import Noise
-from dgd_lightning.decode.readouts import LogitLens, Readout, WithoutContext
+from dgd_lightning.decode.readouts.base import Readout
+from dgd_lightning.decode.readouts.logit_lens import LogitLens
+from dgd_lightning.decode.readouts.noise import Noise
+from dgd_lightning.decode.readouts.without_context import WithoutContext
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.guided import guided_generate
 from dgd_lightning.methods.rerank import rerank_generate

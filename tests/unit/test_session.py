@@ -15,7 +15,7 @@ from dgd_lightning.decode.batch import Batch, choose
 from dgd_lightning.decode.blending import Blend
 from dgd_lightning.decode.call import Call, check_request
 from dgd_lightning.decode.drafter import Drafter, propose
-from dgd_lightning.decode.readouts import DraftReadout
+from dgd_lightning.decode.readouts.draft import DraftReadout
 from dgd_lightning.decode.replay import replay
 from dgd_lightning.decode.sampling import sampling_params
 from dgd_lightning.decode.session import Session

@@ -11,10 +11,10 @@ from guided_tools import plain_forward
 from tiny import make_pair
 from torch import Tensor
 
-from dgd_lightning.decode.ablation import AblatedDraft
-from dgd_lightning.decode.readouts import DraftReadout
+from dgd_lightning.decode.readouts.ablated_draft import AblatedDraft
+from dgd_lightning.decode.readouts.draft import DraftReadout
+from dgd_lightning.decode.readouts.draft_slots import DraftSlots
 from dgd_lightning.decode.replay import replay
-from dgd_lightning.decode.slots import DraftSlots
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.guided import guided_generate
 from dgd_lightning.pair import Pair

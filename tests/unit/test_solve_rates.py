@@ -6,8 +6,10 @@ import io
 
 from rich.console import Console
 
-from dgd_lightning.decode.controls import MatchedEntropy, Noise
-from dgd_lightning.decode.readouts import DraftReadout, LogitLens
+from dgd_lightning.decode.readouts.draft import DraftReadout
+from dgd_lightning.decode.readouts.logit_lens import LogitLens
+from dgd_lightning.decode.readouts.matched_entropy import MatchedEntropy
+from dgd_lightning.decode.readouts.noise import Noise
 from dgd_lightning.methods.autoregressive import Autoregressive
 from dgd_lightning.methods.guided import Guided
 from dgd_lightning.modules.arms import Arm, control_of

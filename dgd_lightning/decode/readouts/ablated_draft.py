@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dgd_lightning.checks import check_choice
 from dgd_lightning.decode.call import Request
-from dgd_lightning.decode.controls import WrappedState
-from dgd_lightning.decode.readouts import DraftReadout, Readout, ReadoutState, TargetOutput, wide
+from dgd_lightning.decode.readouts.base import Readout, ReadoutState, TargetOutput, WrappedState, wide
+from dgd_lightning.decode.readouts.draft import DraftReadout
 from dgd_lightning.errors import InputError
 
 if TYPE_CHECKING:

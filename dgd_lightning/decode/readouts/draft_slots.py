@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.decode.call import Request
-from dgd_lightning.decode.readouts import DraftReadout, ReadoutState, TargetOutput
+from dgd_lightning.decode.readouts.base import ReadoutState, TargetOutput
+from dgd_lightning.decode.readouts.draft import DraftReadout
 
 if TYPE_CHECKING:
     from dgd_lightning.pair import Pair

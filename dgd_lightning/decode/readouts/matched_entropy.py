@@ -1,0 +1,52 @@
+"""The null control of a readout: the target at the readout's entropy. What both gain is regularisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dgd_lightning.decode.call import Request
+from dgd_lightning.decode.readouts.base import Readout, ReadoutState, TargetOutput, WrappedState, wide
+from dgd_lightning.decode.readouts.draft import DraftReadout
+from dgd_lightning.distributions import entropy
+from dgd_lightning.pair import Pair
+
+
+@dataclass(frozen=True)
+class MatchedEntropy(Readout):
+    """The target at the temperature at which its entropy is another readout's.
+
+    Args:
+        like: that readout.
+    """
+
+    like: Readout = field(default_factory=DraftReadout)
+
+    def layers(self, pair: Pair) -> tuple[int, ...]:
+        return self.like.layers(pair)
+
+    def controls(self) -> Readout | None:
+        return self.like
+
+    def begin(self, pair: Pair, request: Request, width: int) -> ReadoutState:
+        return EntropyState(self.like.begin(pair, request, width))
+
+
+class EntropyState(WrappedState):
+    """See `MatchedEntropy`."""
+
+    HALVINGS = 48
+    COLDEST, HOTTEST = 1e-3, 1e3  # temperatures
+
+    def logits(self, out: TargetOutput) -> Tensor:
+        target = wide(out.logits)
+        wanted = entropy(wide(self.inner.logits(out)).log_softmax(-1))[..., None]  # [b, Q, 1]
+        low = torch.full_like(wanted, self.COLDEST).log()
+        high = torch.full_like(wanted, self.HOTTEST).log()
+        for _ in range(self.HALVINGS):
+            middle = (low + high) / 2
+            hotter = entropy((target / middle.exp()).log_softmax(-1))[..., None] < wanted
+            low, high = torch.where(hotter, middle, low), torch.where(hotter, high, middle)
+        return target / ((low + high) / 2).exp()
