@@ -64,11 +64,9 @@ def with_arm(error: InputError, argv: Sequence[str]) -> InputError:
 
 def _fields(method: str) -> list[str]:
     """Settings of a method's class, by its short name or class path."""
-    from dgd_lightning.methods.base import (
-        Method,  # with torch, which those whose configuration is right wait for anyway
-    )
+    from dgd_lightning.methods.base import Method  # with torch, which is imported by now
 
-    kinds = [kind for kind in Method.__subclasses__() if kind.__name__ == method.rpartition(".")[2]]
+    kinds: list[Any] = [kind for kind in Method.__subclasses__() if kind.__name__ == method.rpartition(".")[2]]
     return [one.name for kind in kinds if is_dataclass(kind) for one in fields(kind)]
 
 

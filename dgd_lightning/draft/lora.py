@@ -118,6 +118,7 @@ class DraftLora:
         self.draft, self.rank, self.alpha, self.modules = draft, rank, alpha, tuple(modules)
         self.base = base_digest(draft)
         self.required = [(weight, weight.requires_grad) for weight in draft.parameters()]
+        self.checkpointing = draft.gradient_checkpointing
         chosen = [(name, layer) for name, layer in draft.named_modules() if name.rpartition(".")[2] in modules]
         # Made before the draft is touched: out of memory here leaves it as it was.
         self.layers = {name: LoraLinear(layer, rank, alpha / rank) for name, layer in chosen}
@@ -208,6 +209,7 @@ class DraftLora:
         self.layers = {}
         for weight, required in self.required:
             weight.requires_grad_(required)
+        self.draft.gradient_checkpointing = self.checkpointing
 
 
 @contextmanager

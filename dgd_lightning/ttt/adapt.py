@@ -100,8 +100,7 @@ def fit_to(
     pair: Pair, material: Material, config: TTTConfig, on_step: OnStep | None = None
 ) -> tuple[Adapter, AdaptTrace]:
     """The loop over what :func:`gather` gave; see :func:`ttt_adapt`."""
-    began, draft = time.perf_counter(), pair.require_draft()
-    before, lora = draft.gradient_checkpointing, make_lora(draft, config)
+    began, lora = time.perf_counter(), make_lora(pair.require_draft(), config)
     try:
         with torch.enable_grad():
             fit = Fit(material.problem(pair, config, lora), lora, config)
@@ -122,7 +121,6 @@ def fit_to(
         adapter = lora.adapter()
     finally:
         lora.remove()
-        draft.gradient_checkpointing = before
     synchronise(pair.target.device)
     return adapter, fit.trace(material, time.perf_counter() - began, None)
 

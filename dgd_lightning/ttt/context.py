@@ -125,21 +125,18 @@ def read_context(
     features = torch.empty(1, split.length, width, dtype=target.dtype, device=target.device)
     states = torch.empty(1, split.length - start, target.hidden_size, dtype=target.dtype, device=target.device)
 
+    seen = 0  # positions so far, known to the host
+
     def keep(chunk: Tensor, positions: Tensor) -> None:
-        low, high = position, position + chunk.shape[1]
+        nonlocal seen
+        low, high = seen, seen + chunk.shape[1]
+        seen = high
         features[:, low:high] = chunk[..., :width]
         if high > start:
             states[:, max(low, start) - start : high - start] = chunk[:, max(0, start - low) :, width:]
 
-    position = 0
     cache = target.new_cache(1, split.length) if cache is None else cache
-
-    def on_features(chunk: Tensor, positions: Tensor) -> None:
-        nonlocal position
-        keep(chunk, positions)
-        position += chunk.shape[1]
-
-    target.prefill(ids, [split.length], cache, layer_ids=layer_ids, on_features=on_features)
+    target.prefill(ids, [split.length], cache, layer_ids=layer_ids, on_features=keep)
     synchronise(target.device)
     return ReadContext(ids, features, states, start, time.perf_counter() - began)
 

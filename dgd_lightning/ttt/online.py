@@ -68,7 +68,6 @@ class OnlineFit:
         self.states = torch.zeros(1, capacity, target.hidden_size, dtype=target.dtype, device=target.device)
         shape = (config.rank, config.scaling * config.rank, tuple(config.modules))
         rank, alpha, modules = shape if given is None else (given.rank, given.alpha, given.modules)
-        self.checkpointing = draft.gradient_checkpointing
         self.lora = DraftLora(draft, rank=rank, alpha=alpha, modules=modules, seed=config.seed)
         try:
             if given is not None:
@@ -146,4 +145,3 @@ class OnlineFit:
     def close(self) -> None:
         """Give the draft its own layers back."""
         self.lora.remove()
-        self.lora.draft.gradient_checkpointing = self.checkpointing

@@ -19,7 +19,7 @@ LINES = {"callbacks": [{"class_path": "DecodeProgress", "init_args": {"line_ever
 
 
 @pytest.mark.parametrize("validation_texts", [0, 2])
-def test_progress_tells_of_adaptation(validation_texts: int, config: Config, dgd: Dgd, tmp_path: Path) -> None:
+def test_progress_shows_adaptation(validation_texts: int, config: Config, dgd: Dgd, tmp_path: Path) -> None:
     model = {"arms": ARMS, "ttt": {**FIT, "validation_texts": validation_texts, "validation_tokens": 16}}
     path = write_jsonl(tmp_path / "two.jsonl", [chat_row(2, 0), chat_row(3, 0), chat_row(3, 1)])
     run = dgd("predict", "--config", config(model, {"path": str(path), "clbench": False}, LINES))
@@ -63,7 +63,7 @@ def end_of_fit(dgd: Dgd, path: Path, tmp_path: Path) -> tuple[list[str], float]:
             "kept nothing, the draft stays as it was: no step lowered the loss on the context’s end",
         ]),
         ({"validation_texts": 2, "validation_tokens": 16, "min_gain": 9.0}, 0, [
-            "kept nothing, the draft stays as it was: on the validation_texts", "900%",
+            "kept nothing, the draft stays as it was: on the validation texts", "900%",
         ]),
         ({"seed": 7}, 0, ["kept nothing, the draft stays as it was: the loss of step 4 was nan: lower ttt.lr"]),
     ],
@@ -93,7 +93,7 @@ def test_a_fit_ends_with_what_it_kept_and_where_it_is(
 @pytest.mark.parametrize(
     ("arguments", "argument", "words"),
     [
-        (["--model.ttt.rank", "0"], "model.ttt.rank", ("an integer of at least 1", "correct model.ttt.rank")),
+        (["--model.ttt.rank", "0"], "model.ttt.rank", ("an integer of at least 1", "use e.g. 1")),
         (["--model.ttt.stepz", "3"], "model.ttt.stepz", ("a key of TTTConfig", "did you mean 'steps'?")),
         (["--model.ttt.labels", "answers"], "model.ttt.labels", ("expected one of context, target, received answers",)),
         (["--trainer.devicez", "1"], "--trainer.devicez", ("did you mean 'trainer.devices'?",)),

@@ -153,7 +153,7 @@ REHEARSED |= {"validation_texts": 3, "train_texts": 1, "validation_tokens": 40}
 
 
 def lab_fit(tmp_path: Path, out: Path) -> Path:
-    """A has_validation_texts fit on a context of the lab."""
+    """A fit on a context of the lab that is judged by validation texts."""
     nothing = TinyPair(Path("lab"), Path("lab"))
     path = fit_yaml(tmp_path, nothing, {}, export_dir=str(out), ttt=REHEARSED, cpu_threads=1)
     settings = yaml.safe_load(path.read_text())
@@ -162,10 +162,10 @@ def lab_fit(tmp_path: Path, out: Path) -> Path:
     return path
 
 
-def test_rehearsed_fit_and_predict_make_one_adapter(dgd: Dgd, config: Config, tmp_path: Path) -> None:
+def test_fit_and_predict_by_validation_texts_make_one_adapter(dgd: Dgd, config: Config, tmp_path: Path) -> None:
     run = dgd("fit", "--config", lab_fit(tmp_path, tmp_path / "out"))
     assert run.code == 0, run.err
-    assert "held out, 3 validation_texts: loss" in run.out
+    assert "held out, 3 validation texts: loss" in run.out
     fitted = load_adapter(tmp_path / "out").weights
     assert any((weight != 0).any() for key, weight in fitted.items() if "lora_B" in key)
     model = {
@@ -193,7 +193,7 @@ def test_rehearsed_fit_and_predict_make_one_adapter(dgd: Dgd, config: Config, tm
 
 
 @pytest.mark.slow
-def test_two_ranks_rehearse_as_one(tmp_path: Path) -> None:
+def test_two_ranks_write_the_texts_of_one(tmp_path: Path) -> None:
     found = []
     for ranks in (1, 2):
         path = lab_fit(tmp_path, tmp_path / f"out{ranks}")
@@ -204,7 +204,7 @@ def test_two_ranks_rehearse_as_one(tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
-def test_a_context_that_is_too_short_is_told_and_the_run_goes_on(
+def test_a_context_that_is_too_short_is_recorded_and_the_run_goes_on(
     config: Config, dgd: Dgd, contexts: Path, tmp_path: Path
 ) -> None:
     long = {**FIT, "holdout": 0.95}
@@ -266,7 +266,7 @@ def test_inference_mode_is_refused_in_a_line(config: Config, dgd: Dgd, contexts:
     check_error(dgd("predict", "--config", path), "trainer.inference_mode", "inference_mode: false")
 
 
-def test_an_unknown_context_is_told_and_leaves_no_version_behind(
+def test_an_unknown_context_is_an_error_and_leaves_no_version_behind(
     dgd: Dgd, tiny_pair: TinyPair, contexts: Path, tmp_path: Path
 ) -> None:
     path = fit_yaml(tmp_path, tiny_pair, {"path": str(contexts), "context_id": "c9", "clbench": False})

@@ -198,7 +198,7 @@ def test_features_are_those_of_a_prefill_of_the_whole_text() -> None:
         torch.testing.assert_close(text.states, hidden[-1][:, text.origin :], atol=CLOSE, rtol=0)
 
 
-def test_no_rehearsal_is_a_task_and_no_trained_one_held_out(lab: Pair) -> None:
+def test_no_validation_text_is_a_task_and_no_trained_one_held_out(lab: Pair) -> None:
     context = lab_context(lab)
     config = TTTConfig(validation_texts=2, train_texts=3)
     texts = gather(lab, context, config).validation_texts
@@ -220,7 +220,7 @@ def test_a_whole_prompt_is_continued_not_asked(lab: Pair) -> None:
         assert len(prompt) < text.first_anchor <= len(prompt) + 8
 
 
-def test_pairs_of_two_dtypes_rehearse() -> None:
+def test_pairs_of_two_dtypes_write_texts() -> None:
     pair = load_pair("lab", "lab", device="cpu", dtype="bfloat16", draft_dtype="float32")
     assert len(gather(pair, lab_context(pair), TTTConfig(validation_texts=2)).validation_texts.held_out) == 2
 
@@ -229,7 +229,7 @@ def test_pairs_of_two_dtypes_rehearse() -> None:
 
 
 @pytest.mark.parametrize("chat", [True, False], ids=["answers", "continuations"])
-def test_tau_of_rehearsals_is_that_of_decoding_them(lab: Pair, chat: bool) -> None:
+def test_tau_of_validation_texts_is_that_of_decoding_them(lab: Pair, chat: bool) -> None:
     pair = lab if chat else Pair(lab.target, lab.draft, None)
     config = TTTConfig(validation_texts=4, anchors_per_step=16)
     material = gather(pair, lab_context(lab), config)
@@ -293,7 +293,7 @@ def test_what_ruins_answers_is_rolled_back(lab: Pair) -> None:
         ),
     ],
 )
-def test_what_was_lacking_is_told(scores: list[tuple[int, float, float]], words: str) -> None:
+def test_what_was_lacking_is_said(scores: list[tuple[int, float, float]], words: str) -> None:
     held_out = [HeldOutScore(step, loss, tau, [tau] * 3, []) for step, loss, tau in scores]
     told = _rolled_back(
         SimpleNamespace(stopped="done", scores=held_out, held_out_by="validation_texts"),  # type: ignore[arg-type]
