@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from dgd_lightning.checks import check_integer
 from dgd_lightning.decode.drafter import check_block_size
+from dgd_lightning.decode.readouts.draft import DraftReadout
 from dgd_lightning.decode.sampling import SamplingParams, sampling_params
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.base import Method
@@ -61,12 +62,9 @@ class Arm:
 
     def describe(self) -> str:
         """What was resolved, in one line: ``guided: Guided, beta 0.3, readout draft; greedy; ttt``."""
-        usual = {field.name: field.default for field in fields(self.method)}  # type: ignore[arg-type]
-        words = [
-            f"{name} {short(value)}"
-            for name, value in self.method.settings().items()
-            if name == "readout" or value != usual.get(name)
-        ]
+        given = unusual(self.method)
+        names = [name for name in self.method.settings() if name in given or name == "readout"]
+        words = [f"{name} {in_words(getattr(self.method, name))}" for name in names]
         drawn = [f"{name} {value:g}" for name, value in self.sampling().items() if value]
         more = ["ttt"] * self.ttt
         if self.online_every is not None:
@@ -105,12 +103,24 @@ class Arm:
         self.method.check_arm(self.temperature)
 
 
-def short(value: Any) -> str:
-    """A setting in words: ``LogitLens(layer=3)`` for a class path with its arguments."""
-    if not isinstance(value, dict) or "class_path" not in value:
+def unusual(holder: Any) -> dict[str, Any]:
+    """Fields of a dataclass that are not the class's own defaults."""
+    values = {}
+    for field in fields(holder):
+        usual = field.default if field.default_factory is MISSING else field.default_factory()
+        if (value := getattr(holder, field.name)) != usual:
+            values[field.name] = value
+    return values
+
+
+def in_words(value: Any) -> str:
+    """A setting as a person would write it: ``LogitLens(layer=3)``, ``draft``."""
+    if value == DraftReadout():
+        return "draft"
+    if not is_dataclass(value):
         return str(value)
-    inner = ", ".join(f"{name}={short(one)}" for name, one in value["init_args"].items())
-    return value["class_path"].rpartition(".")[2] + (f"({inner})" if inner else "")
+    inner = ", ".join(f"{name}={in_words(one)}" for name, one in unusual(value).items())
+    return type(value).__name__ + (f"({inner})" if inner else "")
 
 
 def check_arms(arms: Sequence[Arm], draft: str | None) -> None:

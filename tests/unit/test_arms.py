@@ -121,9 +121,10 @@ def test_rows_say_the_facts_that_others_ask_for() -> None:
 def test_an_arm_is_described_in_a_line() -> None:
     assert Arm("plain", Autoregressive()).describe() == "plain: Autoregressive; greedy"
     guided = Arm("g", Guided(0.3, readout=LogitLens(2)), temperature=0.7, top_p=0.9, ttt=True)
-    assert guided.describe() == (
-        "g: Guided, beta 0.3, readout LogitLens(layer=2, norm=True); temperature 0.7, top_p 0.9; ttt"
-    )
+    assert guided.describe() == ("g: Guided, beta 0.3, readout LogitLens(layer=2); temperature 0.7, top_p 0.9; ttt")
+    noise = Arm("n", Guided(0.3, readout=Noise(LogitLens(2)), space="probs"))
+    assert noise.describe() == "n: Guided, beta 0.3, readout Noise(like=LogitLens(layer=2)), space probs; greedy"
+    assert Arm("m", Guided(0.3, readout=Noise())).describe() == "m: Guided, beta 0.3, readout Noise; greedy"
     online = Arm("o", Speculative(block_size=4), online_every=8)
     assert online.describe() == "o: Speculative, block_size 4; greedy; adapts every 8 tokens"
 
