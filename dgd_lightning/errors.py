@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Bad input, told in one line: ``argument: expected …, received …. Hint: …``.
+    """Bad input, reported in one line: ``argument: expected …, received …. Hint: …``.
 
     Args:
         argument: the name the user knows it by (``target``, ``max_new_tokens``, ``data.path line 3``).

@@ -153,7 +153,7 @@ class TaskData(LicensedData):
     def shards(self, ranks: int, module: Any) -> list[list[int]]:
         """Which groups each rank decodes with a module.
 
-        Where contexts are adapted to, each goes to one rank. So it does where their beginnings are read once, unless
+        Where contexts are adapted to, each goes to one rank. So it does where their prefixes are read once, unless
         some rank would then have a tenth more to do than with groups in turn.
         """
         turns, whole = (group_shards(self.groups, ranks, together=together) for together in (False, True))

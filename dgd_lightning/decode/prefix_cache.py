@@ -49,7 +49,7 @@ class PrefixCache(NamedTuple):
 
 
 def make_prefix_cache(target: Target, ids: Tensor, layer_ids: Sequence[int] = ()) -> PrefixCache:
-    """Read a beginning [S], for batches that need at most these layers."""
+    """Read a prefix [S], for batches that need at most these layers."""
     cache = target.new_cache(1, len(ids))
     read = target.prefill(
         ids[None].to(target.device), [len(ids)], cache, layer_ids=layer_ids, keep_features=bool(layer_ids)

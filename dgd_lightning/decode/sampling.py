@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.checks import check_integer, check_number
+from dgd_lightning.distributions import real_dtype
 
 MIN_TEMPERATURE = 1e-4  # below it fp32 logits overflow when divided, and the distribution is the argmax's anyway
 
@@ -84,7 +85,7 @@ def draw(probs: Tensor, uniform: Tensor) -> Tensor:
     Returns:
         [..] token ids; a token of probability 0 is never drawn.
     """
-    cdf = probs.cumsum(-1, dtype=torch.float64)  # [.., V]
+    cdf = probs.cumsum(-1, dtype=real_dtype(probs.device))  # [.., V]
     # The first index whose CDF exceeds u·total; scaling by the total absorbs a sum of 1 ± rounding.
     point = (uniform[..., None] * cdf[..., -1:]).contiguous()  # [.., 1]
     return torch.searchsorted(cdf.contiguous(), point, right=True).squeeze(-1)

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dgd_lightning.distributions import real_dtype
+
 
 class Tau(NamedTuple):
     """Tokens committed per target verification; NaN where there was none."""
@@ -51,7 +53,7 @@ def length_histogram(lengths: Sequence[int], block_size: int) -> Tensor:
 def tau_of_histogram(counts: Tensor) -> float:
     """Micro τ of a histogram [K + 1]."""
     total = counts.sum()
-    weights = torch.arange(len(counts), dtype=torch.float64, device=counts.device)
+    weights = torch.arange(len(counts), dtype=real_dtype(counts.device), device=counts.device)
     return float((counts * weights).sum() / total) if total > 0 else float("nan")
 
 
@@ -86,6 +88,6 @@ def acceptance_rates(counts: Tensor) -> AcceptanceRates:
     Args:
         counts: [K + 1] histogram of verified lengths: slot j was accepted in the verifications longer than j.
     """
-    beyond = counts.flip(0).cumsum(0).flip(0).double()  # [K + 1]: entry l counts lengths >= l
+    beyond = counts.flip(0).cumsum(0).flip(0).to(real_dtype(counts.device))  # [K + 1]: entry l counts lengths >= l
     accepted, reached = beyond[2:], beyond[1:-1]  # [K - 1] each: slot j needs length >= j + 1, and >= j to be reached
     return AcceptanceRates(accepted / reached, accepted / beyond[1])

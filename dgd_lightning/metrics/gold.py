@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dgd_lightning.distributions import real_dtype
+
 
 def gold_rank(logits: Tensor, tokens: Tensor) -> Tensor:
     """Rank of each token among all: 1 for the top-1 token.
@@ -20,8 +22,8 @@ def gold_rank(logits: Tensor, tokens: Tensor) -> Tensor:
         [..], fp64, in 1 … V.
     """
     own = logits.gather(-1, tokens[..., None])  # [.., 1]
-    above = (logits > own).sum(-1, dtype=torch.float64)
-    equal = (logits == own).sum(-1, dtype=torch.float64)  # itself included
+    above = (logits > own).sum(-1, dtype=real_dtype(logits.device))
+    equal = (logits == own).sum(-1, dtype=real_dtype(logits.device))  # itself included
     return above + (equal + 1) / 2
 
 

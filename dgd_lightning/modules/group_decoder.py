@@ -74,7 +74,7 @@ class GroupDecoder:
         self.control_of = control_of(arms)
         self.on_progress: Callable[[str, Progress], None] | None = None
         self.on_adapt: OnAdapt | None = None
-        self.on_note: Callable[[str], None] = lambda text: None  # told what a user should know
+        self.on_note: Callable[[str], None] = lambda text: None  # called with what a user should know
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Find what can't be decoded before hours are spent on the others.

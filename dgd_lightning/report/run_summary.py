@@ -39,7 +39,9 @@ def add_solve_rates(summary: Summary, scores: Sequence[Graded], found: Sequence[
         summary.add_cell(arm, "solved", shown(rates(list(tasks.values())).official.value, "{:.1%}"))
     for one in found:
         if not one.versus.control:
-            summary.add_cell(one.versus.arm, "points vs\nbaseline", change(one.result).replace(" [", "\n["))
+            summary.add_cell(
+                one.versus.arm, "points vs\nbaseline", change(one.result).replace("none", "+0.0").replace(" [", "\n[")
+            )
 
 
 def finish(summary: Summary, folder: Path, *, verbose: bool) -> None:

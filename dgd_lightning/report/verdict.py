@@ -48,17 +48,22 @@ def _sentence(one: Compared, found: Sequence[Compared], blends: bool) -> str:
     amount = _amount(one)
     if one.holm > ALPHA:
         if not result.fixed and not result.broken:
-            return f"{head} no task differs."
+            return f"{head} no task differs{''.join(map(_beside, controls))}."
         missed = ""
         if result.contexts < FEWEST_CONTEXTS:
             missed = f"; with contexts as few as {result.contexts} even large differences would be missed"
         elif result.detectable == result.detectable:
             missed = f"; differences below {100 * result.detectable:.1f} points would be missed"
-        return f"{head} no difference found ({amount}){missed}."
+        return f"{head} no difference found ({amount}){missed}{''.join(map(_beside, controls))}."
     if result.difference.value < 0:
         return f"{head} worse ({amount})."
     alone = "; it has no null control here, so what helps need not be what the readout knows"
     return f"{head} better ({amount}){''.join(map(_beaten, controls)) or alone * blends}."
+
+
+def _beside(control: Compared) -> str:
+    """The null control, where there is nothing that it would have to be beaten in."""
+    return f"; against its null control {control.versus.base} {_amount(control)}"
 
 
 def _beaten(control: Compared) -> str:

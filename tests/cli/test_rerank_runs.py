@@ -28,12 +28,18 @@ SAME = 1e-8  # fp64, in batches of other sizes
 TASKS = 3
 LENS = {"class_path": "LogitLens", "init_args": {"layer": 2}}
 CAD = {"class_path": "WithoutContext"}
-DRAWN = {"method": {"class_path": "Rerank", "init_args": {"num_answers": 3}}, "temperature": 1.0}
+
+
+def drawn(name: str, **settings: Any) -> dict[str, Any]:
+    method = {"class_path": "Rerank", "init_args": {"num_answers": 3, **settings}}
+    return {"name": name, "method": method, "temperature": 1.0}
+
+
 ARMS: list[dict[str, Any]] = [
     {"name": "target", "method": "Autoregressive"},
-    {"name": "best", **DRAWN, "rank_by": "target"},
-    {"name": "by lens", **DRAWN, "rank_by": "blend", "beta": 0.5, "readout": LENS, "candidates": 20},
-    {"name": "by cad", **DRAWN, "rank_by": "blend", "beta": -0.5, "readout": CAD},
+    drawn("best", rank_by="target"),
+    drawn("by lens", rank_by="blend", beta=0.5, readout=LENS, candidates=20),
+    drawn("by cad", rank_by="blend", beta=-0.5, readout=CAD),
     {"name": "betas", "method": {"class_path": "Rerank", "init_args": {"betas": [-0.5, 0.0, 0.5]}}},
 ]
 
@@ -167,5 +173,6 @@ def test_without_a_draft(config: Config, dgd: Dgd, contexts: Path, tmp_path: Pat
 def test_mistakes_are_one_line(config: Config, dgd: Dgd) -> None:
     run = dgd("predict", "--config", config({"arms": [{"name": "x", "method": "Rerank"}]}))
     check_error(run, "model.arms[x].temperature", "above 0", "betas")
-    run = dgd("predict", "--config", config({"arms": [{"name": "x", "betas": [0.1]}]}))
-    check_error(run, "model.arms[x].betas", "method: rerank")
+    speculative = {"class_path": "Speculative", "init_args": {"betas": [0.1]}}
+    run = dgd("predict", "--config", config({"arms": [{"name": "x", "method": speculative}]}))
+    check_error(run, "model.arms[x].method.betas", "a key of Speculative")

@@ -116,7 +116,7 @@ def test_ways_of_one_prompt_and_reranking(pair: Pair) -> None:
     whole = guided_sweep(pair, MIXED, ways, max_new_tokens=NEW)
     again = guided_sweep(pair, MIXED, ways, max_new_tokens=NEW, prefixes=prefixes)
     assert list(map(tokens_of, again)) == list(map(tokens_of, whole))
-    options: dict[str, Any] = {"max_new_tokens": 5, "num_candidates": 2, "seed": 1}
+    options: dict[str, Any] = {"max_new_tokens": 5, "num_answers": 2, "seed": 1}
     best = rerank_generate(pair, MIXED, prefixes=prefixes, **options)
     assert tokens_of(best) == tokens_of(rerank_generate(pair, MIXED, **options))
 

@@ -261,6 +261,10 @@ def test_verdicts_in_words() -> None:
         "differences below 8.4 points would be missed."
     ]
     assert verdict([compared(0.0, holm=1.0)], []) == ["guided against plain: no task differs."]
+    beside = "; against its null control noise +1.0 points [-1.0, +3.0], Holm p 1.000."
+    for value, words in ((0.0, "no task differs"), (-0.029, "differences below 8.4 points would be missed")):
+        (said,) = verdict([compared(value, holm=1.0), compared(0.01, holm=1.0, **noise)], [])
+        assert said.endswith(words + beside)
     pairs = [Pair(str(context), *scores) for context in range(10) for scores in ((0.0, 1.0), (1.0, 0.0))]
     level = Compared(Versus("guided", "plain", False), compare(pairs), 1.0)  # one risen, one fallen in every context
     assert verdict([level], []) == ["guided against plain: no difference found (+0.0 points, Holm p 1.000)."]

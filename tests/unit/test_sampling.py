@@ -112,3 +112,10 @@ def test_a_device_without_float64_gets_narrower_uniforms_that_stay_below_one() -
     assert narrow.dtype == torch.float32
     assert narrow[:2].tolist() == [0.0, 0.25]
     assert narrow[2] < 1
+
+
+def test_a_narrower_draw_still_takes_no_token_of_probability_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dgd_lightning.decode.sampling.real_dtype", lambda device: torch.float32)
+    probs = torch.tensor([0.0, 0.3, 0.7, 0.0])
+    uniform = torch.tensor([0.0, 0.29, 0.31, 1 - torch.finfo(torch.float32).eps / 2])
+    assert draw(probs.expand(4, 4), uniform).tolist() == [1, 1, 2, 2]
