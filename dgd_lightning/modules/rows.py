@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from dgd_lightning.errors import InputError
 from dgd_lightning.modules.adaptation import Adapted
 from dgd_lightning.modules.arms import Arm
 from dgd_lightning.pair import Pair
@@ -45,13 +46,17 @@ def prediction_row(
         joined_with: names of the other arms in the batch.
         control_of: the arm whose null control this one is.
         tasks_together: how many tasks of the group were decoded together, where memory did not hold all of them.
+
+    Raises:
+        InputError: a method commits more tokens at a time than its ``block`` says.
     """
     task, prompt, output = decoded.task, decoded.prompt, decoded.output
+    block = arm.method.block(pair)
     head = {
         "arm": arm.name,
         **arm.settings(),
         "control_of": control_of,
-        "block_size": arm.method.block(pair),
+        "block_size": block,
         "prompt_tokens": len(prompt),
         "ttt": adapted and adapted.record,
         **(adapted.cost if adapted else {}),
@@ -61,6 +66,13 @@ def prediction_row(
         reason = f"prompt of {len(prompt)} tokens, at most {limit} fit"
         return {**task.row, "idx": task.idx, "model_output": None, "dgd": {**head, "skipped": reason}}
     trace, lengths, answers = output.trace, output.acceptance_lengths, output.trace.answers
+    if (most := max(trace.verified_lengths, default=1)) > (block or 1):
+        raise InputError(
+            f"model.arms[{arm.name}].method",
+            expected=f"verifications of at most {block or 1} tokens, as its block() says",
+            received=f"one of {most}",
+            hint=f"let {arm.method.name}.block(pair) return the K that it drafts with",
+        )
     own_time = not joined_with and answers is None and trace.decode_seconds > 0
     result = {
         "prefix_tokens": decoded.prefix_tokens,

@@ -1,0 +1,50 @@
+"""Prediction rows: what a method says of itself is held against what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from decode_tools import random_prompts
+from tiny import make_pair
+from torch import Tensor
+
+from dgd_lightning.decode.call import Call
+from dgd_lightning.errors import InputError
+from dgd_lightning.methods.base import Method
+from dgd_lightning.methods.speculative import Speculative
+from dgd_lightning.modules.arms import Arm
+from dgd_lightning.modules.rows import Decoded, prediction_row
+from dgd_lightning.pair import Pair
+from dgd_lightning.types import DecodeOutput, Task
+
+
+@dataclass(frozen=True)
+class Forgetful(Method):
+    """Drafts blocks and does not say so."""
+
+    def generate(self, pair: Pair, prompts: Sequence[Tensor], call: Call) -> list[DecodeOutput]:
+        return Speculative().generate(pair, prompts, call)
+
+
+class Letters:
+    """A tokenizer."""
+
+    def decode(self, tokens: Tensor, **_: Any) -> str:
+        return str(tokens.tolist())
+
+
+def test_a_method_that_drafts_must_say_its_block_size() -> None:
+    pair, (prompt,) = make_pair(block_size=4), random_prompts(1, seed=5)
+    pair = Pair(pair.target, pair.draft, Letters())
+    (output,) = Speculative().generate(pair, [prompt], Call(30))
+    accepted = output._replace(trace=output.trace._replace(verified_lengths=[1, 3]))
+    more: dict[str, Any] = {
+        "pair": pair, "limit": 99, "adapted": None, "joined_with": [], "control_of": None, "tasks_together": None,
+    }  # fmt: skip
+    decoded = Decoded(Task("t", None, "x", {}), prompt, accepted)
+    assert prediction_row(Arm("a", Speculative()), decoded, **more)["dgd"]["block_size"] == 4
+    with pytest.raises(InputError, match=r"^model\.arms\[a\]\.method: expected verifications of at most 1 tokens"):
+        prediction_row(Arm("a", Forgetful()), decoded, **more)
