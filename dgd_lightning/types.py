@@ -33,7 +33,7 @@ class RankedAnswer(NamedTuple):
     """One of the answers among which the best was chosen."""
 
     tokens: Tensor  # [T] LongTensor on CPU
-    score: float  # a log-likelihood: the higher the better
+    score: float | None  # by which it was ranked, such as a log-likelihood: the higher the better; None: by nothing
     beta: float | None  # with which it was decoded; None: drawn from the target
     seed: int | None  # None for greedy decoding
     stop_reason: StopReason

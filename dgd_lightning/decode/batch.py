@@ -199,14 +199,16 @@ class Batch:
         """[S], of a batch of one row: prompt and committed tokens that the target has read, all but the last one."""
         return torch.cat([self.request.ids[0].to(self.tokens.device), self.tokens[0]])[: self.ends[0]]
 
-    def go_back(self, lengths: Sequence[int]) -> None:
+    def go_back(self, lengths: Sequence[int], random_source: RandomSource | None = None) -> None:
         """Take back all but each row's first new tokens; finished rows are decoded on from there.
 
         Caches keep what they have: it lies beyond the rows' ends, hidden until it is overwritten. Needs
         ``keep_finished``, and rows that share no sequences.
 
         Args:
-            lengths: R numbers of new tokens that stay, none of them a stop token; with 0 the prompt alone is left.
+            lengths: R numbers of new tokens that stay, none of them a stop token; with 0 the prompt alone is left,
+                and a cycle gives the first token too.
+            random_source: for the tokens to come: the old one has the same numbers for the same positions.
         """
         assert self.keep_finished, "rows that have left the caches can't come back"
         assert not self.share_sequences, "rows of one sequence go on together"
@@ -217,6 +219,13 @@ class Batch:
         self.done = torch.zeros_like(self.done)
         self.ends = [start + count - 1 for start, count in zip(self.lengths, lengths, strict=True)]
         self.active = list(self.live)
+        self.random_source = self.sequence_random = random_source or self.random_source
+        for accepted, verified, count in zip(self.accepted, self.verified, lengths, strict=True):
+            while sum(accepted) > max(0, count - 1):  # the first token belongs to no verification
+                accepted[-1] -= min(accepted[-1], sum(accepted) - max(0, count - 1))
+                if accepted[-1] == 0:
+                    accepted.pop()
+                    verified.pop()
 
     def _fork(self, committed: list[tuple[int, ...]]) -> None:
         """Rows that have committed different tokens go on as different sequences; sequences without a row end."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+import hashlib
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
+from pathlib import PurePath
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dgd_lightning.decode.readouts.base import Readout
 from dgd_lightning.decode.readouts.without_context import WithoutContext
+from dgd_lightning.errors import InputError
 from dgd_lightning.target.model import Target
 
 
@@ -54,14 +58,33 @@ def readout_key(readout: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A value as YAML would have it: a readout or schedule is ``{class_path, init_args}``."""
+    """A value as YAML would have it: a readout or schedule is ``{class_path, init_args}``, a tensor a digest.
+
+    Raises:
+        InputError: it is nothing that rows and hashes could tell from another of its kind.
+    """
     if value is None or isinstance(value, str | int | float | bool):
         return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]
+    if isinstance(value, set | frozenset):
+        return sorted(map(plain, value), key=repr)
+    if isinstance(value, PurePath):
+        return str(value)
     if isinstance(value, Target):
         return value.model.name_or_path
+    if isinstance(value, Tensor):
+        data = value.detach().cpu().contiguous()
+        return f"{list(data.shape)} {hashlib.sha256(data.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]}"
     kind = type(value)
-    names = [field.name for field in fields(value)] if is_dataclass(value) else list(vars(value))
-    inner = {name: plain(getattr(value, name)) for name in names}
+    if not is_dataclass(value) or isinstance(value, type):
+        raise InputError(
+            "settings",
+            expected="numbers, texts, lists, dictionaries, tensors and dataclasses, which rows can hold",
+            received=f"a {kind.__module__}.{kind.__qualname__}",
+            hint="make it a frozen dataclass, or name what it is made of",
+        )
+    inner = {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": inner}

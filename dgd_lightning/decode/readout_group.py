@@ -1,4 +1,4 @@
-"""Lanes: the rows of a guided batch that share a readout and, but for β, a blend."""
+"""The rows of a guided batch that share a readout and, but for β, a blend."""
 
 from __future__ import annotations
 

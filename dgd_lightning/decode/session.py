@@ -36,6 +36,7 @@ class Session:
         width: most tokens that a step may write beyond the last committed one (K).
         layer_ids: layers whose features every forward gives.
         companions: other caches, made for the same prompts, such as the draft's; their rows are kept the same.
+        spare: slots behind all positions, for proposals that may be rejected as a whole (see :meth:`step`).
     """
 
     def __init__(
@@ -46,9 +47,10 @@ class Session:
         width: int,
         layer_ids: Sequence[int] = (),
         companions: Sequence[PositionCache] = (),
+        spare: int = 0,
     ) -> None:
         self.target, self.request, self.layer_ids = target, request, tuple(layer_ids)
-        own, need = request.prefixes[0], request.capacity(width)
+        own, need = request.prefixes[0], request.capacity(width) + spare
         if own is not None and own.draft_cache is not None:
             self.cache = check_room(own.cache, need)
         else:

@@ -143,14 +143,14 @@ def choose_among(
 
     Args:
         chosen: its number.
-        scores: of each, the higher the better; zeros where there are none.
+        scores: of each, the higher the better; None where the choice has none.
         betas: with which each was decoded.
         seconds: what the choice took.
     """
     ranked = [
         RankedAnswer(
             one.tokens,
-            0.0 if scores is None else scores[number],
+            None if scores is None else scores[number],
             None if betas is None else float(betas[number]),
             one.trace.seed,
             one.stop_reason,

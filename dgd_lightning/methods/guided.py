@@ -101,6 +101,8 @@ class Guided(Method):
         return GuidedLoop(pair, request, [group], readout.layers(pair), width, call).run()
 
     def join_key(self) -> Hashable | None:
+        if type(self).generate is not Guided.generate:  # a subclass that decodes in another way
+            return None
         return type(self), self.speculative, self.block_size
 
     def generate_together(
@@ -127,7 +129,7 @@ def sweep(
     )
     alike: dict[Any, list[int]] = {}
     for number, variant in enumerate(variants):
-        alike.setdefault((readout_key(variant.readout), replace(variant.blend, beta=0.0)), []).append(number)
+        alike.setdefault(readout_key((variant.readout, replace(variant.blend, beta=0.0))), []).append(number)
     groups: list[ReadoutGroup] = []
     layers: tuple[int, ...] = ()
     for numbers in alike.values():

@@ -142,6 +142,13 @@ class Rerank(Method):
     @torch.no_grad()
     def generate(self, pair: Pair, prompts: Sequence[Tensor], call: Call) -> list[DecodeOutput]:
         self._check_differ(call.sampling.temperature)
+        if call.num_return_sequences != 1:
+            raise InputError(
+                "num_return_sequences",
+                expected="1: reranking returns the best answer of each prompt",
+                received=call.num_return_sequences,
+                hint="leave it out; num_answers says how many are drawn",
+            )
         block, readout = self.block(pair), as_readout(self.readout)
         if self.betas is not None:
             variants = [Guidance(replace(self.blend(), beta=float(beta)), readout) for beta in self.betas]

@@ -83,19 +83,13 @@ class ContextAdapter:
         self, context_id: str, prompts: Sequence[Tensor], report: OnAdapt, prefixes: PrefixStore | None
     ) -> Adapted:
         wanted = prefixes is not None and prefixes.length(context_id) > 0
-        try:
-            result = ttt_adapt(
-                self.pair,
-                common_prefix(prompts),
-                self.config,
-                avoid=prompts,
-                enable_thinking=self.enable_thinking,
-                on_step=lambda step, loss, score: report(context_id, step, f"step {step}/{self.config.steps}"),
-                on_phase=lambda phase: report(context_id, 0, PHASES[phase]),
-                prefix_layers=prefixes.layer_ids if prefixes is not None and wanted else None,
-            )
-        except (ContextError, torch.OutOfMemoryError) as error:
-            return Adapted(None, {"kept": False, "error": " ".join(str(error).split())}, {})
+        layers = prefixes.layer_ids if prefixes is not None and wanted else None
+        result, why = self._fitted(context_id, prompts, report, layers)
+        if result is None and layers is not None and isinstance(why, torch.OutOfMemoryError):
+            # once more with the memory that the context's own keys and values took
+            result, why = self._fitted(context_id, prompts, report, None)
+        if result is None:
+            return Adapted(None, {"kept": False, "error": " ".join(str(why).split())}, {})
         if prefixes is not None and result.prefix is not None:
             prefixes.take(context_id, result.prefix)
             result = result._replace(prefix=None)  # the store alone holds it
@@ -110,6 +104,29 @@ class ContextAdapter:
             "ttt_peak_memory": trace.peak_memory,
         }
         return Adapted(result, summary(trace), cost)
+
+    def _fitted(
+        self, context_id: str, prompts: Sequence[Tensor], report: OnAdapt, layers: tuple[int, ...] | None
+    ) -> tuple[AdaptResult | None, Exception | None]:
+        """A result, or what kept this context from one; ``layers``: of the prefix that is handed on, None for none."""
+        failed: Exception
+        try:
+            result = ttt_adapt(
+                self.pair,
+                common_prefix(prompts),
+                self.config,
+                avoid=prompts,
+                enable_thinking=self.enable_thinking,
+                on_step=lambda step, loss, score: report(context_id, step, f"step {step}/{self.config.steps}"),
+                on_phase=lambda phase: report(context_id, 0, PHASES[phase]),
+                prefix_layers=layers,
+            )
+            return result, None
+        except (ContextError, torch.OutOfMemoryError) as error:
+            failed = error.with_traceback(None)  # which holds on to the tensors of the fit
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None, failed
 
 
 def contexts_to_adapt(data: Any, *, accepted: bool, inference_mode: bool) -> dict[str, list[Task]]:

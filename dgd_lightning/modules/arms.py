@@ -9,7 +9,6 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from dgd_lightning.checks import check_integer
-from dgd_lightning.decode.drafter import check_block_size
 from dgd_lightning.decode.readouts.draft import DraftReadout
 from dgd_lightning.decode.sampling import SamplingParams, sampling_params
 from dgd_lightning.errors import InputError
@@ -166,12 +165,10 @@ def check_blocks(arms: Sequence[Arm], pair: Pair) -> None:
     InputError: an arm's blocks are longer than those the draft was trained with.
     """
     for arm in arms:
-        size = getattr(arm.method, "block_size", None)
-        if size is not None and pair.draft is not None:
-            try:
-                check_block_size(pair, size)
-            except InputError as error:
-                raise error.named(f"model.arms[{arm.name}].{error.argument}") from error
+        try:
+            arm.method.block(pair)
+        except InputError as error:
+            raise error.named(f"model.arms[{arm.name}].method.{error.argument}") from error
 
 
 def control_of(arms: Sequence[Arm]) -> dict[str, str]:
@@ -195,7 +192,7 @@ def joined(arms: Sequence[Arm], join: bool) -> list[list[Arm]]:
     groups: dict[Any, list[Arm]] = {}
     for arm in arms:
         key = arm.method.join_key() if join else None
-        alike = arm.name if key is None else (key, *arm.sampling().values(), arm.ttt)
+        alike = arm.name if key is None else (key, *arm.sampling().values(), arm.ttt, arm.online_every)
         groups.setdefault(alike, []).append(arm)
     return list(groups.values())
 

@@ -117,20 +117,20 @@ class GroupDecoder:
                 together = None if size == len(tasks) else size
                 return [row for part in parts for row in self._part(part, turn, together)]
             except torch.OutOfMemoryError as error:
-                self.prefixes.release()
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-                if size == 1:
-                    raise InputError(
-                        f"task {tasks[0].idx}",
-                        expected="a prompt that fits the device's memory with every arm",
-                        received=f"{error}"[:200],
-                        hint="use a larger device, model.device_map: auto, fewer new tokens, or model.join_arms: false",
-                    ) from error
-                size = (size + 1) // 2
-                self.on_note(
-                    f"out of memory with {len(tasks)} tasks together: going on with {size}, for all arms alike"
+                why = f"{error}"[:200]
+            # Here, not above: what was caught holds on to the tensors of the batch that failed.
+            self.prefixes.release()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if size == 1:
+                raise InputError(
+                    f"task {tasks[0].idx}",
+                    expected="a prompt that fits the device's memory with every arm",
+                    received=why,
+                    hint="use a larger device, model.device_map: auto, fewer new tokens, or model.join_arms: false",
                 )
+            size = (size + 1) // 2
+            self.on_note(f"out of memory with {len(tasks)} tasks together: going on with {size}, for all arms alike")
 
     def _part(self, tasks: list[Task], turn: int, tasks_together: int | None) -> list[dict[str, Any]]:
         members: dict[str, list[Task]] = {}  # an adapter belongs to one context: without adapters, one part is enough

@@ -97,8 +97,8 @@ def prediction_row(
         "decode_seconds": trace.decode_seconds,
         "seconds": decoded.prefix_seconds + trace.prefill_seconds + trace.decode_seconds + trace.rank_seconds,
         "tokens_per_second": trace.batch_tokens / trace.decode_seconds if own_time else None,
-        **arm.method.record(output),
     }
+    result = {**arm.method.record(output), **result}  # what all rows say is not the method's to change
     if joined_with:
         result["joined_with"] = list(joined_with)
     if answers is not None:
@@ -115,7 +115,7 @@ def _answer(pair: Pair, one: RankedAnswer) -> dict[str, Any]:
     return {
         "text": _text(pair, one.tokens),
         "tokens": len(one.tokens),
-        "score": one.score if math.isfinite(one.score) else None,
+        "score": one.score if one.score is not None and math.isfinite(one.score) else None,
         "beta": one.beta,
         "seed": one.seed,
         "stop_reason": one.stop_reason,

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from dgd_lightning.data.licence import check_clbench
 from dgd_lightning.modules.export import copy_provenance, require_writable
 from dgd_lightning.modules.schedule import scheduled
 
@@ -96,8 +97,9 @@ class TargetPretraining(L.LightningModule):
         """Chooses the loss.
 
         Raises:
-            InputError: ``export_dir`` can't be written.
+            InputError: the data is CL-bench's, or ``export_dir`` can't be written.
         """
+        check_clbench(getattr(self._trainer, "datamodule", None), False, "data")
         is_first = self._trainer is None or self.trainer.is_global_zero
         if stage == "fit" and self.export_dir is not None and is_first:
             require_writable(Path(self.export_dir), "model.export_dir")

@@ -132,9 +132,8 @@ class TTTConfig:
             self.modules = ["q_proj"]
 
     def fingerprint(self) -> dict[str, Any]:
-        """All settings, for the hash of a run; those that came later only where they are set."""
-        later = {"validation_batch": None, "attention": "auto"}
-        return {name: value for name, value in asdict(self).items() if (name, value) not in later.items()}
+        """All settings, for the hash of a run."""
+        return asdict(self)
 
     @property
     def scaling(self) -> float:

@@ -62,7 +62,7 @@ def test_block_sizes() -> None:
         [Arm("a", Speculative()), Arm("b", Speculative(2)), Arm("c", Speculative(4)), Arm("d", Guided(0.1))], pair
     )
     for method in (Speculative(5), Guided(0.1, block_size=5), Rerank(block_size=5)):
-        with pytest.raises(InputError, match=r"^model\.arms\[b\]\.block_size: expected an integer from 2 to 4"):
+        with pytest.raises(InputError, match=r"^model\.arms\[b\]\.method\.block_size: expected an integer from 2 to 4"):
             check_blocks([Arm("a", Speculative()), Arm("b", method)], pair)
     with pytest.raises(InputError, match=r"^block_size: expected an integer of at least 2"):
         Speculative(1)

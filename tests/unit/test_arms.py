@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+from dgd_lightning.decode.call import Call
 from dgd_lightning.decode.readouts.logit_lens import LogitLens
 from dgd_lightning.decode.readouts.noise import Noise
 from dgd_lightning.errors import InputError
@@ -19,7 +24,9 @@ from dgd_lightning.methods.rerank import Rerank
 from dgd_lightning.methods.speculative import Speculative
 from dgd_lightning.modules.arms import Arm, check_arms, control_of, joined
 from dgd_lightning.modules.decoding import Decoding
+from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.config import TTTConfig
+from dgd_lightning.types import DecodeOutput
 
 
 @pytest.mark.parametrize(
@@ -182,6 +189,61 @@ def test_arms_share_a_batch_where_they_draw_draft_and_adapt_alike() -> None:
         ["best"],
     ]
     assert joined(arms, False) == [[arm] for arm in arms]
+
+
+@dataclass(frozen=True)
+class Online(Guided):
+    """A subclass that takes hooks and decodes in its own way."""
+
+    online = True
+
+    def generate(self, pair: Pair, prompts: Sequence[Tensor], call: Call) -> list[DecodeOutput]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Quieter(Guided):
+    """One that only differs in a name."""
+
+    online = True
+
+
+def test_a_subclass_is_joined_only_where_it_decodes_alike() -> None:
+    apart = [Arm("a", Online(0.1)), Arm("b", Online(0.2))]
+    assert joined(apart, True) == [[apart[0]], [apart[1]]]
+    hooked = [Arm("a", Quieter(0.1), online_every=8), Arm("b", Quieter(0.2)), Arm("c", Quieter(0.3), online_every=8)]
+    assert [[arm.name for arm in group] for group in joined(hooked, True)] == [["a", "c"], ["b"]]
+
+
+@dataclass(frozen=True)
+class Holder(Method):
+    """A method with settings of all kinds."""
+
+    value: Any
+
+    def generate(self, pair: Pair, prompts: Sequence[Tensor], call: Call) -> list[DecodeOutput]:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"a": 1}, {"a": 2}),
+        ({1, 2}, {1, 3}),
+        (Path("a"), Path("b")),
+        (torch.tensor([1.0]), torch.tensor([2.0])),
+        ([LogitLens(1)], [LogitLens(2)]),
+    ],
+)
+def test_settings_that_differ_are_told_apart_in_hashes(one: Any, other: Any) -> None:
+    first, again, second = (json.dumps(Holder(value).settings()) for value in (one, one, other))
+    assert first == again != second
+
+
+def test_settings_that_no_row_can_hold_are_refused() -> None:
+    for value in (len, object(), torch.nn.Linear(1, 1)):
+        with pytest.raises(InputError, match=r"^settings: expected numbers, texts, .*received a "):
+            Holder(value).settings()
 
 
 def test_null_controls_are_paired_with_what_they_imitate() -> None:

@@ -140,6 +140,8 @@ def test_a_schedule_counts_the_answers_tokens() -> None:
         ({"betas": [0.1, float("inf")]}, "betas"),
         ({"betas": [2.0], "blend": Blend(0.1, "probs")}, "betas"),
         ({"num_answers": 0}, "num_answers"),
+        ({"num_return_sequences": 2}, "num_return_sequences"),
+        ({"betas": [0.1, 0.2], "num_return_sequences": 2}, "num_return_sequences"),
     ],
 )
 def test_unusable_arguments_are_named(arguments: dict[str, Any], named: str) -> None:

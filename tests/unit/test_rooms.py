@@ -43,7 +43,12 @@ def imports(text: str, known: dict[str, Path]) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "a relative import"
             for name in node.names:
-                yield from {str(node.module), f"{node.module}.{name.name}"} & known.keys()
+                if found := {str(node.module), f"{node.module}.{name.name}"} & known.keys():
+                    yield from found
+                elif node.module == PACKAGE.name:  # the public names load any room
+                    assert name.name == "__version__", f"{name.name} by way of the package's public names"
+                elif str(node.module).startswith(f"{PACKAGE.name}."):  # what a room's `__init__.py` hands on
+                    yield f"{node.module}.__init__"
 
 
 def room(module: str) -> str:
@@ -94,6 +99,9 @@ def test_metrics_need_no_model() -> None:
                                 "if TYPE_CHECKING:\n    from dgd_lightning.b import x"])  # fmt: skip
 def test_imports_are_found_wherever_they_stand(at: str) -> None:
     assert list(imports(at, {"dgd_lightning.b": Path()})) == ["dgd_lightning.b"]
+    assert list(imports("from dgd_lightning.callbacks import X", {})) == ["dgd_lightning.callbacks.__init__"]
+    with pytest.raises(AssertionError, match="Pair by way of"):
+        list(imports("from dgd_lightning import Pair", {}))
     assert upward({"dgd_lightning.types": {"dgd_lightning.pair"}}) == ["dgd_lightning.types imports dgd_lightning.pair"]
     assert len(loop({"a": {"b"}, "b": {"c"}, "c": {"a"}})) == 4  # the first once more, at the end
 

@@ -15,6 +15,7 @@ from dgd_lightning.decode.batch import Batch, choose
 from dgd_lightning.decode.blending import Blend
 from dgd_lightning.decode.call import Call, check_request
 from dgd_lightning.decode.drafter import Drafter, propose
+from dgd_lightning.decode.random_source import RandomTable, random_table
 from dgd_lightning.decode.readouts.draft import DraftReadout
 from dgd_lightning.decode.replay import replay
 from dgd_lightning.decode.sampling import sampling_params
@@ -117,3 +118,37 @@ def test_rows_go_back_and_decode_on(drafted: bool, stay: Sequence[int]) -> None:
         batch.tokens[row, : len(tokens)] = torch.tensor(tokens)
     batch.go_back(kept)
     assert decode_on(pair, batch, drafter) == first
+    for count, (tokens, accepted, _, trace) in zip(kept, batch.outputs(drafts=1), strict=True):
+        assert sum(accepted) == len(tokens) - (count > 0)  # behind the prompt alone a cycle gives the first token too
+        assert len(trace.verified_lengths) == len(accepted) == trace.target_forwards
+
+
+@torch.no_grad()
+def test_what_is_drawn_again_is_drawn_with_other_numbers() -> None:
+    pair, prompts = make_pair(), random_prompts(2, seed=9)
+    request = check_request(pair, prompts, Call(24, sampling_params(1.3), stop_token_ids=(), seed=[1, 2]))
+    batch = Batch.after_prefill(Session(pair.target, request, width=1), width=1, keep_finished=True)
+    first = decode_on(pair, batch, None)
+    batch.go_back([8, 8])
+    assert decode_on(pair, batch, None) == first  # the same positions have the same numbers
+    table = random_table([3, 4], 25)
+    batch.go_back([8, 8], RandomTable(table, batch.starts))
+    second = decode_on(pair, batch, None)
+    assert [row[:8] for row in second] == [row[:8] for row in first]
+    assert all(mine != theirs for mine, theirs in zip(second, first, strict=True))
+
+
+@torch.no_grad()
+def test_a_session_has_room_for_proposals_in_spare_slots() -> None:
+    pair, (prompt,) = make_pair(), random_prompts(1, seed=9)
+    request = check_request(pair, [prompt], Call(8, sampling_params()))
+    session = Session(pair.target, request, width=1, spare=3)
+    plain = Session(pair.target, request, width=1)
+    for one in (session, plain):
+        one.prefill()
+    tokens = torch.tensor([[5, 6, 7]])
+    positions = len(prompt) + torch.arange(3)[None]
+    slots = request.capacity(1) + torch.arange(3)[None]
+    aside = session.step(tokens, positions, max_length=request.capacity(1) + 3, slots=slots).logits
+    there = plain.step(tokens, positions, max_length=len(prompt) + 3).logits
+    torch.testing.assert_close(aside, there, rtol=0, atol=EXACT)

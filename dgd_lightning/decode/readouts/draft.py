@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from dgd_lightning.checks import check_choice, check_integer
 from dgd_lightning.decode.call import Request
 from dgd_lightning.decode.drafter import check_draft
 from dgd_lightning.decode.readouts.base import Readout, ReadoutState, TargetOutput
@@ -37,6 +38,10 @@ class DraftReadout(Readout):
 
     needs_draft = True
 
+    def __post_init__(self) -> None:
+        check_choice("readout.features", self.features, get_args(Features))
+        check_integer("readout.block_size", self.block_size, least=2, optional=True, hint="leave it out")
+
     def layers(self, pair: Pair) -> tuple[int, ...]:
         return tuple(_draft(pair).config.target_layer_ids)
 
@@ -44,19 +49,9 @@ class DraftReadout(Readout):
         return None if self.features == "own" else DraftReadout(self.block_size)
 
     def begin(self, pair: Pair, request: Request, width: int) -> ReadoutState:
-        if self.features not in ("own", "shuffled", "random"):
-            raise InputError(
-                "readout.features", expected="own, shuffled or random", received=repr(self.features), hint="use own"
-            )
         trained = _draft(pair).config.block_size
         size = trained if self.block_size is None else self.block_size
-        if isinstance(size, bool) or not isinstance(size, int) or not 2 <= size <= trained:
-            raise InputError(
-                "readout.block_size",
-                expected=f"an integer from 2 to {trained}, the size the draft was trained with",
-                received=repr(self.block_size),
-                hint="leave it out",
-            )
+        check_integer("readout.block_size", size, least=2, most=trained, hint="leave it out for the trained size")
         return DraftState(pair, request, width, size, self)
 
 
