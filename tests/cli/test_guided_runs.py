@@ -93,8 +93,7 @@ def test_bad_guidance_is_one_line(
 
 def test_another_readout_is_another_run(config: Config, dgd: Dgd, contexts: Path, tmp_path: Path) -> None:
     for layer in (1, 2):
-        arm = {"name": "x", "method": {"class_path": "Guided", "init_args": {"beta": 0.3}}}
-        arm["readout"] = {"class_path": "LogitLens", "init_args": {"layer": layer}}
+        arm = {"name": "x", "method": made("Guided", beta=0.3, readout=made("LogitLens", layer=layer))}
         path = config({"arms": [arm], "max_new_tokens": 2}, {"path": str(contexts)})
         assert dgd("predict", "--config", path).code == 0
     hashes = {

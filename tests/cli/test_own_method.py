@@ -54,7 +54,7 @@ def settings(tmp_path: Path) -> Path:
         {"name": "drawn", "method": "Autoregressive", "temperature": 1.0},
         {
             "name": "votes",
-            "method": {"class_path": "my_methods.MostFrequent", "init_args": {"count": 5}},
+            "method": {"class_path": "most_frequent_method.MostFrequent", "init_args": {"count": 5}},
             "temperature": 1.0,
         },
     ]
@@ -77,7 +77,7 @@ def settings(tmp_path: Path) -> Path:
 
 def test_a_method_of_ones_own_goes_everywhere(dgd: Dgd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(METHOD.splitlines()) <= 40
-    (tmp_path / "my_methods.py").write_text(METHOD)
+    (tmp_path / "most_frequent_method.py").write_text(METHOD)
     monkeypatch.syspath_prepend(tmp_path)
     path, folder = settings(tmp_path), tmp_path / "logs" / "own" / "version_0"
     run = dgd("predict", "--config", path)
@@ -87,7 +87,7 @@ def test_a_method_of_ones_own_goes_everywhere(dgd: Dgd, tmp_path: Path, monkeypa
     votes = [row["dgd"] for row in rows if row["dgd"]["arm"] == "votes"]
     assert len(votes) == TASKS
     for row, record in ((row, row["dgd"]) for row in rows if row["dgd"]["arm"] == "votes"):
-        assert (record["method"], record["settings"]) == ("my_methods.MostFrequent", {"count": 5})
+        assert (record["method"], record["settings"]) == ("most_frequent_method.MostFrequent", {"count": 5})
         assert [record["lossless"], record["baseline"], record["blends"]] == [False, False, False]
         texts = [one["text"] for one in record["answers"]]
         assert texts.count(row["model_output"]) == record["votes"] == max(map(texts.count, texts))
@@ -119,7 +119,7 @@ def test_a_method_of_ones_own_goes_everywhere(dgd: Dgd, tmp_path: Path, monkeypa
         "--config",
         path,
         "--model.arms",
-        "[{name: v, method: {class_path: my_methods.MostFrequent, init_args: {count: 0}}}]",
+        "[{name: v, method: {class_path: most_frequent_method.MostFrequent, init_args: {count: 0}}}]",
     )
     assert bad.code == 2
     assert "count: expected at least 1, received 0" in bad.err

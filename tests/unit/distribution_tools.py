@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dgd_lightning.decode.random_source import Stream
 from dgd_lightning.decode.sampling import probabilities, sampling_params
+from dgd_lightning.pair import Pair
 from dgd_lightning.types import Prefill, TargetStep
 
 TV_TOLERANCE = 1e-12  # the bound: sums of some 1e5 fp64 path probabilities, each a product of up to 12 factors
@@ -96,7 +97,7 @@ class StubDraft:
 
 
 def stub_pair(vocab: int, block_size: int, seed: int = 0) -> Any:
-    return SimpleNamespace(target=StubTarget(vocab, seed), draft=StubDraft(vocab, block_size, seed + 1), tokenizer=None)
+    return Pair(StubTarget(vocab, seed), StubDraft(vocab, block_size, seed + 1), None)  # type: ignore[arg-type]
 
 
 class Explorer:

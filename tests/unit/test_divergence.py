@@ -210,7 +210,7 @@ def test_a_row_tells_what_naive_forwards_say(written: Pair, name: str) -> None:
     record = divergence_record(written, arm.guidance_of({}), prompt, answer, DivergenceSettings(top=3, large=0.2))
     assert record is not None
     read = naive_read("lens" if name == "lens" else "draft", written, prompt)
-    beta = arm.beta or 0.0
+    beta = getattr(arm, "beta", 0.0)
     tops = {entry["at"]: entry for entry in record["top"]}
     for at, token in enumerate(answer.tolist()):
         text = [*prompt.tolist(), *answer.tolist()[:at]]
