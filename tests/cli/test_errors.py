@@ -223,7 +223,7 @@ def test_bad_arms(config: Config, dgd: Dgd, arms: list[dict[str, Any]]) -> None:
 
 def test_bad_block_size(config: Config, dgd: Dgd) -> None:
     arms = [{"name": "a", "method": {"class_path": "Speculative", "init_args": {"block_size": 9}}}]
-    check(dgd("predict", "--config", config(model={"arms": arms})), "model.arms[a].block_size", "from 2 to 4")
+    check(dgd("predict", "--config", config(model={"arms": arms})), "model.arms[a].method.block_size", "from 2 to 4")
 
 
 def test_unknown_class(config: Config, dgd: Dgd) -> None:

@@ -63,9 +63,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("readout", {"readout": "drafts"}),
     ("readout", {"readout": None}),
     ("readout", {"readout": DraftReadout}),
-    (r"readout\.block_size", {"readout": DraftReadout(block_size=1)}),
     (r"readout\.block_size", {"readout": DraftReadout(block_size=5)}),
-    (r"readout\.features", {"readout": DraftReadout(features="none")}),  # type: ignore[arg-type]
     (r"readout\.layer", {"readout": LogitLens(6)}),
     (r"readout\.layer", {"readout": LogitLens(-1)}),
     (r"readout\.layer", {"readout": LogitLens(1.0)}),  # type: ignore[arg-type]
@@ -90,6 +88,12 @@ def test_bad_input(name: str, change: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"^{name}: expected .*, received .*Hint: ") as error:
         guided_generate(make_pair(), **(arguments | change))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "settings"), [("block_size", {"block_size": 1}), ("features", {"features": "none"})])
+def test_a_readouts_bad_settings_are_named_where_it_is_made(name: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=rf"^readout\.{name}: expected .*, received .*Hint: "):
+        DraftReadout(**settings)
 
 
 def test_bad_pairs() -> None:

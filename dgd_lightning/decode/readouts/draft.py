@@ -107,7 +107,7 @@ class DraftState(ReadoutState):
         whole.scatter_(1, at.clamp(max=count)[:, :, None, None].expand_as(states), states)
         positions = torch.arange(count, device=at.device).repeat(len(states), 1)  # [b, count]
         order = positions.clone()
-        for row, length in enumerate(self.lengths):  # what stands behind a row's prompt is padding
+        for row, length in enumerate(self.lengths):  # what is behind a row's prompt is padding
             generator = torch.Generator().manual_seed(mixed_seed(self.readout.seed, length - 1))
             order[row, : length - 1] = torch.randperm(length - 1, generator=generator).to(order.device)
         shuffled = whole.gather(1, order[:, :, None, None].expand(-1, -1, *states.shape[2:]))
