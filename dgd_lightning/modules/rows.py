@@ -112,10 +112,11 @@ def prediction_row(
 
 def _answer(pair: Pair, one: RankedAnswer) -> dict[str, Any]:
     """An answer for JSON, which knows no infinity: a blend's constraints can make an answer impossible."""
+    score = {} if one.score is None else {"score": one.score if math.isfinite(one.score) else None}
     return {
         "text": _text(pair, one.tokens),
         "tokens": len(one.tokens),
-        "score": one.score if one.score is not None and math.isfinite(one.score) else None,
+        **score,
         "beta": one.beta,
         "seed": one.seed,
         "stop_reason": one.stop_reason,

@@ -236,11 +236,13 @@ def _answer(row: Row, verdict: Verdict) -> dict[str, Any]:
 
 def _other(row: Row, answer: Row, verdict: Verdict) -> dict[str, Any]:
     """One of the answers among which the best was chosen."""
-    score = "−∞" if answer["score"] is None else f"{answer['score']:.4g}"
+    score = ""  # a method may choose by none
+    if "score" in answer:
+        score = f"score {'−∞' if answer['score'] is None else format(answer['score'], '.4g')}"
     beta = "" if answer["beta"] is None else f" · β {answer['beta']:g}"
     return {
         "solved": _solved({**row, "model_output": answer["text"]}, verdict),
-        "about": f"score {score}{beta} · {answer['tokens']:,} tokens · {answer['stop_reason']}",
+        "about": f"{score}{beta} · {answer['tokens']:,} tokens · {answer['stop_reason']}".lstrip(" ·"),
         "text": answer["text"],
     }
 

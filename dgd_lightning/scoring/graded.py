@@ -34,6 +34,7 @@ class ArmFacts(NamedTuple):
     lossless: bool  # its answers have the target's own distribution
     sampling: tuple[Any, ...]  # temperature, top_k, top_p
     control_of: str | None  # the arm whose null control it is
+    baseline: bool = False  # what speed-ups refer to; rates do so too, where there is one
 
 
 class Versus(NamedTuple):
@@ -100,15 +101,17 @@ def arm_facts(row: dict[str, Any]) -> ArmFacts:
     sampling = tuple(record.get(name) for name in ("temperature", "top_k", "top_p"))
     control, lossless = record.get("control_of"), record.get("lossless") is True
     name, method = (str(record.get(name, "")) for name in ("arm", "method"))
-    return ArmFacts(name, method, lossless, sampling, control if isinstance(control, str) else None)
+    control = control if isinstance(control, str) else None
+    return ArmFacts(name, method, lossless, sampling, control, record.get("baseline") is True)
 
 
 def comparisons(arms: Sequence[ArmFacts]) -> list[Versus]:
     """Which arms are compared: each whose distribution is not its baseline's with that, and with its null controls.
 
-    The baseline of an arm is the first lossless one with its sampling, or else the first lossless one of all.
+    The baseline of an arm is the first lossless one with its sampling, or else the first lossless one of all; those
+    that are a ``baseline`` come before the others.
     """
-    plain = [arm for arm in arms if arm.lossless]
+    plain = sorted((arm for arm in arms if arm.lossless), key=lambda arm: not arm.baseline)
     found = []
     for arm in arms:
         base = next((other for other in plain if other.sampling == arm.sampling), None)

@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
 from decode_tools import random_prompts
 from tiny import make_pair
 from torch import Tensor
 
 from dgd_lightning.decode.call import Call
 from dgd_lightning.errors import InputError
+from dgd_lightning.methods.autoregressive import Autoregressive
 from dgd_lightning.methods.base import Method
 from dgd_lightning.methods.speculative import Speculative
 from dgd_lightning.modules.arms import Arm
 from dgd_lightning.modules.rows import Decoded, prediction_row
 from dgd_lightning.pair import Pair
-from dgd_lightning.types import DecodeOutput, Task
+from dgd_lightning.types import DecodeOutput, RankedAnswer, Task
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,20 @@ class Letters:
 
     def decode(self, tokens: Tensor, **_: Any) -> str:
         return str(tokens.tolist())
+
+
+def test_an_answer_that_nothing_ranked_has_no_score() -> None:
+    tokens = torch.tensor([1, 2])
+    answers = [RankedAnswer(tokens, score, None, 7, "length") for score in (1.5, float("-inf"), None)]
+    pair = Pair(make_pair().target, None, Letters())
+    (output,) = Autoregressive().generate(pair, [tokens], Call(3))
+    output = output._replace(trace=output.trace._replace(answers=answers, chosen=0))
+    decoded = Decoded(Task("t", None, "x", {}), tokens, output)
+    row = prediction_row(
+        Arm("a", Autoregressive()), decoded, pair=pair, limit=99, adapted=None, joined_with=[], control_of=None,
+        tasks_together=None,
+    )  # fmt: skip
+    assert [one.get("score", "none") for one in row["dgd"]["answers"]] == [1.5, None, "none"]
 
 
 def test_a_method_that_drafts_must_say_its_block_size() -> None:

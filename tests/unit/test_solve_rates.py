@@ -76,6 +76,8 @@ def test_comparisons_leave_out_what_has_one_law() -> None:
         Versus("cold only", "plain", False),
     ]
     assert comparisons([ArmFacts("guided", "Guided", False, GREEDY, None)]) == []
+    late = [*arms[1:3], arms[0]._replace(baseline=True)]  # rates and speed-ups refer to one arm
+    assert comparisons(late) == [Versus("guided", "plain", False)]
 
 
 def graded(arm: str, scores: list[float | None]) -> list[Graded]:
