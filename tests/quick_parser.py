@@ -20,20 +20,11 @@ from jsonargparse import Namespace, _common, _typehints
 from lightning.pytorch.cli import LightningCLI
 
 PLAIN = (str, int, float, bool, type(None), Enum, Path)
-# What a result depends on besides the arguments; versions differ in what they have of these.
-FLAGS = [
-    getattr(module, name)
-    for module in (_common, _typehints)
-    for name in (
-        "lenient_check",
-        "parsing_defaults",
-        "validating_defaults",
-        "load_value_mode",
-        "sub_defaults",
-        "dump_kwargs",
-    )
-    if hasattr(module, name)
-]
+# What a result depends on besides the arguments.
+NAMES = ("lenient_check", "parsing_defaults", "validating_defaults", "load_value_mode", "sub_defaults", "dump_kwargs")
+FLAGS = [getattr(module, name) for module in (_common, _typehints) for name in NAMES if hasattr(module, name)]
+# Another version may name them otherwise: results are not remembered then, which is slower and right.
+KNOWN = all(any(hasattr(module, name) for module in (_common, _typehints)) for name in NAMES)
 
 
 class _Unknown(Exception):
@@ -86,5 +77,6 @@ def _once(set_up: Callable[..., None], known: dict[Hashable, dict[str, Any]]) ->
 
 def patch(patches: pytest.MonkeyPatch) -> None:
     """Until the patches are undone, parsers are built once and their results are remembered."""
-    patches.setattr(_typehints, "adapt_class_type", _remembering(_typehints.adapt_class_type, {}))
+    if KNOWN:
+        patches.setattr(_typehints, "adapt_class_type", _remembering(_typehints.adapt_class_type, {}))
     patches.setattr(LightningCLI, "setup_parser", _once(LightningCLI.setup_parser, {}))
