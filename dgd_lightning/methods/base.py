@@ -75,9 +75,9 @@ class Method(ABC):
         return any(getattr(one, "needs_draft", False) for one in nested(self) if one is not self)
 
     def layers(self, pair: Pair) -> tuple[int, ...]:
-        """Layers of the target whose outputs it needs, from prefix caches too."""
+        """Layers of the target whose outputs it needs, from prefix caches too: those of `block` and of its readouts."""
         layers = [] if self.block(pair) is None or pair.draft is None else list(pair.draft.config.target_layer_ids)
-        for readout in held(self).values() if self.blends else ():
+        for readout in held(self).values():
             layers += readout.layers(pair)
         return tuple(dict.fromkeys(layers))
 

@@ -18,6 +18,7 @@ from dgd_lightning.decode.blending import Blend, Schedule, Space, as_schedule
 from dgd_lightning.decode.call import Call, CallOptions, call_of
 from dgd_lightning.decode.drafter import check_block_size
 from dgd_lightning.decode.nested import of_prompt
+from dgd_lightning.decode.random_source import row_seeds
 from dgd_lightning.decode.readouts.base import Readout, wide
 from dgd_lightning.decode.readouts.draft import DraftReadout, as_readout
 from dgd_lightning.decode.replay import replays
@@ -81,8 +82,13 @@ class Rerank(Method):
             check_integer("num_answers", self.num_answers, hint="use e.g. 8")
             return
         self._refuse(["num_answers"], "there is one answer per β of betas", "leave it out, or leave betas out")
-        if not self.betas:
-            raise InputError("betas", expected="at least one β, or None", received="[]", hint="use [0.0, 0.1, 0.3]")
+        if not isinstance(self.betas, Sequence) or not self.betas:
+            raise InputError(
+                "betas",
+                expected="a list of at least one β, or None",
+                received=repr(self.betas),
+                hint="use [0.0, 0.1, 0.3]",
+            )
         for beta in self.betas:
             try:
                 replace(self.blend(), beta=beta)
@@ -114,6 +120,9 @@ class Rerank(Method):
 
     def block(self, pair: Pair) -> int | None:
         return None if pair.draft is None else check_block_size(pair, self.block_size)
+
+    def layers(self, pair: Pair) -> tuple[int, ...]:
+        return super().layers(pair) if self.blends or self.block(pair) is not None else ()
 
     def check_arm(self, temperature: float) -> None:
         check_single_beta(self.blend().beta)
@@ -167,7 +176,9 @@ class Rerank(Method):
         """Answers of the target's own distribution; a prompt's own seed gives its answers theirs."""
         seed = call.seed
         if isinstance(seed, Sequence):
-            seed = [mixed_seed(own, number) for own in seed for number in range(self.num_answers)]
+            seed = [
+                mixed_seed(own, number) for own in row_seeds(seed, len(prompts)) for number in range(self.num_answers)
+            ]
         method = Autoregressive() if pair.draft is None else Speculative(self.block_size)
         return method.generate(pair, prompts, call._replace(seed=seed, num_return_sequences=self.num_answers))
 
@@ -236,14 +247,10 @@ def rerank_generate(
     if rank_by == "blend" and blend is None:
         raise InputError("blend", expected="a Blend, which ranks", received="None", hint="use e.g. Blend(0.3)")
     guidance: dict[str, Any] = {}
-    if rank_by != "blend" and betas is None:  # nothing blends
-        readout, blend = "draft", None
     if blend is not None:
         guidance = {"space": blend.space, "candidates": blend.candidates, "plausibility": blend.plausibility}
         guidance |= {"schedule": blend.schedule, "beta": blend.beta if rank_by == "blend" else None}
-    method = Rerank(
-        rank_by, num_answers if betas is None else 8, betas, readout=readout, block_size=block_size, **guidance
-    )
+    method = Rerank(rank_by, num_answers, betas, readout=readout, block_size=block_size, **guidance)
     return method.generate(
         pair, prompts, call_of(max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, **options)
     )

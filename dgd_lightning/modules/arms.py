@@ -76,10 +76,10 @@ class Arm:
         """Raises:
         InputError: sampling, adaptation or a setting of the method that can't be; named as in the arm.
         """
-        if not isinstance(self.method, Method):
+        if not isinstance(self.method, Method) or not is_dataclass(self.method):
             raise InputError(
                 "method",
-                expected="a method, such as Guided(0.3)",
+                expected="a method, a frozen dataclass on Method such as Guided(0.3)",
                 received=repr(self.method),
                 hint="name its class: {class_path: Guided, init_args: {beta: 0.3}}",
             )
@@ -129,7 +129,10 @@ def check_arms(arms: Sequence[Arm], draft: str | None) -> None:
     names = [arm.name for arm in arms]
     if not arms or len(set(names)) != len(names):
         raise InputError(
-            "model.arms", expected="at least one arm, each with a name of its own", received=names, hint="rename them"
+            "model.arms",
+            expected="at least one arm, each with a name of its own",
+            received=names,
+            hint="name each another",
         )
     for arm in arms:
         try:

@@ -236,9 +236,29 @@ class GroupDecoder:
             stop_token_ids=self.settings.stop_token_ids,
             on_progress=partial(report, name) if report else None,
         )
-        if len(methods) == 1:
-            return [methods[0].generate(self.pair, prompts, call)]
-        return methods[0].generate_together(self.pair, prompts, methods, call)
+        try:
+            if len(methods) == 1:
+                outputs = [methods[0].generate(self.pair, prompts, call)]
+            else:
+                outputs = methods[0].generate_together(self.pair, prompts, methods, call)
+        except InputError as error:
+            if not error.argument.startswith("prefixes"):
+                raise
+            raise InputError(
+                f"model.arms[{arms[0].name}].method",
+                expected="a method whose block(pair) and layers(pair) name the layers that it reads",
+                received=f"one that reads others: {error.received}",
+                hint="let block(pair) return K where it drafts, or set model.reuse_prefix: false",
+            ) from error
+        for arm, own in zip(arms, outputs, strict=True):
+            if not isinstance(own, list) or len(own) != len(prompts) or not all(len(one.tokens) for one in own):
+                raise InputError(
+                    f"model.arms[{arm.name}].method",
+                    expected=f"a generate() that gives a list of {len(prompts)} outputs with tokens, one per prompt",
+                    received=f"{len(own)} of them" if isinstance(own, list) else repr(own)[:80],
+                    hint="see docs/extending.md",
+                )
+        return outputs
 
 
 def _kept(arm: Arm, adapted: Adapted | None) -> Adapter | None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from dgd_lightning.decode.nested import plain
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.adaptation import Adapted
 from dgd_lightning.modules.arms import Arm
@@ -98,7 +99,7 @@ def prediction_row(
         "seconds": decoded.prefix_seconds + trace.prefill_seconds + trace.decode_seconds + trace.rank_seconds,
         "tokens_per_second": trace.batch_tokens / trace.decode_seconds if own_time else None,
     }
-    result = {**arm.method.record(output), **result}  # what all rows say is not the method's to change
+    own = _plain_record(arm, output)
     if joined_with:
         result["joined_with"] = list(joined_with)
     if answers is not None:
@@ -107,7 +108,30 @@ def prediction_row(
         result["answers"] = [_answer(pair, one) for one in answers]
     if decoded.without_context is not None:
         result["without_context_ids"] = decoded.without_context.tolist()
-    return {**task.row, "idx": task.idx, "model_output": _text(pair, output.tokens), "dgd": {**head, **result}}
+    return {**task.row, "idx": task.idx, "model_output": _text(pair, output.tokens), "dgd": {**own, **head, **result}}
+
+
+def _plain_record(arm: Arm, output: DecodeOutput) -> dict[str, Any]:
+    """What the method says of an answer, for JSON; what all rows say is not its to change."""
+    own = arm.method.record(output)
+    try:
+        return {str(name): _finite(plain(value)) for name, value in own.items()}
+    except (AttributeError, InputError) as error:
+        raise InputError(
+            f"model.arms[{arm.name}].method",
+            expected="a record() that gives a dictionary of numbers, texts and lists",
+            received=repr(own)[:80],
+            hint="return {} where there is nothing to say",
+        ) from error
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity: null."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _answer(pair: Pair, one: RankedAnswer) -> dict[str, Any]:

@@ -60,6 +60,13 @@ def test_a_methods_bad_setting_is_named(make: Callable[[], Method], argument: st
     assert words in str(error.value)
 
 
+class NoDataclass(Method):
+    """Its settings could not be written down."""
+
+    def generate(self, pair: Pair, prompts: Sequence[Tensor], call: Call) -> list[DecodeOutput]:
+        return Autoregressive().generate(pair, prompts, call)
+
+
 @pytest.mark.parametrize(
     ("bad", "argument", "words"),
     [
@@ -72,6 +79,7 @@ def test_a_methods_bad_setting_is_named(make: Callable[[], Method], argument: st
         (Arm("bad", Autoregressive(), online_every=8), "online_every", "uses no draft"),
         (Arm("bad", Guided([0.1, 0.2])), "beta", "an arm for each"),
         (Arm("bad", "guided"), "method", "class_path"),  # type: ignore[arg-type]
+        (Arm("bad", NoDataclass()), "method", "dataclass"),
     ],
 )
 def test_what_an_arm_cannot_have_is_named(bad: Arm, argument: str, words: str) -> None:

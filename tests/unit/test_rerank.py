@@ -41,16 +41,9 @@ def by_hand(pair: Pair, prompt: Tensor, answer: Tensor, beta: float = 0.0) -> fl
 def test_the_best_of_drawn_answers(rank_by: Any) -> None:
     pair, prompts = make_pair(block_size=4), random_prompts(2, 5, longest=12)
     stops, knobs = [3, 9, 14, 20, 31, 44, 52], {"max_new_tokens": 8, "temperature": 1.2}
+    blend: dict[str, Any] = {"blend": Blend(0.4), "readout": LogitLens(3)} if rank_by == "blend" else {}
     best = rerank_generate(
-        pair,
-        prompts,
-        rank_by=rank_by,
-        num_answers=5,
-        blend=Blend(0.4),
-        readout=LogitLens(3),
-        seed=7,
-        stop_token_ids=stops,
-        **knobs,
+        pair, prompts, rank_by=rank_by, num_answers=5, seed=7, stop_token_ids=stops, **blend, **knobs
     )
     drawn = speculative_generate(pair, prompts, num_return_sequences=5, seed=7, stop_token_ids=stops, **knobs)
     for number, (prompt, output) in enumerate(zip(prompts, best, strict=True)):
@@ -139,6 +132,10 @@ def test_a_schedule_counts_the_answers_tokens() -> None:
         ({"betas": []}, "betas"),
         ({"betas": [0.1, float("inf")]}, "betas"),
         ({"betas": [2.0], "blend": Blend(0.1, "probs")}, "betas"),
+        ({"betas": 0.3}, "betas"),
+        ({"betas": [0.1, 0.2], "num_answers": 4}, "num_answers"),
+        ({"readout": LogitLens(3)}, "readout"),
+        ({"seed": [1, 2, 3]}, "seed"),
         ({"num_answers": 0}, "num_answers"),
         ({"num_return_sequences": 2}, "num_return_sequences"),
         ({"betas": [0.1, 0.2], "num_return_sequences": 2}, "num_return_sequences"),

@@ -31,6 +31,19 @@ class Forgetful(Method):
         return Speculative().generate(pair, prompts, call)
 
 
+@dataclass(frozen=True)
+class Boasting(Method):
+    """Says of its answers what it was told to say."""
+
+    said: Any = None
+
+    def generate(self, pair: Pair, prompts: Sequence[Tensor], call: Call) -> list[DecodeOutput]:
+        return Autoregressive().generate(pair, prompts, call)
+
+    def record(self, output: DecodeOutput) -> dict[str, Any]:
+        return self.said
+
+
 class Letters:
     """A tokenizer."""
 
@@ -50,6 +63,32 @@ def test_an_answer_that_nothing_ranked_has_no_score() -> None:
         tasks_together=None,
     )  # fmt: skip
     assert [one.get("score", "none") for one in row["dgd"]["answers"]] == [1.5, None, "none"]
+
+
+def boasting_row(said: Any) -> dict[str, Any]:
+    (prompt,) = random_prompts(1, seed=5)
+    pair = Pair(make_pair().target, None, Letters())
+    (output,) = Boasting().generate(pair, [prompt], Call(3))
+    decoded = Decoded(Task("t", None, "x", {}), prompt, output)
+    return prediction_row(
+        Arm("a", Boasting(said)), decoded, pair=pair, limit=99, adapted=None, joined_with=[], control_of=None,
+        tasks_together=None,
+    )["dgd"]  # fmt: skip
+
+
+def test_a_methods_own_facts_change_none_of_the_others() -> None:
+    others = boasting_row({})
+    row = boasting_row({"arm": "b", "seed": 9, "tokens": 99, "odds": [float("inf"), 0.5], "mean": torch.tensor(2.0)})
+    assert {name: value for name, value in row.items() if name in others} == others | {
+        name: row[name] for name in ("settings", "seconds") if name in row
+    }
+    assert {name: row[name] for name in row if name not in others} == {"odds": [None, 0.5], "mean": 2.0}
+
+
+@pytest.mark.parametrize("said", [None, [1], {"of": object()}])
+def test_a_record_that_no_row_can_hold_is_named(said: Any) -> None:
+    with pytest.raises(InputError, match=r"^model.arms\[a\].method: expected a record"):
+        boasting_row(said)
 
 
 def test_a_method_that_drafts_must_say_its_block_size() -> None:
