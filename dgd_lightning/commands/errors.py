@@ -199,11 +199,15 @@ def _bad_class(message: str, path: str) -> InputError | None:
         own = [name for key, module in sys.modules.items() if key.startswith("dgd_lightning.") for name in vars(module)]
         if close := difflib.get_close_matches(match[1], own, n=1):
             hint = f"did you mean {close[0]!r}?"
+        if match[1] in own:
+            expected, hint = "another kind of class", "see `dgd SUBCOMMAND --help` for what goes here"
         return InputError(f"{path}.class_path", expected=expected, received=match[1], hint=hint)
     problem = re.search(
         r"(No module named '[^']+'|module '[^']+' has no attribute '[^']+'|Import path [^\n]+)", message
     )
     if problem and (classes := _CLASS.findall(message)):
+        if problem[1].startswith("No module"):
+            hint = "check class_path, and that the folder of its file is on PYTHONPATH"
         return InputError(f"{path}.class_path", expected=expected, received=f"{classes[-1]} ({problem[1]})", hint=hint)
     if match := re.search(r"'([^']+)' is not a subclass of (\w+)", message):
         return InputError(f"{path}.class_path", expected=f"a subclass of {match[2]}", received=match[1], hint=hint)

@@ -76,8 +76,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, Target):
         return value.model.name_or_path
     if isinstance(value, Tensor):
-        data = value.detach().cpu().contiguous()
-        return f"{list(data.shape)} {hashlib.sha256(data.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]}"
+        data = value.detach().cpu().reshape(-1).contiguous().view(torch.uint8)
+        return f"{list(value.shape)} {hashlib.sha256(data.numpy().tobytes()).hexdigest()[:16]}"
     kind = type(value)
     if not is_dataclass(value) or isinstance(value, type):
         raise InputError(

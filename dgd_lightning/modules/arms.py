@@ -127,13 +127,10 @@ def check_arms(arms: Sequence[Arm], draft: str | None) -> None:
     InputError: arms that share a name, lack what their method needs, or sample in an impossible way.
     """
     names = [arm.name for arm in arms]
-    if not arms or len(set(names)) != len(names):
-        raise InputError(
-            "model.arms",
-            expected="at least one arm, each with a name of its own",
-            received=names,
-            hint="name each another",
-        )
+    if not arms:
+        raise InputError("model.arms", expected="at least one arm", received="none", hint="see docs/methods.md")
+    if len(set(names)) != len(names):
+        raise InputError("model.arms", expected="a name of its own for each", received=names, hint="rename one")
     for arm in arms:
         try:
             arm.check()

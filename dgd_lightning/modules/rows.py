@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from dgd_lightning.decode.nested import plain
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.adaptation import Adapted
 from dgd_lightning.modules.arms import Arm
@@ -112,26 +111,32 @@ def prediction_row(
 
 
 def _plain_record(arm: Arm, output: DecodeOutput) -> dict[str, Any]:
-    """What the method says of an answer, for JSON; what all rows say is not its to change."""
+    """What the method says of an answer, for JSON."""
     own = arm.method.record(output)
     try:
-        return {str(name): _finite(plain(value)) for name, value in own.items()}
-    except (AttributeError, InputError) as error:
+        return {str(name): _json(value) for name, value in own.items()}
+    except (AttributeError, TypeError) as error:
         raise InputError(
             f"model.arms[{arm.name}].method",
-            expected="a record() that gives a dictionary of numbers, texts and lists",
+            expected="a record() that gives a dictionary of numbers, texts, lists, tensors and dictionaries",
             received=repr(own)[:80],
             hint="return {} where there is nothing to say",
         ) from error
 
 
-def _finite(value: Any) -> Any:
-    """JSON knows no infinity: null."""
+def _json(value: Any) -> Any:
+    """Infinity and NaN, which JSON does not know, become null."""
+    if isinstance(value, Tensor):
+        value = value.tolist()
     if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return {str(name): _json(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(one) for one in value]
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    raise TypeError(type(value).__name__)
 
 
 def _answer(pair: Pair, one: RankedAnswer) -> dict[str, Any]:

@@ -23,9 +23,9 @@ def test_python_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert "Bani owes Gabi four sacks" in answer
     plain, fast, adapted = map(int, re.findall(r"\d+", forwards))
     assert adapted < 0.6 * fast <= 0.6 * plain
-    printed = re.search(r'"target forwards"\)  # (.*)', README)
+    printed = re.search(r'"verifications"\)  # (.*)', README)
     assert printed is not None
-    assert forwards == f"{printed[1]} target forwards"
+    assert forwards == f"{printed[1]} verifications"
 
 
 def test_commands_stand_as_agreed() -> None:

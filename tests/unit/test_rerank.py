@@ -97,7 +97,8 @@ def test_prompts_without_context_are_each_ranked_by_their_own(betas: list[float]
 
     bare = without_context(prompts)
     knobs: dict[str, Any] = {
-        "max_new_tokens": 6, "num_answers": 3, "betas": betas, "rank_by": "blend", "blend": Blend(-0.5)
+        "max_new_tokens": 6, "betas": betas, "rank_by": "blend", "blend": Blend(-0.5),
+        **({} if betas else {"num_answers": 3}),
     }  # fmt: skip
     together = rerank_generate(pair, prompts, readout=readout(bare), seed=[4, 5, 6], **knobs)
     others = rerank_generate(pair, prompts, readout=readout(bare[::-1]), seed=[4, 5, 6], **knobs)
@@ -115,8 +116,9 @@ def test_prompts_without_context_are_each_ranked_by_their_own(betas: list[float]
 
 def test_a_schedule_counts_the_answers_tokens() -> None:
     pair, prompts = make_pair(block_size=4), random_prompts(1, 5, longest=12)
-    knobs: dict[str, Any] = {"max_new_tokens": 4, "num_answers": 3, "seed": 2, "readout": LogitLens(3)}
-    late = rerank_generate(pair, prompts, rank_by="blend", blend=Blend(0.4, schedule=WarmUp(1000)), **knobs)
+    knobs: dict[str, Any] = {"max_new_tokens": 4, "num_answers": 3, "seed": 2}
+    blend = Blend(0.4, schedule=WarmUp(1000))
+    late = rerank_generate(pair, prompts, rank_by="blend", blend=blend, readout=LogitLens(3), **knobs)
     never = rerank_generate(pair, prompts, rank_by="likelihood", **knobs)
     for one, other in zip(late[0].trace.answers or [], never[0].trace.answers or [], strict=True):
         assert one.score == pytest.approx(other.score, abs=0.05)  # β stays below 0.002
