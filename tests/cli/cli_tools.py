@@ -18,6 +18,15 @@ TEMPLATE = (
     "{% for m in messages %}{{ '<s>' + m['role'] + ':' + m['content'] + '<e>' }}{% endfor %}{{ '<s>assistant:' }}"
 )
 VOCAB = 288
+SHORT_FIT = {  # holds nothing out
+    "steps": 6,
+    "lr": 0.05,
+    "rank": 2,
+    "anchors_per_step": 8,
+    "labels": "context",
+    "validation_texts": 0,
+    "holdout": 0,
+}
 
 
 class Run(NamedTuple):

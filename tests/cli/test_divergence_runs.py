@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cli_tools import Config, Dgd, TinyPair, check_error, predictions, ranks_of
+from cli_tools import SHORT_FIT, Config, Dgd, TinyPair, check_error, predictions, ranks_of
 from fork_server import launched
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -158,17 +158,8 @@ def test_an_adapted_arm_is_compared_with_its_adapted_draft(
         {"name": "guided", "method": {"class_path": "Guided", "init_args": {"beta": 0.0}}},
         {"name": "adapted", "method": {"class_path": "Guided", "init_args": {"beta": 0.0}}, "ttt": True},
     ]
-    ttt = {
-        "steps": 6,
-        "lr": 0.05,
-        "rank": 2,
-        "anchors_per_step": 8,
-        "labels": "context",
-        "validation_texts": 0,
-        "holdout": 0,
-    }
     data = {"path": str(contexts), "batch_size": 2, "clbench": False}
-    assert dgd("predict", "--config", config({"arms": arms, "ttt": ttt, "divergence": {}}, data)).code == 0
+    assert dgd("predict", "--config", config({"arms": arms, "ttt": SHORT_FIT, "divergence": {}}, data)).code == 0
     found: dict[str, list[Any]] = {arm["name"]: [] for arm in arms}
     for row in predictions(run_of(tmp_path)):
         found[row["dgd"]["arm"]].append([row["dgd"]["output_ids"], row["dgd"]["divergence"]["js"]])

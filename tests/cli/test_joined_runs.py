@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from cli_tools import Config, Dgd, predictions
+from cli_tools import SHORT_FIT, Config, Dgd, predictions
 
 from dgd_lightning import run_folder
 from dgd_lightning.methods import guided as guided_module
@@ -131,18 +131,9 @@ def test_adapted_arms_are_joined_with_adapted_ones(config: Config, dgd: Dgd, con
         guided("adapted", 0.5, ttt=True),
         guided("adapted noise", 0.5, readout=made("Noise"), ttt=True),
     ]
-    ttt = {
-        "steps": 6,
-        "lr": 0.05,
-        "rank": 2,
-        "anchors_per_step": 8,
-        "labels": "context",
-        "validation_texts": 0,
-        "holdout": 0,
-    }
     data = {"path": str(contexts), "batch_size": 2, "clbench": False, "limit": 3}
     for join in (False, True):
-        assert dgd("predict", "--config", config({"arms": arms, "ttt": ttt, "join_arms": join}, data)).code == 0
+        assert dgd("predict", "--config", config({"arms": arms, "ttt": SHORT_FIT, "join_arms": join}, data)).code == 0
     alone, joined = (predictions(folder_of(tmp_path, version)) for version in (0, 1))
     tokens = {
         name: [r["dgd"]["output_ids"] for r in joined if r["dgd"]["arm"] == name] for name in ("plain", "adapted")

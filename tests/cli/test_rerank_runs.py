@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cli_tools import Config, Dgd, TinyPair, check_error, predictions
+from cli_tools import SHORT_FIT, Config, Dgd, TinyPair, check_error, predictions
 
 from dgd_lightning import (
     Blend,
@@ -139,17 +139,8 @@ def test_candidates_of_an_adapted_arm_are_blended_with_the_adapted_draft(
         }
         for name in ("plain", "adapted")
     ]
-    ttt = {
-        "steps": 6,
-        "lr": 0.05,
-        "rank": 2,
-        "anchors_per_step": 8,
-        "labels": "context",
-        "validation_texts": 0,
-        "holdout": 0,
-    }
     data = {"path": str(contexts), "batch_size": 2, "clbench": False, "limit": 2}
-    assert dgd("predict", "--config", config({"arms": arms, "ttt": ttt}, data)).code == 0
+    assert dgd("predict", "--config", config({"arms": arms, "ttt": SHORT_FIT}, data)).code == 0
     rows = by_arm(folder_of(tmp_path))
     pair = load_pair(tiny_pair.target, tiny_pair.draft, device="cpu")
     different = 0

@@ -8,6 +8,7 @@ import random
 from typing import Any
 
 import pytest
+from statsmodels.stats.inter_rater import cohens_kappa, to_table
 
 from dgd_lightning.scoring.agreement import agreement, kappa
 
@@ -46,9 +47,8 @@ def test_equals_a_count_over_all_pairs_and_statsmodels(seed: int) -> None:
     first[:2], second[:2] = "yn", "yn"  # both tell something apart
     found = kappa(first, second)
     assert found == pytest.approx(_by_pairs("".join(first), "".join(second)), abs=1e-12)
-    rater = pytest.importorskip("statsmodels.stats.inter_rater")
-    table, _ = rater.to_table([["yn".index(a), "yn".index(b)] for a, b in zip(first, second, strict=True)])
-    assert found == pytest.approx(rater.cohens_kappa(table, return_results=False), abs=1e-12)
+    table, _ = to_table([["yn".index(a), "yn".index(b)] for a, b in zip(first, second, strict=True)])
+    assert found == pytest.approx(cohens_kappa(table, return_results=False), abs=1e-12)
 
 
 def _row(first: list[str] | None, second: list[str] | None) -> dict[str, Any]:

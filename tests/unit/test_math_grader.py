@@ -24,7 +24,6 @@ GSM = {"question": "How many?", "answer": "She has 9 * 8 = <<9*8=72>>72.\n#### 7
 
 @pytest.fixture(scope="module")
 def grader() -> Iterator[MathGrader]:
-    pytest.importorskip("math_verify")
     grader = MathGrader(workers=2, seconds=30.0)
     yield grader
     grader.close()
@@ -188,7 +187,6 @@ def workers() -> list[psutil.Process]:
 
 @pytest.fixture
 def pool() -> Iterator[MathPool]:
-    pytest.importorskip("math_verify")
     pool = MathPool(size=2, seconds=2.0, memory_mb=1025)
     yield pool
     pool.close()
@@ -232,7 +230,6 @@ def test_a_worker_killed_from_outside_is_no_fault_of_the_answer(pool: MathPool) 
 
 
 def test_workers_killed_one_after_the_other_give_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("math_verify")
     start = MathPool._start
 
     def doomed(self: MathPool) -> subprocess.Popen[bytes]:
