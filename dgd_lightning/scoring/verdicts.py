@@ -1,9 +1,6 @@
 """Verdicts on the disk: one JSON line each, found by the hash of what was asked; several processes may share a file."""
 
-from __future__ import annotations
-
 import contextlib
-import hashlib
 import json
 import os
 import threading
@@ -12,11 +9,6 @@ from typing import Any
 
 from dgd_lightning.grader import ERROR_CLASSES
 from dgd_lightning.jsonl import JsonLines, lines, reported
-
-
-def content_key(*parts: Any) -> str:
-    """A hash of JSON-able parts."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 class VerdictFile:
@@ -53,7 +45,7 @@ class VerdictFile:
         """Store a record; returns the one that counts, the first of its key.
 
         Args:
-            key: of `content_key`.
+            key: of `jsonl.content_key`.
             record: JSON-able, with ``rationale``, and with ``score`` and ``status`` or with ``error_class``.
 
         Raises:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from fork_server import launch
 
-from dgd_lightning.scoring.verdicts import VerdictFile, content_key
+from dgd_lightning.jsonl import content_key
+from dgd_lightning.scoring.verdicts import VerdictFile
 
 
 def record(number: int) -> dict[str, Any]:
