@@ -26,34 +26,24 @@ class RateLimit:
     """Spaces requests evenly, so that no minute has more than the limits allow (but for the last request's tokens).
 
     Args:
-        requests_per_minute, tokens_per_minute: None: no limit.
+        requests, tokens: per minute; None: no limit.
         clock: seconds.
     """
 
     def __init__(
-        self,
-        requests_per_minute: float | None = None,
-        tokens_per_minute: float | None = None,
-        *,
-        clock: Callable[[], float] = time.monotonic,
+        self, requests: float | None = None, tokens: float | None = None, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._request_gap = 60.0 / requests_per_minute if requests_per_minute else 0.0
-        self._token_gap = 60.0 / tokens_per_minute if tokens_per_minute else 0.0
+        self._request_gap = 60.0 / requests if requests else 0.0
+        self._token_gap = 60.0 / tokens if tokens else 0.0
         self._clock = clock
         self._lock = threading.Lock()
-        self._next_request = self._next_token = self._paused_until = clock()
+        self._next_request = self._next_token = clock()
 
     def wait(self, tokens: int, sleep: Callable[[float], object]) -> None:
-        """Wait until a request may be sent.
-
-        Args:
-            tokens: an estimate of what it will take; `correct` fixes it.
-            sleep: waits so many seconds; what it raises ends the wait.
-        """
+        """Wait until a request may be sent; the tokens are a guess, and what ``sleep`` raises ends the wait."""
         while True:
             with self._lock:
-                now = self._clock()
-                start = max(self._next_request, self._next_token, self._paused_until)
+                now, start = self._clock(), max(self._next_request, self._next_token)
                 if start <= now:
                     self._next_request = now + self._request_gap
                     self._next_token = now + tokens * self._token_gap
@@ -68,25 +58,21 @@ class RateLimit:
     def pause(self, seconds: float) -> None:
         """Let nobody send anything for a while, as an endpoint asks for."""
         with self._lock:
-            self._paused_until = max(self._paused_until, self._clock() + seconds)
+            self._next_request = max(self._next_request, self._clock() + seconds)
 
 
 class OpenAIEndpoint(Endpoint):
     """An OpenAI-compatible endpoint, through the ``openai`` client, whose own retries are off.
 
-    Args:
-        settings: checked.
-        argument: ``judge`` or ``judge.second``, for errors.
+    Settings are checked; the argument (``judge`` or ``judge.second``) is for errors.
     """
 
     def __init__(self, settings: JudgeModel, argument: str) -> None:
-        self._settings, self._argument, self._url = settings, argument, settings.url
+        self._settings, self._argument, self._url, self._key = settings, argument, settings.url, ""
         self._limit = RateLimit(settings.requests_per_minute, settings.tokens_per_minute)
         self._random = random.Random()  # of waits only: processes must not wait in step
-        self._lock = threading.Lock()
+        self._lock, self._ended = threading.Lock(), threading.Event()
         self._client: Any = None
-        self._key = ""
-        self._ended = threading.Event()
         self._given_up: float | None = None  # when `stop` was called
         self._mistake: InputError | None = None
         self._answered = False  # ever
@@ -134,23 +120,16 @@ class OpenAIEndpoint(Endpoint):
                 try:
                     import openai
                 except ImportError as error:
-                    raise InputError(
-                        self._argument,
-                        expected="the package openai",
-                        received="none installed",
-                        hint="pip install 'dgd-lightning[judge]'",
-                    ) from error
+                    way_out = "pip install 'dgd-lightning[judge]'"
+                    raise mistake(self._argument, "the package openai", "none installed", way_out) from error
                 seconds = self._settings.timeout
                 timeout = openai.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS))
                 try:
                     self._client = openai.OpenAI(api_key=self._key, base_url=self._url, timeout=timeout, max_retries=0)
                 except (ImportError, ValueError, OSError) as error:  # httpx reads the environment
-                    raise InputError(
-                        self._argument,
-                        expected="an HTTP client that this environment allows",
-                        received=hide(str(error), self._key),
-                        hint="see to HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE",
-                    ) from error
+                    wanted, way_out = "an HTTP client that this environment allows", "see to HTTPS_PROXY, ALL_PROXY"
+                    said = hide(str(error), self._key)
+                    raise mistake(self._argument, wanted, said, f"{way_out} and SSL_CERT_FILE") from error
             return self._client
 
     def _unless_given_up(self, request: Callable[[], Reply | Failure]) -> Reply | Failure:
@@ -243,11 +222,7 @@ class OpenAIEndpoint(Endpoint):
 
 
 def read_completion(body: Any) -> Reply:
-    """The reply in a chat completion.
-
-    Raises:
-        ValueError: the body is none.
-    """
+    """The reply in a chat completion; ValueError where the body is none."""
     try:
         choice = body["choices"][0]
         message = choice["message"]

@@ -29,13 +29,9 @@ class Failure(NamedTuple):
 
 
 def read_failure(error: Exception, settings: JudgeModel, argument: str, key: str) -> Failure:
-    """What to do about an error of the client.
+    """What to do about an error of openai's client, or a ValueError for a body that is no completion.
 
-    Args:
-        error: one of openai's, or a ValueError for a body that is no completion.
-        settings: of the judge.
-        argument: ``judge`` or ``judge.second``.
-        key: kept out of every text.
+    The argument is ``judge`` or ``judge.second``; the key is kept out of every text.
     """
     import openai
 

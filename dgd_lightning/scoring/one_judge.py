@@ -1,22 +1,89 @@
 """`OneJudge`: asks one judge one question at a time, keeps what it says, and counts what that took.
 
 `Endpoint`: where a judge is asked: a server, or a model in this process.
+`VerdictFile`: verdicts on the disk, found by the hash of what was asked; several processes may share a file.
 """
 
+import contextlib
+import json
+import os
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from dgd_lightning.jsonl import content_key
+from dgd_lightning.grader import ERROR_CLASSES
+from dgd_lightning.jsonl import JsonLines, content_key, lines, reported
 from dgd_lightning.scoring.judge_config import JudgeModel
 from dgd_lightning.scoring.judge_text import UnreadableReply
-from dgd_lightning.scoring.verdicts import VerdictFile
 
 START = 200  # characters of a reply that is no verdict, for people
+
+
+class VerdictFile:
+    """Appends records and finds them again; safe for threads, for other processes, and against kills.
+
+    A record is on the disk when `put` returns. A line that a kill left torn is closed by the next write, and read as
+    nothing; so its question is asked again and no other one is.
+
+    Args:
+        path: made if missing.
+        argument: what errors call it.
+
+    Raises:
+        InputError: the file can't be opened for writing.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], argument: str) -> None:
+        self.path, self.argument = Path(path).expanduser(), argument
+        self._lock = threading.Lock()
+        self._found: dict[str, dict[str, Any]] = {}
+        self._read_to = 0
+        with reported(self.path, self.argument):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = JsonLines(self.path, argument=argument, shared=True)
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The record of a key, those that other processes wrote meanwhile included; None where there is none."""
+        with self._lock, reported(self.path, self.argument):
+            if key not in self._found:
+                self._read_on()
+            return self._found.get(key)
+
+    def put(self, key: str, record: dict[str, Any]) -> dict[str, Any]:
+        """Store a record, which has ``rationale``, and ``score`` and ``status`` or ``error_class``.
+
+        Returns the one that counts, the first of its key (see `jsonl.content_key`).
+        """
+        with self._lock, reported(self.path, self.argument):
+            self._file.append([{"key": key, **record}])
+            self._read_on()
+            return self._found[key]
+
+    def close(self) -> None:
+        """Let go of the file."""
+        with self._lock:
+            self._file.close()
+
+    def _read_on(self) -> None:
+        """Takes in whole lines beyond what was read; a last one without its end may still be being written."""
+        for line in lines(self.path, self._read_to):
+            self._read_to = line.offset + len(line.text)
+            with contextlib.suppress(ValueError):  # torn by a kill
+                record = json.loads(line.text)
+                if _is_verdict(record):
+                    self._found.setdefault(record["key"], record)
+
+
+def _is_verdict(record: Any) -> bool:
+    if not (isinstance(record, dict) and all(isinstance(record.get(name), str) for name in ("key", "rationale"))):
+        return False
+    graded = isinstance(record.get("status"), list) and record.get("score") in (0, 1)
+    return graded or record.get("error_class") in ERROR_CLASSES
 
 
 class Reply(NamedTuple):
@@ -87,14 +154,7 @@ class Answer(NamedTuple):
 
 
 class OneJudge:
-    """One judge, its stored verdicts and what it took.
-
-    Args:
-        settings: checked.
-        endpoint: where it is asked.
-        asks: replies asked for until one can be read.
-        verdicts: where verdicts are kept.
-    """
+    """One judge, its stored verdicts and what it took; ``asks`` replies at most until one can be read."""
 
     def __init__(self, settings: JudgeModel, endpoint: Endpoint, asks: int, verdicts: VerdictFile) -> None:
         self._settings, self.endpoint, self._verdicts = settings, endpoint, verdicts

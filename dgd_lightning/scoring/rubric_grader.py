@@ -10,8 +10,7 @@ from dgd_lightning.jsonl import content_key
 from dgd_lightning.scoring.judge_client import OpenAIEndpoint
 from dgd_lightning.scoring.judge_config import JudgeConfig, JudgeModel
 from dgd_lightning.scoring.judge_text import fill, read_template, read_verdict, rubric_texts
-from dgd_lightning.scoring.one_judge import Answer, Endpoint, OneJudge, Question
-from dgd_lightning.scoring.verdicts import VerdictFile
+from dgd_lightning.scoring.one_judge import Answer, Endpoint, OneJudge, Question, VerdictFile
 from dgd_lightning.types import Score
 
 
