@@ -1,11 +1,10 @@
 """How far two judges agree beyond chance: Cohen's κ per rubric and per task."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from dgd_lightning.metrics.clustered import NAN
 from dgd_lightning.scoring.graded import read_score
 
 
@@ -32,7 +31,7 @@ def kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float:
     pairs = Counter(zip(first, second, strict=True))
     verdicts = list(dict.fromkeys(verdict for pair in pairs for verdict in pair))
     if len(verdicts) < 2:
-        return float("nan")
+        return NAN
     from statsmodels.stats.inter_rater import cohens_kappa  # a second of imports, for those with two judges
 
     return float(cohens_kappa([[pairs[a, b] for b in verdicts] for a in verdicts], return_results=False))
@@ -46,23 +45,20 @@ def agreement(rows: Iterable[dict[str, Any]]) -> Agreement:
     Args:
         rows: with ``score``, ``requirement_status`` and ``dgd.grading`` as `RubricJudge` fills them.
     """
-    scores: tuple[list[bool], list[bool]] = ([], [])
-    statuses: tuple[list[str], list[str]] = ([], [])
+    tasks: list[tuple[bool, bool]] = []
+    rubrics: list[tuple[str, str]] = []
     for row in rows:
         first = read_score(row)
         second = (first.details or {}).get("second")
         if not isinstance(second, dict):
             continue
         other = read_score(second)
-        if first.value is None or other.value is None or len(first.status) != len(other.status):
-            continue
-        for kept, listed, one in zip(scores, statuses, (first, other), strict=True):
-            kept.append(one.value == 1.0)
-            listed += one.status
-    by_task, by_rubric = ((len(pair[0]), _share(*pair), kappa(*pair)) for pair in (scores, statuses))
-    return Agreement(*by_task, *by_rubric)
+        if first.value is not None and other.value is not None and len(first.status) == len(other.status):
+            tasks.append((first.value == 1.0, other.value == 1.0))
+            rubrics += zip(first.status, other.status, strict=True)
+    return Agreement(*_agreement(tasks), *_agreement(rubrics))
 
 
-def _share(first: Sequence[Hashable], second: Sequence[Hashable]) -> float:
-    same = sum(a == b for a, b in zip(first, second, strict=True))
-    return same / len(first) if first else float("nan")
+def _agreement(pairs: Sequence[tuple[Hashable, Hashable]]) -> tuple[int, float, float]:
+    share = sum(a == b for a, b in pairs) / len(pairs) if pairs else NAN
+    return len(pairs), share, kappa([a for a, _ in pairs], [b for _, b in pairs])

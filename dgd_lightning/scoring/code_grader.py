@@ -18,8 +18,6 @@ Two things differ from one shared interpreter: a function that changes its argum
 of HumanEval or MBPP looks at them afterwards), and an object of the program's own class is equal to itself alone.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import os
@@ -27,7 +25,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from dgd_lightning.errors import InputError
 from dgd_lightning.grader import Grader
@@ -70,7 +68,7 @@ class CodeGrader(Grader):
         self._waiting: set[socket.socket] = set()  # for verdicts
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> CodeGrader | None:
+    def from_options(cls, options: Mapping[str, Any]) -> Self | None:
         found = cls(allow_code_execution=options["allow_code_execution"] or None, workers=options["code_workers"])
         return found if found.allowed or not options.get("leave") else None
 
@@ -89,12 +87,12 @@ class CodeGrader(Grader):
         begin = time.monotonic()
         try:
             task = human_eval_task(row) if _is_human_eval(row) else mbpp_task(row, challenge=self.challenge)
-            verdict, ends = self._examine({**task, "program": {**task["program"], "answer": answer}})
+            verdict, ends = self._examine({**task, "answer": answer})
         except (SandboxError, OSError, ValueError, SyntaxError, RecursionError, MemoryError) as error:
             return Score(None, [], f"sandbox_error: {type(error).__name__}: {error}")
-        passed = verdict is not None and verdict["failure"] is None
-        if verdict is not None and verdict["failure"] is not None and verdict["fault"] == "tests":
-            return Score(None, [], f"tests_error: {verdict['failure']}")
+        failure = verdict["failure"] if verdict else "no verdict in time"
+        if verdict and failure is not None and verdict["fault"] == "tests":
+            return Score(None, [], f"tests_error: {failure}")
         details = {
             "passed": verdict["passed"] if verdict else 0,
             "tests": len(task["tests"]) - task["setup"],
@@ -103,13 +101,12 @@ class CodeGrader(Grader):
             "seconds": round(time.monotonic() - begin, 3),
             "isolation": self.sandbox.isolation,
         }
-        if passed:
+        if failure is None:
             return Score(1.0, [], "every test passes", details)
         if verdict is None and ends["tests"] == "unknown":  # its warden was killed, as where the machine lacks memory
             return Score(None, [], "sandbox_error: the tests were ended from outside", details)
-        reason = verdict["failure"] if verdict else "no verdict in time"
         limits = sorted({end for end in ends.values() if end not in ("exit", "released")})
-        return Score(0.0, [], "; ".join([reason, *(f"ended: {end}" for end in limits)]), details)
+        return Score(0.0, [], "; ".join([failure, *(f"ended: {end}" for end in limits)]), details)
 
     def fingerprint(self) -> dict[str, Any]:
         return {
@@ -148,10 +145,8 @@ class CodeGrader(Grader):
             except (OSError, EOFError) as error:
                 raise SandboxError(f"the tests did not start: {error}") from error
             control.settimeout(self.limits.wall_seconds)
-            try:
+            with contextlib.suppress(OSError, EOFError):  # killed at a limit, which the program made it reach
                 verdict = channel.receive()
-            except (OSError, EOFError):  # killed at a limit, which the program made it reach
-                verdict = None
         finally:
             self._waiting.discard(control)
             ends = {name: cell.end() for name, cell in cells.items()}
@@ -178,16 +173,11 @@ def human_eval_task(row: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``prelude``: trusted sources; ``names``: what tests ask of the program; ``tests``, of which the first
-        ``setup`` only prepare; ``program``: what the candidate needs to find the program.
+        ``setup`` only prepare; ``prompt``: the program's first part, or "".
     """
     prompt, name = row["prompt"], row["entry_point"]
-    return {
-        "prelude": [prompt],
-        "names": [name],
-        "tests": [f"{row['test']}\n\ncheck({name})\n"],
-        "setup": 0,
-        "program": {"prompt": prompt, "names": [name]},
-    }
+    tests = [f"{row['test']}\n\ncheck({name})\n"]
+    return {"prelude": [prompt], "names": [name], "tests": tests, "setup": 0, "prompt": prompt}
 
 
 def mbpp_task(row: dict[str, Any], *, challenge: bool = False) -> dict[str, Any]:
@@ -213,5 +203,4 @@ def mbpp_task(row: dict[str, Any], *, challenge: bool = False) -> dict[str, Any]
     names = sorted(used & set(names))
     if not names:
         raise ValueError("the tests use nothing that the row's code defines")
-    program = {"prompt": "", "names": names}
-    return {"prelude": prelude, "names": names, "tests": tests, "setup": len(setup), "program": program}
+    return {"prelude": prelude, "names": names, "tests": tests, "setup": len(setup), "prompt": ""}

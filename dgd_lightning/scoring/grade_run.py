@@ -1,12 +1,9 @@
 """One run from answers to files of scores: what `dgd score` and the callback `CLBenchScorer` share."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
 from dgd_lightning.grader import Grader
 from dgd_lightning.scoring.graded import Graded, comparisons, read_graded
@@ -38,9 +35,8 @@ def grade_run(
         excluded: tasks; rates are reported with and without them.
 
     Raises:
-        InputError: see :func:`score_rows`; or an excluded task is not there.
+        InputError: see :func:`score_rows`.
     """
-    check_excluded(where, excluded)
     counts = Counts()
     asked = [grader.totals() for grader in graders]  # so far, of other runs
 
@@ -69,25 +65,9 @@ def grade_run(
     return GradedRun(scores, kept, found, counts)
 
 
-def check_excluded(where: Source, excluded: frozenset[str]) -> None:
-    """Before anything is graded and paid for.
-
-    Raises:
-        InputError: an excluded task is not there.
-    """
-    if excluded and (unknown := excluded - {row["idx"] for row in rows_of(where.rows)}):
-        raise InputError(
-            "exclude",
-            expected="ids of tasks that are there",
-            received=f"{len(unknown)} that are not in {where.rows}, such as {min(unknown)}",
-            hint="correct the list",
-        )
-
-
 def _since(before: Any, now: Any) -> Any:
     """Counts that rose since; what is no count stays as it is."""
     if isinstance(now, dict):
-        earlier = before if isinstance(before, dict) else {}
-        return {name: _since(earlier.get(name), value) for name, value in now.items()}
+        return {name: _since((before or {}).get(name), value) for name, value in now.items()}
     counts = isinstance(now, int | float) and isinstance(before, int | float)
     return now - before if counts else now

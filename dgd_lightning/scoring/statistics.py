@@ -3,15 +3,13 @@
 Tasks of one context depend on each other, so contexts are what is resampled and what is exchanged, never tasks.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from dgd_lightning.metrics.clustered import Difference, clustered_mean
+from dgd_lightning.metrics.clustered import NAN, Difference, clustered_mean
 
 ALPHA = 0.05  # two-sided
 POWER = 0.8  # of the smallest effect that is called detectable
@@ -40,7 +38,7 @@ class Comparison(NamedTuple):
     contexts: int
 
 
-def compare(pairs: Iterable[Pair], *, seed: int = 0) -> Comparison:
+def compare(pairs: Iterable[Pair]) -> Comparison:
     """Compare two arms over the tasks that both answered.
 
     Where no task differs, or all contexts by the same, resampling says nothing about how far apart the arms may be, so
@@ -48,32 +46,29 @@ def compare(pairs: Iterable[Pair], *, seed: int = 0) -> Comparison:
 
     Args:
         pairs: one per task; several of one task (as with several seeds) count within its context.
-        seed: of the bootstrap.
     """
     kept = list(pairs)
-    sums: dict[str, list[float]] = defaultdict(list)
+    by_context: dict[str, list[float]] = defaultdict(list)
     for pair in kept:
-        sums[pair.context].append(pair.other - pair.base)
-    differences = [sum(values) for values in sums.values()]
-    counts = [len(values) for values in sums.values()]
+        by_context[pair.context].append(pair.other - pair.base)
+    differences, counts = [sum(values) for values in by_context.values()], list(map(len, by_context.values()))
     fixed, broken = sum(p.other > p.base for p in kept), sum(p.other < p.base for p in kept)
-    nothing = float("nan")
-    difference = _resampled(differences, counts, seed)
+    difference = _resampled(differences, counts)
     return Comparison(
-        sum(p.base for p in kept) / len(kept) if kept else nothing,
-        sum(p.other for p in kept) / len(kept) if kept else nothing,
+        sum(p.base for p in kept) / len(kept) if kept else NAN,
+        sum(p.other for p in kept) / len(kept) if kept else NAN,
         difference,
         sign_flip_p(differences),
         mcnemar_p(fixed, broken),
         fixed,
         broken,
-        detectable(differences, counts) if difference.low == difference.low else nothing,
+        detectable(differences, counts) if difference.bounded else NAN,
         len(kept),
         len(counts),
     )
 
 
-def rate(scores: Iterable[tuple[str, float]], *, seed: int = 0) -> Difference:
+def rate(scores: Iterable[tuple[str, float]]) -> Difference:
     """Mean score with its 95% interval over contexts.
 
     Where all tasks are solved or none is, resampling gives no interval: then the bounds are those of the share of
@@ -82,7 +77,6 @@ def rate(scores: Iterable[tuple[str, float]], *, seed: int = 0) -> Difference:
 
     Args:
         scores: (context, score) of each task.
-        seed: of the bootstrap.
     """
     by_context: dict[str, list[float]] = defaultdict(list)
     for context, score in scores:
@@ -95,16 +89,16 @@ def rate(scores: Iterable[tuple[str, float]], *, seed: int = 0) -> Difference:
         same = only.pop()
         bounds = binomtest(round(same * len(values)), len(values)).proportion_ci(0.95, method="exact")
         return Difference(same, float(bounds.low), float(bounds.high))
-    return _resampled([sum(v) for v in values], [len(v) for v in values], seed)
+    return _resampled(list(map(sum, values)), list(map(len, values)))
 
 
-def _resampled(sums: Sequence[float], counts: Sequence[int], seed: int) -> Difference:
+def _resampled(sums: Sequence[float], counts: Sequence[int]) -> Difference:
     """The pooled mean; with NaN bounds where all contexts have one mean, of which resampling makes a width of zero."""
-    found = clustered_mean(sums, counts, seed=seed)
-    return found if found.low < found.high else Difference(found.value, float("nan"), float("nan"))
+    found = clustered_mean(sums, counts)
+    return found if found.low < found.high else Difference(found.value)
 
 
-def sign_flip_p(differences: Sequence[float], *, draws: int = 99_999, seed: int = 0) -> float:
+def sign_flip_p(differences: Sequence[float], *, draws: int = 99_999) -> float:
     """Two-sided p of no difference: either arm could have been the other, context by context.
 
     Under that hypothesis the sign of every context's sum of differences is a coin's. Whole numbers, as of solved tasks,
@@ -114,7 +108,6 @@ def sign_flip_p(differences: Sequence[float], *, draws: int = 99_999, seed: int 
     Args:
         differences: per context, summed over its tasks.
         draws: for differences that are no whole numbers.
-        seed: of the draws.
     """
     values = np.abs(np.array([d for d in differences if d], dtype=float))
     if not len(values):
@@ -128,7 +121,7 @@ def sign_flip_p(differences: Sequence[float], *, draws: int = 99_999, seed: int 
             distribution = np.convolve(distribution, step)
         sums = np.arange(len(distribution)) - len(distribution) // 2
         return min(1.0, float(distribution[np.abs(sums) >= seen - 0.5].sum()))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     rounding = 1e-9 * max(1.0, seen)
     beyond = 0
     for start in range(0, draws, 4096):
@@ -164,7 +157,7 @@ def detectable(differences: Sequence[float], counts: Sequence[int]) -> float:
     """
     total, clusters = sum(counts), len(counts)
     if clusters < 2 or not any(differences):
-        return float("nan")
+        return NAN
     from scipy.stats import norm  # late, as in `rate`
 
     mean = sum(differences) / total

@@ -1,7 +1,5 @@
 """The program in a model's answer. It runs inside the sandbox: parsing hostile text can bring an interpreter down."""
 
-from __future__ import annotations
-
 import ast
 import re
 import textwrap

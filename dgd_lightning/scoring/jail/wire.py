@@ -4,8 +4,6 @@ A value arrives as a new object of a built-in type, so nothing a program defines
 test. What is no plain value stays where it is and travels as a reference. Never pickle.
 """
 
-from __future__ import annotations
-
 import builtins
 import json
 import socket
@@ -18,6 +16,19 @@ MAX_ITEMS = 100_000  # of an iterator; it may have no end
 HEX_BITS = 10_000  # longer integers go in hexadecimal, which takes linear time and has no limit of digits
 BUILTIN = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
 VIEWS: dict[str, type] = {"keys": type({}.keys()), "values": type({}.values()), "items": type({}.items())}
+DECODERS: dict[str, Callable[[list[Any]], Any]] = {
+    "builtin": lambda items: BUILTIN[items[0]],
+    "complex": lambda items: complex(*map(float, items)),
+    "range": lambda items: range(*items),
+    "dict": dict,
+    "keys": lambda items: dict.fromkeys(items).keys(),
+    "values": lambda items: dict(enumerate(items)).values(),
+    "items": lambda items: dict(items).items(),
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+    "iterator": iter,
+}
 
 
 def encode(value: Any, refer: Callable[[Any], str | int]) -> Any:
@@ -85,31 +96,9 @@ def decode(data: Any, resolve: Callable[[str | int], Any]) -> Any:
     if name in ("bytes", "bytearray"):
         raw = str(content).encode("latin-1")
         return raw if name == "bytes" else bytearray(raw)
-    items = [decode(item, resolve) for item in content]
-    match name:
-        case "builtin":
-            return BUILTIN[items[0]]
-        case "complex":
-            return complex(*map(float, items))
-        case "range":
-            return range(*items)
-        case "dict":
-            return dict(items)
-        case "keys":
-            return dict.fromkeys(items).keys()
-        case "values":
-            return dict(enumerate(items)).values()
-        case "items":
-            return dict(items).items()
-        case "tuple":
-            return tuple(items)
-        case "set":
-            return set(items)
-        case "frozenset":
-            return frozenset(items)
-        case "iterator":
-            return iter(items)
-    raise ValueError(f"expected an encoded value, received {name!r}")
+    if name not in DECODERS:
+        raise ValueError(f"expected an encoded value, received {name!r}")
+    return DECODERS[name]([decode(item, resolve) for item in content])
 
 
 class Channel:
@@ -120,9 +109,7 @@ class Channel:
         self.lines = connection.makefile("rb")
 
     def send(self, message: Any) -> None:
-        """Raises:
-        ValueError: the message is too long, or JSON can't hold it.
-        """
+        """Raises ValueError where the message is too long, or JSON can't hold it."""
         data = json.dumps(message).encode() + b"\n"
         if len(data) > MAX_MESSAGE:
             raise ValueError(f"a value of {len(data):,} bytes; at most {MAX_MESSAGE:,} can be sent")
