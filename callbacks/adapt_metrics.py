@@ -1,24 +1,13 @@
 """`AdaptMetrics`: what test-time training gained in predict: Δτ per context and in sum, held-out scores, its cost."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Trainer
 
 from dgd_lightning import run_folder
-from dgd_lightning.analysis.adaptation import (
-    SECONDS,
-    Counts,
-    Gain,
-    Record,
-    collect,
-    gain_of,
-    is_scored,
-    summed,
-    twin,
-)
+from dgd_lightning.analysis import adaptation
+from dgd_lightning.analysis.adaptation import SECONDS, Counts, Gain, Record, gain_of, is_scored
 from dgd_lightning.callbacks.rows import FinishedRows, tensorboard
 from dgd_lightning.report.figures import held_out_figure, tau_figure
 from dgd_lightning.report.run_tables import adaptation_table, gain_table
@@ -35,22 +24,23 @@ class AdaptMetrics(FinishedRows):
 
     def finish(self, trainer: Trainer, module: Any) -> None:
         """Adds a sentence, tables, curves and pictures."""
-        pairs = [(arm.name, twin(arm, module.arms)) for arm in module.arms if arm.adapts]
+        pairs = [(arm.name, adaptation.twin(arm, module.arms)) for arm in module.arms if arm.adapts]
         if not pairs:
             return
-        counts, records = collect(run_folder.read_predictions(self.folder))
+        counts, records = adaptation.collect(run_folder.read_predictions(self.folder))
         gains = [gain_of(counts, base.name, arm) for arm, base in pairs if base is not None]
         module.summary.sentences += adaptation_sentences(gains, [arm for arm, base in pairs if base is None])
         if gains:
             module.summary.details.append(gain_table(gains))
         if records:
-            module.summary.details.append(adaptation_table(summed(records.values())))
+            module.summary.details.append(adaptation_table(adaptation.summed(records.values())))
         if (writer := tensorboard(trainer)) is not None:
             _log(writer, counts, list(records.values()), gains)
 
 
 def _log(writer: Any, counts: Counts, records: Sequence[Record], gains: Sequence[Gain]) -> None:
-    for arm, base, gain, contexts in gains:
+    for found in gains:
+        arm, base, gain, contexts = found
         for name in ("difference", "ratio", "median"):
             for part, value in getattr(gain, name)._asdict().items():
                 writer.add_scalar(f"{arm}/tau_gain_{name}/{part}", value, gain.contexts)
@@ -58,7 +48,7 @@ def _log(writer: Any, counts: Counts, records: Sequence[Record], gains: Sequence
         for number, context in enumerate(contexts):
             delta = counts[arm][context].tau - counts[base][context].tau
             writer.add_scalar(f"{arm}/tau_gain_by_context", delta, number)
-        writer.add_figure(f"{arm}/tau_by_context", tau_figure(counts, Gain(arm, base, gain, contexts)), len(contexts))
+        writer.add_figure(f"{arm}/tau_by_context", tau_figure(counts, found), len(contexts))
     for number, record in enumerate(records):
         if not is_scored(record):
             continue

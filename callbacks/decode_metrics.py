@@ -1,11 +1,10 @@
 """`DecodeMetrics`: τ, acceptance, throughput and speed-up into TensorBoard; the run's summary at the end."""
 
-from __future__ import annotations
-
+import textwrap
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 
 from dgd_lightning.analysis.arms import ArmStats, collect, scalars
 from dgd_lightning.callbacks.rows import RowSums, add_scalars, tensorboard
@@ -58,17 +57,15 @@ class DecodeMetrics(RowSums):
         if drafting:
             writer.add_figure("acceptance_curve", acceptance_figure(drafting), max(arm.tasks for arm in drafting))
         for row in self.sampled:
-            text = "\n".join(
-                f"    {line}" for line in str(row["model_output"]).splitlines()
-            )  # Markdown: shown as it is
+            text = textwrap.indent(str(row["model_output"]), "    ", lambda line: True)  # Markdown: shown as it is
             writer.add_text(f"sample {row['idx']}/{row['dgd']['arm']}", text)
         writer.flush()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Writes and prints what this and other callbacks put into ``pl_module.summary``, once all of them have."""
         if stage != "predict" or not trainer.is_global_zero:
             return
-        summary: Any = pl_module.summary
+        summary = pl_module.summary
         if not any("solved" in cells for cells in summary.cells.values()):
             summary.sentences += ungraded_sentences(self.stats)
         finish(summary, self.folder, verbose=getattr(pl_module, "verbose", False))

@@ -1,7 +1,5 @@
 """`DiagnosticReport`: from the rows of a diagnostic to its table, its pictures and a verdict in plain words."""
 
-from __future__ import annotations
-
 import io
 import json
 import sys
@@ -34,13 +32,12 @@ class DiagnosticReport(Callback):
         self.folder: Path | None = None
         self.found: Diagnosis | None = None
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reads the rows and writes the files."""
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.folder = written_folder(trainer)
         if not trainer.is_global_zero or self.folder is None:
             return
         rows = run_folder.read_predictions(self.folder, run_folder.DIAGNOSTIC)
-        self.found = found = diagnose(rows, pl_module.edges, list(pl_module.readouts))  # type: ignore[arg-type]
+        self.found = found = diagnose(rows, pl_module.edges, list(pl_module.readouts))
         if not found.tasks:
             return
         plain = Console(file=io.StringIO(), width=WIDTH)

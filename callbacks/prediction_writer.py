@@ -1,7 +1,5 @@
 """`PredictionWriter`: rows to disk as soon as their group is done; merge at the end; resume."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any
@@ -24,11 +22,7 @@ def written_folder(trainer: Trainer) -> Path | None:
 
 
 def written_before(trainer: Trainer, callback: Callback) -> Path:
-    """The run folder, for a callback whose numbers come from the predictions there.
-
-    Raises:
-        InputError: no `PredictionWriter` comes before the callback.
-    """
+    """The run folder, for a callback whose numbers come from the predictions there: it must stand behind the writer."""
     before = trainer.callbacks[: trainer.callbacks.index(callback)]  # type: ignore[attr-defined]
     folder = written_folder(trainer)
     if not any(isinstance(other, PredictionWriter) for other in before) or folder is None:
@@ -54,9 +48,6 @@ class PredictionWriter(Callback):
 
     Args:
         merge_wait: hours that rank 0 waits for the other ranks' shards after its own last context.
-
-    Raises:
-        InputError: a wait that is no positive number.
     """
 
     def __init__(self, merge_wait: float = 24.0) -> None:
@@ -68,12 +59,8 @@ class PredictionWriter(Callback):
         self.have: set[run_folder.Key] = set()
         self.parent = os.getppid()
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Finds the rows that are there already.
-
-        Raises:
-            InputError: the folder holds rows of another configuration.
-        """
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Finds the rows that are there already, which must be of this configuration."""
         if stage not in run_folder.ROWS:
             return
         self.name = run_folder.ROWS[stage]
@@ -84,34 +71,23 @@ class PredictionWriter(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         self.file = JsonLines(run_folder.shard(self.folder, trainer.global_rank, self.name))
         run_folder.mark(self.folder, trainer.global_rank, self.name).unlink(missing_ok=True)  # of a session before
-        together: dict[str, int] = {}
+        pl_module.tasks_together = {}
         for path in run_folder.sources(self.folder, self.name):
             for _, row in run_folder.read_rows(path):
                 if (found := row["dgd"].get("config_hash")) != self.hash:
+                    expected, received = f"rows of configuration {self.hash}", f"{path} with rows of {found}"
                     raise InputError(
-                        "logs_dir",
-                        expected=f"rows of configuration {self.hash}",
-                        received=f"{path} with rows of {found}",
-                        hint="use another folder or name",
+                        "logs_dir", expected=expected, received=received, hint="use another folder or name"
                     )
                 self.have.add(run_folder.key(row))
                 if "tasks_together" in row["dgd"]:
-                    together[row["idx"]] = row["dgd"]["tasks_together"]
-        pl_module.tasks_together = together  # type: ignore[assignment]
-        pl_module.done = set(self.have)  # type: ignore[assignment]
+                    pl_module.tasks_together[row["idx"]] = row["dgd"]["tasks_together"]
+        pl_module.done = set(self.have)
         if self.have and trainer.is_global_zero:
-            total = len(trainer.datamodule.tasks) * len(pl_module.row_names)  # type: ignore[attr-defined,arg-type]
+            total = len(trainer.datamodule.tasks) * len(pl_module.row_names)  # type: ignore[attr-defined]
             print(f"continuing {self.folder}: {len(self.have)} of {total} rows are there", flush=True)
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any, **__: Any) -> None:
         """Writes the rows that are not on disk yet."""
         assert self.file is not None
         rows = [row for row in outputs if run_folder.key(row) not in self.have]
@@ -122,12 +98,8 @@ class PredictionWriter(Callback):
         if trainer.global_rank > 0 and os.getppid() != self.parent:
             raise SystemExit("the process that launched this rank is gone")  # else it would hold its shard for hours
 
-    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Marks this rank's shard as whole; rank 0 merges all of them, and later callbacks read the merged file.
-
-        Raises:
-            InputError: another rank's shard is not whole within ``merge_wait``; the same command continues the run.
-        """
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Marks this rank's shard as whole; rank 0 merges all of them, and later callbacks read the merged file."""
         assert self.folder is not None
         self._close()
         if not trainer.is_global_zero:
@@ -135,7 +107,7 @@ class PredictionWriter(Callback):
             return
         run_folder.await_shards(self.folder, range(1, trainer.world_size), self.name, self.merge_wait * 3600)
         tasks = trainer.datamodule.tasks  # type: ignore[attr-defined]
-        order = [(task.idx, name) for task in tasks for name in pl_module.row_names]  # type: ignore[union-attr]
+        order = [(task.idx, name) for task in tasks for name in pl_module.row_names]
         if run_folder.merge(self.folder, order, self.name) == len(order):
             run_folder.finish(self.folder, self.name)
 

@@ -1,6 +1,4 @@
-"""`DecodeProgress`: one bar with live τ and tokens/s; plain lines where stdout is no terminal."""
-
-from __future__ import annotations
+"""`DecodeProgress`: one bar with live τ and tokens/s, or plain lines; `FitProgress`: plain lines of other runs."""
 
 import sys
 import time
@@ -17,22 +15,16 @@ REFRESH = 0.2  # seconds between updates within a group: decoding must not wait 
 
 
 class RankZeroProgress(ProgressBar):
-    """Progress that rank 0 alone shows.
-
-    Args:
-        line_every: seconds between lines.
-    """
+    """Progress that rank 0 alone shows: Lightning disables it on the others."""
 
     def __init__(self, line_every: float) -> None:
         super().__init__()
-        self.line_every, self.enabled = line_every, True
+        self.line_every, self.enabled = line_every, True  # seconds between lines
 
     def disable(self) -> None:
-        """Called by Lightning on ranks other than 0."""
         self.enabled = False
 
     def enable(self) -> None:
-        """Called by Lightning."""
         self.enabled = True
 
 
@@ -52,15 +44,14 @@ class DecodeProgress(RankZeroProgress):
         self.fresh = 0  # groups decoded in this session, what the time left is reckoned from
         self.arm, self.arm_started = "", 0.0
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Opens the bar."""
+    def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
         if not self.enabled:
             return
         self.stats, self.done, self.fresh = {}, 0, 0
         self.total = int(sum(trainer.num_predict_batches))
         self.started = self.shown = time.monotonic()
-        pl_module.decoder.on_progress = self._within_group  # type: ignore[union-attr]
-        pl_module.decoder.on_adapt = self._adapting  # type: ignore[union-attr]
+        pl_module.decoder.on_progress = self._within_group
+        pl_module.decoder.on_adapt = self._adapting
         if sys.stdout.isatty():
             times = TimeElapsedColumn(), TimeRemainingColumn()
             note = TextColumn("{task.fields[note]}")
@@ -68,10 +59,7 @@ class DecodeProgress(RankZeroProgress):
             self.bar.add_task("groups", total=self.total, note="")
             self.bar.start()
 
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
-    ) -> None:
-        """Counts the group's numbers."""
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any, **__: Any) -> None:
         if self.enabled:
             self.done += 1
             self.fresh += bool(outputs)
@@ -80,7 +68,6 @@ class DecodeProgress(RankZeroProgress):
             self._show(self._note(), completed=self.done, last=self.done == self.total)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Closes the bar."""
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -140,3 +127,69 @@ class DecodeProgress(RankZeroProgress):
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+
+
+class FitProgress(RankZeroProgress):
+    """Every so often one line: the step, what a bar would show, seconds per step, time left; one per validation too.
+
+    Args:
+        line_every: seconds between lines.
+    """
+
+    def __init__(self, line_every: float = 30.0) -> None:
+        super().__init__(line_every)
+        self.total = float("inf")  # steps of the whole fit
+        self.step = 0  # when the last line was shown
+        self.shown = self.evaluating = self.evaluated = 0.0
+        self.paused = 0.0  # seconds of validation since the last line, which are no step's
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.total, self.step = trainer.estimated_stepping_batches, trainer.global_step
+        self.shown, self.paused = time.monotonic(), 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any, **__: Any) -> None:
+        """A line, if one is due; the last step always has one."""
+        now, step = time.monotonic(), trainer.global_step
+        if step == self.step or (now - self.shown < self.line_every and step != self.total):
+            return
+        pace = (now - self.shown - self.paused) / (step - self.step)
+        left = f", about {pace * (self.total - step):.0f} s left" if self.total < float("inf") else ""
+        self._print(f"training: step {step}/{self.total}{self._note(trainer, pl_module)}, {pace:.2f} s/step{left}")
+        self.shown, self.step, self.paused = now, step, 0.0
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.evaluating = self.evaluated = time.monotonic()
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if not trainer.sanity_checking:
+            self._evaluated("validating", batch_idx, trainer.num_val_batches[dataloader_idx])
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The result, where the validation is one of a fit; else Lightning prints a table."""
+        self.paused += time.monotonic() - self.evaluating
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._print(f"validation at step {trainer.global_step}{self._note(trainer, pl_module)}")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.evaluated = time.monotonic()
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._evaluated("testing", batch_idx, trainer.num_test_batches[dataloader_idx])
+
+    def _evaluated(self, what: str, batch_idx: int, total: int | float) -> None:
+        now = time.monotonic()
+        if now - self.evaluated >= self.line_every:
+            self._print(f"{what}: batch {batch_idx + 1}/{total}")
+            self.evaluated = now
+
+    def _note(self, trainer: Trainer, pl_module: LightningModule) -> str:
+        metrics = self.get_metrics(trainer, pl_module)
+        return "".join(f", {name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float))
+
+    def _print(self, line: str) -> None:
+        if self.enabled:
+            print(line, flush=True)

@@ -1,7 +1,5 @@
 """What callbacks of a predict run share: its folder, its rows, TensorBoard's writer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,11 +55,7 @@ class RowSums(FinishedRows):
         return True
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Takes up the rows of an earlier session.
-
-        Raises:
-            InputError: no `PredictionWriter` comes before this callback.
-        """
+        """Takes up the rows of an earlier session; a `PredictionWriter` must come before this callback."""
         if stage != "predict":
             return
         self.reset()
@@ -70,25 +64,23 @@ class RowSums(FinishedRows):
             for row in run_folder.rows_so_far(self.folder):
                 self.add(row)
 
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
-    ) -> None:
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any, **__: Any) -> None:
         """Adds the rows that were not there in `setup`."""
         if trainer.is_global_zero and outputs:
             for row in outputs:
-                if run_folder.key(row) not in pl_module.done:  # type: ignore[operator]
+                if run_folder.key(row) not in pl_module.done:
                     self.add(row)
             if (writer := tensorboard(trainer)) is not None:
                 self.draw(writer)
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Sums all rows up anew, then calls `finish`."""
         if trainer.is_global_zero:
             self.reset()
             self.sampled = []
             for row in run_folder.read_predictions(self.folder):
                 self.add(row)
-                if len(self.sampled) < self.samples * len(pl_module.arms) and self.is_sample(row):  # type: ignore[arg-type]
+                if len(self.sampled) < self.samples * len(pl_module.arms) and self.is_sample(row):
                     self.sampled.append(row)
         super().on_predict_end(trainer, pl_module)
 

@@ -63,7 +63,7 @@ class DraftTraining(L.LightningModule):
     """
 
     pair: Pair  # a plain record: the target is no child module
-    decoding_pair: Pair | None = None  # while validating
+    decoding_pair: Pair  # while validating
 
     def __init__(
         self,
@@ -208,14 +208,14 @@ class DraftTraining(L.LightningModule):
         stage = "test" if self.trainer.testing else "val"
         self.log(f"{stage}/tau_micro", found.micro, prog_bar=True, sync_dist=True)
         self.log(f"{stage}/tau_macro", found.macro, sync_dist=True)
-        self.decoding_pair = None
+        del self.decoding_pair
 
     on_test_epoch_start, on_test_epoch_end = on_validation_epoch_start, on_validation_epoch_end
     test_step = validation_step
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        rates = {name: self.recipe[name] for name in ("lr", "weight_decay")}
-        optimizer = torch.optim.AdamW(self.draft.parameters(), **rates)
+        lr, decay = self.recipe["lr"], self.recipe["weight_decay"]
+        optimizer = torch.optim.AdamW(self.draft.parameters(), lr=lr, weight_decay=decay)
         total = int(self.trainer.estimated_stepping_batches)
         warmup = max(1, round(total * self.recipe["warmup_share"]))
         return scheduled(optimizer, total=total, warmup=warmup)
