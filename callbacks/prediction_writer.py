@@ -75,10 +75,8 @@ class PredictionWriter(Callback):
         for path in run_folder.sources(self.folder, self.name):
             for _, row in run_folder.read_rows(path):
                 if (found := row["dgd"].get("config_hash")) != self.hash:
-                    expected, received = f"rows of configuration {self.hash}", f"{path} with rows of {found}"
-                    raise InputError(
-                        "logs_dir", expected=expected, received=received, hint="use another folder or name"
-                    )
+                    expected, hint = f"rows of configuration {self.hash}", "use another folder or name"
+                    raise InputError("logs_dir", expected=expected, received=f"{path} with rows of {found}", hint=hint)
                 self.have.add(run_folder.key(row))
                 if "tasks_together" in row["dgd"]:
                     pl_module.tasks_together[row["idx"]] = row["dgd"]["tasks_together"]
