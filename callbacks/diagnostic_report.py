@@ -11,8 +11,7 @@ from rich.console import Console
 
 from dgd_lightning import run_folder
 from dgd_lightning.analysis.diagnosis import Diagnosis, diagnose, summary
-from dgd_lightning.callbacks.prediction_writer import written_folder
-from dgd_lightning.callbacks.rows import add_scalars, tensorboard
+from dgd_lightning.callbacks.rows import add_scalars, tensorboard, written_folder
 from dgd_lightning.files import whole_files
 from dgd_lightning.report.diagnostic_figures import figures
 from dgd_lightning.report.diagnostic_tables import report, short_report
