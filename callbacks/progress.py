@@ -65,68 +65,53 @@ class DecodeProgress(RankZeroProgress):
             self.fresh += bool(outputs)
             for row in outputs:
                 collect(self.stats, row)
-            self._show(self._note(), completed=self.done, last=self.done == self.total)
+            notes = []
+            for arm in filter(lambda one: one.answered, self.stats.values()):
+                speed = arm.tokens_per_second
+                notes.append(f"{arm.name} τ {arm.tau.micro:.2f}" + (f" {speed:.1f} tokens/s" if speed == speed else ""))
+            self._show(" | ".join(notes), last=self.done == self.total)
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._close()
+    def on_predict_end(self, *_: Any) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Closes the bar, so that the error has a line of its own."""
-        self._close()
+        self.on_predict_end()
 
     def _within_group(self, arm: str, state: DecodeState) -> None:
         now = time.monotonic()
         if arm != self.arm or state.verifications == 0:
             self.arm, self.arm_started = arm, now
-        prefill = state.tokens == 0
-        if not self._due(prefill):
-            return
-        if prefill:
-            self._show(f"{arm}: prefill of {state.rows} rows", completed=self.done)
-            return
-        committed, seconds = state.tokens - state.rows, now - self.arm_started
         note = f"{arm}: {state.active} rows active, {state.tokens} tokens"
-        if state.verifications and seconds > 0:
+        committed, seconds = state.tokens - state.rows, now - self.arm_started
+        if state.tokens == 0:
+            note = f"{arm}: prefill of {state.rows} rows"
+        elif state.verifications and seconds > 0:
             note += f", τ {committed / state.verifications:.2f}, {committed / seconds:.1f} tokens/s"
-        self._show(note, completed=self.done)
+        self._show_in_time(note, begins=state.tokens == 0)
 
     def _adapting(self, context: str, step: int, what: str) -> None:
-        if self._due(step == 0):
-            self._show(f"adapting to {context}… {what}", completed=self.done)
+        self._show_in_time(f"adapting to {context}… {what}", begins=step == 0)
 
-    def _due(self, begins: bool) -> bool:
-        """Whether to show what is going on; a bar shows all that begins and may take long."""
+    def _show_in_time(self, note: str, *, begins: bool) -> None:
+        """Shows what is going on now and then; a bar shows all that begins, which may take long."""
         waited = time.monotonic() - self.shown
-        return waited >= (REFRESH if self.bar else self.line_every) or (begins and self.bar is not None)
+        if waited >= (REFRESH if self.bar else self.line_every) or (begins and self.bar is not None):
+            self._show(note)
 
-    def _note(self) -> str:
-        parts = []
-        for arm in self.stats.values():
-            if arm.answered:
-                speed = arm.tokens_per_second
-                parts.append(f"{arm.name} τ {arm.tau.micro:.2f}" + (f" {speed:.1f} tokens/s" if speed == speed else ""))
-        return " | ".join(parts)
-
-    def _show(self, note: str, *, completed: int, last: bool = False) -> None:
+    def _show(self, note: str, *, last: bool = False) -> None:
         now = time.monotonic()
         if self.bar is not None:
-            self.bar.update(self.bar.task_ids[0], completed=completed, note=note)
+            self.bar.update(self.bar.task_ids[0], completed=self.done, note=note)
         elif last or now - self.shown >= self.line_every:
-            print(f"decoding: {completed}/{self.total} groups, {self._left(now)}; {note}", flush=True)
+            elapsed = now - self.started
+            rest = f", about {elapsed / self.fresh * (self.total - self.done):.0f} s left" if self.fresh else ""
+            print(f"decoding: {self.done}/{self.total} groups, {elapsed:.0f} s{rest}; {note}", flush=True)
         else:
             return
         self.shown = now
-
-    def _left(self, now: float) -> str:
-        elapsed = now - self.started
-        if not self.fresh:
-            return f"{elapsed:.0f} s"
-        return f"{elapsed:.0f} s, about {elapsed / self.fresh * (self.total - self.done):.0f} s left"
-
-    def _close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
 
 
 class FitProgress(RankZeroProgress):
