@@ -23,10 +23,9 @@ from dgd_lightning.grader import ASK, READ, Grader, package_graders
 from dgd_lightning.report.print_tables import plain_console, print_tables
 from dgd_lightning.report.solve_rates import rate_table, score_tables
 from dgd_lightning.scoring.error_judge import Classified
-from dgd_lightning.scoring.grade_run import grade_run
 from dgd_lightning.scoring.judge_config import JudgeConfig
 from dgd_lightning.scoring.rubric_grader import RubricJudge
-from dgd_lightning.scoring.score_run import Counts, Source, rows_of, source
+from dgd_lightning.scoring.score_run import Counts, Source, grade_run, rows_of, source
 
 LINE_EVERY = 15.0  # seconds between lines of progress where stderr is no terminal
 

@@ -8,9 +8,8 @@ from textwrap import wrap
 from rich.table import Table
 
 from dgd_lightning.metrics.clustered import Difference
-from dgd_lightning.scoring.agreement import Agreement
 from dgd_lightning.scoring.graded import Graded, Versus, by_arm
-from dgd_lightning.scoring.statistics import Comparison
+from dgd_lightning.scoring.statistics import Agreement, Comparison
 from dgd_lightning.scoring.summary import GROUPS, OUTCOMES, Compared, classified, outcomes, rates, transitions
 
 ALL = "all tasks"

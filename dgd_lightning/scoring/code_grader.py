@@ -73,7 +73,9 @@ class CodeGrader(Grader):
         return found if found.allowed or not options.get("leave") else None
 
     def takes(self, row: dict[str, Any]) -> bool:
-        return _is_human_eval(row) or _is_mbpp(row)
+        tests = row.get("test_list")
+        mbpp = isinstance(tests, list) and bool(tests) and all(isinstance(test, str) for test in tests)
+        return mbpp or _is_human_eval(row)
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
         """See `Grader.grade`; ``details`` says what was isolated, how the program was found, and how it ended."""
@@ -86,7 +88,7 @@ class CodeGrader(Grader):
             )
         begin = time.monotonic()
         try:
-            task = human_eval_task(row) if _is_human_eval(row) else mbpp_task(row, challenge=self.challenge)
+            task = task_of(row, challenge=self.challenge)
             verdict, ends = self._examine({**task, "answer": answer})
         except (SandboxError, OSError, ValueError, SyntaxError, RecursionError, MemoryError) as error:
             return Score(None, [], f"sandbox_error: {type(error).__name__}: {error}")
@@ -160,35 +162,25 @@ def _is_human_eval(row: dict[str, Any]) -> bool:
     return all(isinstance(row.get(key), str) for key in ("prompt", "entry_point", "test"))
 
 
-def _is_mbpp(row: dict[str, Any]) -> bool:
-    tests = row.get("test_list")
-    return isinstance(tests, list) and bool(tests) and all(isinstance(test, str) for test in tests)
+def task_of(row: dict[str, Any], *, challenge: bool) -> dict[str, Any]:
+    """What the examiner needs of a row.
 
-
-def human_eval_task(row: dict[str, Any]) -> dict[str, Any]:
-    """What the examiner needs of a HumanEval row.
-
-    The prompt runs in the examiner too, with the function's empty body: some tests use the helpers that it defines
-    (``poly``, ``encode_shift``), and a program must not be able to bring its own.
+    HumanEval's prompt runs in the examiner too, with the function's empty body: some tests use the helpers that it
+    defines (``poly``, ``encode_shift``), and a program must not be able to bring its own. The names that MBPP's tests
+    ask of the program are those that the row's own ``code`` defines and the tests use; modules that this code imports
+    may be used by the tests.
 
     Returns:
         ``prelude``: trusted sources; ``names``: what tests ask of the program; ``tests``, of which the first
         ``setup`` only prepare; ``prompt``: the program's first part, or "".
-    """
-    prompt, name = row["prompt"], row["entry_point"]
-    tests = [f"{row['test']}\n\ncheck({name})\n"]
-    return {"prelude": [prompt], "names": [name], "tests": tests, "setup": 0, "prompt": prompt}
-
-
-def mbpp_task(row: dict[str, Any], *, challenge: bool = False) -> dict[str, Any]:
-    """What the examiner needs of an MBPP row: see `human_eval_task`.
-
-    The names that tests ask of the program are those that the row's own ``code`` defines and the tests use; modules
-    that this code imports may be used by the tests.
 
     Raises:
         ValueError, SyntaxError: the row's tests or code can't be read.
     """
+    if _is_human_eval(row):
+        prompt, name = row["prompt"], row["entry_point"]
+        tests = [f"{row['test']}\n\ncheck({name})\n"]
+        return {"prelude": [prompt], "names": [name], "tests": tests, "setup": 0, "prompt": prompt}
     setup = [row["test_setup_code"]] if str(row.get("test_setup_code") or "").strip() else []
     tests = [*setup, *row["test_list"], *((row.get("challenge_test_list") or []) if challenge else [])]
     used = {node.id for test in tests for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Name)}

@@ -65,14 +65,7 @@ class JudgeModel:
         return (self.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI).rstrip("/")
 
     def check(self, argument: str) -> None:
-        """Check what can be checked without a request.
-
-        Args:
-            argument: ``judge`` or ``judge.second``, which errors name.
-
-        Raises:
-            InputError: a setting that can't work.
-        """
+        """Check what can be checked without a request; errors name the argument, ``judge`` or ``judge.second``."""
         if not self.model:
             raise InputError(f"{argument}.model", expected="a model's name", received="nothing", hint="name the judge")
         for name in ("attempts", "stop_after", "max_new_tokens"):

@@ -26,11 +26,7 @@ _THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)  # some servers le
 
 
 def read_template(path: str | None) -> str:
-    """The prompt file's text, or the package's.
-
-    Raises:
-        InputError: no readable file, or one whose places are not exactly ``{rubrics_text}`` and ``{model_output}``.
-    """
+    """The prompt file's text, or the package's; InputError where its places are not exactly `PLACES`."""
     if path is None:
         return packaged("rubric_judge.txt")
     try:
@@ -100,10 +96,6 @@ class UnreadableReply(Exception):
 def read_verdict(text: str, rubrics: int) -> Verdict:
     """The verdict in a reply: one JSON object with CL-bench's three keys, bare, fenced or amid prose.
 
-    Args:
-        text: the reply.
-        rubrics: how many statuses there must be.
-
     Raises:
         UnreadableReply: no such object or several that differ, an unknown status, a wrong number of them, or a score
             that contradicts them.
@@ -132,11 +124,7 @@ def read_verdict(text: str, rubrics: int) -> Verdict:
 
 
 def read_error_class(text: str) -> ErrorVerdict:
-    """The error class in a reply, read as strictly as a verdict.
-
-    Raises:
-        UnreadableReply: no such object or several that differ, no reason, or a class that is none of the five.
-    """
+    """The error class in a reply, read as strictly as a verdict."""
     found = _only_object(text, (CLASS,))
     name, reason = str(found[CLASS]), found.get(REASON)
     if not isinstance(reason, str):

@@ -16,15 +16,7 @@ from dgd_lightning.types import Task
 
 
 class LocalEndpoint(Endpoint):
-    """A causal LM that `load_target` takes (safetensors, no remote code); loaded when first asked.
-
-    Args:
-        settings: checked, with ``local``.
-        argument: ``judge`` or ``judge.second``, for errors.
-
-    Raises:
-        InputError: no such folder or Hub id.
-    """
+    """A causal LM that `load_target` takes (safetensors, no remote code); loaded when first asked."""
 
     def __init__(self, settings: JudgeModel, argument: str) -> None:
         self._settings, self._argument = settings, argument

@@ -108,13 +108,8 @@ class MathPool:
 
 
 def _kill(worker: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), worker:  # which closes its pipes and waits for it
         worker.kill()
-    worker.wait()
-    for pipe in (worker.stdin, worker.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
 
 
 class MathGrader(Grader):
@@ -157,12 +152,8 @@ class MathGrader(Grader):
                 read = self.pool.compare(gold, found.text)
             except WorkerError as error:
                 if _version() is None:
-                    raise InputError(
-                        "grader math",
-                        expected="the package math-verify",
-                        received="no such package",
-                        hint="pip install 'dgd-lightning[math]'",
-                    ) from error
+                    missing = {"expected": "the package math-verify", "received": "no such package"}
+                    raise InputError("grader math", **missing, hint="pip install 'dgd-lightning[math]'") from error
                 return Score(None, [], f"math_error: {error}", details)
             equal = bool(read["equal"])
             details["compared"] = {key: value for key, value in read.items() if key != "equal"}

@@ -51,11 +51,7 @@ class Cell:
         self.warden, self.folder = warden, folder
 
     def started(self) -> None:
-        """Wait until the command runs.
-
-        Raises:
-            SandboxError: it does not.
-        """
+        """Wait until the command runs, or raise SandboxError."""
         words = reply(self.warden.stdout, START_SECONDS) or {}
         if "started" not in words:
             raise SandboxError(words.get("error", "the sandbox's warden has ended"))
@@ -67,28 +63,21 @@ class Cell:
             Why it ended: "exit", "exit code N", "signal N", "released" (it still ran), a limit ("cpu time", "wall
             time", "memory", "processes", "disk"), or "unknown" (the warden was killed).
         """
-        assert self.warden.stdin is not None
-        assert self.warden.stdout is not None
-        with contextlib.suppress(OSError):
-            self.warden.stdin.close()
-        words = reply(self.warden.stdout, END_SECONDS) or {}
-        with contextlib.suppress(OSError):
-            if self.warden.poll() is None and "end" not in words:
-                os.killpg(self.warden.pid, 9)
-        self.warden.wait()
-        self.warden.stdout.close()
+        with self.warden:  # its pipes are closed then, and it is waited for
+            assert self.warden.stdin is not None
+            with contextlib.suppress(OSError):
+                self.warden.stdin.close()
+            words = reply(self.warden.stdout, END_SECONDS) or {}
+            with contextlib.suppress(OSError):
+                if self.warden.poll() is None and "end" not in words:
+                    os.killpg(self.warden.pid, 9)
         if self.folder is not None:
             self.folder.cleanup()
         return str(words.get("end", "unknown"))
 
 
 class Sandbox:
-    """Starts programs of the folder `jail/`; safe to use from several threads.
-
-    Args:
-        limits: of every cell.
-        namespaces: False does without; None uses them where the kernel allows.
-    """
+    """Starts programs of the folder `jail/`; safe to use from several threads. For arguments see `CodeGrader`."""
 
     def __init__(self, limits: Limits, *, namespaces: bool | None = None) -> None:
         self.limits = limits

@@ -17,6 +17,8 @@ from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
 from dgd_lightning.grader import Grader, grader_for, remarked
 from dgd_lightning.old_rows import upgraded
+from dgd_lightning.scoring.graded import Graded, comparisons, read_graded
+from dgd_lightning.scoring.summary import Compared, compared, summary
 from dgd_lightning.types import Score
 
 Row = dict[str, Any]
@@ -64,6 +66,15 @@ class Counts(NamedTuple):
     left: int = 0  # for no grader that is here
 
 
+class GradedRun(NamedTuple):
+    """What a run came to."""
+
+    scores: list[Graded]  # of every row, but for those left to other graders
+    kept: list[Graded]  # without the excluded tasks
+    compared: list[Compared]  # over all tasks
+    counts: Counts
+
+
 def source(path: str | Path) -> Source:
     """A run folder, or a JSONL file of rows with ``model_output``.
 
@@ -91,9 +102,7 @@ def source(path: str | Path) -> Source:
 def rows_of(path: Path, *, graded: bool = False) -> Iterator[Row]:
     """Rows of a file, each with ``idx``, ``model_output`` and ``dgd.arm``, also where another program wrote it.
 
-    Args:
-        path: of the file.
-        graded: rows with a score need no answer; they get None.
+    Of ``graded`` ones those with a score need no answer; they get None.
 
     Raises:
         InputError: a line is no object, or has no answer field.
@@ -179,7 +188,8 @@ def score_rows(
 
     def grade(row: Row, answer: str, grader: Grader, key: str) -> Record:
         score = remarked(row, answer, grader.grade(row, answer), graders)
-        return Record(*run_folder.key(row), key, *score[:3], grader.name, score.details)
+        place = run_folder.key(row)
+        return Record(*place, key, score.value, score.status, score.rationale, grader.name, score.details)
 
     def report() -> None:
         if on_progress is not None:
@@ -253,9 +263,63 @@ def write_graded(where: Source, scores: dict[Key, Record]) -> None:
             why = "no answer" if row["model_output"] is None else "not graded yet: see `dgd score`"
             record = scores.get(place) or Record(*place, "", None, [], why, "", None)
             graded = {
-                "score": int(record.score) if record.score in (0.0, 1.0) else record.score,  # type: ignore[arg-type]
+                "score": int(record.score) if record.score in (0.0, 1.0) else record.score,
                 "requirement_status": record.requirement_status,
                 "grading_rationale": record.grading_rationale,
                 "dgd": {**row["dgd"], "grader": record.grader or None, "grading": record.details},
             }
             out.write(jsonl.encoded({**row, **graded}))
+
+
+def grade_run(
+    where: Source,
+    graders: Sequence[Grader],
+    *,
+    leave: bool = False,
+    excluded: frozenset[str] = frozenset(),
+    on_progress: Callable[[Counts], None] | None = None,
+) -> GradedRun:
+    """Score a run's rows and write ``graded.jsonl`` and ``scores.json`` beside them.
+
+    Args:
+        where, graders, leave, on_progress: as in :func:`score_rows`.
+        excluded: tasks; rates are reported with and without them.
+
+    Raises:
+        InputError: as there.
+    """
+    counts = Counts()
+    asked = [grader.totals() for grader in graders]  # so far, of other runs
+
+    def keep(now: Counts) -> None:
+        nonlocal counts
+        counts = now
+        if on_progress is not None:
+            on_progress(now)
+
+    records = score_rows(where, graders, leave=leave, on_progress=keep)
+    write_graded(where, records)
+    rows = rows_of(where.graded)
+    scores, arms = read_graded(row for row in rows if not leave or row["dgd"]["grader"] or row["model_output"] is None)
+    wanted = comparisons(arms)
+    found = compared(scores, wanted)
+    kept = [one for one in scores if one.idx not in excluded]
+    report: dict[str, Any] = summary(scores, found)
+    if excluded:
+        report["without_excluded"] = {"excluded": sorted(excluded), **summary(kept, compared(kept, wanted))}
+    used = {record.grader for record in records.values()}
+    report["graders"] = {grader.name: grader.fingerprint() for grader in graders if grader.name in used}
+    spent = [_since(before, grader.totals()) for before, grader in zip(asked, graders, strict=True)]
+    report["judge"] = next((one for one in spent if one is not None), None)
+    name = where.summary.name
+    with whole_files(where.summary.parent, name) as scratch:
+        (scratch / name).write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return GradedRun(scores, kept, found, counts)
+
+
+def _since(before: Any, now: Any) -> Any:
+    """Counts that rose since; what is no count stays as it is."""
+    if isinstance(now, dict):
+        return {name: _since((before or {}).get(name), value) for name, value in now.items()}
+    counts = isinstance(now, int | float) and isinstance(before, int | float)
+    return now - before if counts else now

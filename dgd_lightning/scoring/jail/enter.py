@@ -16,8 +16,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import confine
@@ -69,37 +68,21 @@ def guarded(ready: int, work: Any, *args: Any) -> None:
     os._exit(126)
 
 
-class Process(NamedTuple):
-    """A line of the process table."""
-
-    pid: int
-    parent: int
-    resident: int  # bytes
-
-
-def process_table() -> Iterator[Process]:
-    """All processes of this host; nothing where there is no /proc."""
+def descendants() -> dict[int, int]:
+    """Children of this process, their children, and so on, with their resident bytes; none where there is no /proc."""
     page = os.sysconf("SC_PAGE_SIZE")
+    children: dict[int, dict[int, int]] = {}
     for name in os.listdir("/proc") if confine.LINUX else ():
         if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat") as file:
-                    words = file.read().rpartition(")")[2].split()
-            except OSError:
-                continue
-            yield Process(int(name), int(words[1]), int(words[21]) * page)
-
-
-def descendants() -> list[Process]:
-    """Children of this process, their children, and so on."""
-    children: dict[int, list[Process]] = {}
-    for process in process_table():
-        children.setdefault(process.parent, []).append(process)
-    found, left = [], [os.getpid()]
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as file:
+                words = file.read().rpartition(")")[2].split()
+                children.setdefault(int(words[1]), {})[int(name)] = int(words[21]) * page
+    found: dict[int, int] = {}
+    left = [os.getpid()]
     while left:
-        below = children.get(left.pop(), [])
-        found += below
-        left += [process.pid for process in below]
+        below = children.get(left.pop(), {})
+        found |= below
+        left += below
     return found
 
 
@@ -141,7 +124,7 @@ def watch(order: Order, child: int) -> str:
             return "wall time"
         if pause == 0.25:  # looking at all processes has its price; short programs are not looked at
             processes = descendants()
-            if sum(process.resident for process in processes) > order.memory_mb << 20:
+            if sum(processes.values()) > order.memory_mb << 20:
                 return "memory"
             if len(processes) > order.processes + 2:
                 return "processes"
@@ -153,8 +136,7 @@ def watch(order: Order, child: int) -> str:
 def sweep(child: int) -> None:
     """Kill whatever is left, orphans and daemons too."""
     for _ in range(1000):
-        left = [process.pid for process in descendants()]
-        for pid in left or [child]:
+        for pid in descendants() or [child]:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(OSError):

@@ -32,12 +32,9 @@ DECODERS: dict[str, Callable[[list[Any]], Any]] = {
 
 
 def encode(value: Any, refer: Callable[[Any], str | int]) -> Any:
-    """JSON of a value.
+    """JSON of a value; subclasses go as their base (a defaultdict as a dict).
 
-    Args:
-        value: nested None, bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict, range, views of a
-            dict, iterators, built-in types; subclasses go as their base (a defaultdict as a dict).
-        refer: gives the name or number under which any other object stays behind, or raises.
+    ``refer`` gives the name or number under which any other object stays behind, or raises.
     """
 
     def each(values: Any) -> list[Any]:
@@ -73,11 +70,9 @@ def encode(value: Any, refer: Callable[[Any], str | int]) -> Any:
 
 
 def decode(data: Any, resolve: Callable[[str | int], Any]) -> Any:
-    """The value again, of built-in types alone.
+    """The value again, of built-in types alone, of what `encode` gave or a hostile program sends.
 
-    Args:
-        data: what `encode` gave, or anything else that a hostile program sends.
-        resolve: what a reference means here.
+    ``resolve`` says what a reference means here.
 
     Raises:
         ValueError, TypeError, KeyError: this is no encoded value.
