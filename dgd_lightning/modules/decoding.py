@@ -10,12 +10,20 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from dgd_lightning.checks import check_integer
 from dgd_lightning.data.tasks import TaskData, tasks_by_context
 from dgd_lightning.modules.adaptation import context_adapter, contexts_to_adapt
-from dgd_lightning.modules.arms import Arm, check_arms, check_blocks, check_ttt
-from dgd_lightning.modules.divergence import DivergenceSettings
+from dgd_lightning.modules.arms import (
+    Arm,
+    Source,
+    check_arms,
+    check_blocks,
+    check_ttt,
+    leaves_out_context,
+    loaded_methods,
+    pinned_models,
+)
 from dgd_lightning.modules.group_decoder import GroupDecoder, GroupSettings, TooLong
 from dgd_lightning.modules.pair_source import PairSource, check_rows_run
 from dgd_lightning.modules.prompts import PrefixStore, Prompts
-from dgd_lightning.modules.second_models import Source, leaves_out_context, loaded_methods, pinned_models
+from dgd_lightning.modules.rows import DivergenceSettings
 from dgd_lightning.pair import source_fingerprint
 from dgd_lightning.summary import Summary
 from dgd_lightning.ttt.config import TTTConfig
@@ -110,11 +118,7 @@ class Decoding(LightningModule):
         return pinned_models(self.arms)
 
     def setup(self, stage: str) -> None:
-        """Loads the pair onto this rank's device.
-
-        Raises:
-            InputError: the pair can't be loaded, or the trainer's settings do not suit decoding.
-        """
+        """Loads the pair onto this rank's device, where the trainer suits decoding."""
         check_rows_run(self.trainer, stage, "predict")
         contexts = self._contexts()
         if hasattr(self, "decoder"):

@@ -30,6 +30,7 @@ from dgd_lightning.modules.training import best_checkpoint, copy_provenance, req
 from dgd_lightning.pair import Pair
 from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.target.folder import bundled
+from dgd_lightning.target.model import Target
 
 
 class DraftTraining(L.LightningModule):
@@ -63,7 +64,7 @@ class DraftTraining(L.LightningModule):
     """
 
     pair: Pair  # a plain record: the target is no child module
-    decoding_pair: Pair | None = None  # while validating
+    decoding_pair: Pair  # while validating
 
     def __init__(
         self,
@@ -95,12 +96,7 @@ class DraftTraining(L.LightningModule):
         for name, value in self.recipe.items():
             check_number(f"model.{name}", value, least=0)
         self.source = PairSource(target, draft, device_map=None, **pair)
-        self.shape = {
-            "num_layers": num_layers,
-            "block_size": block_size,
-            "target_layer_ids": target_layer_ids,
-            "mask_token_id": mask_token_id,
-        }
+        self.shape = (num_layers, block_size, target_layer_ids, mask_token_id)
         self.num_anchors, self.gamma, self.attention = num_anchors, gamma, attention
         self.gradient_checkpointing, self.val_max_new_tokens = gradient_checkpointing, val_max_new_tokens
         self.export_dir, self.seed = export_dir, seed
@@ -141,8 +137,13 @@ class DraftTraining(L.LightningModule):
             )
         draft = loaded.draft
         if draft is None:
-            draft = DFlashDraft(new_draft_config(loaded.target, **self.shape))  # type: ignore[arg-type]
-            initialise(draft, torch.Generator().manual_seed(self.seed))
+            draft = DFlashDraft(new_draft_config(loaded.target, *self.shape))
+            generator = torch.Generator().manual_seed(self.seed)
+            for module in draft.modules():  # as Qwen3 initialises; norms start at 1
+                if isinstance(module, torch.nn.Linear):
+                    torch.nn.init.normal_(module.weight, std=0.02, generator=generator)
+                    if module.bias is not None:
+                        torch.nn.init.zeros_(module.bias)
         self.draft = draft.to(loaded.target.device, torch.float32).requires_grad_(True)
         self.draft.gradient_checkpointing = self.gradient_checkpointing
         self.attends = choose_attention(self.attention, self.draft.device, "model.attention")
@@ -208,14 +209,14 @@ class DraftTraining(L.LightningModule):
         stage = "test" if self.trainer.testing else "val"
         self.log(f"{stage}/tau_micro", found.micro, prog_bar=True, sync_dist=True)
         self.log(f"{stage}/tau_macro", found.macro, sync_dist=True)
-        self.decoding_pair = None
+        del self.decoding_pair
 
     on_test_epoch_start, on_test_epoch_end = on_validation_epoch_start, on_validation_epoch_end
     test_step = validation_step
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        rates = {name: self.recipe[name] for name in ("lr", "weight_decay")}
-        optimizer = torch.optim.AdamW(self.draft.parameters(), **rates)
+        lr, decay = self.recipe["lr"], self.recipe["weight_decay"]
+        optimizer = torch.optim.AdamW(self.draft.parameters(), lr=lr, weight_decay=decay)
         total = int(self.trainer.estimated_stepping_batches)
         warmup = max(1, round(total * self.recipe["warmup_share"]))
         return scheduled(optimizer, total=total, warmup=warmup)
@@ -241,10 +242,10 @@ def _place(target: str) -> str:
 
 
 def new_draft_config(
-    target: Any, *, num_layers: int, block_size: int, target_layer_ids: list[int] | None, mask_token_id: int | None
+    target: Target, num_layers: int, block_size: int, target_layer_ids: list[int] | None, mask_token_id: int | None
 ) -> DraftConfig:
     """A draft's configuration with the target's own widths, as the published drafts have."""
-    config = target.model.config
+    config: Any = target.model.config
     mask = target.vocab_size - 1 if mask_token_id is None else mask_token_id
     if not 0 <= mask < target.vocab_size:
         raise InputError(
@@ -279,12 +280,3 @@ def new_draft_config(
         rope_theta=float(rope.get("rope_theta", 10000.0)),
         max_positions=target.max_positions,
     )
-
-
-def initialise(draft: DFlashDraft, generator: torch.Generator, std: float = 0.02) -> None:
-    """Normal weights of standard deviation ``std`` in every matrix, as Qwen3 initialises; norms start at 1."""
-    for module in draft.modules():
-        if isinstance(module, torch.nn.Linear):
-            torch.nn.init.normal_(module.weight, std=std, generator=generator)
-            if module.bias is not None:
-                torch.nn.init.zeros_(module.bias)

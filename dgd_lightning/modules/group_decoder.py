@@ -11,15 +11,14 @@ from torch import Tensor
 
 from dgd_lightning.data.tasks import context_of
 from dgd_lightning.decode.call import Call, Progress
+from dgd_lightning.decode.sampling import sampling_params
 from dgd_lightning.draft.adapter import Adapter
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.base import Method
 from dgd_lightning.modules.adaptation import ContextAdapter, OnAdapt
-from dgd_lightning.modules.arms import Arm, control_of, joined, row_seed
-from dgd_lightning.modules.divergence import DivergenceSettings, divergence_record
+from dgd_lightning.modules.arms import Arm, control_of, joined, leaves_out_context, row_seed, with_prompts
 from dgd_lightning.modules.prompts import PrefixStore, Prompts
-from dgd_lightning.modules.rows import prediction_row
-from dgd_lightning.modules.second_models import leaves_out_context, with_prompts
+from dgd_lightning.modules.rows import DivergenceSettings, divergence_record, prediction_row
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.online import OnlineTTT
 from dgd_lightning.types import DecodeOutput, Task
@@ -205,7 +204,7 @@ class GroupDecoder:
         if report is not None:  # a long prefill is announced: the decoders report after it only
             report(name, Progress(0, 0, len(prompts), len(prompts)))
         call = call._replace(
-            sampling=arms[0].sampling_params(),
+            sampling=sampling_params(**arms[0].sampling()),
             stop_token_ids=self.settings.stop_token_ids,
             on_progress=partial(report, name) if report else None,
         )

@@ -26,9 +26,6 @@ class PairSource:
         draft_revision: Hub revision of the draft.
         device_map: spread the target over this process's GPUs (``auto`` or a map of module names); None: one device.
         cpu_threads: threads that torch uses on a CPU; None leaves torch's choice. Small models run fastest on one.
-
-    Raises:
-        InputError: ``cpu_threads`` is not a positive integer.
     """
 
     target: str

@@ -109,7 +109,8 @@ class TestTimeTraining(L.LightningModule):
 
     def _share(self, make: Callable[[], Chosen]) -> Chosen:
         """What rank 0 made, or its mistake, on every rank: texts that each wrote itself might differ."""
-        made = mistake = None
+        made: Any = None
+        mistake = None
         if self.trainer.is_global_zero:
             try:
                 made = make()
