@@ -12,12 +12,13 @@ import inspect
 import os
 from collections.abc import Callable, Hashable
 from enum import Enum
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonargparse import Namespace, _common, _typehints
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 PLAIN = (str, int, float, bool, type(None), Enum, Path)
 # What a result depends on besides the arguments.
@@ -80,3 +81,5 @@ def patch(patches: pytest.MonkeyPatch) -> None:
     if KNOWN:
         patches.setattr(_typehints, "adapt_class_type", _remembering(_typehints.adapt_class_type, {}))
     patches.setattr(LightningCLI, "setup_parser", _once(LightningCLI.setup_parser, {}))
+    # What is written into the run folder has just been parsed: it is not checked a second and a third time.
+    patches.setattr(LightningArgumentParser, "save", partialmethod(LightningArgumentParser.save, skip_validation=True))

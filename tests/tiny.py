@@ -16,7 +16,7 @@ _COMMON: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 32,
     "intermediate_size": 48,
-    "num_hidden_layers": 6,
+    "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
@@ -105,12 +105,12 @@ def make_pair(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
     block_size: int = 4,
-    layers: int = 6,
+    layers: int = 4,
     **draft: Any,
 ) -> Pair:
     """A random target of so many layers and a random draft (keyword arguments of :func:`make_draft`), no tokenizer.
 
-    Four layers where many tokens are decoded: a tiny model's time goes to its layers, however small they are.
+    Four layers unless a test is about more: a tiny model's time goes to its layers, however small they are.
     """
     target = make_target(family, dtype=dtype, seed=seed, num_hidden_layers=layers)
     return Pair(target, make_draft(target, block_size=block_size, seed=seed + 1, **draft), None)

@@ -10,7 +10,8 @@ import pytest
 import quick_parser
 import torch
 import yaml
-from cli_tools import VOCAB, Config, Run, TinyPair, byte_tokenizer, chat_row, write_jsonl
+from cli_tools import SHORT, VOCAB, Config, Run, TinyPair, byte_tokenizer, chat_row, write_jsonl
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from tiny import hf_model, make_draft
 
 from dgd_lightning.draft.checkpoint import save_draft
@@ -18,9 +19,11 @@ from dgd_lightning.target.model import Target
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quick_parser() -> Iterator[None]:
+def _quick_runs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patches:
         quick_parser.patch(patches)
+        # Pictures are drawn, but their parts are not moved out of each other's way: half of the time of drawing.
+        patches.setattr(ConstrainedLayoutEngine, "execute", lambda engine, figure: None)
         yield
 
 
@@ -29,7 +32,7 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
     """A random fp64 pair in two folders: in fp64 no answer hangs on the order of sums. Four layers: forwards are what
     most of a run's time goes to."""
     folder = tmp_path_factory.mktemp("pair")
-    model = hf_model(vocab_size=VOCAB, max_position_embeddings=512, num_hidden_layers=4, dtype=torch.float64)
+    model = hf_model(vocab_size=VOCAB, max_position_embeddings=512, dtype=torch.float64)
     model.save_pretrained(folder / "target")
     byte_tokenizer().save_pretrained(folder / "target")
     draft = make_draft(Target(model), block_size=4, layer_ids=(1, 3))
@@ -67,7 +70,7 @@ def config(tmp_path: Path, tiny_pair: TinyPair, contexts: Path) -> Config:
                     "target": str(tiny_pair.target),
                     "draft": str(tiny_pair.draft),
                     "arms": arms,
-                    "max_new_tokens": 12,
+                    "max_new_tokens": SHORT,
                     "warmup": False,  # a fifth of so short a run; some tests of each room leave it on
                     **(model or {}),
                 },

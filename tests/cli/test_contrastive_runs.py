@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from cli_tools import Config, Dgd, TinyPair, byte_tokenizer, chat_row, check_error, predictions, write_jsonl
+from cli_tools import SHORT, Config, Dgd, TinyPair, byte_tokenizer, chat_row, check_error, predictions, write_jsonl
 from hub_cache import NEW, OLD, add_snapshot, set_ref, use
 from tiny import hf_model
 
@@ -100,7 +100,7 @@ def test_arms_give_what_the_function_gives(
         for name, readout in (("cad", cad), ("noise", Noise(cad)), ("two", two)):
             told = rows[name][row]
             prompt = torch.tensor(told["prompt_ids"])
-            (output,) = guided_generate(pair, [prompt], max_new_tokens=12, beta=-0.5, readout=readout)
+            (output,) = guided_generate(pair, [prompt], max_new_tokens=SHORT, beta=-0.5, readout=readout)
             assert told["output_ids"] == output.tokens.tolist(), (name, row)
             assert told.get("without_context_ids") == (None if name == "two" else bare.tolist())
     different = {name: [row["output_ids"] for row in arm.values()] for name, arm in rows.items()}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from cli_tools import Config, Dgd, Run, TinyPair, byte_tokenizer, chat_row, ranks_of, write_jsonl
+from cli_tools import SHORT, Config, Dgd, Run, TinyPair, byte_tokenizer, chat_row, ranks_of, write_jsonl
 from cli_tools import check_error as check
 from fork_server import launched
 from tiny import hf_model, make_draft
@@ -269,7 +269,7 @@ def test_wrong_architecture(config: Config, dgd: Dgd, tiny_pair: TinyPair, tmp_p
 
 @pytest.mark.parametrize("has", ["no template", "no tokenizer"])
 def test_chat_needs_a_template(config: Config, dgd: Dgd, tmp_path: Path, has: str) -> None:
-    hf_model(vocab_size=288, num_hidden_layers=4).save_pretrained(tmp_path / "target")
+    hf_model(vocab_size=288).save_pretrained(tmp_path / "target")
     if has == "no template":
         byte_tokenizer(None).save_pretrained(tmp_path / "target")
     run = dgd("predict", "--config", config(model={"target": str(tmp_path / "target")}))
@@ -326,7 +326,7 @@ def test_a_config_may_come_through_a_pipe(config: Config, dgd: Dgd, tmp_path: Pa
     writer.start()
     run = dgd("predict", "--config", tmp_path / "pipe", "--print_config")
     assert run.code == 0, run.err
-    assert yaml.safe_load(run.out)["model"]["init_args"]["max_new_tokens"] == 12
+    assert yaml.safe_load(run.out)["model"]["init_args"]["max_new_tokens"] == SHORT
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cli_tools import Config, Dgd, TinyPair, check_error, predictions
+from cli_tools import SHORT, Config, Dgd, TinyPair, check_error, predictions
 
 from dgd_lightning import Adaptive, DraftReadout, LogitLens, Noise, guided_generate, load_pair
 
@@ -48,7 +48,7 @@ def test_guided_arms_give_what_the_function_gives(
     for name, knobs in expected.items():
         for row in by_arm[name].values():
             prompt = torch.tensor(row["prompt_ids"])
-            (output,) = guided_generate(pair, [prompt], max_new_tokens=12, **knobs)
+            (output,) = guided_generate(pair, [prompt], max_new_tokens=SHORT, **knobs)
             assert row["output_ids"] == output.tokens.tolist()
     tokens = {name: [row["output_ids"] for row in rows.values()] for name, rows in by_arm.items()}
     assert tokens["nothing"] == tokens["target"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cli_tools import SHORT_FIT, Config, Dgd, TinyPair, check_error, predictions
+from cli_tools import SHORT, SHORT_FIT, Config, Dgd, TinyPair, check_error, predictions
 
 from dgd_lightning import (
     Blend,
@@ -78,7 +78,7 @@ def test_rerank_arms_give_what_the_function_gives(
                 knobs |= {"readout": WithoutContext([torch.tensor(record["without_context_ids"])])}
             seed = row_seed(0, row["idx"], Arm(name, Speculative(), temperature=knobs["temperature"]))
             prompt = torch.tensor(record["prompt_ids"])
-            (output,) = rerank_generate(pair, [prompt], max_new_tokens=12, seed=[seed], **knobs)
+            (output,) = rerank_generate(pair, [prompt], max_new_tokens=SHORT, seed=[seed], **knobs)
             assert record["output_ids"] == output.tokens.tolist()
             expected = output.trace.answers
             assert expected is not None
@@ -124,7 +124,7 @@ def test_divergence_of_a_candidate_with_a_beta_is_that_of_its_guided_arm(
             prompt, answer = torch.tensor(record["prompt_ids"]), torch.tensor(record["output_ids"])
             assert record["divergence"] == divergence_record(pair, guidance, prompt, answer, DivergenceSettings())
             if name == "betas":
-                (output,) = guided_generate(pair, [prompt], max_new_tokens=12, beta=beta)
+                (output,) = guided_generate(pair, [prompt], max_new_tokens=SHORT, beta=beta)
                 assert output.tokens.tolist() == record["output_ids"]
 
 
@@ -148,7 +148,7 @@ def test_candidates_of_an_adapted_arm_are_blended_with_the_adapted_draft(
         prompt = torch.tensor(adapted["dgd"]["prompt_ids"])
         adapter = load_adapter(folder_of(tmp_path) / "adapters" / adapted["metadata"]["context_id"])
         with pair.adapter(adapter):
-            (output,) = rerank_generate(pair, [prompt], max_new_tokens=12, betas=[-0.5, 0.5], temperature=0.0)
+            (output,) = rerank_generate(pair, [prompt], max_new_tokens=SHORT, betas=[-0.5, 0.5], temperature=0.0)
         assert adapted["dgd"]["output_ids"] == output.tokens.tolist()
         assert plain["dgd"]["ttt"] is None
         different += plain["dgd"]["answers"] != adapted["dgd"]["answers"]

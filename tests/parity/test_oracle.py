@@ -23,7 +23,7 @@ def features_of(target: Target, draft: DFlashDraft, ids: Tensor) -> Tensor:
     return torch.cat([states[i + 1] for i in draft.config.target_layer_ids], dim=-1)
 
 
-@pytest.mark.parametrize("layer_ids", [(0,), (1, 3), (5, 0, 2)], ids=str)
+@pytest.mark.parametrize("layer_ids", [(0,), (1, 3), (3, 0, 2)], ids=str)
 def test_features_are_transformers_hidden_states(target: Target, layer_ids: tuple[int, ...]) -> None:
     ids = torch.randint(0, 63, (2, 17), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():

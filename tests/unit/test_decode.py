@@ -25,7 +25,7 @@ from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.pair import Pair
 from dgd_lightning.types import DecodeOutput
 
-NEAR_TIE = 1e-4  # fp32 logits of a six-layer model of width 32 differ by about 1e-6 between shapes of one forward
+NEAR_TIE = 1e-4  # fp32 logits of a model of width 32 differ by about 1e-6 between shapes of one forward
 HAIR = 4e-6  # of a logit: well above fp32's rounding of it, and a tenth of a near tie for logits of about 2
 KNOBS = {"temperature": 0.9, "top_k": 20, "top_p": 0.95}
 
@@ -66,7 +66,7 @@ def lossless(pair: Pair, batch: int, block_size: int, new: int, seed: int) -> It
 
 @pytest.mark.parametrize("family", ["qwen3", "llama", "qwen3_moe"])
 def test_greedy_ways_agree(family: str) -> None:
-    pair, total = make_pair(family, block_size=8, layers=4), 0
+    pair, total = make_pair(family, block_size=8), 0
     shapes = [(4, 8), (1, 5), (3, 2), (5, 3)] if family == "qwen3" else [(4, 8)]
     for seed, (batch, block_size) in enumerate(shapes, start=3):
         total += sum(lossless(pair, batch, block_size, new=40, seed=seed))
@@ -158,7 +158,7 @@ def test_near_ties_do_not_excuse_a_wrong_token(at: int) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 @pytest.mark.parametrize("scheme", ["rejection", "exact_match", None])
 def test_a_row_alone_is_the_row_in_a_batch(scheme: str | None, temperature: float) -> None:
-    pair, prompts, seeds = make_pair(block_size=6, layers=4), random_prompts(4, seed=2), [11, 12, 13, 14]
+    pair, prompts, seeds = make_pair(block_size=6), random_prompts(4, seed=2), [11, 12, 13, 14]
     knobs: dict[str, Any] = {"max_new_tokens": 20, "temperature": temperature, "stop_token_ids": [7, 21]}
 
     def run(rows: list[int]) -> list[DecodeOutput]:
@@ -179,7 +179,7 @@ def test_a_row_alone_is_the_row_in_a_batch(scheme: str | None, temperature: floa
 
 @pytest.mark.parametrize("knobs", [{"temperature": 1.0}, KNOBS])
 def test_sampled_ways_agree(knobs: dict[str, Any]) -> None:
-    pair = make_pair(block_size=4, layers=4)
+    pair = make_pair(block_size=4)
     pair.draft = make_draft(pair.target, block_size=4, seed=9)
     prompts, seeds, new = random_prompts(3, seed=3), [5, 6, 7], 16
     plain = autoregressive_generate(pair, prompts, max_new_tokens=new, seed=seeds, **knobs)
@@ -224,7 +224,7 @@ class Streams(RandomTable):
 @pytest.mark.parametrize(("scheme", "wanted"), [("exact_match", {TARGET}), ("rejection", {DRAFT, ACCEPT, TARGET})])
 def test_streams_that_a_scheme_reads(scheme: Any, wanted: set[Stream]) -> None:
     """``exact_match`` proposes the draft's likeliest tokens and draws the target's alone."""
-    pair, prompt, read = make_pair(layers=4), torch.tensor([3, 1, 4]), set[Stream]()
+    pair, prompt, read = make_pair(), torch.tensor([3, 1, 4]), set[Stream]()
     random_source = Streams(random_table([7], 24), torch.tensor([3]), read)
     knobs: dict[str, Any] = {"max_new_tokens": 20, "temperature": 1.0, "scheme": scheme, "seed": [7]}
     (output,) = speculative_generate(pair, [prompt], random_source=random_source, **knobs)
@@ -234,7 +234,7 @@ def test_streams_that_a_scheme_reads(scheme: Any, wanted: set[Stream]) -> None:
 
 @pytest.mark.parametrize("generate", [autoregressive_generate, speculative_generate])
 def test_seeds(generate: Any) -> None:
-    pair, prompts = make_pair(layers=4), [torch.tensor([3, 1, 4])] * 3
+    pair, prompts = make_pair(), [torch.tensor([3, 1, 4])] * 3
     outputs = generate(pair, prompts, max_new_tokens=12, temperature=1.0, seed=5)
     rows = tokens_of(outputs)
     assert len({tuple(row) for row in rows}) == 3  # equal prompts draw differently
@@ -250,7 +250,7 @@ def test_seeds(generate: Any) -> None:
 
 
 def test_stop_tokens_and_limits() -> None:
-    pair, prompts = make_pair(block_size=8, layers=4), random_prompts(5, seed=4)
+    pair, prompts = make_pair(block_size=8), random_prompts(5, seed=4)
     free = autoregressive_generate(pair, prompts, max_new_tokens=40)
     fast = dial(pair, prompts, free, 0.9)
     for stop in (free[0].tokens[0], free[1].tokens[9], free[2].tokens[39]):  # at once, inside a block, at the limit
@@ -270,7 +270,7 @@ def test_stop_tokens_and_limits() -> None:
 
 
 def test_default_stop_tokens() -> None:
-    pair, prompts = make_pair(layers=4), [torch.tensor([3, 1, 4])]
+    pair, prompts = make_pair(), [torch.tensor([3, 1, 4])]
     text = autoregressive_generate(pair, prompts, max_new_tokens=12)[0].tokens.tolist()
     pair.tokenizer = type("Tokenizer", (), {"eos_token_id": text[4]})()
     assert (
@@ -282,7 +282,7 @@ def test_default_stop_tokens() -> None:
 
 
 def test_progress_and_plain_trace() -> None:
-    pair, prompts = make_pair(layers=4), random_prompts(3, seed=6)
+    pair, prompts = make_pair(), random_prompts(3, seed=6)
     seen: list[call.Progress] = []
     outputs = autoregressive_generate(pair, prompts, max_new_tokens=6, on_progress=seen.append)
     assert [p.tokens for p in seen] == [3, 6, 9, 12, 15, 18]
@@ -307,7 +307,7 @@ def test_a_prompt_may_fill_the_model() -> None:
 
 def test_a_long_row_beside_a_short_one() -> None:
     """The long prompt crosses prefill's chunk of 1,024; the short one is padding for most of it."""
-    target = make_target(max_position_embeddings=2048, num_hidden_layers=4)
+    target = make_target(max_position_embeddings=2048)
     pair = Pair(target, make_draft(target, block_size=8), None)
     prompts = [*random_prompts(1, seed=9, longest=1), torch.arange(1500) * 7 % 61]
     plain = autoregressive_generate(pair, prompts, max_new_tokens=24)
@@ -321,7 +321,7 @@ def test_a_long_row_beside_a_short_one() -> None:
 
 def count_waits(new: int, monkeypatch: pytest.MonkeyPatch, **knobs: Any) -> tuple[list[str], int, int]:
     """(waits that are not ``to_host``, calls of it, cycles) of one run."""
-    pair, prompts, cycles = make_pair(block_size=4, layers=4), random_prompts(3, seed=8), [0]
+    pair, prompts, cycles = make_pair(block_size=4), random_prompts(3, seed=8), [0]
 
     def on_progress(_: call.Progress) -> None:
         cycles[0] += 1

@@ -22,7 +22,7 @@ NEAR_TIE = 0.125
 
 @pytest.fixture
 def pair() -> Pair:
-    return make_pair(dtype=torch.bfloat16, block_size=8)
+    return make_pair(dtype=torch.bfloat16, block_size=8, layers=6)
 
 
 def replayed(pair: Pair, prompts: list[Tensor], outputs: list[DecodeOutput]) -> Tensor:

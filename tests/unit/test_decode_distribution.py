@@ -63,7 +63,7 @@ def test_law_of_the_plain_decoder_and_with_a_stop_token() -> None:
 @pytest.mark.parametrize("scheme", ["rejection", "exact_match"])
 def test_law_of_a_real_pair(scheme: str) -> None:
     """The same over a real target and draft in fp64: caches, masks and features take part in the distribution."""
-    target = make_target(vocab_size=4, num_hidden_layers=4, hidden_size=16, intermediate_size=16)
+    target = make_target(vocab_size=4, hidden_size=16, intermediate_size=16)
     pair, prompt, tokens = Pair(target, make_draft(target, block_size=3), None), [1, 0, 2], 3
     distribution = output_law(speculative_generate, pair, prompt, tokens, scheme=scheme, temperature=0.8, top_k=3)
     expected = {(): 1.0}

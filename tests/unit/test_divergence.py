@@ -173,7 +173,7 @@ class Letters:
 
 @pytest.fixture(scope="module")
 def written() -> Pair:
-    pair = make_pair(block_size=4)
+    pair = make_pair(block_size=4, layers=6)
     return Pair(pair.target, pair.draft, Letters())
 
 

@@ -74,9 +74,9 @@ def test_greedy_ways_agree(readout: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
     Each readout meets one of the other shapes, or the other family; the slow test has them all.
     """
-    pair, at = make_pair(block_size=8, layers=4), READOUTS.index(readout) % 4
+    pair, at = make_pair(block_size=8), READOUTS.index(readout) % 4
     rows, block_size, betas = ((8, 5, (0.5, *BETAS, 0.1)), (1, 2, (0.5,)), (2, 3, (-1.0, 1.0)), (6, 6, BETAS[::-1]))[at]
-    other = make_pair("llama", block_size=6, seed=2, num_layers=1, layers=4) if at == 3 else pair
+    other = make_pair("llama", block_size=6, seed=2, num_layers=1) if at == 3 else pair
     knobs: dict[str, Any] = {"readout": readout, "new": 8}
     total = sum(exact(pair, ragged(6, seed=6), monkeypatch, block_size=8, beta=BETAS, **knobs))
     total += sum(exact(other, ragged(rows, seed=rows), monkeypatch, block_size=block_size, beta=betas, **knobs))
@@ -100,7 +100,7 @@ def test_greedy_ways_agree(readout: str, monkeypatch: pytest.MonkeyPatch) -> Non
     ids=str,
 )
 def test_greedy_ways_agree_with(knobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    pair, prompts = make_pair(block_size=6, layers=4), ragged(4, seed=4)
+    pair, prompts = make_pair(block_size=6), ragged(4, seed=4)
     knobs = {"beta": (-1.0, 0.5, 1.0, 0.25)} | knobs
     for readout in ("draft", "without", "noise") if "stop_token_ids" in knobs else ("draft",):
         assert sum(exact(pair, prompts, monkeypatch, readout=readout, new=12, block_size=6, **knobs)) > 0
@@ -108,7 +108,7 @@ def test_greedy_ways_agree_with(knobs: dict[str, Any], monkeypatch: pytest.Monke
 
 def test_rows_that_stop_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each row stops at another time: β, shifts and seeds must go with their rows."""
-    pair, prompts, betas = make_pair(block_size=6, layers=4), ragged(6, seed=6), BETAS
+    pair, prompts, betas = make_pair(block_size=6), ragged(6, seed=6), BETAS
     for name in ("draft", "without", "noise", "entropy"):
         knobs: dict[str, Any] = {"readout": readout_of(name, pair, prompts), "max_new_tokens": 20, "beta": betas}
         free = tokens_of(guided_generate(pair, prompts, speculative=False, **knobs))
@@ -171,7 +171,7 @@ def keep_all_betas(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("plant", [skip_block_features, verify_with_the_target, last_readout_for_all, keep_all_betas])
 def test_planted_bugs_are_seen(plant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    pair, prompts = make_pair(block_size=6, layers=4), ragged(6, seed=6)
+    pair, prompts = make_pair(block_size=6), ragged(6, seed=6)
     stops = [3, 9, 14, 20, 31, 44, 52]
     slow = guided_generate(pair, prompts, speculative=False, beta=BETAS, max_new_tokens=24, stop_token_ids=stops)
     plant(monkeypatch)
@@ -197,7 +197,7 @@ def test_greedy_ways_agree_over_100k_tokens(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
 @pytest.mark.parametrize("readout", ["draft", "small_block", "lens", "raw_lens", "dola", "without", "other"])
 def test_equal_to_the_naive_oracle(readout: str, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pair, new, betas = make_pair(family, block_size=4, layers=4), 6, (-0.25, 0.5, 1.0)
+    pair, new, betas = make_pair(family, block_size=4), 6, (-0.25, 0.5, 1.0)
     prompts = ragged(3, seed=21)
     naive = [
         naive_guided(pair, prompt, new, beta, naive_read(readout, pair, prompt))
@@ -231,7 +231,7 @@ def recorded(
 
 @pytest.mark.parametrize("readout", READOUTS)
 def test_logits_of_a_block_are_those_of_single_tokens(readout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pair, prompts, new = make_pair(block_size=8, layers=4), ragged(4, seed=31), 17
+    pair, prompts, new = make_pair(block_size=8), ragged(4, seed=31), 17
     knobs: dict[str, Any] = {"readout": readout_of(readout, pair, prompts), "beta": 0.5}
     tokens, single = recorded(pair, prompts, new, monkeypatch, speculative=False, **knobs)
     known_proposals(monkeypatch, prompts, tokens, 1.0)
@@ -243,7 +243,7 @@ def test_logits_of_a_block_are_those_of_single_tokens(readout: str, monkeypatch:
 
 @pytest.mark.parametrize("readout", READOUTS)
 def test_without_guidance_it_is_the_target(readout: str) -> None:
-    pair, prompts, new = make_pair(block_size=4, layers=4), ragged(3, seed=41), 8
+    pair, prompts, new = make_pair(block_size=4), ragged(3, seed=41), 8
     mine: dict[str, Any] = {"readout": readout_of(readout, pair, prompts), "max_new_tokens": new}
     plain = tokens_of(autoregressive_generate(pair, prompts, max_new_tokens=new))
     strict = {"candidates": 2, "plausibility": 0.5}
@@ -259,7 +259,7 @@ def test_without_guidance_it_is_the_target(readout: str) -> None:
 
 @pytest.mark.parametrize("readout", READOUTS)
 def test_full_guidance_is_the_readout(readout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pair, prompts = make_pair(block_size=4, layers=4), ragged(3, seed=51)
+    pair, prompts = make_pair(block_size=4), ragged(3, seed=51)
     mine = readout_of(readout, pair, prompts)
     tokens, mixed = recorded(pair, prompts, 8, monkeypatch, beta=1.0, readout=mine, speculative=False)
     assert torch.equal(mixed.guided, mixed.readout.to(mixed.guided.dtype))
@@ -270,7 +270,7 @@ def test_full_guidance_is_the_readout(readout: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_controls_match_their_arm_and_differ_from_it(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """All read the same text, the target's own."""
-    pair, prompts, new = make_pair(dtype=dtype, block_size=4, layers=4), ragged(4, seed=61), 10
+    pair, prompts, new = make_pair(dtype=dtype, block_size=4), ragged(4, seed=61), 10
     seen = {
         name: recorded(
             pair, prompts, new, monkeypatch, beta=0.0, readout=readout_of(name, pair, prompts), speculative=False
@@ -301,7 +301,7 @@ def test_controls_match_their_arm_and_differ_from_it(dtype: torch.dtype, monkeyp
 
 def test_control_features_keep_what_they_should(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random features have the true ones' norms; shuffled ones are the true ones of the row's prompt, each once."""
-    pair, prompts = make_pair(block_size=4, layers=4), ragged(3, seed=71)
+    pair, prompts = make_pair(block_size=4), ragged(3, seed=71)
     assert pair.draft is not None
     fed: list[tuple[Tensor, Tensor]] = []
     extend = type(pair.draft).extend
@@ -333,7 +333,7 @@ def test_control_features_keep_what_they_should(monkeypatch: pytest.MonkeyPatch)
     ("readout", "temperature"), [("draft", 0.0), ("draft", 0.9), ("random", 0.9), ("without", 0.9), ("noise", 0.0)]
 )
 def test_betas_in_one_batch_are_those_alone(readout: str, temperature: float) -> None:
-    pair, prompt, new = make_pair(block_size=4, layers=4), random_prompts(1, seed=81)[0], 12
+    pair, prompt, new = make_pair(block_size=4), random_prompts(1, seed=81)[0], 12
     knobs: dict[str, Any] = {"max_new_tokens": new, "temperature": temperature}
     for speculative in (False, True):
         together = guided_generate(
@@ -362,7 +362,7 @@ def test_betas_in_one_batch_are_those_alone(readout: str, temperature: float) ->
 
 @pytest.mark.parametrize("readout", ["draft", "shuffled", "random", "without", "noise"])
 def test_a_row_alone_is_the_row_in_a_batch(readout: str) -> None:
-    pair, prompts, betas = make_pair(block_size=4, layers=4), ragged(4, seed=17), (0.5, -0.25, 1.0, 0.25)
+    pair, prompts, betas = make_pair(block_size=4), ragged(4, seed=17), (0.5, -0.25, 1.0, 0.25)
     knobs: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0.9}
     mine = readout_of(readout, pair, prompts)
     together = guided_generate(pair, prompts, beta=betas, readout=mine, seed=[1, 2, 3, 4], **knobs)
@@ -392,7 +392,7 @@ def test_a_users_own_readout_and_schedule() -> None:
     def second_half(target: Tensor, readout: Tensor, step: Tensor) -> Tensor:
         return (step >= 8).to(target.dtype)
 
-    pair, prompts = make_pair(block_size=4, layers=4), ragged(3, seed=91)
+    pair, prompts = make_pair(block_size=4), ragged(3, seed=91)
     assert pair.draft is not None
     drafted = pair.draft.config.target_layer_ids
     plain = tokens_of(autoregressive_generate(pair, prompts, max_new_tokens=16))
@@ -406,7 +406,7 @@ def test_a_users_own_readout_and_schedule() -> None:
 
 
 def test_a_target_alone_token_by_token() -> None:
-    pair, prompts = make_pair(layers=4), ragged(2, seed=5)
+    pair, prompts = make_pair(), ragged(2, seed=5)
     alone = Pair(pair.target, None, None)
     for readout in (LogitLens(2), WithoutContext([prompt[-1:] for prompt in prompts])):
         knobs: dict[str, Any] = {"beta": -0.5, "readout": readout, "max_new_tokens": 9}
@@ -417,7 +417,7 @@ def test_a_target_alone_token_by_token() -> None:
 def test_an_adapted_draft() -> None:
     """The adapter is in the readout and in the proposals, and out again afterwards."""
     pair, prompts, knobs = (
-        make_pair(block_size=4, layers=4),
+        make_pair(block_size=4),
         ragged(2, seed=15),
         {"beta": (0.5, 1.0), "max_new_tokens": 10},
     )
@@ -434,7 +434,7 @@ def test_an_adapted_draft() -> None:
 
 @pytest.mark.parametrize("readout", ["draft", "without", "noise", "entropy", "ablated"])
 def test_one_synchronisation_per_cycle(readout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pair, prompts = make_pair(block_size=4, layers=4), random_prompts(3, seed=8)
+    pair, prompts = make_pair(block_size=4), random_prompts(3, seed=8)
     seen, cycles = [], [0]
 
     def on_progress(_: call.Progress) -> None:

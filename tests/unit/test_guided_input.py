@@ -64,10 +64,10 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("readout", {"readout": None}),
     ("readout", {"readout": DraftReadout}),
     (r"readout\.block_size", {"readout": DraftReadout(block_size=5)}),
-    (r"readout\.layer", {"readout": LogitLens(6)}),
+    (r"readout\.layer", {"readout": LogitLens(4)}),
     (r"readout\.layer", {"readout": LogitLens(-1)}),
     (r"readout\.layer", {"readout": LogitLens(1.0)}),  # type: ignore[arg-type]
-    (r"readout\.layer_ids", {"readout": DoLa((1, 6))}),
+    (r"readout\.layer_ids", {"readout": DoLa((1, 4))}),
     (r"readout\.layer_ids", {"readout": DoLa(())}),
     (r"readout\.layer_ids", {"readout": DoLa(3)}),  # type: ignore[arg-type]
     (r"readout\.prompts", {"readout": WithoutContext()}),

@@ -33,7 +33,7 @@ def sweep_of(names: tuple[str, ...], pair: Pair, prompts: list[Tensor]) -> list[
 @pytest.mark.parametrize("speculative", [True, False])
 def test_a_sweep_gives_what_each_way_gives_alone(speculative: bool) -> None:
     """Rows of one batch, which stop at different times, share prompts, forwards and proposals."""
-    pair, prompts = make_pair(block_size=6, layers=4), ragged(3, seed=6)
+    pair, prompts = make_pair(block_size=6), ragged(3, seed=6)
     stops = [3, 9, 14, 20, 31, 44, 52]
     knobs: dict[str, Any] = {"max_new_tokens": 10, "stop_token_ids": stops, "speculative": speculative}
     variants = sweep_of(READOUTS, pair, prompts)
@@ -76,7 +76,7 @@ class Widths:
 
 
 def test_ways_of_a_prompt_are_one_text_until_they_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    pair, prompts = make_pair(block_size=6, layers=4), ragged(3, seed=6)
+    pair, prompts = make_pair(block_size=6), ragged(3, seed=6)
     variants = [Guidance(Blend(beta)) for beta in (0.0, 1e-9, 1.0)]
     alone = [
         tokens_of(guided_generate(pair, prompts, beta=variant.blend.beta, max_new_tokens=16)) for variant in variants
@@ -110,7 +110,7 @@ def wrong_parents(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("plant", [never_part, wrong_parents])
 def test_planted_bugs_of_sweeps_are_seen(plant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    pair, prompts = make_pair(block_size=6, layers=4), ragged(3, seed=6)
+    pair, prompts = make_pair(block_size=6), ragged(3, seed=6)
     variants = [Guidance(Blend(beta), readout_of("shuffled", pair, prompts)) for beta in BETAS]
     healthy = [tokens_of(outputs) for outputs in guided_sweep(pair, prompts, variants, max_new_tokens=16)]
     plant(monkeypatch)
@@ -123,7 +123,7 @@ def test_planted_bugs_of_sweeps_are_seen(plant: Any, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("generate", [autoregressive_generate, speculative_generate, guided_generate])
 def test_rows_of_one_prompt_equal_copies_of_it(generate: Any) -> None:
-    pair, prompts = make_pair(block_size=6, layers=4), ragged(3, seed=6)
+    pair, prompts = make_pair(block_size=6), ragged(3, seed=6)
     knobs: dict[str, Any] = {"max_new_tokens": 14, "temperature": 1.0, "seed": list(range(9))}
     knobs |= {"beta": 0.5} if generate is guided_generate else {}
     together = generate(pair, prompts, num_return_sequences=3, **knobs)
@@ -135,7 +135,7 @@ def test_rows_of_one_prompt_equal_copies_of_it(generate: Any) -> None:
 
 def test_forwards_are_counted() -> None:
     """A guided cycle drafts twice: a block, and the readout at all of its positions."""
-    pair, prompts = make_pair(block_size=6, layers=4), ragged(2, seed=6)
+    pair, prompts = make_pair(block_size=6), ragged(2, seed=6)
     per_cycle = {}
     for name in ("draft", "lens", "noise", "without"):
         for speculative in (True, False):

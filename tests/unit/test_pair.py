@@ -60,12 +60,12 @@ def test_tokenizer_where_there_is_one(folders: tuple[Path, Path]) -> None:
     ("changes", "words"),
     [
         ({"vocab_size": 65}, "draft.vocab_size: expected 64, the target's, received 65"),
-        ({"num_target_layers": 7}, "draft.num_target_layers: expected 6, the target's, received 7"),
+        ({"num_target_layers": 7}, "draft.num_target_layers: expected 4, the target's, received 7"),
         (
             {"dflash_config": {"mask_token_id": 64, "target_layer_ids": [1, 3]}},
             "draft.mask_token_id: expected a row of the target's embedding, 0…63, received 64",
         ),
-        ({"dflash_config": {"mask_token_id": 63, "target_layer_ids": [1, 6]}}, "0…5, received [1, 6]"),
+        ({"dflash_config": {"mask_token_id": 63, "target_layer_ids": [1, 4]}}, "0…3, received [1, 4]"),
         ({"head_dim": 8}, "misshapen: layers.0.self_attn.k_norm.weight [6] for [8]"),
     ],
 )

@@ -39,7 +39,7 @@ def one_thread() -> Any:
 
 @pytest.fixture(scope="module")
 def pair() -> Pair:
-    return make_pair(layers=4)
+    return make_pair()
 
 
 def draw(length: int, seed: int) -> Tensor:

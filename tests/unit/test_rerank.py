@@ -27,7 +27,7 @@ SAME = 1e-8  # a sum of fp64 log-probabilities, from forwards of other shapes
 
 @torch.no_grad()
 def by_hand(pair: Pair, prompt: Tensor, answer: Tensor, beta: float = 0.0) -> float:
-    """ln p of an answer under (1 − β)·target + β·layer 3, token by token by transformers' plain forward."""
+    """ln p of an answer under (1 − β)·target + β·layer 2, token by token by transformers' plain forward."""
     text, total = prompt.tolist(), 0.0
     for token in answer.tolist():
         logits = plain_forward(pair.target.model, text).logits[0, -1]
@@ -41,7 +41,7 @@ def by_hand(pair: Pair, prompt: Tensor, answer: Tensor, beta: float = 0.0) -> fl
 def test_the_best_of_drawn_answers(rank_by: Any) -> None:
     pair, prompts = make_pair(block_size=4), random_prompts(2, 5, longest=12)
     stops, knobs = [3, 9, 14, 20, 31, 44, 52], {"max_new_tokens": 8, "temperature": 1.2}
-    blend: dict[str, Any] = {"blend": Blend(0.4), "readout": LogitLens(3)} if rank_by == "blend" else {}
+    blend: dict[str, Any] = {"blend": Blend(0.4), "readout": LogitLens(2)} if rank_by == "blend" else {}
     best = rerank_generate(
         pair, prompts, rank_by=rank_by, num_answers=5, seed=7, stop_token_ids=stops, **blend, **knobs
     )
@@ -118,7 +118,7 @@ def test_a_schedule_counts_the_answers_tokens() -> None:
     pair, prompts = make_pair(block_size=4), random_prompts(1, 5, longest=12)
     knobs: dict[str, Any] = {"max_new_tokens": 4, "num_answers": 3, "seed": 2}
     blend = Blend(0.4, schedule=WarmUp(1000))
-    late = rerank_generate(pair, prompts, rank_by="blend", blend=blend, readout=LogitLens(3), **knobs)
+    late = rerank_generate(pair, prompts, rank_by="blend", blend=blend, readout=LogitLens(2), **knobs)
     never = rerank_generate(pair, prompts, rank_by="likelihood", **knobs)
     for one, other in zip(late[0].trace.answers or [], never[0].trace.answers or [], strict=True):
         assert one.score == pytest.approx(other.score, abs=0.05)  # β stays below 0.002
@@ -136,7 +136,7 @@ def test_a_schedule_counts_the_answers_tokens() -> None:
         ({"betas": [2.0], "blend": Blend(0.1, "probs")}, "betas"),
         ({"betas": 0.3}, "betas"),
         ({"betas": [0.1, 0.2], "num_answers": 4}, "num_answers"),
-        ({"readout": LogitLens(3)}, "readout"),
+        ({"readout": LogitLens(2)}, "readout"),
         ({"seed": [1, 2, 3]}, "seed"),
         ({"num_answers": 0}, "num_answers"),
         ({"num_return_sequences": 2}, "num_return_sequences"),

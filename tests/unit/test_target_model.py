@@ -34,7 +34,7 @@ def test_ragged_chunked_prefill_is_each_row_alone(target: Target, chunk_size: in
         ids,
         lengths,
         cache,
-        layer_ids=(1, 5),
+        layer_ids=(1, 3),
         chunk_size=chunk_size,
         on_features=lambda f, p: seen.append((f, p)),
         keep_features=True,
@@ -45,7 +45,7 @@ def test_ragged_chunked_prefill_is_each_row_alone(target: Target, chunk_size: in
     for row, length in enumerate(lengths):
         with torch.no_grad():
             alone = target.model(ids[row : row + 1, :length], output_hidden_states=True)
-        wanted = torch.cat([alone.hidden_states[2], alone.hidden_states[6]], dim=-1)[0]
+        wanted = torch.cat([alone.hidden_states[2], alone.hidden_states[4]], dim=-1)[0]
         torch.testing.assert_close(read.features[row, :length], wanted, **EXACT)
         torch.testing.assert_close(read.logits[row], alone.logits[0, -1], **EXACT)
 
@@ -152,7 +152,7 @@ def test_a_step_never_waits_for_the_device(family: str, dtype: torch.dtype) -> N
     target = make_target(family, dtype=dtype)
     ids, positions, cache = prompts(2, 6), torch.arange(6).expand(2, -1), target.new_cache(2, 6)
     with Counting() as counting:
-        target.step(ids, positions, cache, max_length=6, layer_ids=(0, 5))
+        target.step(ids, positions, cache, max_length=6, layer_ids=(0, 3))
         assert not counting.found
         ids.max().item()
         assert counting.found  # the counter counts
@@ -165,8 +165,8 @@ def test_capacity_and_rows_are_checked() -> None:
         target.step(prompts(2, 1), torch.tensor([[8], [8]]), cache, max_length=9)
     with pytest.raises(InputError, match="2 rows"):
         target.step(prompts(1, 1), torch.tensor([[0]]), cache, max_length=1)
-    with pytest.raises(InputError, match="layer_ids: expected an integer from 0 to 5, received 6"):
-        target.step(prompts(2, 1), torch.tensor([[0], [0]]), cache, max_length=1, layer_ids=(6,))
+    with pytest.raises(InputError, match="layer_ids: expected an integer from 0 to 3, received 4"):
+        target.step(prompts(2, 1), torch.tensor([[0], [0]]), cache, max_length=1, layer_ids=(4,))
 
 
 def test_frozen_and_always_in_eval_mode() -> None:
@@ -180,7 +180,7 @@ def test_frozen_and_always_in_eval_mode() -> None:
 
 def test_hooks_do_not_stay() -> None:
     target = make_target()
-    target.step(prompts(1, 3), torch.arange(3)[None], target.new_cache(1, 3), max_length=3, layer_ids=(0, 5))
+    target.step(prompts(1, 3), torch.arange(3)[None], target.new_cache(1, 3), max_length=3, layer_ids=(0, 3))
     assert not any(layer._forward_hooks for layer in target._layers)
 
 

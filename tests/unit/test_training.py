@@ -32,7 +32,7 @@ STAGES = [Stage(8, 48, 2, (3, 3), 0.2, 0.5, 0.1, ["glossary"])]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random target, saved in fp32."""
     path = tmp_path_factory.mktemp("target")
-    make_target("qwen3").model.to(torch.float32).save_pretrained(path)
+    make_target("qwen3", num_hidden_layers=6).model.to(torch.float32).save_pretrained(path)
     return path
 
 
