@@ -8,8 +8,6 @@ All depend only on the two sets of logits at a position and on how many tokens w
 positions gives what position by position gives.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

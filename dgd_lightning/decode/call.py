@@ -1,7 +1,5 @@
 """What every decoder is asked with: one record of limits, sampling, seeds and stops, and its check against prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypedDict
 

@@ -1,7 +1,5 @@
 """The draft at work on a batch: its cache of the context, and the blocks that it proposes."""
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple
 
 import torch

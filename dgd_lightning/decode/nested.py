@@ -1,7 +1,5 @@
 """Readouts hold others, as null controls do, and methods hold readouts: each that is a dataclass's field is found."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace

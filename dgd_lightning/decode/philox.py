@@ -4,8 +4,6 @@ Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (SC'11
 of Random123. Words are 32-bit and held in int64 tensors, so nothing waits for the host and no generator has a state.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

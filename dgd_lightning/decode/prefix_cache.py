@@ -1,7 +1,5 @@
 """Prefix caches: what several prompts begin with, read once by the target and used by every batch that needs it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The rows of a guided batch that share a readout and, but for β, a blend."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """From logits to a distribution and from one uniform to a token; nothing here draws a random number itself."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ It knows nothing of what was committed: positions come from the caller, and a ro
 (what lies beyond them is hidden by the mask until it is overwritten).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

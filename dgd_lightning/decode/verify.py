@@ -4,8 +4,6 @@ A block of K tokens is the anchor and K - 1 proposals. Logits of slot j belong t
 K distributions are those of the K - 1 proposals and of one bonus token.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """One token per target forward: the plain decoder, slow, short and obvious, which every other one is compared with."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Unpack

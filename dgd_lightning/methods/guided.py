@@ -6,8 +6,6 @@ greedy, by rejection against the proposal's own distribution otherwise. The outp
 distribution.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace

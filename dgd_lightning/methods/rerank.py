@@ -3,8 +3,6 @@
 The fallback of guided decoding: where blending token by token gains nothing, choosing among whole answers may.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace

@@ -1,7 +1,5 @@
 """Speculative decoding with a DFlash draft: one block and one verifying target forward a cycle, exact for any draft."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Unpack, get_args

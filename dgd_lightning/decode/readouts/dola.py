@@ -1,7 +1,5 @@
 """DoLa's layer as a readout: the one that differs most from the last."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

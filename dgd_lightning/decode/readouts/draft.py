@@ -1,7 +1,5 @@
 """The draft as a readout: slot 1 of a block anchored at every position. Also, its own null controls."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal, get_args
 

@@ -1,7 +1,5 @@
 """One intermediate layer as a readout."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The null control of a readout: noise of its size. What an arm gains over it is what its readout knew."""
 
-from __future__ import annotations
-
 import zlib
 from dataclasses import dataclass, field
 
