@@ -1,8 +1,5 @@
 """A prediction row's ``dgd.divergence``: target and readout at every token of an answer, made by replay."""
 
-from __future__ import annotations
-
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +12,7 @@ from dgd_lightning.decode.readouts.draft import DraftReadout, as_readout
 from dgd_lightning.decode.replay import Replayed, replay
 from dgd_lightning.methods.base import Guidance
 from dgd_lightning.metrics.divergence import TokenDivergence, token_divergence
+from dgd_lightning.modules.adaptation import finite
 from dgd_lightning.pair import Pair
 
 DECIMALS = 5
@@ -31,9 +29,6 @@ class DivergenceSettings:
         large: they are kept where guidance changed the top-1 token, and where JS(target, readout) is at least so many
             nats (0 … ln 2); elsewhere they are left out, so that rows stay small.
         guided_only: record it for arms that blend alone; otherwise other arms record what the draft would have said.
-
-    Raises:
-        InputError: a number that can't be used.
     """
 
     top: int = 5
@@ -105,18 +100,15 @@ def _plain(column: Tensor) -> list[Any]:
     """Numbers for JSON, which knows no infinity; yes and no as 1 and 0."""
     if not column.is_floating_point():
         return column.long().tolist()
-    return [round(number, DECIMALS) if math.isfinite(number) else None for number in column.tolist()]
+    return [finite(round(number, DECIMALS)) for number in column.tolist()]
 
 
 def _top(
     tokenizer: Any, part: Replayed, guided: Tensor | None, values: TokenDivergence, settings: DivergenceSettings
 ) -> list[dict[str, Any]]:
     """The likeliest tokens of each distribution, where guidance changed something or target and readout differ much."""
-    distributions = {
-        "target": part.target,
-        "readout": part.readouts[0],
-        **({} if guided is None else {"guided": guided}),
-    }
+    distributions = {"target": part.target, "readout": part.readouts[0]}
+    distributions |= {} if guided is None else {"guided": guided}
     entries: list[dict[str, Any]] = []
     for at in (values.argmax_changed | (values.js >= settings.large)).nonzero()[:, 0].tolist():
         entry: dict[str, Any] = {"at": part.first + at}

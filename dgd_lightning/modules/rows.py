@@ -1,56 +1,48 @@
 """Prediction rows: the input row with an answer, and in ``dgd`` everything that is known of how it was decoded."""
 
-from __future__ import annotations
-
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
 from dgd_lightning.errors import InputError
-from dgd_lightning.modules.adaptation import Adapted
+from dgd_lightning.modules.adaptation import Adapted, finite
 from dgd_lightning.modules.arms import Arm
 from dgd_lightning.pair import Pair
-from dgd_lightning.types import DecodeOutput, RankedAnswer, Task
-
-
-class Decoded(NamedTuple):
-    """A task as an arm decoded it."""
-
-    task: Task
-    prompt: Tensor  # [S], before truncation
-    output: DecodeOutput | None  # None where the prompt was too long
-    prefix_tokens: int = 0  # of the prompt, which were read with the context and copied
-    prefix_seconds: float = 0.0  # spent on reading them, where this batch had to wait for it
-    without_context: Tensor | None = None  # [S'] what the arm's readout read instead
+from dgd_lightning.types import DecodeOutput, Task
 
 
 def prediction_row(
     arm: Arm,
-    decoded: Decoded,
+    task: Task,
+    prompt: Tensor,
+    output: DecodeOutput | None,
     *,
     pair: Pair,
     limit: int,
-    adapted: Adapted | None,
-    joined_with: Sequence[str],
-    control_of: str | None,
-    tasks_together: int | None,
+    prefix_tokens: int = 0,
+    prefix_seconds: float = 0.0,
+    without_context: Tensor | None = None,
+    adapted: Adapted | None = None,
+    joined_with: Sequence[str] = (),
+    control_of: str | None = None,
+    tasks_together: int | None = None,
 ) -> dict[str, Any]:
     """The row of a task and an arm.
 
     Args:
+        prompt: [S], before truncation.
+        output: None where the prompt was too long.
         pair: has a tokenizer.
         limit: longest prompt; a longer one was cut on the left.
+        prefix_tokens: of the prompt, which were read with the context and copied.
+        prefix_seconds: spent on reading them, where this batch had to wait for it.
+        without_context: [S'] what the arm's readout read instead.
         adapted: the context's adaptation, where the arm uses it.
         joined_with: names of the other arms in the batch.
         control_of: the arm whose null control this one is.
         tasks_together: how many tasks of the group were decoded together, where memory did not hold all of them.
-
-    Raises:
-        InputError: a method commits more tokens at a time than its ``block`` says.
     """
-    task, prompt, output = decoded.task, decoded.prompt, decoded.output
     block = arm.method.block(pair)
     head = {
         "arm": arm.name,
@@ -75,7 +67,7 @@ def prediction_row(
         )
     own_time = not joined_with and answers is None and trace.decode_seconds > 0
     result = {
-        "prefix_tokens": decoded.prefix_tokens,
+        "prefix_tokens": prefix_tokens,
         "truncated_tokens": max(0, len(prompt) - limit),
         "tokens": len(output.tokens),
         # committed for this row after the prefill's first token, by all of its answers
@@ -92,29 +84,15 @@ def prediction_row(
         # Wall times are those of the whole batch, whose rows share forwards: of a group of tasks, of all arms that are
         # joined, of all answers among which one is chosen. Only where none of that is so is the speed the arm's own.
         "batch_tokens": trace.batch_tokens,
-        "prefix_seconds": decoded.prefix_seconds,
+        "prefix_seconds": prefix_seconds,
         "prefill_seconds": trace.prefill_seconds,  # of what is behind the prefix
         "decode_seconds": trace.decode_seconds,
-        "seconds": decoded.prefix_seconds + trace.prefill_seconds + trace.decode_seconds + trace.rank_seconds,
+        "seconds": prefix_seconds + trace.prefill_seconds + trace.decode_seconds + trace.rank_seconds,
         "tokens_per_second": trace.batch_tokens / trace.decode_seconds if own_time else None,
     }
-    own = _plain_record(arm, output)
-    if joined_with:
-        result["joined_with"] = list(joined_with)
-    if answers is not None:
-        result["rank_seconds"] = trace.rank_seconds
-        result["chosen"] = trace.chosen
-        result["answers"] = [_answer(pair, one) for one in answers]
-    if decoded.without_context is not None:
-        result["without_context_ids"] = decoded.without_context.tolist()
-    return {**task.row, "idx": task.idx, "model_output": _text(pair, output.tokens), "dgd": {**own, **head, **result}}
-
-
-def _plain_record(arm: Arm, output: DecodeOutput) -> dict[str, Any]:
-    """What the method says of an answer, for JSON."""
     own = arm.method.record(output)
     try:
-        return {str(name): _json(value) for name, value in own.items()}
+        own = {str(name): _json(value) for name, value in own.items()}
     except (AttributeError, TypeError) as error:
         raise InputError(
             f"model.arms[{arm.name}].method",
@@ -122,6 +100,29 @@ def _plain_record(arm: Arm, output: DecodeOutput) -> dict[str, Any]:
             received=repr(own)[:80],
             hint="return {} where there is nothing to say",
         ) from error
+
+    def text(tokens: Tensor) -> str:
+        return pair.tokenizer.decode(tokens, skip_special_tokens=True)  # type: ignore[union-attr]
+
+    if joined_with:
+        result["joined_with"] = list(joined_with)
+    if answers is not None:
+        result["rank_seconds"] = trace.rank_seconds
+        result["chosen"] = trace.chosen
+        result["answers"] = [
+            {
+                "text": text(one.tokens),
+                "tokens": len(one.tokens),
+                **({} if one.score is None else {"score": finite(one.score)}),  # constraints can rule an answer out
+                "beta": one.beta,
+                "seed": one.seed,
+                "stop_reason": one.stop_reason,
+            }
+            for one in answers
+        ]
+    if without_context is not None:
+        result["without_context_ids"] = without_context.tolist()
+    return {**task.row, "idx": task.idx, "model_output": text(output.tokens), "dgd": {**own, **head, **result}}
 
 
 def _json(value: Any) -> Any:
@@ -135,22 +136,5 @@ def _json(value: Any) -> Any:
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return finite(value)
     raise TypeError(type(value).__name__)
-
-
-def _answer(pair: Pair, one: RankedAnswer) -> dict[str, Any]:
-    """An answer for JSON, which knows no infinity: a blend's constraints can make an answer impossible."""
-    score = {} if one.score is None else {"score": one.score if math.isfinite(one.score) else None}
-    return {
-        "text": _text(pair, one.tokens),
-        "tokens": len(one.tokens),
-        **score,
-        "beta": one.beta,
-        "seed": one.seed,
-        "stop_reason": one.stop_reason,
-    }
-
-
-def _text(pair: Pair, tokens: Tensor) -> str:
-    return pair.tokenizer.decode(tokens, skip_special_tokens=True)  # type: ignore[union-attr]

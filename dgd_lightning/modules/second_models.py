@@ -1,7 +1,5 @@
 """What a run does for the readouts that its arms name: second models are pinned and loaded once, contexts left out."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -15,7 +13,6 @@ from dgd_lightning.decode.readouts.without_context import WithoutContext
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.base import Method
 from dgd_lightning.modules.arms import Arm
-from dgd_lightning.pair import source_fingerprint
 from dgd_lightning.target.folder import bundled, resolve_commit
 from dgd_lightning.target.load import load_target
 from dgd_lightning.target.model import Target
@@ -35,11 +32,7 @@ def _source(readout: Any) -> Source | None:
 
 
 def pinned_models(arms: Sequence[Arm]) -> dict[Source, str | None]:
-    """The second models that arms name, each with its commit, or None for a folder.
-
-    Raises:
-        InputError: no such folder, Hub id or revision, or no way to reach the Hub.
-    """
+    """The second models that arms name, each with its commit, or None for a folder."""
     commits: dict[Source, str | None] = {}
     for arm in arms:
         for one in nested(arm.method):
@@ -49,33 +42,21 @@ def pinned_models(arms: Sequence[Arm]) -> dict[Source, str | None]:
     return commits
 
 
-def models_fingerprint(commits: Mapping[Source, str | None]) -> list[str]:
-    """A Hub id with its commit, or a folder's digest, of each."""
-    return [source_fingerprint("target", source.model, commit) for source, commit in commits.items()]
+def loaded_methods(arms: Sequence[Arm], commits: Mapping[Source, str | None], like: Target) -> dict[str, Method]:
+    """The arms' methods by name, their second models loaded with the target's dtype on its device.
 
-
-def load_models(commits: Mapping[Source, str | None], like: Target) -> dict[Source, Target]:
-    """The second models with the target's dtype, on its device.
-
-    Raises:
-        InputError: one can't be loaded.
+    Equal readouts become one object, which shares forwards.
     """
-    models = {}
+    models: dict[Source | None, Target] = {}
     for source, commit in commits.items():
         try:
             models[source] = load_target(source.model, dtype=like.dtype, device=like.device, revision=commit)
         except InputError as error:
             raise error.named(error.argument.replace("target", f"readout.model {source.model}", 1)) from error
-    return models
-
-
-def loaded_methods(arms: Sequence[Arm], models: Mapping[Source, Target]) -> dict[str, Method]:
-    """The arms' methods with their second models, by name. Equal readouts become one object, which shares forwards."""
     known: dict[Any, Readout] = {}
 
     def change(one: Any) -> Any:
-        source = _source(one)
-        one = one if source is None else replace(one, model=models[source])
+        one = replace(one, model=models[source]) if (source := _source(one)) else one
         return known.setdefault(readout_key(one), one) if isinstance(one, Readout) else one
 
     return {arm.name: changed(arm.method, change) for arm in arms}

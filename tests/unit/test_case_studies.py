@@ -20,7 +20,7 @@ from dgd_lightning.report.case_studies import PAGE, Selection, main
 from dgd_lightning.report.text import visible
 from dgd_lightning.types import Score
 
-VERDICT = partial(checked, graders=package_graders({}, least=CHECK, most=CHECK))
+VERDICT = partial(checked, graders=package_graders({}, costs=[CHECK]))
 HOSTILE = (
     "</pre></style><script>alert('1')</script>\" onmouseover=\"x() & <img src=x onerror=y>' "
     "\x00\x1b\x85\u202e\ud800 &amp;"
