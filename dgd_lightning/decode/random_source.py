@@ -6,8 +6,6 @@ whenever they matter, however often discarded proposals have read them, and a re
 order.
 """
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Sequence
 from typing import Literal, Protocol
@@ -32,15 +30,12 @@ class RandomSource(Protocol):
 
     def categorical(self, probs: Tensor, stream: Stream, positions: Tensor) -> Tensor:
         """Token ids [B, Q] drawn from ``probs`` [B, Q, V] for the absolute ``positions`` [B, Q]."""
-        ...
 
     def bernoulli(self, probs: Tensor, stream: Stream, positions: Tensor) -> Tensor:
         """Booleans [B, Q], true with ``probs`` [B, Q], for the absolute ``positions`` [B, Q]."""
-        ...
 
-    def select(self, rows: Tensor) -> RandomSource:
+    def select(self, rows: Tensor) -> "RandomSource":
         """The source of the rows [R] that stay when others leave the batch."""
-        ...
 
 
 class RandomTable:
@@ -65,7 +60,7 @@ class RandomTable:
         """Booleans [B, Q]: uniform < probability, so 0 is never and 1 always true."""
         return self._uniform(stream, positions) < probs
 
-    def select(self, rows: Tensor) -> RandomTable:
+    def select(self, rows: Tensor) -> "RandomTable":
         """Keep rows [R]."""
         return RandomTable(self.table[rows], self.starts[rows])
 
@@ -77,16 +72,7 @@ def random_table(seeds: Sequence[int], positions: int) -> Tensor:
 
 
 def row_seeds(seed: int | Sequence[int] | None, batch: int) -> list[int]:
-    """One seed per row.
-
-    Args:
-        seed: an integer, from which row b's seed is derived with b; a sequence with each row's own seed, used as it is;
-            or None for fresh entropy.
-        batch: number of rows.
-
-    Raises:
-        InputError: a seed is not a non-negative integer, or the sequence has another length than the batch.
-    """
+    """One seed per row: derived from an integer and the row's number, each row's own, or with None of fresh entropy."""
     if seed is None:
         return [secrets.randbits(SEED_BITS) for _ in range(batch)]
     if isinstance(seed, int):

@@ -1,7 +1,5 @@
 """`Method`: the base class of all ways to decode. A new one is a frozen dataclass that writes `generate`."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import fields, replace
@@ -53,7 +51,6 @@ class Method(ABC):
         Raises:
             InputError: the pair, the prompts or the call can't serve it.
         """
-        ...
 
     @property
     def blends(self) -> bool:
@@ -104,7 +101,7 @@ class Method(ABC):
         """What a row says of an answer beside what all rows say; JSON-able."""
         return {}
 
-    def controls(self) -> Method | None:
+    def controls(self) -> "Method | None":
         """The method whose null control this one is; None where it is none."""
         for name, readout in held(self).items() if self.blends else ():
             original = getattr(readout, "controls", lambda: None)()  # a user's own readout may lack it

@@ -19,7 +19,7 @@ from dgd_lightning.decode.nested import of_prompt
 from dgd_lightning.decode.random_source import row_seeds
 from dgd_lightning.decode.readouts.base import Readout, wide
 from dgd_lightning.decode.readouts.draft import DraftReadout, as_readout
-from dgd_lightning.decode.replay import replays
+from dgd_lightning.decode.replay import replay
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.autoregressive import Autoregressive
 from dgd_lightning.methods.base import Guidance, Method, check_single_beta, choose_among
@@ -202,7 +202,7 @@ def log_likelihoods(
 ) -> list[float]:
     """ln of the probability of whole answers [T] behind a prompt [S], at temperature 1: the target's, or a blend's."""
     totals = [0.0] * len(answers)
-    for part in replays(pair, prompt, answers, [] if blend is None else [readout]):
+    for part in replay(pair, prompt, answers, [] if blend is None else [readout]):
         logits = wide(part.target)  # [Q, V]
         if blend is not None:
             logits = blend.mix_along(part.target, part.readouts[0], part.first)
@@ -222,16 +222,13 @@ def rerank_generate(
     blend: Blend | None = None,
     readout: Readout | str = "draft",
     block_size: int | None = None,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
     **options: Unpack[CallOptions],
 ) -> list[DecodeOutput]:
     """Decode several answers of every prompt, and return the best one of each.
 
     Args:
-        pair, prompts, max_new_tokens, options: as in ``autoregressive_generate``; seeds are one per prompt.
-        temperature, top_k, top_p: of the answers.
+        pair, prompts, max_new_tokens, options: as in ``autoregressive_generate``, of the answers; ``temperature`` is 1
+            where it is left out, and seeds are one per prompt.
         blend: of ``rank_by`` blend, and what but for β the answers of ``betas`` are decoded with.
         rank_by, num_answers, betas, readout, block_size: see :class:`Rerank`.
 
@@ -249,6 +246,5 @@ def rerank_generate(
         guidance = {"space": blend.space, "candidates": blend.candidates, "plausibility": blend.plausibility}
         guidance |= {"schedule": blend.schedule, "beta": blend.beta if rank_by == "blend" else None}
     method = Rerank(rank_by, num_answers, betas, readout=readout, block_size=block_size, **guidance)
-    return method.generate(
-        pair, prompts, call_of(max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, **options)
-    )
+    options.setdefault("temperature", 1.0)
+    return method.generate(pair, prompts, call_of(max_new_tokens, **options))

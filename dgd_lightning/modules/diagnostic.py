@@ -13,8 +13,7 @@ from dgd_lightning.data.tasks import TaskData, context_of
 from dgd_lightning.decode.nested import plain
 from dgd_lightning.decode.readouts.ablated_draft import AblatedDraft
 from dgd_lightning.decode.readouts.base import Readout
-from dgd_lightning.decode.readouts.draft import DraftReadout
-from dgd_lightning.decode.readouts.draft_slots import DraftSlots
+from dgd_lightning.decode.readouts.draft import DraftReadout, DraftSlots
 from dgd_lightning.decode.readouts.logit_lens import LogitLens
 from dgd_lightning.decode.replay import replay
 from dgd_lightning.errors import InputError
@@ -177,7 +176,7 @@ class Diagnostic(LightningModule):
         names = [TARGET, *self.readers, *map(slot_name, range(2, size))]
         notes = {name: Notes(count) for name in names}
         sure: list[float] = []
-        for part in replay(pair, prompt, answer, readouts, chunk=self.chunk):
+        for part in replay(pair, prompt, [answer], readouts, chunk=self.chunk):
             sure += confidence(part.target).tolist()
             for name, logits in zip([TARGET, *self.readers], [part.target, *part.readouts], strict=False):
                 notes[name].take(part.first, logits, part.tokens)
@@ -188,7 +187,7 @@ class Diagnostic(LightningModule):
         if adapted is not None:
             notes[ADAPTED] = Notes(count)
             with pair.adapter(adapted.adapter) if adapted.adapter is not None else nullcontext():
-                for part in replay(pair, prompt, answer, [DraftReadout()], chunk=self.chunk):
+                for part in replay(pair, prompt, [answer], [DraftReadout()], chunk=self.chunk):
                     notes[ADAPTED].take(part.first, part.readouts[0], part.tokens)
         return {"confidence": sure, "readers": {name: note.record() for name, note in notes.items()}}
 

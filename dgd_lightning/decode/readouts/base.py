@@ -5,8 +5,6 @@ readout of one's own is a class with the same methods, named by its class path. 
 tokens and states at and before it only: then a block gives what token by token gives.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -57,7 +55,6 @@ class ReadoutState(ABC):
     @abstractmethod
     def logits(self, out: TargetOutput) -> Tensor:
         """[b, Q, V]: for the token after each position."""
-        ...
 
     def select(self, rows: Tensor) -> None:  # noqa: B027
         """Have these rows [r], in this order; a row may come several times (``caches`` are selected by the caller)."""
@@ -71,7 +68,6 @@ class Readout(ABC):
     @abstractmethod
     def layers(self, pair: Pair) -> tuple[int, ...]:
         """Layers of the target whose outputs it needs."""
-        ...
 
     @abstractmethod
     def begin(self, pair: Pair, request: Request, width: int) -> ReadoutState:
@@ -80,9 +76,8 @@ class Readout(ABC):
         Raises:
             InputError: the pair or the request can't serve it.
         """
-        ...
 
-    def controls(self) -> Readout | None:
+    def controls(self) -> "Readout | None":
         """The readout whose null control it is; None for one that means what it says."""
         return None
 
@@ -128,7 +123,7 @@ def wide(logits: Tensor) -> Tensor:
 
 
 def check_layer(target: Target, layer: int, name: str = "readout.layer") -> int:
-    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < target.num_layers:
+    if type(layer) is not int or not 0 <= layer < target.num_layers:
         raise InputError(
             name,
             expected=f"a layer within 0…{target.num_layers - 1}",
