@@ -135,12 +135,7 @@ class Batch:
         return self.session.step(tokens, positions, max_length=self.longest + tokens.shape[1])
 
     def commit(self, verdict: Verdict, logits: Tensor) -> None:
-        """Write a verdict's tokens and advance the rows, cut at stop tokens and limits; the host is not told.
-
-        Args:
-            verdict: tokens [b, Q].
-            logits: [b, Q, V] that each of them was chosen from.
-        """
+        """Write a verdict's tokens, chosen from logits [b, Q, V], and advance the rows; the host is not told."""
         tokens, lengths = verdict
         slots = self.slots[: tokens.shape[1]]  # [Q]
         at = self.index[:, None], (self.anchors + 1 - self.starts)[:, None] + slots
@@ -248,11 +243,7 @@ class Batch:
             self.on_change(change)
 
     def outputs(self, *, drafts: int | Sequence[int]) -> list[DecodeOutput]:
-        """The finished rows, in the order of the prompts.
-
-        Args:
-            drafts: forwards of the draft per cycle, of all rows or of each.
-        """
+        """The finished rows, in the order of the prompts; ``drafts``: forwards per cycle, of all rows or of each."""
         tokens, scores = self.tokens.cpu(), self.scores.cpu()  # [B, T + K], [2, B, T + K]
         counts = [end + 1 - length for end, length in zip(self.ends, self.lengths, strict=True)]
         outputs = []

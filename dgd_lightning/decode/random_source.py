@@ -39,12 +39,7 @@ class RandomSource(Protocol):
 
 
 class RandomTable:
-    """Random numbers read from a table made once.
-
-    Args:
-        table: [B, P, 3] fp64 uniforms in [0, 1); entry i belongs to a row's i-th new token.
-        starts: [B] absolute position of each row's first new token.
-    """
+    """Random numbers read from a table of uniforms [B, P, 3]; entry i is of position ``starts`` [B] + i of a row."""
 
     def __init__(self, table: Tensor, starts: Tensor) -> None:
         self.table, self.starts = table, starts

@@ -43,9 +43,6 @@ def replay(
 
     Yields:
         The chunks of the first answer in order, then those of the next.
-
-    Raises:
-        InputError: an unusable argument, or a readout that the pair or the prompt can't serve.
     """
     answers = [check_prompt("answer", answer, pair.target.vocab_size) for answer in answers]
     longest = max(map(len, answers), default=1)

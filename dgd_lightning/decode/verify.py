@@ -27,11 +27,7 @@ def leading_true(flags: Tensor) -> Tensor:
 def verify_match(proposals: Tensor, target_tokens: Tensor) -> Verdict:
     """Accept while the proposal is the token that the target itself chose, by argmax or by a draw of its own.
 
-    Exact for any proposals: every committed token is the target's, given the tokens before it.
-
-    Args:
-        proposals: [B, K - 1] drafted tokens.
-        target_tokens: [B, K] the target's token after the anchor and after each proposal.
+    Exact for any proposals [B, K - 1]: every committed token is one of the target's [B, K], given those before it.
     """
     accepted = leading_true(proposals == target_tokens[:, :-1])  # [B]
     return Verdict(target_tokens, accepted + 1)  # accepted proposals are the target's tokens by definition
@@ -40,11 +36,8 @@ def verify_match(proposals: Tensor, target_tokens: Tensor) -> Verdict:
 def residual(p: Tensor, q: Tensor) -> Tensor:
     """The distribution a token is drawn from after a rejection: ``norm(max(p - q, 0))``.
 
-    Where nothing is left (p equals q, so a rejection had probability 0 but for rounding) it is p.
-
-    Args:
-        p: [.., V] the target's distribution.
-        q: [.., V] the distribution that the rejected token was drawn from; zeros where nothing was rejected.
+    Where nothing is left (p equals q, so a rejection had probability 0 but for rounding) it is p. p [.., V] is the
+    target's, q [.., V] what the rejected token was drawn from; zeros where nothing was rejected.
 
     Source: Leviathan et al. 2023 (arXiv 2211.17192), section 2.3; Chen et al. 2023 (arXiv 2302.01318), algorithm 2.
     """
@@ -54,15 +47,7 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
 
 
 def accept_probability(p: Tensor, q: Tensor, proposals: Tensor) -> Tensor:
-    """``min(1, p(x) / q(x))`` for the proposed tokens x.
-
-    Args:
-        p: [B, N, V] the target's distributions.
-        q: [B, N, V] the distributions the proposals were drawn from.
-        proposals: [B, N]
-
-    Returns:
-        [B, N]
+    """``min(1, p(x) / q(x))`` [B, N] for tokens x [B, N] proposed by q [B, N, V], with p [B, N, V] the target's.
 
     Source: Leviathan et al. 2023 (arXiv 2211.17192), section 2.3.
     """
@@ -83,9 +68,8 @@ def verify_rejection(
         positions: [B, K] absolute positions of the proposals and of the bonus token.
     """
     drafted = proposals.shape[1]
-    accept = random_source.bernoulli(
-        accept_probability(p[:, :-1], q, proposals), ACCEPT, positions[:, :-1]
-    )  # [B, K - 1]
+    chances = accept_probability(p[:, :-1], q, proposals)  # [B, K - 1]
+    accept = random_source.bernoulli(chances, ACCEPT, positions[:, :-1])  # [B, K - 1]
     accepted = leading_true(accept)[:, None]  # [B, 1]
     p_last = _at(p, accepted)  # [B, 1, V] after the last accepted proposal
     # All accepted: nothing was rejected, q counts as zero and the residual is p, the bonus token's distribution.

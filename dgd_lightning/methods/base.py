@@ -120,11 +120,7 @@ class Method(ABC):
         return [method.generate(pair, prompts, call) for method in methods]
 
     def guidance_of(self, record: dict[str, Any]) -> Guidance | None:
-        """What an answer's tokens were drawn from, for a replay; None: from the target itself.
-
-        Args:
-            record: ``dgd`` of the answer's row.
-        """
+        """What an answer was drawn from, by ``dgd`` of its row, for a replay; None: the target itself."""
         return None
 
 
@@ -159,8 +155,6 @@ def choose_among(
 
 
 def check_single_beta(beta: Any) -> None:
-    """Raises:
-    InputError: an arm's β is a list.
-    """
+    """Refuse an arm's list of β."""
     if not isinstance(beta, int | float):
         raise InputError("beta", expected="one number per arm", received=repr(beta), hint="make an arm for each β")

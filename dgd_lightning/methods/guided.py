@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dgd_lightning.checks import check_integer
 from dgd_lightning.decode.batch import Batch, Change, index_of, taken
-from dgd_lightning.decode.blending import Blend, Schedule, Space, as_schedule
+from dgd_lightning.decode.blending import Blend, Constant, Schedule, Space
 from dgd_lightning.decode.call import Call, CallOptions, Request, call_of, check_request
 from dgd_lightning.decode.drafter import Drafter, Proposal, check_block_size, judge, propose
 from dgd_lightning.decode.nested import readout_key
@@ -68,7 +68,8 @@ class Guided(Method):
 
     def blend(self) -> Blend:
         """How target and readout are blended."""
-        return Blend(self.beta, self.space, self.candidates, self.plausibility, as_schedule(self.schedule))
+        schedule = Constant() if self.schedule is None else self.schedule
+        return Blend(self.beta, self.space, self.candidates, self.plausibility, schedule)
 
     @property
     def blends(self) -> bool:
@@ -113,9 +114,7 @@ def sweep(
 ) -> list[list[DecodeOutput]]:
     """Outputs of every variant: a prompt's rows are one sequence until they choose different tokens.
 
-    Args:
-        variants: each is a row per prompt. Equal readouts share their forwards too.
-        width: K of the proposals; 1 decodes token by token.
+    Each variant is a row per prompt; equal readouts share their forwards too. A ``width`` of 1 is token by token.
     """
     count, request = len(variants), check_request(pair, prompts, call)
     request = request._replace(
@@ -137,13 +136,8 @@ def sweep(
 class ReadoutGroup:
     """The rows of a batch that share a readout and, but for β, a blend.
 
-    The readout's state has a row per sequence that one of them is at.
-
-    Args:
-        width: most tokens that a cycle reads.
-        guidance: the blend's own β does not count.
-        rows: their numbers in the batch, ascending.
-        betas: n, of each of them.
+    The readout's state has a row per sequence that one of them is at. Rows are numbers in the batch, ascending; their n
+    β stand in place of the blend's own.
     """
 
     def __init__(
@@ -185,13 +179,7 @@ class ReadoutGroup:
         self.state.extend(states, taken(positions, self._sequences))
 
     def mix(self, out: TargetOutput, target: Tensor, step: Tensor) -> Tensor:
-        """Guided logits [n, Q, V] of the group's rows.
-
-        Args:
-            out: of all sequences.
-            target: [b, Q, V], of all rows.
-            step: [b, Q].
-        """
+        """Guided logits [n, Q, V] of the group's rows, by ``out`` of all sequences, and [b, ..] of all rows."""
         own = out._replace(
             tokens=taken(out.tokens, self._sequences),
             positions=taken(out.positions, self._sequences),

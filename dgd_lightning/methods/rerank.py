@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.checks import check_choice, check_integer
-from dgd_lightning.decode.blending import Blend, Schedule, Space, as_schedule
+from dgd_lightning.decode.blending import Blend, Constant, Schedule, Space
 from dgd_lightning.decode.call import Call, CallOptions, call_of
 from dgd_lightning.decode.drafter import check_block_size
 from dgd_lightning.decode.nested import of_prompt
@@ -102,7 +102,8 @@ class Rerank(Method):
     def blend(self) -> Blend:
         """Of ``rank_by: blend``, and but for β of the answers of ``betas``."""
         beta = 0.0 if self.beta is None else self.beta
-        return Blend(beta, self.space, self.candidates, self.plausibility, as_schedule(self.schedule))
+        schedule = Constant() if self.schedule is None else self.schedule
+        return Blend(beta, self.space, self.candidates, self.plausibility, schedule)
 
     @property
     def blends(self) -> bool:

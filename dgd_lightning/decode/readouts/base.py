@@ -47,10 +47,7 @@ class ReadoutState(ABC):
         """The prompts, all but their last tokens, are read."""
 
     def share(self, cache: PositionCache, block_size: int) -> None:  # noqa: B027
-        """The proposals' draft cache, of the same rows and fed with the target's features: it may be read.
-
-        ``block_size``: K of the proposals.
-        """
+        """The draft cache of proposals of K tokens, of the same rows and fed with the target's features."""
 
     @abstractmethod
     def logits(self, out: TargetOutput) -> Tensor:
@@ -71,11 +68,7 @@ class Readout(ABC):
 
     @abstractmethod
     def begin(self, pair: Pair, request: Request, width: int) -> ReadoutState:
-        """For one batch whose cycles read ``width`` tokens.
-
-        Raises:
-            InputError: the pair or the request can't serve it.
-        """
+        """For one batch whose cycles read ``width`` tokens; an `InputError` where pair or request can't serve it."""
 
     def controls(self) -> "Readout | None":
         """The readout whose null control it is; None for one that means what it says."""
