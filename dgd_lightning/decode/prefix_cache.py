@@ -115,11 +115,11 @@ def fill_from_prefixes(
     Prefixes in whose own caches a row goes on need nothing. ``on_features`` is called with features [B, C, F·H] of the
     layers and positions [B, C].
     """
-    rows: dict[int, list[int]] = {}
+    found: dict[int, tuple[PrefixCache, list[int]]] = {}  # each with its rows
     for row, prefix in enumerate(prefixes):
         if prefix is not None and prefix.draft_cache is None:
-            rows.setdefault(id(prefix), []).append(row)
-    kinds = [(prefix, members) for members in rows.values() if (prefix := prefixes[members[0]]) is not None]
+            found.setdefault(id(prefix), (prefix, []))[1].append(row)
+    kinds = list(found.values())
     for prefix, members in kinds:
         cache.fill(members, prefix.cache, len(prefix.ids))
     if on_features is None or not layer_ids:

@@ -70,22 +70,18 @@ def row_seeds(seed: int | Sequence[int] | None, batch: int) -> list[int]:
     """One seed per row: derived from an integer and the row's number, each row's own, or with None of fresh entropy."""
     if seed is None:
         return [secrets.randbits(SEED_BITS) for _ in range(batch)]
-    if isinstance(seed, int):
-        _check_seed(seed)
-        derived = (np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)[0] for row in range(batch))
-        return [int(value) >> (64 - SEED_BITS) for value in derived]
-    if not isinstance(seed, Sequence) or isinstance(seed, str) or len(seed) != batch:
+    if not isinstance(seed, int) and (not isinstance(seed, Sequence) or isinstance(seed, str) or len(seed) != batch):
         raise InputError(
             "seed",
             expected=f"an integer, None, or one integer per prompt ({batch})",
             received=f"{len(seed)} values" if isinstance(seed, Sequence) else type(seed).__name__,
             hint="pass one seed per prompt, or a single integer",
         )
-    for value in seed:
-        _check_seed(value)
-    return list(seed)
-
-
-def _check_seed(seed: int) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise InputError("seed", expected="integers in 0 … 2**64 - 1", received=repr(seed), hint="use e.g. seed=0")
+    for value in [seed] if isinstance(seed, int) else seed:
+        if type(value) is not int or not 0 <= value < 2**64:
+            hint = "use e.g. seed=0"
+            raise InputError("seed", expected="integers in 0 … 2**64 - 1", received=repr(value), hint=hint)
+    if not isinstance(seed, int):
+        return list(seed)
+    derived = (np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)[0] for row in range(batch))
+    return [int(value) >> (64 - SEED_BITS) for value in derived]

@@ -71,14 +71,10 @@ def verify_rejection(
     chances = accept_probability(p[:, :-1], q, proposals)  # [B, K - 1]
     accept = random_source.bernoulli(chances, ACCEPT, positions[:, :-1])  # [B, K - 1]
     accepted = leading_true(accept)[:, None]  # [B, 1]
-    p_last = _at(p, accepted)  # [B, 1, V] after the last accepted proposal
+    p_last = p.take_along_dim(accepted[..., None], 1)  # [B, 1, V] after the last accepted proposal
     # All accepted: nothing was rejected, q counts as zero and the residual is p, the bonus token's distribution.
-    q_last = _at(q, accepted.clamp(max=drafted - 1)) * (accepted < drafted)[..., None]  # [B, 1, V]
+    q_last = q.take_along_dim(accepted.clamp(max=drafted - 1)[..., None], 1)  # [B, 1, V]
+    q_last = q_last * (accepted < drafted)[..., None]
     last = random_source.categorical(residual(p_last, q_last), TARGET, positions.gather(1, accepted))  # [B, 1]
     tokens = torch.cat([proposals, last], dim=1).scatter(1, accepted, last)  # [B, K]
     return Verdict(tokens, accepted[:, 0] + 1)
-
-
-def _at(rows: Tensor, slot: Tensor) -> Tensor:
-    """Rows [B, N, V] at slot [B, 1] -> [B, 1, V]."""
-    return rows.gather(1, slot[..., None].expand(-1, -1, rows.shape[-1]))

@@ -163,23 +163,17 @@ class Rerank(Method):
             columns = sweep(pair, prompts, variants, block or 1, call)  # per β
             groups = [list(row) for row in zip(*columns, strict=True)]
         else:
-            drawn, count = self._draw(pair, prompts, call), self.num_answers
+            seed, count = call.seed, self.num_answers
+            if isinstance(seed, Sequence):  # a prompt's own seed gives its answers theirs
+                seed = [mixed_seed(own, number) for own in row_seeds(seed, len(prompts)) for number in range(count)]
+            method = Autoregressive() if pair.draft is None else Speculative(self.block_size)
+            drawn = method.generate(pair, prompts, call._replace(seed=seed, num_return_sequences=count))
             groups = [drawn[at : at + count] for at in range(0, len(drawn), count)]
         blend = self.blend() if self.rank_by == "blend" else None
         return [
             self._best(pair, prompt, group, blend, of_prompt(readout, number))
             for number, (prompt, group) in enumerate(zip(prompts, groups, strict=True))
         ]
-
-    def _draw(self, pair: Pair, prompts: Sequence[Tensor], call: Call) -> list[DecodeOutput]:
-        """Answers of the target's own distribution; a prompt's own seed gives its answers theirs."""
-        seed = call.seed
-        if isinstance(seed, Sequence):
-            seed = [
-                mixed_seed(own, number) for own in row_seeds(seed, len(prompts)) for number in range(self.num_answers)
-            ]
-        method = Autoregressive() if pair.draft is None else Speculative(self.block_size)
-        return method.generate(pair, prompts, call._replace(seed=seed, num_return_sequences=self.num_answers))
 
     def _best(
         self, pair: Pair, prompt: Tensor, group: list[DecodeOutput], blend: Blend | None, readout: Readout

@@ -6,7 +6,7 @@ tokens and states at and before it only: then a block gives what token by token 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -73,6 +73,16 @@ class Readout(ABC):
     def controls(self) -> "Readout | None":
         """The readout whose null control it is; None for one that means what it says."""
         return None
+
+
+class Stateless(ReadoutState):
+    """What keeps nothing: a function of what the target has just read."""
+
+    def __init__(self, read: Callable[[TargetOutput], Tensor]) -> None:
+        self.read = read
+
+    def logits(self, out: TargetOutput) -> Tensor:
+        return self.read(out)
 
 
 class WrappedState(ReadoutState):
