@@ -46,7 +46,6 @@ class Batch:
         share_sequences: rows of one prompt, which then need the same seed, are one sequence until they differ.
         keep_finished: finished rows stay in the batch, so that :meth:`go_back` may take them up again.
         on_change: called with a change from prompts to sequences, and whenever rows or sequences change.
-        began: ``time.perf_counter()`` of when the prefill began.
 
     Attributes:
         anchors: [b] absolute position of each row's last committed token.
@@ -61,7 +60,6 @@ class Batch:
         share_sequences: bool = False,
         keep_finished: bool = False,
         on_change: Callable[[Change], None] | None = None,
-        began: float | None = None,
     ) -> None:
         request, device, width = session.request, session.target.device, session.width
         batch, prompts, room = len(request.rows), len(request.lengths), request.max_new_tokens + width
@@ -89,7 +87,6 @@ class Batch:
         self.ends = [length - 1 for length in self.lengths]  # host copy of the anchors, for all rows
         self.verified: list[list[int]] = [[] for _ in range(batch)]
         self.accepted: list[list[int]] = [[] for _ in range(batch)]
-        self.began = time.perf_counter() if began is None else began
         self.sequence_of, self.count = list(range(prompts)), prompts  # each row's sequence; sequences in the caches
         sequences = (list(range(prompts)), request.rows) if share_sequences else (request.rows, list(range(batch)))
         self._change(Change(list(range(batch)), *sequences))
@@ -97,10 +94,9 @@ class Batch:
     @classmethod
     def after_prefill(cls, session: Session, on_features: OnFeatures | None = None, **options: Any) -> Self:
         """Read the prompts (see :meth:`Session.prefill`), and commit each row's first token."""
-        began = time.perf_counter()
         logits = session.prefill(on_features)
         assert logits is not None, "every prompt goes on behind its prefix"
-        batch = cls(session, began=began, **options)
+        batch = cls(session, **options)
         batch.begin(logits[torch.tensor(session.request.rows, device=logits.device), None])
         return batch
 
@@ -109,7 +105,7 @@ class Batch:
         first = choose(logits, self.request.sampling, self.random_source, self.starts[:, None])
         self.commit(Verdict(first, torch.ones_like(self.last)), logits)
         self.synchronise(first=True)
-        self.prefill_seconds = time.perf_counter() - self.began
+        self.prefill_seconds = time.perf_counter() - self.session.began
         self.decode_began = self.decode_ended = time.perf_counter()
 
     @property

@@ -4,6 +4,7 @@ It knows nothing of what was committed: positions come from the caller, and a ro
 (what lies beyond them is hidden by the mask until it is overwritten).
 """
 
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -45,6 +46,7 @@ class Session:
         own = None if first is None or first.draft_cache is None else first.cache
         self.cache = cache_for(target, len(request.lengths), request.capacity(width) + spare, own)
         self.caches = [self.cache, *companions]
+        self.began = 0.0  # `time.perf_counter` of when the prefill began
 
     def prefill(self, on_features: OnFeatures | None = None, *, hold_last: bool = False) -> Tensor | None:
         """Read the prompts, behind their prefixes.
@@ -56,7 +58,7 @@ class Session:
         Returns:
             [B, V], logits after each prompt; None where nothing was left to read.
         """
-        request = self.request
+        request, self.began = self.request, time.perf_counter()
         fill_from_prefixes(request.prefixes, self.cache, self.layer_ids, on_features)
         starts = [0 if prefix is None else len(prefix.ids) for prefix in request.prefixes]
         ends = [length - int(hold_last) for length in request.lengths]

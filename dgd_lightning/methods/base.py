@@ -43,14 +43,7 @@ class Method(ABC):
 
     @abstractmethod
     def generate(self, pair: Pair, prompts: Sequence[Tensor], call: Call) -> list[DecodeOutput]:
-        """Decode a batch of prompts [S].
-
-        Returns:
-            Outputs in the order of the prompts.
-
-        Raises:
-            InputError: the pair, the prompts or the call can't serve it.
-        """
+        """Outputs of a batch of prompts [S], in their order; an `InputError` where something can't serve it."""
 
     @property
     def blends(self) -> bool:
@@ -79,11 +72,7 @@ class Method(ABC):
         return tuple(dict.fromkeys(layers))
 
     def check_arm(self, temperature: float) -> None:  # noqa: B027
-        """Refuse what can't be an arm of a run.
-
-        Raises:
-            InputError: the settings do not suit a run, or the temperature.
-        """
+        """Refuse, by an `InputError`, settings or a temperature that do not suit an arm of a run."""
 
     def settings(self) -> dict[str, Any]:
         """What distinguishes it from others of its class, as YAML would have it: rows and hashes have it."""
@@ -140,15 +129,12 @@ def choose_among(
         betas: with which each was decoded.
         seconds: what the choice took.
     """
+    none: list[None] = [None] * len(answers)
+    scored = none if scores is None else scores
+    blended = none if betas is None else [float(beta) for beta in betas]
     ranked = [
-        RankedAnswer(
-            one.tokens,
-            None if scores is None else scores[number],
-            None if betas is None else float(betas[number]),
-            one.trace.seed,
-            one.stop_reason,
-        )
-        for number, one in enumerate(answers)
+        RankedAnswer(one.tokens, score, beta, one.trace.seed, one.stop_reason)
+        for one, score, beta in zip(answers, scored, blended, strict=True)
     ]
     best = answers[chosen]
     return best._replace(trace=best.trace._replace(answers=ranked, chosen=chosen, rank_seconds=seconds))

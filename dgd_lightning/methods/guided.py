@@ -6,7 +6,6 @@ greedy, by rejection against the proposal's own distribution otherwise. The outp
 distribution.
 """
 
-import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
@@ -215,13 +214,12 @@ class GuidedLoop:
         proposals = int(self.drafter is not None)
         drafts = {row: proposals + group.state.drafts for group in groups for row in group.rows}
         self.drafts = [drafts[row] for row in range(len(drafts))]
-        began = time.perf_counter()
         companions = [] if self.drafter is None else [self.drafter.cache]
         session = Session(target, request, width=width, layer_ids=self.layer_ids, companions=companions)
         session.prefill(self._extend, hold_last=True)
         for group in groups:
             group.state.ready()
-        self.batch = batch = Batch(session, share_sequences=share_sequences, on_change=self._follow, began=began)
+        self.batch = batch = Batch(session, share_sequences=share_sequences, on_change=self._follow)
         # The prompts' last tokens are read like any others; they give the first tokens.
         batch.begin(self._guided(batch.sequences(batch.last)[:, None], batch.sequences(batch.positions(1))))
 
