@@ -18,7 +18,7 @@ from dgd_lightning.draft.config import DraftConfig
 from dgd_lightning.draft.lora import applied
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.errors import InputError
-from dgd_lightning.target.folder import TOKENIZER_FILES, bundled, fetch_folder, first_line, resolve_commit
+from dgd_lightning.target.folder import TOKENIZER_FILES, bundled, fetch_folder, first_words, resolve_commit
 from dgd_lightning.target.load import load_target
 from dgd_lightning.target.model import Target
 
@@ -185,7 +185,7 @@ def load_tokenizer(target: str | os.PathLike[str], *, revision: str | None = Non
         raise InputError(
             "target",
             expected="a readable tokenizer (tokenizer.json, tokenizer_config.json)",
-            received=f"{folder.name}: {type(error).__name__} {first_line(error)}",
+            received=f"{folder.name}: {type(error).__name__} {first_words(error)}",
             hint="fetch it again",
         ) from error
 

@@ -21,9 +21,8 @@ NOWHERE = torch.iinfo(torch.long).max  # the position of a slot that no query ma
 class _Cursor:
     """Where the next forward writes ([B, Q] slots) and how much of the buffers it reads; shared by the layers."""
 
-    def __init__(self) -> None:
-        self.slots: Tensor | None = None
-        self.max_length = 0
+    slots: Tensor | None = None
+    max_length = 0
 
 
 class PositionLayer(CacheLayerMixin):
@@ -42,11 +41,9 @@ class PositionLayer(CacheLayerMixin):
         self.cursor, self.batch, self.capacity = cursor, batch, capacity
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        heads, width = key_states.shape[1], key_states.shape[-1]
-        shape = (self.batch, heads, self.capacity)
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys = torch.zeros(*shape, width, dtype=self.dtype, device=self.device)
-        self.values = torch.zeros(*shape, value_states.shape[-1], dtype=value_states.dtype, device=self.device)
+        shape = (self.batch, key_states.shape[1], self.capacity)
+        self.device = key_states.device
+        self.keys, self.values = (x.new_zeros(*shape, x.shape[-1]) for x in (key_states, value_states))
         self.is_initialized = True
 
     def write(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -55,13 +52,11 @@ class PositionLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         assert self.cursor.slots is not None, "call PositionCache.at before a forward"
         index = self.cursor.slots.to(self.device)[:, None, :, None]  # [B, 1, Q, 1]
-        self.keys.scatter_(2, index.expand_as(key_states), key_states.to(self.dtype))
-        self.values.scatter_(2, index.expand_as(value_states), value_states.to(self.values.dtype))
+        for buffer, states in ((self.keys, key_states), (self.values, value_states)):
+            buffer.scatter_(2, index.expand_as(states), states.to(buffer.dtype))
 
     def move(self, from_slots: Tensor, to_slots: Tensor) -> None:
-        if not self.is_initialized:
-            return
-        for buffer in (self.keys, self.values):
+        for buffer in (self.keys, self.values) if self.is_initialized else ():
             take, put = (slots.to(self.device)[:, None, :, None] for slots in (from_slots, to_slots))  # [B, 1, n, 1]
             shape = (-1, buffer.shape[1], -1, buffer.shape[3])
             buffer.scatter_(2, put.expand(shape), buffer.gather(2, take.expand(shape)))
@@ -142,9 +137,6 @@ class PositionCache(Cache):
             slots: [B, Q], where they are written instead, distinct within a row; None: at their positions.
             max_length: one more than the largest slot read or written, known on the host (asking the device would
                 stall it). None leaves the reading length alone (for writes without a read).
-
-        Raises:
-            InputError: the capacity does not hold ``max_length`` slots, or the rows differ.
         """
         if positions.shape[0] != self.batch:
             raise InputError(
@@ -166,11 +158,7 @@ class PositionCache(Cache):
         self._positions.scatter_(1, slots, positions)
 
     def read(self, max_length: int) -> None:
-        """Set how far the next forward reads: slots 0…max_length−1.
-
-        Raises:
-            InputError: the capacity does not hold them.
-        """
+        """Set how far the next forward reads: slots 0…max_length−1."""
         if max_length > self.capacity:
             raise InputError(
                 "max_length",

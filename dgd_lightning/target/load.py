@@ -1,7 +1,5 @@
 """From a checkpoint's folder to a :class:`Target`; what cannot be served is refused by name."""
 
-from __future__ import annotations
-
 import os
 import re
 import warnings
@@ -12,8 +10,16 @@ import torch
 
 from dgd_lightning.checks import check_choice
 from dgd_lightning.errors import InputError
-from dgd_lightning.target.fields import read_list, read_rope
-from dgd_lightning.target.folder import TOKENIZER_FILES, fetch_folder, find_weights, read_json, shorten
+from dgd_lightning.target.folder import (
+    TOKENIZER_FILES,
+    fetch_folder,
+    find_weights,
+    first_words,
+    read_json,
+    read_list,
+    read_rope,
+    shorten,
+)
 from dgd_lightning.target.model import Target, check_attention
 
 # model_type -> the causal LM class that the weights must be of
@@ -76,9 +82,9 @@ def load_target(
     where = as_device_map(device)
     # what transformers raises for a config.json of wrong types; its messages say which
     mistakes = (TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError)
+    loader: Any = AutoModelForCausalLM  # its annotations do not say that output_loading_info gives a pair
     try:
-        # with output_loading_info it gives a pair, which its annotations do not say
-        found: Any = AutoModelForCausalLM.from_pretrained(
+        model, info = loader.from_pretrained(
             folder,
             dtype=wanted,
             device_map=where,
@@ -91,11 +97,11 @@ def load_target(
     except (OSError, SafetensorError, RuntimeError, ValueError, *mistakes) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        received = f"{folder.name}: {_words(error)}"
+        kind = f"{type(error).__name__} " * isinstance(error, KeyError | AttributeError)
+        received = f"{folder.name}: {kind}{first_words(error)}"
         raise InputError(
             "target", expected="a readable checkpoint", received=received, hint="fetch it again"
         ) from error
-    model, info = found
     broken = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind) or ())
     if broken:
         raise InputError(
@@ -110,14 +116,7 @@ def load_target(
 
 
 def check_placement(device_map: Mapping[str, Any]) -> None:
-    """Refuse placements that fetch weights anew for every token.
-
-    Args:
-        device_map: device of each module, as accelerate gives it.
-
-    Raises:
-        InputError: something is on the disk, or on the CPU while the rest is on a GPU.
-    """
+    """Refuse placements that fetch weights anew for every token: on the disk, or on the CPU with the rest on GPUs."""
     places = {name: str(place) for name, place in device_map.items()}
     gpus = set(places.values()) - {"cpu", "disk"}
     offloaded = [f"{name or 'all'} on {place}" for name, place in places.items() if place not in gpus]
@@ -142,14 +141,10 @@ def _warn_of_processors(generation_config: Any) -> None:
 
 
 def check_family(config: Mapping[str, Any]) -> None:
-    """Refuse targets that the position-addressed cache cannot serve.
-
-    Raises:
-        InputError: naming what the target is and what is supported.
-    """
+    """Refuse targets that the position-addressed cache cannot serve."""
     kind = str(config.get("model_type"))
-    names = [str(a) for a in read_list(config, "architectures", "target") or ()]
-    layers = [str(t) for t in read_list(config, "layer_types", "target") or ()]
+    names = [str(a) for a in read_list(config, "architectures", "target")]
+    layers = [str(t) for t in read_list(config, "layer_types", "target")]
     recurrent = next((t for t in layers if any(r in t for r in _RECURRENT_LAYERS)), None)
     if recurrent or _RECURRENT.search(kind):
         raise InputError(
@@ -169,22 +164,14 @@ def check_family(config: Mapping[str, Any]) -> None:
 
 
 def as_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
-    """``auto`` or a torch dtype.
-
-    Raises:
-        InputError: an unknown name.
-    """
+    """``auto`` or a torch dtype."""
     if isinstance(dtype, torch.dtype):
         return dtype
     return _DTYPES.get(check_choice("dtype", dtype, ("auto", *_DTYPES)), "auto")
 
 
 def as_device_map(device: str | torch.device | Mapping[str, Any]) -> Any:
-    """What ``from_pretrained(device_map=…)`` takes.
-
-    Raises:
-        InputError: an unknown device, CUDA without one, or a map that :func:`check_placement` refuses.
-    """
+    """What ``from_pretrained(device_map=…)`` takes."""
     if isinstance(device, Mapping):
         check_placement(device)
         return dict(device)
@@ -200,10 +187,3 @@ def as_device_map(device: str | torch.device | Mapping[str, Any]) -> Any:
     if where.type == "cuda" and (where.index or 0) >= (count := torch.cuda.device_count()):
         raise InputError("device", expected=f"one of {count} CUDA devices", received=where, hint="use device=auto")
     return None if where.type == "cpu" else {"": str(where)}
-
-
-def _words(error: Exception) -> str:
-    """An error's message in one line; some name the field in their first and what is wrong with it in the next."""
-    lines = [line.strip() for line in str(error).strip().splitlines()] or [""]
-    message = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-    return f"{type(error).__name__} {message}" if isinstance(error, KeyError | AttributeError) else message
