@@ -12,8 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from dgd_lightning.draft.adapter import Adapter
-from dgd_lightning.draft.checkpoint import load_draft
+from dgd_lightning.draft.checkpoint import Adapter, load_draft
 from dgd_lightning.draft.config import DraftConfig
 from dgd_lightning.draft.lora import applied
 from dgd_lightning.draft.model import DFlashDraft

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dgd_lightning.data.tasks import context_of
 from dgd_lightning.decode.call import Call, CycleHook, Progress
-from dgd_lightning.draft.adapter import Adapter
+from dgd_lightning.draft.checkpoint import Adapter
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.base import Method
 from dgd_lightning.modules.adaptation import Adapted, ContextAdapter, OnAdapt

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dgd_lightning.data.licence import check_clbench
 from dgd_lightning.data.one_context import common_prefix
-from dgd_lightning.draft.adapter import save_adapter
+from dgd_lightning.draft.checkpoint import save_adapter
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.adaptation import ADAPTERS, best_score, safe_name, save_trace
 from dgd_lightning.modules.pair_source import PairSettings, PairSource

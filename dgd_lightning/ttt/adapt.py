@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.decode.prefix_cache import PrefixCache
-from dgd_lightning.draft.adapter import Adapter
+from dgd_lightning.draft.checkpoint import Adapter
 from dgd_lightning.draft.lora import DraftLora
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.errors import ContextError, InputError

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from dgd_lightning.checks import check_choice, check_integer, check_number
-from dgd_lightning.draft.adapter import MODULES
 from dgd_lightning.draft.attention import Wanted
+from dgd_lightning.draft.checkpoint import MODULES
 from dgd_lightning.errors import InputError
 
 Labels = Literal["context", "target"]

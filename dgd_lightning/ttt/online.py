@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.checks import check_integer
-from dgd_lightning.draft.adapter import Adapter
-from dgd_lightning.draft.lora import DraftLora, check_base
+from dgd_lightning.draft.checkpoint import Adapter
+from dgd_lightning.draft.lora import with_adapter
 from dgd_lightning.pair import Pair
-from dgd_lightning.ttt.adapt import check_adaptable, make_optimizer
+from dgd_lightning.ttt.adapt import check_adaptable, make_lora, make_optimizer
 from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.context import ReadContext, Split
 from dgd_lightning.ttt.problem import AdaptProblem
@@ -59,19 +59,13 @@ class OnlineFit:
     def __init__(self, pair: Pair, online: OnlineTTT, capacity: int) -> None:
         check_adaptable(pair)
         draft, target, config, given = pair.require_draft(), pair.target, online.config, online.adapter
-        if given is not None:
-            check_base(draft, given)
         self.pair, self.config, self.every = pair, config, online.every
         self.width = draft.config.num_features
         self.layer_ids: Sequence[int] = (*draft.config.target_layer_ids, target.num_layers - 1)
         self.features = torch.zeros(1, capacity, self.width, dtype=target.dtype, device=target.device)
         self.states = torch.zeros(1, capacity, target.hidden_size, dtype=target.dtype, device=target.device)
-        shape = (config.rank, config.scaling * config.rank, tuple(config.modules))
-        rank, alpha, modules = shape if given is None else (given.rank, given.alpha, given.modules)
-        self.lora = DraftLora(draft, rank=rank, alpha=alpha, modules=modules, seed=config.seed)
+        self.lora = make_lora(draft, config) if given is None else with_adapter(draft, given)
         try:
-            if given is not None:
-                self.lora.load(given.weights)
             self.optimizer = make_optimizer(self.lora, config)
         except BaseException:
             self.lora.remove()
@@ -101,7 +95,8 @@ class OnlineFit:
         if not self.due(len(ids) - prompt_length):
             return None
         features = self.adapt(ids, prompt_length)
-        return features if self.moves_context else None  # keys and values made before the round are stale
+        # keys and values of the context made before the round are stale, unless nothing of them is adapted
+        return None if set(self.lora.modules) == {"q_proj"} else features
 
     def due(self, generated: int) -> bool:
         """Whether it is time for a round, with so many tokens generated."""
@@ -136,11 +131,6 @@ class OnlineFit:
             warnings.warn(f"online adaptation ended: {self.stopped}", stacklevel=2)
         self.rounds, self.last = self.rounds + 1, length - prompt_length
         return read.features
-
-    @property
-    def moves_context(self) -> bool:
-        """Whether the draft's keys and values of the context depend on what is adapted."""
-        return set(self.lora.modules) != {"q_proj"}
 
     def close(self) -> None:
         """Give the draft its own layers back."""

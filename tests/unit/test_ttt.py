@@ -19,7 +19,7 @@ from ttt_tools import config, context
 from dgd_lightning import InputError, Pair, TTTConfig, load_adapter, save_adapter, speculative_generate, ttt_adapt
 from dgd_lightning.decode.prefix_cache import make_prefix_cache
 from dgd_lightning.draft.config import DraftConfig
-from dgd_lightning.draft.lora import DraftLora, LoraLinear, base_digest
+from dgd_lightning.draft.lora import DraftLora, LoraLinear, base_digest, with_adapter
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.draft.objective import block_ids
 from dgd_lightning.modules import prefix_store
@@ -87,7 +87,7 @@ def test_an_adapted_draft_decodes_the_same_tokens() -> None:
     assert plain.trace.verified_lengths != adapted.trace.verified_lengths
 
 
-def test_disabled_reset_and_load_in_place() -> None:
+def test_removed_reset_and_loaded_in_place() -> None:
     pair, ids = make_pair(), context()
     before = draft_logits(pair, ids)
     result = ttt_adapt(pair, ids, config())
@@ -97,8 +97,9 @@ def test_disabled_reset_and_load_in_place() -> None:
     lora.load(adapter.weights)
     after = draft_logits(pair, ids)
     assert not torch.equal(after, before)
-    with lora.disabled():
-        assert torch.equal(draft_logits(pair, ids), before)
+    lora.remove()
+    assert torch.equal(draft_logits(pair, ids), before)
+    lora = with_adapter(pair.draft, adapter)
     assert torch.equal(draft_logits(pair, ids), after)
     lora.reset(0)
     assert torch.equal(draft_logits(pair, ids), before)
