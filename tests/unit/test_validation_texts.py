@@ -401,7 +401,7 @@ def test_scores_hold_the_contexts_keys(changes: dict, monkeypatch: pytest.Monkey
     )
     held = problem.score(0)
     assert lengths.count(len(context) - 1) == 1
-    assert problem.texts[0].draft_context.keys_values is None
+    assert problem.contexts[0].keys_values is None
     monkeypatch.setattr(DraftContext, "held", lambda self, end: nullcontext())
     alone = problem.score(0)
     lora.remove()
