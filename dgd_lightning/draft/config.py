@@ -11,38 +11,17 @@ from dgd_lightning.target.folder import is_integer, read_field, read_list, read_
 SUPPORTED_ROPE = ("default", "linear", "llama3", "yarn")  # frequencies that do not depend on the sequence length
 ARCHITECTURE = "DFlashDraftModel"
 # Sizes that every file must have, and those it may leave out, under their published names.
-_SIZES = {
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "vocab_size": "vocab_size",
-    "num_target_layers": "num_target_layers",
-}
-_OPTIONAL_SIZES = {
-    "num_kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "max_positions": "max_position_embeddings",
-}
+_SIZES = {name: name for name in ("hidden_size", "intermediate_size", "vocab_size", "num_target_layers")}
+_SIZES |= {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"}
+_OPTIONAL = {"num_kv_heads": "num_key_value_heads", "head_dim": "head_dim", "max_positions": "max_position_embeddings"}
 _OTHER_HEADS = ("domino", "dspark", "eagle", "speculator")
 # Settings of `dflash_config` that change what is computed; a draft that turns one on is another network.
-_FOREIGN_SETTINGS = (
-    "shift_label",
-    "pure_draft_prefix_len",
-    "enable_confidence_head",
-    "markov_rank",
-    "gru_hidden_dim",
-    "emb_dim",
-    "causal",
-    "is_causal",
-    "sample_from_anchor",
-)
+_FOREIGN_SETTINGS = """
+    shift_label pure_draft_prefix_len enable_confidence_head markov_rank gru_hidden_dim emb_dim causal is_causal
+    sample_from_anchor
+""".split()
 # Settings, here or at the top level, that scale what is computed, with the values at which they do nothing.
-_SCALES = {
-    "output_multiplier": (None, 1),
-    "final_logit_softcapping": (None, 0),
-    "input_embedding_scale": (None, 1),
-}
+_SCALES = {"output_multiplier": 1, "final_logit_softcapping": 0, "input_embedding_scale": 1}
 # Keys that saving writes in another spelling, or that are no longer true of what it writes.
 _NOT_CARRIED = ("rope_parameters", "partial_rotary_factor", "auto_map", "dtype", "torch_dtype", "transformers_version")
 _HINT = "use a draft whose config.json is consistent"
@@ -108,7 +87,7 @@ class DraftConfig:
         # z-lab's code asks dflash_config first
         ids = read_list(settings, "target_layer_ids", "draft") or read_list(raw, "target_layer_ids", "draft")
         defaults = (sizes["num_heads"], sizes["hidden_size"] // sizes["num_heads"], 40960)
-        for (name, key), default in zip(_OPTIONAL_SIZES.items(), defaults, strict=True):
+        for (name, key), default in zip(_OPTIONAL.items(), defaults, strict=True):
             sizes[name] = read_field(raw, key, "draft", "an integer", is_integer, default)
         bias = read_field(raw, "attention_bias", "draft", "true or false", lambda value: isinstance(value, bool), False)
         theta, scaling = _rope(raw)
@@ -129,7 +108,7 @@ class DraftConfig:
         settings = dict(self.extra.get("dflash_config") or {})
         settings |= {"mask_token_id": self.mask_token_id, "target_layer_ids": list(self.target_layer_ids)}
         written = {
-            **{key: getattr(self, name) for name, key in (_SIZES | _OPTIONAL_SIZES).items()},
+            **{key: getattr(self, name) for name, key in (_SIZES | _OPTIONAL).items()},
             "architectures": [ARCHITECTURE],
             "attention_bias": self.attention_bias,
             "attention_dropout": 0.0,
@@ -206,10 +185,10 @@ def _refuse_other_formats(raw: Mapping[str, Any]) -> None:
         )
     for where, given in (("dflash_config.", settings), ("", raw)):
         for key, neutral in _SCALES.items():
-            if given.get(key) not in neutral:
+            if given.get(key) not in (None, neutral):
                 raise InputError(
                     f"draft.{where}{key}",
-                    expected=f"none, or {neutral[1]}, at which it does nothing",
+                    expected=f"none, or {neutral}, at which it does nothing",
                     received=repr(given[key]),
                     hint="drafts that scale their input or their logits are not supported",
                 )

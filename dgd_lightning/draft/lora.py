@@ -7,8 +7,7 @@ memory.
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -179,16 +178,6 @@ class DraftLora:
         for weight, required in self.required:
             weight.requires_grad_(required)
         self.draft.gradient_checkpointing = self.checkpointing
-
-
-@contextmanager
-def applied(draft: DFlashDraft, adapter: Adapter) -> Iterator[DFlashDraft]:
-    """The draft with an adapter in it, inside the block."""
-    lora = with_adapter(draft, adapter)
-    try:
-        yield draft
-    finally:
-        lora.remove()
 
 
 def with_adapter(draft: DFlashDraft, adapter: Adapter) -> DraftLora:

@@ -5,9 +5,8 @@ rejected as a whole can be written into spare slots instead: then the cache know
 proposal is moved into place or forgotten.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,9 +65,7 @@ class PositionLayer(CacheLayerMixin):
         end = self.cursor.max_length
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.write(key_states, value_states)
         return self.view()
 
@@ -81,7 +78,7 @@ class PositionLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return self.capacity
 
-    def fill(self, rows: list[int], source: PositionLayer, length: int) -> None:
+    def fill(self, rows: list[int], source: "PositionLayer", length: int) -> None:
         """Copy positions 0…length−1 of the only row of another layer, [1, heads, capacity', D], into these rows."""
         if not self.is_initialized:
             self.lazy_initialization(source.keys, source.values)
@@ -111,8 +108,7 @@ class PositionCache(Cache):
         self._cursor = _Cursor()
         self.buffers = [PositionLayer(self._cursor, batch, capacity) for _ in range(num_layers)]
         super().__init__(layers=list(self.buffers))
-        self.capacity = capacity
-        self.batch = batch
+        self.batch, self.capacity = batch, capacity
         self._positions: Tensor | None = None  # [B, capacity], of every slot; None: of slot p it is p
 
     @property
@@ -139,12 +135,8 @@ class PositionCache(Cache):
                 stall it). None leaves the reading length alone (for writes without a read).
         """
         if positions.shape[0] != self.batch:
-            raise InputError(
-                "positions",
-                expected=f"{self.batch} rows, as the cache",
-                received=positions.shape[0],
-                hint="call cache.select(rows) when rows are dropped",
-            )
+            expected, hint = f"{self.batch} rows, as the cache", "call cache.select(rows) when rows are dropped"
+            raise InputError("positions", expected=expected, received=positions.shape[0], hint=hint)
         if max_length is not None:
             self.read(max_length)
         self._cursor.slots = positions if slots is None else slots
@@ -152,29 +144,22 @@ class PositionCache(Cache):
             self._positions = None
             return
         if self._positions is None:
-            in_place = torch.arange(self.capacity, device=positions.device)
-            self._positions = in_place.repeat(self.batch, 1)
+            self._positions = torch.arange(self.capacity, device=positions.device).repeat(self.batch, 1)
         self._positions.masked_fill_(self._positions >= positions.amin(1, keepdim=True), NOWHERE)
         self._positions.scatter_(1, slots, positions)
 
     def read(self, max_length: int) -> None:
         """Set how far the next forward reads: slots 0…max_length−1."""
         if max_length > self.capacity:
-            raise InputError(
-                "max_length",
-                expected=f"at most the cache's capacity of {self.capacity} positions",
-                received=max_length,
-                hint="allocate new_cache(batch, capacity) for prompt + new tokens + block size",
-            )
+            expected = f"at most the cache's capacity of {self.capacity} positions"
+            hint = "allocate new_cache(batch, capacity) for prompt + new tokens + block size"
+            raise InputError("max_length", expected=expected, received=max_length, hint=hint)
         self._cursor.max_length = max_length
 
     def move(self, from_slots: Tensor, to_slots: Tensor) -> None:
-        """Copy accepted slots into place, on the device.
+        """Copy accepted slots [B, n] into place, at their positions [B, n], distinct within a row, on the device.
 
-        Args:
-            from_slots: [B, n].
-            to_slots: [B, n], the positions of what is moved, distinct within a row. Rows that move fewer fill up with
-                slots that are moved onto themselves.
+        Rows that move fewer fill up with slots that are moved onto themselves.
         """
         for layer in self.buffers:
             layer.move(from_slots, to_slots)
@@ -182,7 +167,7 @@ class PositionCache(Cache):
             moved = self._positions.gather(1, from_slots)
             self._positions.scatter_(1, from_slots, NOWHERE).scatter_(1, to_slots, moved)
 
-    def fill(self, rows: Sequence[int], source: PositionCache, length: int) -> None:
+    def fill(self, rows: Sequence[int], source: "PositionCache", length: int) -> None:
         """Copy positions 0…length−1 of a cache of one row, for the same network, into these rows."""
         for layer, other in zip(self.buffers, source.buffers, strict=True):
             layer.fill(list(rows), other, length)

@@ -68,8 +68,7 @@ def load_target(
         InputError: nothing there, no network, no safetensors, another architecture, an unsupported option, a
             ``device_map`` that leaves layers on the CPU or the disk while others are on a GPU.
     """
-    attention = check_attention(attn_implementation or "sdpa")
-    wanted = as_dtype(dtype)
+    attention, wanted, where = check_attention(attn_implementation or "sdpa"), as_dtype(dtype), as_device_map(device)
     folder = fetch_folder("target", name_or_path, revision, (*_MODEL_FILES, *TOKENIZER_FILES))
     check_family(read_json(folder / "config.json", "target"))
     find_weights(folder, "target")
@@ -79,7 +78,6 @@ def load_target(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    where = as_device_map(device)
     # what transformers raises for a config.json of wrong types; its messages say which
     mistakes = (TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError)
     loader: Any = AutoModelForCausalLM  # its annotations do not say that output_loading_info gives a pair
@@ -111,7 +109,13 @@ def load_target(
             hint="fetch the checkpoint again, or check that config.json belongs to it",
         )
     check_placement(getattr(model, "hf_device_map", {}))
-    _warn_of_processors(model.generation_config)
+    settings = {name: getattr(model.generation_config, name, None) for name in _PROCESSORS}
+    if asked := [f"{name} = {value}" for name, value in settings.items() if value not in _PROCESSORS[name]]:
+        warnings.warn(
+            f"the target's generation config asks for {shorten(asked)}: transformers' generate applies it, decoding "
+            "here does not, so tokens may differ from generate's",
+            stacklevel=2,
+        )
     return Target(model)
 
 
@@ -126,17 +130,6 @@ def check_placement(device_map: Mapping[str, Any]) -> None:
             expected="a placement on GPUs alone, or on the CPU alone",
             received=shorten(offloaded),
             hint="use more GPUs, a smaller target or dtype, or device=cpu",
-        )
-
-
-def _warn_of_processors(generation_config: Any) -> None:
-    found = {name: getattr(generation_config, name, None) for name in _PROCESSORS}
-    asked = [f"{name} = {value}" for name, value in found.items() if value not in _PROCESSORS[name]]
-    if asked:
-        warnings.warn(
-            f"the target's generation config asks for {shorten(asked)}: transformers' generate applies it, decoding "
-            "here does not, so tokens may differ from generate's",
-            stacklevel=3,
         )
 
 

@@ -111,8 +111,8 @@ class Target(nn.Module):
             cache: from :meth:`new_cache`.
             max_length: host-known bound, more than every slot: keys 0…max_length−1 are read.
             layer_ids: tapped layers, 0-based.
-            slots: [B, Q], where keys and values are written instead: a proposal that may be rejected as a whole (see
-                :meth:`PositionCache.at`). Rotary embedding and mask go by the positions all the same.
+            slots: [B, Q], where they are written instead (see :meth:`PositionCache.at`); rotary embedding and mask go
+                by the positions all the same.
 
         Returns:
             Logits [B, Q, V] and features [B, Q, F·H], on the target's device wherever the last layer is.
@@ -155,6 +155,8 @@ class Target(nn.Module):
         furthest = start if isinstance(start, int) else max(start)
         last = ids.new_zeros((batch, 1, self.hidden_size), dtype=self.dtype)
         kept: Tensor | None = None
+        if keep_features and layer_ids:
+            kept = ids.new_empty((batch, length, len(layer_ids) * self.hidden_size), dtype=self.dtype)
         for low in range(0, length, chunk_size):
             high = min(low + chunk_size, length)
             positions = starts[:, None] + torch.arange(low, high, device=ids.device)  # [B, C]
@@ -168,9 +170,7 @@ class Target(nn.Module):
             last = torch.where(((at >= 0) & (at < high - low))[:, None, None], here, last)
             if features is not None and on_features is not None:
                 on_features(features, positions)
-            if features is not None and keep_features:
-                if kept is None:
-                    kept = features.new_empty((batch, length, features.shape[-1]))
+            if features is not None and kept is not None:
                 kept[:, low:high] = features
         return Prefill(self.lm_head(last)[:, 0], kept, starts + lengths)
 

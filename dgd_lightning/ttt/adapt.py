@@ -46,8 +46,8 @@ def ttt_adapt(
     *,
     avoid: Sequence[Tensor] = (),
     enable_thinking: bool = False,
-    on_step: OnStep | None = None,
-    on_phase: OnPhase | None = None,
+    on_step: OnStep = lambda step, loss, score: None,
+    on_phase: OnPhase = lambda phase: None,
     prefix_layers: Sequence[int] | None = None,
 ) -> AdaptResult:
     """Adapt a pair's draft to one context; the pair itself is left as it was.
@@ -74,17 +74,16 @@ def ttt_adapt(
         InputError: a pair without a draft, or a call inside ``torch.inference_mode``.
         ContextError: a context that is too short or too long, or behind which the target has nothing to say.
     """
-    config, begin = config or TTTConfig(), on_phase or (lambda phase: None)
+    config = config or TTTConfig()
     check_adaptable(pair)
-    if cuda := pair.target.device.type == "cuda":
+    if pair.target.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(pair.target.device)
     material = gather(
-        pair, context_ids, config, avoid, enable_thinking=enable_thinking, on_phase=begin, prefix_layers=prefix_layers
+        pair, context_ids, config, avoid, on_phase, enable_thinking=enable_thinking, prefix_layers=prefix_layers
     )
-    begin("fitting")
+    on_phase("fitting")
     adapter, trace = fit_to(pair, material, config, on_step)
-    peak = torch.cuda.max_memory_allocated(pair.target.device) if cuda else None
-    return AdaptResult(adapter, trace._replace(peak_memory=peak), trace.kept, material.prefix)
+    return AdaptResult(adapter, trace, trace.kept, material.prefix)
 
 
 class Material(NamedTuple):
@@ -103,7 +102,7 @@ class Material(NamedTuple):
 
 
 def fit_to(
-    pair: Pair, material: Material, config: TTTConfig, on_step: OnStep | None = None
+    pair: Pair, material: Material, config: TTTConfig, on_step: OnStep = lambda step, loss, score: None
 ) -> tuple[Adapter, AdaptTrace]:
     """The loop over what :func:`gather` gave; see :func:`ttt_adapt`."""
     began, lora = time.perf_counter(), make_lora(pair.require_draft(), config)
@@ -117,14 +116,13 @@ def fit_to(
                     break
                 make_step(loss, optimizer, lora, config)
                 score = fit.advance(float(loss.detach()))
-                if on_step is not None:
-                    on_step(fit.step, fit.losses[-1], score)
+                on_step(fit.step, fit.losses[-1], score)
             fit.conclude()
         adapter = lora.adapter()
     finally:
         lora.remove()
     synchronise(pair.target.device)
-    return adapter, fit.trace(material, time.perf_counter() - began, None)
+    return adapter, fit.trace(material, time.perf_counter() - began)
 
 
 def gather(
@@ -132,10 +130,10 @@ def gather(
     context_ids: Tensor,
     config: TTTConfig,
     avoid: Sequence[Tensor] = (),
+    on_phase: OnPhase = lambda phase: None,
     *,
     enable_thinking: bool = False,
     share: Share = lambda make: make(),
-    on_phase: OnPhase = lambda phase: None,
     prefix_layers: Sequence[int] | None = None,
 ) -> Material:
     """Check the context [S], let the target read it, and let it write its validation texts.
@@ -187,8 +185,8 @@ class Fit:
         self.step, self.losses, self.scores = 0, [], []  # type: int, list[float], list[HeldOutScore]
         self.best_step, self.best_weights = 0, lora.state()
         self.best_tau = 0.0  # of those weights on validation texts
-        self.progress_step = 0  # of the last score that was better, or had a lower loss than any before
-        self.stopped, self.kept = "done", False
+        self.idle = 0  # scores since the last one that was better, or had a lower loss than any before
+        self.stopped = "done"
         if config.steps > 0 and (score := problem.score(0)) is not None:
             self.scores.append(score)
 
@@ -214,11 +212,10 @@ class Fit:
             return None
         if math.isfinite(score.loss) and self._is_better(score):
             self.best_step, self.best_weights = self.step, self.lora.state()
-        if self.best_step == self.step or score.loss < min(one.loss for one in self.scores):
-            self.progress_step = self.step
+        progress = self.best_step == self.step or score.loss < min(one.loss for one in self.scores)
+        self.idle = 0 if progress else self.idle + 1
         self.scores.append(score)
-        without = sum(one.step > self.progress_step for one in self.scores)
-        if self.stopped == "done" and without >= self.config.patience and self.step < self.config.steps:
+        if self.idle >= self.config.patience and self.step < self.config.steps:
             self.stopped = "early"
         return score
 
@@ -241,20 +238,20 @@ class Fit:
             self.best_step = 0
         elif not self.scores:  # nothing is held out: the last step counts
             self.best_step, self.best_weights = self.step, self.lora.state()
-        self.kept = self.best_step > 0
-        if self.kept:
+        if self.best_step > 0:
             self.lora.load(self.best_weights)
         else:
             self.lora.reset(self.config.seed)
 
-    def trace(self, material: Material, fit_seconds: float, peak_memory: int | None) -> AdaptTrace:
+    def trace(self, material: Material, fit_seconds: float) -> AdaptTrace:
         """What is reported of it."""
         texts, scored = material.validation_texts, "span" if self.scores else "nothing"
+        device = self.problem.device
         return AdaptTrace(
             losses=self.losses,
             scores=self.scores,
             best_step=self.best_step,
-            kept=self.kept,
+            kept=self.best_step > 0,
             stopped=self.stopped,
             context_tokens=self.problem.split.length,
             parameters=sum(weight.numel() for weight in self.best_weights.values()),
@@ -265,7 +262,7 @@ class Fit:
             prefill_seconds=material.prefill_seconds,
             validation_seconds=material.validation_seconds,
             fit_seconds=fit_seconds,
-            peak_memory=peak_memory,
+            peak_memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
             attention=self.problem.attention,
             prefix_kept=material.prefix is not None,
         )
@@ -284,9 +281,8 @@ def sure_gain(before: HeldOutScore, after: HeldOutScore) -> float:
 
 def make_lora(draft: DFlashDraft, config: TTTConfig) -> DraftLora:
     """The LoRA layers that a configuration asks for."""
-    return DraftLora(
-        draft, rank=config.rank, alpha=config.scaling * config.rank, modules=config.modules, seed=config.seed
-    )
+    alpha = float(config.rank if config.alpha is None else config.alpha)
+    return DraftLora(draft, rank=config.rank, alpha=alpha, modules=config.modules, seed=config.seed)
 
 
 def make_optimizer(lora: DraftLora, config: TTTConfig) -> torch.optim.Optimizer:
@@ -317,15 +313,11 @@ def check_adaptable(pair: Pair) -> None:
 
 def check_context(pair: Pair, context_ids: Tensor, repeats: int = 1) -> Tensor:
     """The context, as often as it is to be read, as a 1-D LongTensor on CPU."""
-    fine = isinstance(context_ids, Tensor) and context_ids.dim() == 1 and not context_ids.is_floating_point()
-    if not fine or context_ids.dtype == torch.bool:
-        received = f"shape {list(context_ids.shape)}, {context_ids.dtype}" if isinstance(context_ids, Tensor) else ""
-        raise InputError(
-            "context_ids",
-            expected="a 1-D integer tensor",
-            received=received or type(context_ids).__name__,
-            hint="pass the token ids of the context",
-        )
+    given = isinstance(context_ids, Tensor)
+    if not given or context_ids.dim() != 1 or context_ids.is_floating_point() or context_ids.dtype == torch.bool:
+        received = f"shape {list(context_ids.shape)}, {context_ids.dtype}" if given else type(context_ids).__name__
+        hint = "pass the token ids of the context"
+        raise InputError("context_ids", expected="a 1-D integer tensor", received=received, hint=hint)
     ids = context_ids.detach().cpu().long()
     if len(ids) == 0 or len(ids) * repeats > pair.target.max_positions:
         raise ContextError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -54,10 +55,8 @@ class DraftContext:
         base, features = self.base[:, part], self.features[:, part]
         if not self.draft.gradient_checkpointing:
             return self._adapted(base, features)
-        pieces = [(base[:, at], features[:, at]) for at in context_pieces(end - first)]
-        if not torch.is_grad_enabled():
-            return torch.cat([self._adapted(*piece) for piece in pieces], dim=1)
-        return torch.cat([checkpoint(self._adapted, *piece, use_reentrant=False) for piece in pieces], dim=1)
+        again = partial(checkpoint, self._adapted, use_reentrant=False) if torch.is_grad_enabled() else self._adapted
+        return torch.cat([again(base[:, at], features[:, at]) for at in context_pieces(end - first)], dim=1)
 
     def _adapted(self, base: Tensor, features: Tensor) -> Tensor:
         assert self.fc is not None

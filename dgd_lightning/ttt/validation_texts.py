@@ -59,39 +59,31 @@ class ValidationTexts(NamedTuple):
     answers: int = 0  # of the held-out ones, those that are a question and its answer
 
 
-class Chat(NamedTuple):
-    """How a chat goes on."""
-
-    end: list[int]  # what the template writes between a user's words and the answer; empty: no turns are closed
-    stops: tuple[int, ...]  # tokens at which the target stops
-
-
-def chat_of(pair: Pair, *, enable_thinking: bool = False) -> Chat:
-    """What the pair's chat template and target say of turns.
+def turn_end(pair: Pair, *, enable_thinking: bool = False) -> list[int]:
+    """What the pair's chat template writes between a user's words and the answer; empty where no turns are closed.
 
     A template counts where the first token behind a user's words is a special one, which no user's words contain.
     """
     tokenizer: Any = pair.tokenizer
-    stops = tuple(pair.target.stop_token_ids)
     if getattr(tokenizer, "chat_template", None) is None:
-        return Chat([], stops)
+        return []
     chat = [{"role": "user", "content": MARK}]
     try:
         text = tokenizer.apply_chat_template(
             chat, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
         )
     except Exception:  # templates raise what they like, e.g. at a chat without a system message
-        return Chat([], stops)
+        return []
     _, found, behind = text.rpartition(MARK)
     end = list(tokenizer.encode(behind, add_special_tokens=False)) if found else []
-    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values(), *stops}
-    return Chat(end if end and end[0] in special else [], stops)
+    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values(), *pair.target.stop_token_ids}
+    return end if end and end[0] in special else []
 
 
 class Plan(NamedTuple):
     """How validation texts are written behind a context of S tokens."""
 
-    chat: Chat
+    turn_end: list[int]  # empty: they are continuations
     tokens: int  # limit of each question and of each answer
     capacity: int  # positions that the target's cache needs
 
@@ -100,18 +92,18 @@ def plan(pair: Pair, length: int, config: TTTConfig, *, enable_thinking: bool = 
     """How texts are written behind a context of S = ``length`` tokens; None where there is nothing to write."""
     if config.steps == 0 or config.validation_texts + config.train_texts == 0:
         return None
-    chat = chat_of(pair, enable_thinking=enable_thinking)
-    besides = len(chat.end) + pair.require_draft().config.block_size
+    end = turn_end(pair, enable_thinking=enable_thinking)
+    besides = len(end) + pair.require_draft().config.block_size
     tokens = min(config.validation_tokens, (pair.target.max_positions - length - besides) // 2)
     if tokens < LEAD:
-        most = pair.target.max_positions
+        least = 2 * LEAD + besides
         raise ContextError(
             "ttt.validation_texts",
-            expected=f"a context that leaves {2 * LEAD + besides} of the target's {most} positions",
+            expected=f"a context that leaves {least} of the target's {pair.target.max_positions} positions",
             received=f"{length} tokens",
             hint="set ttt.validation_texts and ttt.train_texts to 0: the context's end is held out then",
         )
-    return Plan(chat, tokens, length + 2 * tokens + besides)
+    return Plan(end, tokens, length + 2 * tokens + besides)
 
 
 @torch.no_grad()
@@ -179,7 +171,7 @@ def _write(
     pair: Pair, context: Tensor, prefix: PrefixCache, planned: Plan, on_text: Callable[[], None], seeds: list[int]
 ) -> list[Written]:
     """A validation text for each seed, all of them at a time."""
-    (end, stops), limit = planned.chat, planned.tokens
+    end, stops = planned.turn_end, pair.target.stop_token_ids
     # Where the context closes the user's turn, the answer is to come: there is nothing to ask.
     asks = bool(end) and context[-len(end) :].tolist() != end
     same_dtype = pair.require_draft().dtype == pair.target.dtype
@@ -188,7 +180,7 @@ def _write(
     drawn = autoregressive_generate(
         pair,
         [context] * len(seeds),
-        max_new_tokens=limit if asks else LEAD,
+        max_new_tokens=planned.tokens if asks else LEAD,
         temperature=1.0,
         seed=seeds,
         stop_token_ids=(*end[:1], *stops) if asks else (),
@@ -211,7 +203,7 @@ def _write(
         answers = generate(
             pair,
             list(prompts.values()),
-            max_new_tokens=limit,
+            max_new_tokens=planned.tokens,
             stop_token_ids=None if closed else (),
             prefixes=[prefix] * len(prompts),
         )

@@ -373,7 +373,7 @@ def test_bad_contexts_and_adapters_are_refused() -> None:
         pass
     with pair.adapter(result), pytest.raises(InputError, match="without an adapter"):
         ttt_adapt(pair, ids, config())
-    with pytest.raises(InputError, match="load_adapter first"), pair.adapter("adapters/one"):  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="load_adapter first"), pair.adapter("adapters/one"):
         pass
     with pytest.raises(InputError, match="adapter folder"):
         load_adapter("/nonexistent")
