@@ -38,7 +38,7 @@ def slot_scores(
     Args:
         states: [M, H], the draft's output.
         lm_head: [.., H] -> [.., V].
-        tokens: [M], the context's own tokens at the slots.
+        tokens: of M slots in any shape, which the scores have too: the text's own tokens there.
         target_states: [M, H], the target's last hidden state before each slot, or None.
         soft: the labels are the target's distribution, not the tokens.
     """
@@ -47,14 +47,14 @@ def slot_scores(
         piece = slice(start, start + chunk)
         theirs = None if target_states is None else target_states[piece]
         leaf = states[piece].detach().requires_grad_(torch.is_grad_enabled())
-        scores = _piece(leaf, lm_head, tokens[piece], theirs, kind, soft)
+        scores = _piece(leaf, lm_head, tokens.flatten()[piece], theirs, kind, soft)
         if leaf.requires_grad:
             scores.loss.sum().backward()  # row by row: a slot's loss reads its own state alone, and the head is frozen
             scores = scores._replace(loss=_WithSlopes.apply(states[piece], scores.loss.detach(), leaf.grad))
         parts.append(scores)
-    loss, confidence, choice, target_choice = zip(*parts, strict=True)
-    choices = None if target_states is None else torch.cat(target_choice)
-    return SlotScores(torch.cat(loss), torch.cat(confidence), torch.cat(choice), choices)
+    columns = [torch.cat(column).view_as(tokens) for column in zip(*parts, strict=True) if column[0] is not None]
+    loss, confidence, choice, *target_choice = columns
+    return SlotScores(loss, confidence, choice, target_choice[0] if target_choice else None)
 
 
 class _WithSlopes(torch.autograd.Function):

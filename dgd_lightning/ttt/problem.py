@@ -189,13 +189,13 @@ class AdaptProblem:
         scores = slot_scores(
             hidden[0].unflatten(0, (-1, self.block_size))[:, 1:].flatten(0, 1),  # [N·(K − 1), H]
             lambda x: target.lm_head(x.to(target.dtype)),
-            tokens.flatten(),
+            tokens,
             target_states,
             kind=self.config.loss_kind,
             soft=self.config.labels == "target",
             chunk=self.config.chunk,
         )
-        return SlotScores(*(x if x is None else x.view_as(inside) for x in scores)), tokens, inside
+        return scores, tokens, inside
 
     def _context(self, blocks: Blocks) -> Tensor | list[KeysValues]:
         """What the layers read of positions first … end − 1: of the context, and behind it of the validation text."""
