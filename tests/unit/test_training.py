@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader
 from dgd_lightning.data.responses import ResponseDataset, ResponseOrder, ResponsesData, pad_responses, response_loader
 from dgd_lightning.draft.checkpoint import load_draft
 from dgd_lightning.errors import InputError
-from dgd_lightning.lab.stream import Stage
-from dgd_lightning.lab.training_data import LabTargetData
+from dgd_lightning.lab.training_data import LabTargetData, Stage
 from dgd_lightning.methods.autoregressive import autoregressive_generate
 from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.modules.draft_training import DraftTraining
