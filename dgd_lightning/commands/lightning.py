@@ -190,7 +190,7 @@ class ProjectCLI(LightningCLI):
             if not isinstance(value, wanted):
                 raise InputError(
                     argument,
-                    expected=f"a {wanted.__name__}, such as {', '.join(_names(wanted))}",
+                    expected=f"a {wanted.__name__}, such as {', '.join(_names(wanted) or [wanted.__name__])}",
                     received=type(value).__name__ if value is not None else "nothing",
                     hint=f"set {argument}.class_path",
                 )
@@ -293,8 +293,8 @@ class ProjectCLI(LightningCLI):
 
 
 def _names(kind: type[Any]) -> list[str]:
-    """Names of the classes that stand for a kind: its subclasses, or itself where it has none."""
-    return [found.__name__ for found in kind.__subclasses__()] or [kind.__name__]
+    """Names of all classes below a kind."""
+    return [name for found in kind.__subclasses__() for name in (found.__name__, *_names(found))]
 
 
 def _is_first_rank() -> bool:

@@ -1,7 +1,5 @@
 """Conversations for draft training: prompts with the target's own responses."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from functools import cached_property
@@ -68,11 +66,7 @@ class ResponseOrder(DistributedSampler[int]):
     Every epoch is a new permutation, cut to whole batches of all ranks; a data set smaller than that is repeated. It is
     a `DistributedSampler` so that Lightning leaves the sharding to it.
 
-    Args:
-        dataset: what is drawn from.
-        batch_size: per rank.
-        seed: base seed.
-        trainer: knows the rank, and how many batches were consumed before; None: one rank, none.
+    ``trainer`` knows the rank, and how many batches (of ``batch_size`` per rank) were consumed before; None: one, none.
     """
 
     def __init__(self, dataset: ResponseDataset, batch_size: int, seed: int, trainer: Trainer | None) -> None:
@@ -96,19 +90,6 @@ class ResponseOrder(DistributedSampler[int]):
         order = torch.randperm(len(self.dataset), generator=generator).tolist()  # type: ignore[arg-type]
         wanted = self.batches * self.batch_size * self.num_replicas
         return (order * -(-wanted // len(order)))[:wanted][self.rank :: self.num_replicas]
-
-
-def response_loader(
-    dataset: ResponseDataset, batch_size: int, *, seed: int, trainer: Trainer | None, num_workers: int = 0
-) -> DataLoader[ResponseBatch]:
-    """Training batches in an order that survives a resume."""
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]  # collated into batches
-        batch_size,
-        sampler=ResponseOrder(dataset, batch_size, seed, trainer),
-        collate_fn=pad_responses,
-        num_workers=num_workers,
-    )
 
 
 class ResponsesData(LicensedData):
@@ -162,18 +143,12 @@ class ResponsesData(LicensedData):
         self.val_prompts: list[Tensor] = []
 
     def fingerprint(self) -> str:
-        """SHA-256 of the file and of what decides how it is read, cut, split and ordered.
-
-        Raises:
-            InputError: there is no such file, or no such revision of ``target``.
-        """
+        """SHA-256 of the file and of what decides how it is read, cut, split and ordered."""
         require_file(self.path, "data.path")
         with self.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
         settings = (self.target, self.batch_size, self.max_length, self.val_share, self.enable_thinking, self.seed)
-        digest.update(repr(settings).encode())
-        if self.commit is not None:
-            digest.update(self.commit.encode())
+        digest.update(repr(settings).encode() + (self.commit or "").encode())
         return digest.hexdigest()
 
     @cached_property
@@ -228,12 +203,7 @@ class ResponsesData(LicensedData):
         return self.suspects
 
     def encode(self, tokenizer: Any, row: Row, idx: str) -> tuple[Tensor, Tensor]:
-        """Prompt and response ids of a row, 1-D LongTensors.
-
-        Raises:
-            InputError: a field has a wrong type, an id lies outside the target's vocabulary, a row without ids has no
-                ``messages``, or they can't be rendered or encoded.
-        """
+        """Prompt and response ids of a row, 1-D LongTensors; raises InputError where it does not have them."""
         text = field(row, "model_output", str, "a text")
         written = {} if row.value.get("dgd") is None else field(row, "dgd", dict, "an object")
         prompt, answer = written.get("prompt_ids"), written.get("output_ids")
@@ -280,11 +250,11 @@ class ResponsesData(LicensedData):
         )
 
     def train_dataloader(self) -> DataLoader[ResponseBatch]:
-        """Batches in random order."""
+        """Batches in an order that survives a resume."""
         assert self.train_set is not None
-        return response_loader(
-            self.train_set, self.batch_size, seed=self.seed, trainer=self.trainer, num_workers=self.num_workers
-        )
+        order = ResponseOrder(self.train_set, self.batch_size, self.seed, self.trainer)
+        workers, data = self.num_workers, self.train_set
+        return DataLoader(data, self.batch_size, sampler=order, collate_fn=pad_responses, num_workers=workers)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader[list[Tensor]]:
         """Lists of prompts."""

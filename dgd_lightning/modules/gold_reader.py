@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from dgd_lightning.checks import check_integer
-from dgd_lightning.data.chat import prompt_ids
-from dgd_lightning.data.gold import gold_ids
+from dgd_lightning.data.chat import gold_ids, prompt_ids
 from dgd_lightning.data.tasks import context_of
 from dgd_lightning.decode.readouts.ablated_draft import AblatedDraft
 from dgd_lightning.decode.readouts.base import Readout
@@ -72,7 +71,7 @@ class GoldReader:
         adapt: makes a context's adapter; None adapts nothing.
         slots: read the draft's slots 2 … K − 1 too.
         chunk: answer tokens read at a time.
-        answer_field: see `gold.gold_answer`.
+        answer_field: see `chat.gold_answer`.
         enable_thinking: passed to the chat template.
     """
 

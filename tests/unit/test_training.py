@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import make_target
 from torch.utils.data import DataLoader
 
-from dgd_lightning.data.responses import ResponseDataset, ResponseOrder, ResponsesData, pad_responses, response_loader
+from dgd_lightning.data.responses import ResponseDataset, ResponseOrder, ResponsesData, pad_responses
 from dgd_lightning.draft.checkpoint import load_draft
 from dgd_lightning.errors import InputError
 from dgd_lightning.lab.training_data import LabTargetData, Stage
@@ -47,7 +47,8 @@ class Copies(L.LightningDataModule):
         self.pairs = [(prompt, output.tokens) for prompt, output in zip(prompts, outputs, strict=True)]
 
     def train_dataloader(self):
-        return response_loader(ResponseDataset(self.pairs), 4, seed=3, trainer=self.trainer)
+        data = ResponseDataset(self.pairs)
+        return DataLoader(data, 4, sampler=ResponseOrder(data, 4, 3, self.trainer), collate_fn=pad_responses)
 
     def val_dataloader(self):
         return DataLoader([prompt for prompt, _ in self.pairs], 4, collate_fn=list)
