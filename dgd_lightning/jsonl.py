@@ -40,11 +40,7 @@ def lines(path: str | os.PathLike[str], start: int = 0) -> Iterator[Line]:
 
 @contextlib.contextmanager
 def reported(path: str | os.PathLike[str], argument: str) -> Iterator[None]:
-    """The system's errors about a file as the one-line error.
-
-    Raises:
-        InputError: the block raised an OSError.
-    """
+    """The system's errors about a file as the one-line error."""
     try:
         yield
     except OSError as error:
@@ -93,11 +89,7 @@ class JsonLines:
             self._repair()
 
     def append(self, records: Iterable[dict[str, Any]]) -> None:
-        """Append records in one go.
-
-        Raises:
-            InputError: they can't be written; what was written before is whole.
-        """
+        """Append records in one go; raises InputError where they can't be written: what was written before is whole."""
         new = b"".join(map(encoded, records))
         if not new:
             return

@@ -26,9 +26,8 @@ from dgd_lightning.modules.second_models import (
     models_fingerprint,
     pinned_models,
 )
-from dgd_lightning.summary import Summary
 from dgd_lightning.ttt.config import TTTConfig
-from dgd_lightning.types import Task
+from dgd_lightning.types import Summary, Task
 
 
 class Decoding(LightningModule):

@@ -25,7 +25,7 @@ from dgd_lightning.errors import InputError
 from dgd_lightning.jsonl import JsonLines
 from dgd_lightning.report.figures import acceptance_figure
 from dgd_lightning.report.run_tables import bar_line, decoding_table, histogram_tables, notes
-from dgd_lightning.summary import Summary
+from dgd_lightning.types import Summary
 
 
 def line(idx: str, arm: str = "a", **more: Any) -> dict[str, Any]:
