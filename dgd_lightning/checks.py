@@ -33,7 +33,7 @@ def check_number(
     optional: bool = False,
     hint: str = "",
 ) -> Any:
-    """A finite number, ``least`` ≤ value ≤ ``most``, ``above`` < value < ``below``; None too where it is ``optional``."""
+    """A finite number, ``least`` ≤ value ≤ ``most``, ``above`` < value < ``below``; or None where ``optional``."""
     if optional and value is None:
         return value
     real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

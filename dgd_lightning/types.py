@@ -121,7 +121,7 @@ class Score(NamedTuple):
 class Summary:
     """The table, the sentences and the pointers that a run prints, and the details that it keeps in `summary.txt`.
 
-    A module holds one as ``summary``; callbacks add to it before the last ``on_predict_end``, and `DecodeMetrics` prints it.
+    A module holds one as ``summary``; callbacks add to it before the last ``on_predict_end``, which prints it.
     """
 
     cells: dict[str, dict[str, str]] = field(default_factory=dict)  # [arm][column]: the one table that is printed
