@@ -1,7 +1,5 @@
 """`dgd fit|validate|test|predict`: checks that need no model, then Lightning; its complaints as one-line errors."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -11,22 +9,13 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from dgd_lightning.commands.arms import check_arms_form, with_arm
 from dgd_lightning.commands.bootstrap import bootstrap
-from dgd_lightning.commands.errors import as_written, from_file_message, from_parser_message, mistake_behind
-from dgd_lightning.commands.packaged import with_paths
-from dgd_lightning.commands.signals import ended_by_sigterm
+from dgd_lightning.commands.errors import as_written, bad_file, from_parser_message, mistake_behind
+from dgd_lightning.commands.main import ended_by_sigterm
 from dgd_lightning.errors import InputError
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a LightningCLI subcommand. Importing Lightning takes seconds, so it happens here, not at the top.
-
-    Args:
-        argv: with the subcommand's name first.
-
-    Raises:
-        InputError: a mistake in settings or data.
-    """
-    argv = with_paths(argv)
+    """Run a LightningCLI subcommand. Importing Lightning takes seconds, so it happens here, not at the top."""
     check_config_files(argv)
     check_arms_form(argv)
     with bootstrap():
@@ -66,5 +55,5 @@ def check_config_files(argv: Sequence[str]) -> None:
         try:
             parser.parse_args(["--config", given])
         except ArgumentError as error:  # most files: this parser knows none of their keys
-            if (mistake := from_file_message(str(error))) is not None:
+            if (mistake := bad_file(str(error))) is not None:
                 raise mistake from error
