@@ -1,7 +1,5 @@
 """Arms as configurations write them: one in the form of before version 0.2 is refused, and errors name their arm."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -17,26 +15,22 @@ OPTION = re.compile(r"--model(\.init_args)?\.arms\+?(=(?P<value>.*))?", re.S)
 
 
 def check_arms_form(argv: Sequence[str]) -> None:
-    """Looks at the arms of config files and of ``--model.arms``; what can't be read is left to the parser.
+    """Refuses arms, of config files and ``--model.arms``, that have the old form or a method that is no class.
 
-    Raises:
-        InputError: one has the old form, or a method that is no class.
+    What can't be read is left to the parser.
     """
     for arm in _arms(argv):
+        argument = f"model.arms[{arm.get('name')}].method"
         if not isinstance(arm.get("method", ""), str | dict):
-            raise InputError(
-                f"model.arms[{arm.get('name')}].method",
-                expected="a method's class",
-                received=arm["method"],
-                hint="write Speculative, or {class_path: Guided, init_args: {beta: 0.3}}",
-            )
+            hint = "write Speculative, or {class_path: Guided, init_args: {beta: 0.3}}"
+            raise InputError(argument, expected="a method's class", received=arm["method"], hint=hint)
         if (new := upgraded_arm(arm)) is None:
             continue
         beside = ", ".join(key for key in arm if key not in new)
         given = f"{arm.get('method', 'nothing')}{f' and {beside} beside it' if beside else ''}"
         shown = yaml.safe_dump(new, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)
         raise InputError(
-            f"model.arms[{arm.get('name')}].method",
+            argument,
             expected="a method's class, with its settings in init_args",
             received=f"{given} (the form of before 0.2)",
             hint=f"write {shown}",

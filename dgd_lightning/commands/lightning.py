@@ -1,7 +1,5 @@
 """LightningCLI with the project's defaults: plain errors, versioned run folders, predictions that resume."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import pkgutil
@@ -56,8 +54,6 @@ class RunLogger(TensorBoardLogger):
     """TensorBoard in ``LOGS_DIR/NAME/version_N``, a folder that rank 0 chooses when it is first asked for it.
 
     Args:
-        logs_dir: folder of all runs.
-        name: of the run; may hold slashes.
         version: one to go on with; None chooses.
         wanted: configuration hash of versions that may be continued; None takes a new one.
     """
@@ -112,28 +108,19 @@ class ProjectCLI(LightningCLI):
         return super().init_parser(**{**kwargs, "exit_on_error": False, "prog": "dgd"})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--name",
-            type=str | None,
-            default=None,
-            help="The run goes to LOGS_DIR/NAME/version_N. Default: the config file's name.",
-        )
+        name = "The run goes to LOGS_DIR/NAME/version_N. Default: the config file's name."
+        verbose = "Print all tables, which else go to summary.txt in the run folder."
+        parser.add_argument("--name", type=str | None, default=None, help=name)
         parser.add_argument("--logs_dir", type=str, default="logs", help="Folder of all runs.")
-        parser.add_argument(
-            "--verbose", action="store_true", help="Print all tables, which else go to summary.txt in the run folder."
-        )
+        parser.add_argument("--verbose", action="store_true", help=verbose)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static in Lightning, which asks the instance
         """The one that was asked for (a parser of each costs as much again), with the arguments of the Trainer's method
         that make no sense on a command line."""
+        if self._asked == "fit":
+            return {"fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"}}
         skipped = {"model", "dataloaders", "datamodule", "verbose"}  # --verbose is ours
-        every = {
-            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
-            "validate": skipped,
-            "test": skipped,
-            "predict": {*skipped, "return_predictions"},
-        }
-        return {self._asked: every[self._asked]}
+        return {self._asked: skipped | ({"return_predictions"} if self._asked == "predict" else set())}
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint's stored hyperparameters do not override the YAML."""
@@ -144,10 +131,7 @@ class ProjectCLI(LightningCLI):
         self.model.verbose = self._get(self.config, "verbose")
 
     def before_instantiate_classes(self) -> None:
-        """Raises:
-        InputError: ``--ckpt_path`` names nothing that is there. (Lightning's ``best`` and ``last`` look into this run's
-            own folder, which is new.)
-        """
+        """Refuses a ``--ckpt_path`` that is not there; Lightning's ``best`` and ``last`` look into the new run's folder."""
         path = self._get(self.config, "ckpt_path")
         if path is not None and str(path) != "hpc" and "://" not in str(path) and not Path(path).exists():
             raise InputError(
@@ -158,11 +142,7 @@ class ProjectCLI(LightningCLI):
             )
 
     def predict(self, **kwargs: Any) -> None:
-        """Predict without holding the rows in memory, after checks that need no launched ranks.
-
-        Raises:
-            InputError: there is nothing to decode, nothing to decode it with, or nowhere to write it.
-        """
+        """Predict without holding the rows in memory, after checks that need no launched ranks."""
         self._check_rows_run(Decoding)
         if self.trainer.is_global_zero:
             for arm in self.model.arms:
@@ -170,11 +150,7 @@ class ProjectCLI(LightningCLI):
         self.trainer.predict(return_predictions=False, **kwargs)
 
     def test(self, **kwargs: Any) -> None:
-        """Test; a diagnostic after the checks of predict, since it writes rows too.
-
-        Raises:
-            InputError: a diagnostic has nothing to read, or nowhere to write it; or the model is one for predict.
-        """
+        """Test; a diagnostic after the checks of predict, since it writes rows too."""
         if isinstance(self.model, Decoding):
             raise InputError("subcommand", expected="predict, for Decoding", received="test", hint="run `dgd predict`")
         if self._makes_rows():
@@ -222,11 +198,7 @@ class ProjectCLI(LightningCLI):
                 print(f"curves:     tensorboard --logdir {logger.root_dir}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The Trainer with our logger where the user chose none, and with the callbacks that every run has.
-
-        Raises:
-            InputError: Lightning refuses the settings, or the run folder can't be written.
-        """
+        """The Trainer with our logger where the user chose none, and with the callbacks that every run has."""
         settings = self._get(self.config_init, "trainer")
         wants_bar = settings.get("enable_progress_bar") is not False
         settings["callbacks"] = self._with_defaults(settings.get("callbacks"), wants_bar)
@@ -246,24 +218,22 @@ class ProjectCLI(LightningCLI):
         """The configured callbacks after those that a run has anyway; a configured one takes its default's place."""
         given = configured if isinstance(configured, list) else [configured] if configured else []
         wants_bar = wants_bar and not any(isinstance(callback, ProgressBar) for callback in given)
-        kinds: list[type[Callback]] = [FailedStart, Provenance]
+        # The shard is locked before the provenance names a configuration with which another run may continue.
+        kinds: list[type[Callback]] = [FailedStart, *([PredictionWriter] if self._makes_rows() else []), Provenance]
         if self.subcommand == "predict":
-            # The shard is locked before the provenance names a configuration with which another run may continue.
-            kinds = [FailedStart, PredictionWriter, Provenance, DecodeMetrics, AdaptMetrics]
-            if getattr(self.model, "divergence", None) is not None:
-                kinds.append(DivergenceMetrics)
-            if wants_bar:
-                kinds.append(DecodeProgress)
+            kinds += [DecodeMetrics, AdaptMetrics]
+            kinds += [DivergenceMetrics] if getattr(self.model, "divergence", None) is not None else []
+            kinds += [DecodeProgress] if wants_bar else []
         else:
-            if self._makes_rows():
-                kinds = [FailedStart, PredictionWriter, Provenance, DiagnosticReport]
-            if wants_bar and not sys.stdout.isatty():  # Lightning's own bar shows nothing in a file
-                kinds.append(FitProgress)
+            kinds += [DiagnosticReport] if self._makes_rows() else []
+            # Lightning's own bar shows nothing in a file
+            kinds += [FitProgress] if wants_bar and not sys.stdout.isatty() else []
         first = [next((c for c in given if isinstance(c, kind)), None) or kind() for kind in kinds]
         return first + [callback for callback in given if callback not in first]
 
     def _logger(self) -> RunLogger:
-        name = self._get(self.config, "name") or self._config_stem() or str(self.subcommand)
+        files = self._get(self.config, "config") or [self.subcommand]
+        name = self._get(self.config, "name") or Path(str(files[-1])).stem
         logs_dir = Path(self._get(self.config, "logs_dir")).expanduser()
         require_writable(logs_dir / name, "logs_dir")
         version = wanted = None
@@ -271,13 +241,9 @@ class ProjectCLI(LightningCLI):
             # A checkpoint names its folder; ModelCheckpoint goes on with its best one only where that is the same.
             logs_dir = logs_dir.resolve()
             version = self._resumed_version(logs_dir / name)
-        elif (
-            self._makes_rows()
-            and hasattr(self.model, "fingerprint")
-            and hasattr(self.datamodule, "fingerprint")
-            and _is_first_rank()
-        ):
-            wanted = config_hash(self.model, self.datamodule)
+        elif self._makes_rows() and _is_first_rank():
+            named = all(hasattr(part, "fingerprint") for part in (self.model, self.datamodule))
+            wanted = config_hash(self.model, self.datamodule) if named else None
         return RunLogger(logs_dir, name, version, wanted)
 
     def _resumed_version(self, root: Path) -> int | None:
@@ -286,10 +252,6 @@ class ProjectCLI(LightningCLI):
         folder = path.relative_to(root).parts[0] if path != root and path.is_relative_to(root) else ""
         number = folder.removeprefix("version_")
         return int(number) if folder != number and number.isdecimal() else None
-
-    def _config_stem(self) -> str | None:
-        files = self._get(self.config, "config") or []
-        return Path(str(files[-1])).stem if files else None
 
 
 def _names(kind: type[Any]) -> list[str]:
