@@ -98,14 +98,7 @@ def to_row(context: LabContext, task: LabTask, context_id: str, number: int) -> 
             "context_id": context_id,
             "context_category": context.category,
             "sub_category": context.sub_category,
-            "lab": {
-                "answer": task.answer,
-                "checks": task.checks,
-                "kind": task.kind,
-                "prior": task.prior,
-                "prior_answer": task.prior_answer,
-                "long": task.long,
-            },
+            "lab": {name: value for name, value in task._asdict().items() if name not in ("question", "rubrics")},
         },
     }
 

@@ -56,11 +56,7 @@ def is_held_out(syllables: tuple[int, ...]) -> bool:
 
 
 class Namer:
-    """Draws coined names that are distinct within one context and belong to one split.
-
-    Raises:
-        InputError: a context asks for more names than there are syllables.
-    """
+    """Draws coined names that are distinct within one context and belong to one split."""
 
     def __init__(self, rng: random.Random, split: Split) -> None:
         self.rng, self.held_out = rng, split == "eval"
@@ -107,11 +103,11 @@ class LabTask(NamedTuple):
 
     question: str
     answer: str
+    checks: list[dict[str, Any]]
     kind: str
     prior: PriorKind  # "novel": coined, no prior; "closed": the context is silent and the prior is the answer
     prior_answer: str | None  # the value that reverting to the prior would give, where it differs
     rubrics: list[str]
-    checks: list[dict[str, Any]]
     long: bool = False
 
 
@@ -140,11 +136,7 @@ class World:
         self.name = Namer(rng, split)
 
     def pick(self, values: list[str], count: int) -> list[str]:
-        """``count`` different values in random order.
-
-        Raises:
-            InputError: there are not so many.
-        """
+        """``count`` different values in random order."""
         if count > len(values):
             raise InputError(
                 "size",
@@ -175,7 +167,7 @@ def value_task(
         checks.append({"type": "absent", "value": prior_answer})
     rubrics.append("The response is one complete sentence and says nothing else.")
     checks.append({"type": "sentence"})
-    return LabTask(question, answer, kind, prior, prior_answer if prior == "contradict" else None, rubrics, checks)
+    return LabTask(question, answer, checks, kind, prior, prior_answer if prior == "contradict" else None, rubrics)
 
 
 def sequence_task(question: str, answer: str, items: list[str], kind: str, what: str) -> LabTask:
@@ -190,4 +182,4 @@ def sequence_task(question: str, answer: str, items: list[str], kind: str, what:
         {"type": "ordered", "value": items},
         {"type": "equals", "value": answer},
     ]
-    return LabTask(question, answer, kind, "novel", None, rubrics, checks, long=True)
+    return LabTask(question, answer, checks, kind, "novel", None, rubrics, long=True)
