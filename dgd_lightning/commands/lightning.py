@@ -131,7 +131,7 @@ class ProjectCLI(LightningCLI):
         self.model.verbose = self._get(self.config, "verbose")
 
     def before_instantiate_classes(self) -> None:
-        """Refuses a ``--ckpt_path`` that is not there; Lightning's ``best`` and ``last`` look into the new folder alone."""
+        """Refuses a ``--ckpt_path`` that is not there; ``best`` and ``last`` never are in this run's new folder."""
         path = self._get(self.config, "ckpt_path")
         if path is not None and str(path) != "hpc" and "://" not in str(path) and not Path(path).exists():
             raise InputError(
