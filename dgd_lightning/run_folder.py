@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import time
@@ -33,8 +32,7 @@ Key = tuple[str, str]  # (idx, arm)
 
 def config_hash(module: Any, data: Any) -> str:
     """Hash of all that shapes a run's rows: the module's and the data's ``fingerprint()``."""
-    text = json.dumps([module.fingerprint(), data.fingerprint()], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return jsonl.content_key(module.fingerprint(), data.fingerprint())[:16]
 
 
 def choose_version(root: Path, wanted: str | None) -> int:

@@ -13,7 +13,7 @@ import pytest
 
 from dgd_lightning.analysis.divergence import COLUMNS, EDGES, RANKS, ArmDivergence, collect
 from dgd_lightning.callbacks.divergence import DivergenceMetrics
-from dgd_lightning.callbacks.prediction_writer import PredictionWriter
+from dgd_lightning.callbacks.rows import PredictionWriter
 from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.divergence import TokenDivergence, token_class
 from dgd_lightning.report.figures import position_figure
