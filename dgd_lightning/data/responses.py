@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
 
 from dgd_lightning.checks import check_integer, check_number
 from dgd_lightning.data.chat import prompt_ids, require_unicode
@@ -34,20 +34,15 @@ class ResponseBatch(NamedTuple):
     loss_mask: Tensor  # [B, S] bool, true at response tokens
 
 
-class ResponseDataset(Dataset[tuple[Tensor, Tensor]]):
-    """(prompt ids, response ids) pairs, 1-D LongTensors; responses shorter than two tokens teach nothing and go."""
-
-    def __init__(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
-        self.pairs = [pair for pair in pairs if len(pair[1]) >= 2]
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.pairs[index]
+Pair = tuple[Tensor, Tensor]  # prompt ids [S] and response ids [T], LongTensors
 
 
-def pad_responses(pairs: list[tuple[Tensor, Tensor]]) -> ResponseBatch:
+def worth_training(pairs: list[Pair]) -> list[Pair]:
+    """The pairs whose responses have two tokens and more; shorter ones teach nothing."""
+    return [pair for pair in pairs if len(pair[1]) >= 2]
+
+
+def pad_responses(pairs: list[Pair]) -> ResponseBatch:
     """Join prompts and responses and pad them to one length."""
     longest = max(len(prompt) + len(response) for prompt, response in pairs)
     length = -(-longest // PAD_TO) * PAD_TO
@@ -69,9 +64,9 @@ class ResponseOrder(DistributedSampler[int]):
     ``trainer`` knows the rank, and how many batches (of ``batch_size`` per rank) were consumed before; None: one, none.
     """
 
-    def __init__(self, dataset: ResponseDataset, batch_size: int, seed: int, trainer: Trainer | None) -> None:
+    def __init__(self, dataset: list[Pair], batch_size: int, seed: int, trainer: Trainer | None) -> None:
         ranks, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-        super().__init__(dataset, num_replicas=ranks, rank=rank, seed=seed)
+        super().__init__(dataset, num_replicas=ranks, rank=rank, seed=seed)  # type: ignore[arg-type]
         self.batch_size, self.trainer = batch_size, trainer
         self.batches = max(1, len(dataset) // (batch_size * ranks))  # of one epoch
 
@@ -139,7 +134,7 @@ class ResponsesData(LicensedData):
         self.num_workers = check_integer("data.num_workers", num_workers, least=0)
         self.enable_thinking, self.seed = enable_thinking, seed
         self.vocab_size = ANY_VOCABULARY
-        self.train_set: ResponseDataset | None = None
+        self.train_set: list[Pair] | None = None
         self.val_prompts: list[Tensor] = []
 
     def fingerprint(self) -> str:
@@ -167,7 +162,7 @@ class ResponsesData(LicensedData):
         folder = fetch_folder("data.target", bundled(self.target, "target"), self.commit, ("config.json",))
         self.vocab_size = read_json(folder / "config.json", "data.target").get("vocab_size") or ANY_VOCABULARY
         tokenizer = load_tokenizer(self.target, revision=self.commit)
-        pairs: list[tuple[Tensor, Tensor]] = []
+        pairs: list[Pair] = []
         seen: set[str] = set()
         too_long = 0
         for row in read_jsonl(self.path, "data.path"):
@@ -189,8 +184,8 @@ class ResponsesData(LicensedData):
             )
         held_out = round(len(pairs) * self.val_share)
         self.val_prompts = [prompt for prompt, _ in pairs[len(pairs) - held_out :]]
-        self.train_set = ResponseDataset(pairs[: len(pairs) - held_out])
-        if not len(self.train_set):
+        self.train_set = worth_training(pairs[: len(pairs) - held_out])
+        if not self.train_set:
             raise InputError(
                 "data.path",
                 expected=f"answers of at least two tokens within max_length = {self.max_length}",
@@ -260,6 +255,4 @@ class ResponsesData(LicensedData):
         """Lists of prompts."""
         return DataLoader(self.val_prompts, self.val_batch_size, collate_fn=list)  # type: ignore[arg-type]
 
-    def test_dataloader(self) -> DataLoader[list[Tensor]]:
-        """The prompts of validation."""
-        return self.val_dataloader()
+    test_dataloader = val_dataloader

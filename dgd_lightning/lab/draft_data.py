@@ -14,12 +14,13 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from dgd_lightning.data.responses import ResponseBatch, ResponseDataset, pad_responses
+from dgd_lightning.data.responses import Pair as Conversation
+from dgd_lightning.data.responses import ResponseBatch, pad_responses, worth_training
 from dgd_lightning.errors import InputError
 from dgd_lightning.lab.families import FAMILIES
 from dgd_lightning.lab.rows import check_families, check_sizes, has_long_task, make_context, messages
 from dgd_lightning.lab.tokenizer import build_tokenizer
-from dgd_lightning.lab.training_data import require_one_rank
+from dgd_lightning.lab.training_data import require_one_rank, stage_at
 from dgd_lightning.lab.world import Split
 from dgd_lightning.methods.autoregressive import autoregressive_generate
 from dgd_lightning.pair import Pair, load_pair
@@ -104,12 +105,8 @@ class StagedOrder(Sampler[list[int]]):
 
     def batch(self, number: int) -> list[int]:
         """The indices of one batch."""
-        stage, offset = 0, 0
-        while stage < len(self.steps) - 1 and number >= self.steps[stage]:
-            number -= self.steps[stage]
-            offset += self.counts[stage]
-            stage += 1
-        total = self.counts[stage]
+        stage, number = stage_at(number, self.steps)
+        offset, total = sum(self.counts[:stage]), self.counts[stage]
         epoch, at = divmod(number, max(1, total // self.batch_size))
         order = torch.randperm(total, generator=torch.Generator().manual_seed(mixed_seed(self.seed, stage, epoch)))
         return [offset + int(index) for index in order[at * self.batch_size : (at + 1) * self.batch_size]]
@@ -154,7 +151,7 @@ class LabDraftData(L.LightningDataModule):
         self.target, self.stages, self.batch_size = target, stages, batch_size
         self.max_new_tokens, self.generation_batch = max_new_tokens, generation_batch
         self.val_prompts, self.seed = val_prompts, seed
-        self.dataset: ResponseDataset | None = None
+        self.dataset: list[Conversation] | None = None
         self.counts: list[int] = []
 
     def fingerprint(self) -> str:
@@ -170,16 +167,16 @@ class LabDraftData(L.LightningDataModule):
         if stage != "fit" or self.dataset is not None:
             return
         pair = load_pair(self.target, None)
-        answered = [
-            ResponseDataset(self.answer(pair, part.draw(part.prompts, mixed_seed(self.seed, i), "train"))).pairs
-            for i, part in enumerate(self.stages)
-        ]
-        self.counts = [len(pairs) for pairs in answered]
-        self.dataset = ResponseDataset([pair for pairs in answered for pair in pairs])
+        self.dataset = []
+        for i, part in enumerate(self.stages):
+            prompts = part.draw(part.prompts, mixed_seed(self.seed, i), "train")
+            answered = worth_training(self.answer(pair, prompts))
+            self.counts.append(len(answered))
+            self.dataset += answered
 
-    def answer(self, pair: Pair, prompts: Prompts) -> list[tuple[Tensor, Tensor]]:
+    def answer(self, pair: Pair, prompts: Prompts) -> list[Conversation]:
         """Prompts with the target's greedy responses; those of about one length are decoded together."""
-        pairs: list[tuple[Tensor, Tensor]] = []
+        pairs: list[Conversation] = []
         order = sorted(range(len(prompts.ids)), key=lambda i: (prompts.long[i], len(prompts.ids[i])))
         starts = range(0, len(order), self.generation_batch)
         for start in track(starts, description="The target answers", transient=True):
@@ -200,6 +197,4 @@ class LabDraftData(L.LightningDataModule):
         prompts = replace(last, long_share=float(last.has_long)).draw(self.val_prompts, self.seed, "eval").ids
         return DataLoader(prompts, batch_size=16, collate_fn=list)  # type: ignore[arg-type]
 
-    def test_dataloader(self) -> DataLoader[list[Tensor]]:
-        """Those of validation."""
-        return self.val_dataloader()
+    test_dataloader = val_dataloader

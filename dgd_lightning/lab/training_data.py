@@ -155,6 +155,15 @@ def document(rng: random.Random, stage: Stage, seed: int) -> list[Turn]:
     return turns
 
 
+def stage_at(step: int, lengths: list[int]) -> tuple[int, int]:
+    """The stage in which a step falls, and the step's number in it; the last stage goes on for ever."""
+    for stage, length in enumerate(lengths[:-1]):
+        if step < length:
+            return stage, step
+        step -= length
+    return len(lengths) - 1, step
+
+
 class LabStream(IterableDataset[LabBatch]):
     """Batches of packed documents; batch ``i`` depends on (seed, i) alone, so a run resumed at ``first_step`` goes on
     as it would have.
@@ -163,16 +172,10 @@ class LabStream(IterableDataset[LabBatch]):
     def __init__(self, encoder: Encoder, stages: list[Stage], seed: int, first_step: int = 0) -> None:
         self.encoder, self.stages, self.seed, self.first_step = encoder, stages, seed, first_step
 
-    def stage_at(self, step: int) -> Stage:
-        for stage in self.stages:
-            if step < stage.steps:
-                return stage
-            step -= stage.steps
-        return self.stages[-1]
-
     def batch(self, step: int) -> LabBatch:
         """The batch of one optimiser step."""
-        rng, stage = random.Random(f"{self.seed}/{step}"), self.stage_at(step)
+        rng = random.Random(f"{self.seed}/{step}")
+        stage = self.stages[stage_at(step, [stage.steps for stage in self.stages])[0]]
         rows: list[list[int]] = []
         row_weights: list[list[float]] = []
         while len(rows) < stage.batch_size:
@@ -246,9 +249,7 @@ class LabTargetData(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[ProbeBatch]:
         return DataLoader(probe_batches(self.encoder, self.probes, self.probe_sizes), batch_size=None)  # type: ignore[arg-type]
 
-    def test_dataloader(self) -> DataLoader[ProbeBatch]:
-        """Those of validation."""
-        return self.val_dataloader()
+    test_dataloader = val_dataloader
 
 
 def probe_batches(encoder: Encoder, contexts: int, sizes: tuple[int, int], batch_size: int = 32) -> list[ProbeBatch]:
