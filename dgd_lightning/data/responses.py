@@ -34,15 +34,15 @@ class ResponseBatch(NamedTuple):
     loss_mask: Tensor  # [B, S] bool, true at response tokens
 
 
-Pair = tuple[Tensor, Tensor]  # prompt ids [S] and response ids [T], LongTensors
+Conversation = tuple[Tensor, Tensor]  # prompt ids [S] and response ids [T], LongTensors
 
 
-def worth_training(pairs: list[Pair]) -> list[Pair]:
+def worth_training(pairs: list[Conversation]) -> list[Conversation]:
     """The pairs whose responses have two tokens and more; shorter ones teach nothing."""
     return [pair for pair in pairs if len(pair[1]) >= 2]
 
 
-def pad_responses(pairs: list[Pair]) -> ResponseBatch:
+def pad_responses(pairs: list[Conversation]) -> ResponseBatch:
     """Join prompts and responses and pad them to one length."""
     longest = max(len(prompt) + len(response) for prompt, response in pairs)
     length = -(-longest // PAD_TO) * PAD_TO
@@ -64,7 +64,7 @@ class ResponseOrder(DistributedSampler[int]):
     ``trainer`` knows the rank, and how many batches (of ``batch_size`` per rank) were consumed before; None: one, none.
     """
 
-    def __init__(self, dataset: list[Pair], batch_size: int, seed: int, trainer: Trainer | None) -> None:
+    def __init__(self, dataset: list[Conversation], batch_size: int, seed: int, trainer: Trainer | None) -> None:
         ranks, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         super().__init__(dataset, num_replicas=ranks, rank=rank, seed=seed)  # type: ignore[arg-type]
         self.batch_size, self.trainer = batch_size, trainer
@@ -134,7 +134,7 @@ class ResponsesData(LicensedData):
         self.num_workers = check_integer("data.num_workers", num_workers, least=0)
         self.enable_thinking, self.seed = enable_thinking, seed
         self.vocab_size = ANY_VOCABULARY
-        self.train_set: list[Pair] | None = None
+        self.train_set: list[Conversation] | None = None
         self.val_prompts: list[Tensor] = []
 
     def fingerprint(self) -> str:
@@ -162,7 +162,7 @@ class ResponsesData(LicensedData):
         folder = fetch_folder("data.target", bundled(self.target, "target"), self.commit, ("config.json",))
         self.vocab_size = read_json(folder / "config.json", "data.target").get("vocab_size") or ANY_VOCABULARY
         tokenizer = load_tokenizer(self.target, revision=self.commit)
-        pairs: list[Pair] = []
+        pairs: list[Conversation] = []
         seen: set[str] = set()
         too_long = 0
         for row in read_jsonl(self.path, "data.path"):

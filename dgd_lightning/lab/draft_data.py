@@ -14,8 +14,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from dgd_lightning.data.responses import Pair as Conversation
-from dgd_lightning.data.responses import ResponseBatch, pad_responses, worth_training
+from dgd_lightning.data.responses import Conversation, ResponseBatch, pad_responses, worth_training
 from dgd_lightning.errors import InputError
 from dgd_lightning.lab.families import FAMILIES
 from dgd_lightning.lab.rows import check_families, check_sizes, has_long_task, make_context, messages
