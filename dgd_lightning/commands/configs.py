@@ -74,12 +74,18 @@ def find(name: str, argument: str) -> Path:
 def with_paths(argv: Sequence[str]) -> list[str]:
     """The same arguments with a path where ``--config`` names a packaged configuration; a local file goes first."""
     arguments = list(argv)
-    for place, argument in enumerate(arguments):
-        if argument.startswith("--config="):
-            arguments[place] = f"--config={config_path(argument.removeprefix('--config='))}"
-        elif place and arguments[place - 1] in ("-c", "--config"):
-            arguments[place] = config_path(argument)
+    for place, given in config_places(argv).items():
+        arguments[place] = argv[place].removesuffix(given) + config_path(given)
     return arguments
+
+
+def config_places(argv: Sequence[str]) -> dict[int, str]:
+    """What ``--config`` is given, by the place of the argument that holds it."""
+    found = {}
+    for place, (before, argument) in enumerate(zip(("", *argv), argv, strict=False)):
+        if before in ("-c", "--config") or argument.startswith("--config="):
+            found[place] = argument.removeprefix("--config=")
+    return found
 
 
 def config_path(given: str, argument: str = "--config") -> str:

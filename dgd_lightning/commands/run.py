@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from dgd_lightning.commands.bootstrap import bootstrap
+from dgd_lightning.commands.configs import config_places
 from dgd_lightning.commands.errors import as_written, bad_file, from_parser_message, mistake_behind
 from dgd_lightning.commands.main import ended_by_sigterm
 from dgd_lightning.errors import InputError
@@ -58,9 +58,8 @@ def check_config_files(argv: Sequence[str]) -> None:
     """Meets a config file that is missing or no YAML in the way that the whole parser would, seconds earlier."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
-    for before, argument in pairwise(argv):
-        given = argument if before in ("-c", "--config") else argument.partition("--config=")[2]
-        if not given or given == "-" or (os.path.exists(given) and not os.path.isfile(given)):  # a pipe is read once
+    for given in config_places(argv).values():
+        if given in ("", "-") or (os.path.exists(given) and not os.path.isfile(given)):  # a pipe is read once
             continue
         try:
             parser.parse_args(["--config", given])
@@ -129,11 +128,12 @@ def _settings(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _arms(argv: Sequence[str]) -> Iterator[dict[str, Any]]:
+    configs = config_places(argv)
     for place, argument in enumerate(argv):
-        before, following = argv[place - 1] if place else "", "".join(argv[place + 1 : place + 2])
+        following = "".join(argv[place + 1 : place + 2])
         found = None
-        if before in ("-c", "--config") or argument.startswith("--config="):
-            path = Path(argument.removeprefix("--config="))
+        if place in configs:
+            path = Path(configs[place])
             config = _read(path) if path.is_file() else None
             model = config.get("model") if isinstance(config, dict) else None
             found = (model.get("init_args") or model).get("arms") if isinstance(model, dict) else None
