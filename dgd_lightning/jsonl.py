@@ -1,7 +1,5 @@
 """JSON Lines on the disk: one object a line, appended under a lock; a line that a kill left torn is no line."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib
@@ -130,12 +128,6 @@ class JsonLines:
     def close(self) -> None:
         """Let go of the file and of its lock."""
         self._file.close()
-
-    def __enter__(self) -> JsonLines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _lock(self, operation: int) -> None:
         with contextlib.suppress(OSError):  # a file system without locks

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -40,14 +40,6 @@ def import_plugins() -> None:
     for package in PLUGIN_PACKAGES:
         for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
             importlib.import_module(f"{package}.{info.name}")
-
-
-class SaveConfig(SaveConfigCallback):
-    """Writes `config.yaml` into the run folder; a resumed run finds its own there and may overwrite it."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.overwrite = True
-        super().setup(trainer, pl_module, stage)
 
 
 class RunLogger(TensorBoardLogger):
@@ -96,7 +88,7 @@ class ProjectCLI(LightningCLI):
         self._asked = args[0]
         super().__init__(
             args=args,
-            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},  # a resumed run finds its own config.yaml in its folder
             # inference_mode: adaptation at predict time needs autograd, which inference mode rules out.
             trainer_defaults={"enable_autolog_hparams": False, "enable_model_summary": False, "inference_mode": False},
             seed_everything_default=0,

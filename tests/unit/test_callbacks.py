@@ -6,6 +6,7 @@ import fcntl
 import json
 import random
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +34,7 @@ def line(idx: str, arm: str = "a", **more: Any) -> dict[str, Any]:
 
 
 def fill(folder: Path, rank: int, rows: list[dict[str, Any]], torn: bytes = b"") -> None:
-    with JsonLines(run_folder.shard(folder, rank)) as file:
+    with closing(JsonLines(run_folder.shard(folder, rank))) as file:
         file.append(rows)
     with run_folder.shard(folder, rank).open("ab") as raw:
         raw.write(torn)
