@@ -105,18 +105,10 @@ class Diagnostic(LightningModule):
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything about the model that can change a row, to be hashed."""
-        settings = [
-            self.layers,
-            self.slots,
-            {name: plain(readout) for name, readout in self.readouts.items()},
-            self.answer_field,
-            self.source.dtype,
-            self.source.attn_implementation,
-            self.enable_thinking,
-            self.too_long,
-            self.seed,
-        ]
-        return {**self.source.fingerprint(), "settings": settings, "ttt": self.ttt and self.ttt.fingerprint()}
+        source, readouts = self.source, {name: plain(readout) for name, readout in self.readouts.items()}
+        prompts = [source.dtype, source.attn_implementation, self.enable_thinking, self.too_long]
+        settings = [self.layers, self.slots, readouts, self.answer_field, *prompts, self.seed]
+        return {**source.fingerprint(), "settings": settings, "ttt": self.ttt and self.ttt.fingerprint()}
 
     def setup(self, stage: str) -> None:
         """Loads the pair onto this rank's device and lists the readers, where the trainer suits a diagnostic."""
