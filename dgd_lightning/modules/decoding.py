@@ -93,8 +93,6 @@ class Decoding(LightningModule):
         self.tasks_together: dict[str, int] = {}  # by idx, of rows that were decoded in smaller groups
         self.summary = Summary()
 
-    decoder: GroupDecoder  # from `setup` on; a plain attribute: Lightning neither moves nor saves the pair
-
     @property
     def row_names(self) -> list[str]:
         """Names of the rows that every task gets."""
@@ -138,7 +136,7 @@ class Decoding(LightningModule):
             layers.append(pair.target.num_layers - 1)  # whose states are the labels
         prefixes = PrefixStore(pair, prompts, contexts if self.reuse_prefix else {}, tuple(dict.fromkeys(layers)))
         rank = f"rank {self.global_rank}: " if self.trainer.world_size > 1 else ""
-        self.decoder = GroupDecoder(
+        self.decoder = GroupDecoder(  # a plain attribute: Lightning neither moves nor saves the pair
             pair,
             self.arms,
             methods,

@@ -14,6 +14,7 @@ from dgd_lightning.data.tasks import context_of
 from dgd_lightning.data.without_context import without_context
 from dgd_lightning.decode.prefix_cache import PrefixCache, make_prefix_cache
 from dgd_lightning.errors import InputError
+from dgd_lightning.modules.pair_source import room_before
 from dgd_lightning.pair import Pair
 from dgd_lightning.types import Task
 
@@ -32,15 +33,7 @@ class Prompts:
     @property
     def limit(self) -> int:
         """Longest prompt, in tokens."""
-        limit = self.pair.target.max_positions - self.max_new_tokens
-        if limit < 1:
-            raise InputError(
-                "model.max_new_tokens",
-                expected=f"less than the target's {limit + self.max_new_tokens} positions",
-                received=self.max_new_tokens,
-                hint="lower it",
-            )
-        return limit
+        return room_before(self.pair.target, "model.max_new_tokens", self.max_new_tokens)
 
     def of(self, task: Task) -> Tensor:
         """[S]"""
