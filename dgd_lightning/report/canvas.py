@@ -1,7 +1,5 @@
 """An empty matplotlib figure, made without pyplot: no global state, no display; imported when the first is drawn."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

@@ -5,8 +5,6 @@
 The page holds no scripts and asks for nothing from elsewhere; every text in it is escaped.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """Pictures of a predict run for TensorBoard (matplotlib): acceptance by slot, τ by context, divergence by position."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any

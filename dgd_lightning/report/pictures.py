@@ -1,7 +1,5 @@
 """Estimates with their intervals as SVG for the pages: no scripts, readable in light and in dark."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

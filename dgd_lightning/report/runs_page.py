@@ -1,7 +1,5 @@
 """The page of `dgd report`: verdict, pictures, tables. It holds no scripts and asks for nothing from elsewhere."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Tables of solve rates: a line per arm, and below them what an arm changed against its baseline and null controls."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from textwrap import wrap
 

@@ -1,7 +1,5 @@
 """What a finished sweep writes: `trials.csv`, a curve per setting and `best.yaml`, a configuration that runs."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a sweep shows: a table of its best trials, and a picture of the objective over each searched setting."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path

@@ -6,8 +6,6 @@ Seconds of a batch are shared out among its rows by the tokens that each decoded
 groups, during which some devices have nothing left to do, and loading the model are not in them.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections import defaultdict

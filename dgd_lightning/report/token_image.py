@@ -1,7 +1,5 @@
 """An answer as a picture for TensorBoard: its tokens coloured by how far target and readout differ."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from typing import Any

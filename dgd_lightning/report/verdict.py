@@ -1,7 +1,5 @@
 """What comparisons come to, in plain words."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 
 from dgd_lightning.metrics.diagnosis import FEWEST_CONTEXTS
