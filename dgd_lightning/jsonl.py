@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
+import select
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from dgd_lightning.errors import InputError
 
@@ -27,6 +30,11 @@ def encoded(record: dict[str, Any]) -> bytes:
     return json.dumps(record, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 
+def content_key(*parts: Any) -> str:
+    """A hash of JSON-able parts; what JSON can't hold counts as its text."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def lines(path: str | os.PathLike[str], start: int = 0) -> Iterator[Line]:
     """Whole lines of a file from a byte on; a last one without its end may still be being written and is left out."""
     with Path(path).open("rb") as file:
@@ -36,6 +44,20 @@ def lines(path: str | os.PathLike[str], start: int = 0) -> Iterator[Line]:
                 return
             yield Line(start, text)
             start += len(text)
+
+
+def reply(pipe: IO[bytes] | None, seconds: float) -> dict[str, Any] | None:
+    """The next line that another process writes; None where it ends, or has none in time."""
+    assert pipe is not None
+    deadline, line = time.monotonic() + seconds, b""
+    while not line.endswith(b"\n"):
+        if not select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            return None
+        byte = os.read(pipe.fileno(), 1)  # no more, for what follows the line stays in the pipe
+        if not byte:
+            return None
+        line += byte
+    return dict(json.loads(line))
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import time
@@ -43,8 +42,7 @@ class Line(NamedTuple):
 
 def config_hash(module: Any, data: Any) -> str:
     """Hash of all that shapes a run's rows: the module's and the data's ``fingerprint()``."""
-    text = json.dumps([module.fingerprint(), data.fingerprint()], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return jsonl.content_key(module.fingerprint(), data.fingerprint())[:16]
 
 
 def choose_version(root: Path, wanted: str | None) -> int:

@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import errno
 import importlib
-import inspect
 import re
 import sys
 import typing
@@ -118,7 +117,7 @@ def _named(class_path: str) -> Any:
 def _parameters(owner: Any) -> list[str]:
     """Names that a class takes; empty where it does not say."""
     try:
-        return list(inspect.signature(owner).parameters)
+        return ArgumentParser().add_class_arguments(owner)
     except (ValueError, TypeError):
         return []
 

@@ -30,7 +30,7 @@ from dgd_lightning.data import TaskData
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.decoding import Decoding
 from dgd_lightning.modules.diagnostic import Diagnostic
-from dgd_lightning.modules.export import require_writable
+from dgd_lightning.modules.training import require_writable
 from dgd_lightning.run_folder import PROVENANCE, choose_version, config_hash, discard_start
 
 ROOMS = ("data", "decode.readouts", "decode", "methods", "modules", "lab", "callbacks")

@@ -22,7 +22,7 @@ from dgd_lightning.report.runs_page import page
 from dgd_lightning.report.solve_rates import agreement_table, score_tables, shown_arms
 from dgd_lightning.report.text import visible
 from dgd_lightning.report.verdict import verdict
-from dgd_lightning.scoring.agreement import Agreement, agreement
+from dgd_lightning.scoring.statistics import Agreement, agreement
 from dgd_lightning.scoring.summary import compared, plain, summary
 
 PAGE, NUMBERS = "report.html", "report.json"

@@ -23,10 +23,9 @@ from dgd_lightning.grader import ASK, READ, Grader, package_graders
 from dgd_lightning.report.print_tables import plain_console, print_tables
 from dgd_lightning.report.solve_rates import rate_table, score_tables
 from dgd_lightning.scoring.error_judge import Classified
-from dgd_lightning.scoring.grade_run import check_excluded, grade_run
 from dgd_lightning.scoring.judge_config import JudgeConfig
 from dgd_lightning.scoring.rubric_grader import RubricJudge
-from dgd_lightning.scoring.score_run import Counts, Source, rows_of, source
+from dgd_lightning.scoring.score_run import Counts, Source, grade_run, rows_of, source
 
 LINE_EVERY = 15.0  # seconds between lines of progress where stderr is no terminal
 
@@ -42,9 +41,7 @@ def main(argv: Sequence[str]) -> int:
     """
     options = parse_options(list(argv)[1:])
     sources = [source(run) for run in options.runs]
-    excluded = read_excluded(options.exclude)
-    for where in sources:
-        check_excluded(where, excluded)
+    excluded = read_excluded(options.exclude, sources)
     graders = make_graders(options)
     try:
         for where in sources:
@@ -99,14 +96,14 @@ def make_graders(options: Namespace) -> list[Grader]:
     if not options.taxonomy or judge is None:
         return graders
     errors = judge.error_judge()
-    return [Classified(one, errors, graders) if one.cost in (READ, ASK) else one for one in graders]
+    return [Classified(one, errors, graders, judge.workers) if one.cost in (READ, ASK) else one for one in graders]
 
 
-def read_excluded(path: str | None) -> frozenset[str]:
+def read_excluded(path: str | None, sources: Sequence[Source]) -> frozenset[str]:
     """Task ids, one a line; empty lines and what follows a # are passed over.
 
     Raises:
-        InputError: the file can't be read.
+        InputError: the file can't be read, or a run lacks a task: told before anything is graded and paid for.
     """
     if path is None:
         return frozenset()
@@ -116,7 +113,16 @@ def read_excluded(path: str | None) -> frozenset[str]:
         raise InputError(
             "exclude", expected="a text file of task ids", received=error, hint="check the path"
         ) from error
-    return frozenset(idx for line in lines if (idx := line.partition("#")[0].strip()))
+    excluded = frozenset(idx for line in lines if (idx := line.partition("#")[0].strip()))
+    for where in sources:
+        if unknown := excluded - {row["idx"] for row in rows_of(where.rows)}:
+            raise InputError(
+                "exclude",
+                expected="ids of tasks that are there",
+                received=f"{len(unknown)} that are not in {where.rows}, such as {min(unknown)}",
+                hint="correct the list",
+            )
+    return excluded
 
 
 def score_one(where: Source, graders: Sequence[Grader], excluded: frozenset[str]) -> None:

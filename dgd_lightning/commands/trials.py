@@ -23,8 +23,7 @@ from rich.console import Console
 
 from dgd_lightning import run_folder
 from dgd_lightning.errors import InputError
-from dgd_lightning.report.sweep_files import BEST, TRIALS, write_sweep
-from dgd_lightning.report.sweep_views import leaders
+from dgd_lightning.report.sweep import BEST, TRIALS, leaders, write_sweep
 from dgd_lightning.seeds import mixed_seed
 
 JOURNAL, LOCK = "journal.log", "sweep.lock"

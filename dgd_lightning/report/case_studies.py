@@ -122,7 +122,7 @@ def write_case_studies(
         InputError: a limit that shows nothing.
     """
     check_integer("limit", limit, hint=f"use e.g. {LIMIT}")
-    verdict = verdict or partial(checked, graders=package_graders({}, least=CHECK, most=CHECK))
+    verdict = verdict or partial(checked, graders=package_graders({}, costs=[CHECK]))
     selection = choose(read(), limit, verdict)
     resolved = folder.resolve()
     with whole_files(folder, PAGE) as scratch:

@@ -7,11 +7,9 @@ from rich.table import Table
 
 from dgd_lightning.metrics.clustered import Difference, shown
 from dgd_lightning.report.print_tables import new_table
-from dgd_lightning.scoring.agreement import Agreement
 from dgd_lightning.scoring.graded import Graded, Versus, by_arm
-from dgd_lightning.scoring.statistics import Comparison
-from dgd_lightning.scoring.summary import GROUPS, Compared, rates
-from dgd_lightning.scoring.transitions import OUTCOMES, classified, outcomes, transitions
+from dgd_lightning.scoring.statistics import Agreement, Comparison
+from dgd_lightning.scoring.summary import GROUPS, OUTCOMES, Compared, classified, outcomes, rates, transitions
 
 ALL = "all tasks"
 REVERTED = "reverted to the prior"
@@ -130,16 +128,14 @@ def transition_table(scores: Sequence[Graded], versus: Versus) -> Table | None:
     None where every task came to the same under both.
     """
     moves = transitions(scores, versus)
-    if all(before == after for before, after in moves):
+    if all([*after] == [before] for before, after in moves.items()):
         return None
     title = f"{versus.arm} against {base_name(versus)}: what became of the tasks"
-    columns = [name for name in OUTCOMES if any(name == after for _, after in moves)]
+    columns = [name for name in OUTCOMES if any(name in after for after in moves.values())]
     table = new_table(title, ["before \\ after"], [name.replace("_", "\n") for name in columns])
     table.min_width = len(title)
-    for before in OUTCOMES:
-        if any(before == name for name, _ in moves):
-            cells = [moves.get((before, after), 0) for after in columns]
-            table.add_row(before, *(f"{count}" if count else "·" for count in cells))
+    for before, after in moves.items():
+        table.add_row(before, *(f"{after.get(name, '·')}" for name in columns))
     return table
 
 

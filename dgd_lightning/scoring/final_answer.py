@@ -1,7 +1,5 @@
 """The final result in a text that reasons first, and its value where it is a plain number."""
 
-from __future__ import annotations
-
 import re
 from fractions import Fraction
 from typing import NamedTuple

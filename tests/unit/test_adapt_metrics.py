@@ -15,8 +15,8 @@ from rich.table import Table
 
 from dgd_lightning import run_folder
 from dgd_lightning.analysis.adaptation import Counts, collect, gain_of, summed, twin
-from dgd_lightning.callbacks.adapt_metrics import AdaptMetrics
-from dgd_lightning.callbacks.prediction_writer import PredictionWriter
+from dgd_lightning.callbacks.decode_metrics import AdaptMetrics
+from dgd_lightning.callbacks.rows import PredictionWriter
 from dgd_lightning.methods.autoregressive import Autoregressive
 from dgd_lightning.methods.speculative import Speculative
 from dgd_lightning.metrics.paired import Verified

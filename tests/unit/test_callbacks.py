@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader
 from dgd_lightning import run_folder
 from dgd_lightning.analysis.arms import ArmStats, collect, speed_up
 from dgd_lightning.callbacks.clbench_scorer import CLBenchScorer
-from dgd_lightning.callbacks.fit_progress import FitProgress
-from dgd_lightning.callbacks.prediction_writer import PredictionWriter
+from dgd_lightning.callbacks.progress import FitProgress
 from dgd_lightning.callbacks.provenance import Provenance, git_state
+from dgd_lightning.callbacks.rows import PredictionWriter
 from dgd_lightning.errors import InputError
 from dgd_lightning.jsonl import JsonLines
 from dgd_lightning.report.figures import acceptance_figure

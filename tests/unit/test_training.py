@@ -20,9 +20,8 @@ from dgd_lightning.lab.training_data import LabTargetData
 from dgd_lightning.methods.autoregressive import autoregressive_generate
 from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.modules.draft_training import DraftTraining
-from dgd_lightning.modules.export import without_paths
-from dgd_lightning.modules.schedule import cosine_with_warmup
 from dgd_lightning.modules.target_pretraining import TargetPretraining
+from dgd_lightning.modules.training import cosine_with_warmup, without_paths
 from dgd_lightning.pair import load_pair
 from dgd_lightning.target.load import load_target
 

@@ -4,8 +4,6 @@ A value arrives as a new object of a built-in type, so nothing a program defines
 test. What is no plain value stays where it is and travels as a reference. Never pickle.
 """
 
-from __future__ import annotations
-
 import builtins
 import json
 import socket
@@ -18,15 +16,25 @@ MAX_ITEMS = 100_000  # of an iterator; it may have no end
 HEX_BITS = 10_000  # longer integers go in hexadecimal, which takes linear time and has no limit of digits
 BUILTIN = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
 VIEWS: dict[str, type] = {"keys": type({}.keys()), "values": type({}.values()), "items": type({}.items())}
+DECODERS: dict[str, Callable[[list[Any]], Any]] = {
+    "builtin": lambda items: BUILTIN[items[0]],
+    "complex": lambda items: complex(*map(float, items)),
+    "range": lambda items: range(*items),
+    "dict": dict,
+    "keys": lambda items: dict.fromkeys(items).keys(),
+    "values": lambda items: dict(enumerate(items)).values(),
+    "items": lambda items: dict(items).items(),
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+    "iterator": iter,
+}
 
 
 def encode(value: Any, refer: Callable[[Any], str | int]) -> Any:
-    """JSON of a value.
+    """JSON of a value; subclasses go as their base (a defaultdict as a dict).
 
-    Args:
-        value: nested None, bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict, range, views of a
-            dict, iterators, built-in types; subclasses go as their base (a defaultdict as a dict).
-        refer: gives the name or number under which any other object stays behind, or raises.
+    ``refer`` gives the name or number under which any other object stays behind, or raises.
     """
 
     def each(values: Any) -> list[Any]:
@@ -62,11 +70,9 @@ def encode(value: Any, refer: Callable[[Any], str | int]) -> Any:
 
 
 def decode(data: Any, resolve: Callable[[str | int], Any]) -> Any:
-    """The value again, of built-in types alone.
+    """The value again, of built-in types alone, of what `encode` gave or a hostile program sends.
 
-    Args:
-        data: what `encode` gave, or anything else that a hostile program sends.
-        resolve: what a reference means here.
+    ``resolve`` says what a reference means here.
 
     Raises:
         ValueError, TypeError, KeyError: this is no encoded value.
@@ -85,31 +91,9 @@ def decode(data: Any, resolve: Callable[[str | int], Any]) -> Any:
     if name in ("bytes", "bytearray"):
         raw = str(content).encode("latin-1")
         return raw if name == "bytes" else bytearray(raw)
-    items = [decode(item, resolve) for item in content]
-    match name:
-        case "builtin":
-            return BUILTIN[items[0]]
-        case "complex":
-            return complex(*map(float, items))
-        case "range":
-            return range(*items)
-        case "dict":
-            return dict(items)
-        case "keys":
-            return dict.fromkeys(items).keys()
-        case "values":
-            return dict(enumerate(items)).values()
-        case "items":
-            return dict(items).items()
-        case "tuple":
-            return tuple(items)
-        case "set":
-            return set(items)
-        case "frozenset":
-            return frozenset(items)
-        case "iterator":
-            return iter(items)
-    raise ValueError(f"expected an encoded value, received {name!r}")
+    if name not in DECODERS:
+        raise ValueError(f"expected an encoded value, received {name!r}")
+    return DECODERS[name]([decode(item, resolve) for item in content])
 
 
 class Channel:
@@ -120,9 +104,7 @@ class Channel:
         self.lines = connection.makefile("rb")
 
     def send(self, message: Any) -> None:
-        """Raises:
-        ValueError: the message is too long, or JSON can't hold it.
-        """
+        """Raises ValueError where the message is too long, or JSON can't hold it."""
         data = json.dumps(message).encode() + b"\n"
         if len(data) > MAX_MESSAGE:
             raise ValueError(f"a value of {len(data):,} bytes; at most {MAX_MESSAGE:,} can be sent")
