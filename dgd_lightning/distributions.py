@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 
 
+def wide(logits: Tensor) -> Tensor:
+    """The same numbers in fp32 or wider."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def entropy(log_p: Tensor) -> Tensor:
     """Shannon entropy in nats; log-probabilities [.., V], fp32 or wider -> [..]."""
     return -torch.xlogy(log_p.exp(), log_p.exp()).sum(-1)

@@ -21,8 +21,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from dgd_lightning.errors import InputError
-from dgd_lightning.report.sweep_files import BEST, TRIALS, write_sweep
-from dgd_lightning.report.sweep_views import leaders
+from dgd_lightning.report.sweep import BEST, TRIALS, leaders, write_sweep
 from dgd_lightning.run_folder import read_predictions
 from dgd_lightning.seeds import mixed_seed
 

@@ -1,7 +1,5 @@
 """What a predict run prints when it ends, one table and a few sentences; the whole of it goes to `summary.txt`."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
