@@ -1,7 +1,5 @@
 """`CLBenchScorer`: grades the answers at the end of a predict run, where that needs no judge elsewhere."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -16,10 +14,9 @@ from dgd_lightning.grader import Grader, package_graders
 from dgd_lightning.report.run_summary import add_solve_rates
 from dgd_lightning.report.solve_rates import ALL, comparison_table, rate_table
 from dgd_lightning.report.verdict import verdict
-from dgd_lightning.scoring.grade_run import grade_run
 from dgd_lightning.scoring.graded import Graded, by_arm
 from dgd_lightning.scoring.judge_config import JudgeConfig
-from dgd_lightning.scoring.score_run import source
+from dgd_lightning.scoring.score_run import grade_run, source
 from dgd_lightning.scoring.summary import Compared
 
 

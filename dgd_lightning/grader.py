@@ -3,13 +3,12 @@
 A grader is one file that is named ``…grader.py``, in whichever room; no other file names it.
 """
 
-from __future__ import annotations
-
 import importlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from dgd_lightning.errors import InputError
 from dgd_lightning.types import Score
@@ -29,7 +28,7 @@ class Grader(ABC):
     cost: int = RUN  # of the graders that take a row the cheapest grades it
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> Grader | None:
+    def from_options(cls, options: Mapping[str, Any]) -> Self | None:
         """The grader for a command, or None where it is not wanted.
 
         Args:
@@ -109,22 +108,13 @@ def checked(row: dict[str, Any], answer: str, graders: Sequence[Grader]) -> Scor
     return None if score is None or score.value is None else score
 
 
-def package_graders(options: Mapping[str, Any], *, least: int = READ, most: int = ASK) -> list[Grader]:
-    """The package's graders for a command, the cheapest first.
-
-    Args:
-        options: see `Grader.from_options`.
-        least, most: of their costs.
-    """
+def package_graders(options: Mapping[str, Any], *, costs: Sequence[int] = (READ, CHECK, RUN, ASK)) -> list[Grader]:
+    """The package's graders of these costs for a command, the cheapest first; for options see `Grader.from_options`."""
     kinds: list[type[Grader]] = []
     root = Path(__file__).parent
-    for path in sorted(root.glob("*/*grader.py")):
+    for path in root.glob("*/*grader.py"):
         module = importlib.import_module(f"{root.name}.{path.parent.name}.{path.stem}")
-        kinds += [kind for kind in vars(module).values() if _is_grader(kind) and kind.__module__ == module.__name__]
-    wanted = sorted((kind for kind in kinds if least <= kind.cost <= most), key=lambda kind: (kind.cost, kind.name))
-    found = [kind.from_options(options) for kind in wanted]
+        classes = [kind for _, kind in inspect.getmembers(module, inspect.isclass) if issubclass(kind, Grader)]
+        kinds += [kind for kind in classes if kind.__module__ == module.__name__ and kind.cost in costs]
+    found = [kind.from_options(options) for kind in sorted(kinds, key=lambda kind: (kind.cost, kind.name))]
     return [grader for grader in found if grader is not None]
-
-
-def _is_grader(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Grader)

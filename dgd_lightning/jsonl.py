@@ -1,14 +1,15 @@
 """JSON Lines on the disk: one object a line, appended under a lock; a line that a kill left torn is no line."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
+import select
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from dgd_lightning.errors import InputError
 
@@ -27,6 +28,11 @@ def encoded(record: dict[str, Any]) -> bytes:
     return json.dumps(record, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 
+def content_key(*parts: Any) -> str:
+    """A hash of JSON-able parts; what JSON can't hold counts as its text."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def lines(path: str | os.PathLike[str], start: int = 0) -> Iterator[Line]:
     """Whole lines of a file from a byte on; a last one without its end may still be being written and is left out."""
     with Path(path).open("rb") as file:
@@ -38,13 +44,23 @@ def lines(path: str | os.PathLike[str], start: int = 0) -> Iterator[Line]:
             start += len(text)
 
 
+def reply(pipe: IO[bytes] | None, seconds: float) -> dict[str, Any] | None:
+    """The next line that another process writes; None where it ends, or has none in time."""
+    assert pipe is not None
+    deadline, line = time.monotonic() + seconds, b""
+    while not line.endswith(b"\n"):
+        if not select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            return None
+        byte = os.read(pipe.fileno(), 1)  # no more, for what follows the line stays in the pipe
+        if not byte:
+            return None
+        line += byte
+    return dict(json.loads(line))
+
+
 @contextlib.contextmanager
 def reported(path: str | os.PathLike[str], argument: str) -> Iterator[None]:
-    """The system's errors about a file as the one-line error.
-
-    Raises:
-        InputError: the block raised an OSError.
-    """
+    """The system's errors about a file as the one-line error."""
     try:
         yield
     except OSError as error:
@@ -93,11 +109,7 @@ class JsonLines:
             self._repair()
 
     def append(self, records: Iterable[dict[str, Any]]) -> None:
-        """Append records in one go.
-
-        Raises:
-            InputError: they can't be written; what was written before is whole.
-        """
+        """Append records in one go; raises InputError where they can't be written: what was written before is whole."""
         new = b"".join(map(encoded, records))
         if not new:
             return
@@ -116,12 +128,6 @@ class JsonLines:
     def close(self) -> None:
         """Let go of the file and of its lock."""
         self._file.close()
-
-    def __enter__(self) -> JsonLines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _lock(self, operation: int) -> None:
         with contextlib.suppress(OSError):  # a file system without locks

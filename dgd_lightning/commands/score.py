@@ -4,47 +4,35 @@ The same command continues what was interrupted; only what has no score yet, or 
 graded. Each run gets ``scores.jsonl`` (as they come), ``graded.jsonl`` (CL-bench's format) and ``scores.json`` (sums).
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dgd_lightning.checks import check_integer
-from dgd_lightning.commands.errors import parsed
+from dgd_lightning.commands.errors import command_parser, parsed
 from dgd_lightning.errors import InputError
 from dgd_lightning.grader import ASK, READ, Grader, package_graders
 from dgd_lightning.report.print_tables import plain_console, print_tables
 from dgd_lightning.report.solve_rates import rate_table, score_tables
 from dgd_lightning.scoring.error_judge import Classified
-from dgd_lightning.scoring.grade_run import check_excluded, grade_run
 from dgd_lightning.scoring.judge_config import JudgeConfig
 from dgd_lightning.scoring.rubric_grader import RubricJudge
-from dgd_lightning.scoring.score_run import Counts, Source, rows_of, source
+from dgd_lightning.scoring.score_run import Counts, Source, grade_run, rows_of, source
 
 LINE_EVERY = 15.0  # seconds between lines of progress where stderr is no terminal
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `dgd score RUN… [--judge.model NAME …]`.
-
-    Args:
-        argv: with the subcommand's name first.
-
-    Raises:
-        InputError: a setting that can't work, a run that is not there, or a grader that can't go on.
-    """
+    """Run `dgd score RUN… [--judge.model NAME …]`."""
     options = parse_options(list(argv)[1:])
     sources = [source(run) for run in options.runs]
-    excluded = read_excluded(options.exclude)
-    for where in sources:
-        check_excluded(where, excluded)
+    excluded = read_excluded(options.exclude, sources)
     graders = make_graders(options)
     try:
         for where in sources:
@@ -56,25 +44,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse_options(argv: list[str]) -> Namespace:
-    """The command's options.
-
-    Args:
-        argv: without the subcommand's name.
-
-    Raises:
-        InputError: an unknown or unparsable option.
-    """
-    parser = ArgumentParser(prog="dgd score", exit_on_error=False, description=__doc__)
-    parser.add_argument("--config", action="config", help="YAML file with the keys below")
+    """The command's options, given without its name."""
+    parser = command_parser("score", __doc__)
     parser.add_argument("runs", type=str, nargs="+", help="run folders, or JSONL files with model_output")
     parser.add_argument("--judge", type=JudgeConfig | None, default=None, help="for rows with rubrics")
     parser.add_argument("--taxonomy", type=bool, default=False, help="ask the judge why failed answers failed")
-    parser.add_argument(
-        "--allow_code_execution",
-        type=bool,
-        default=False,
-        help="run programs that a model wrote, for HumanEval and MBPP (or set HF_ALLOW_CODE_EVAL=1)",
-    )
+    code = "run programs that a model wrote, for HumanEval and MBPP (or set HF_ALLOW_CODE_EVAL=1)"
+    parser.add_argument("--allow_code_execution", type=bool, default=False, help=code)
     parser.add_argument("--code_workers", type=int, default=2, help="programs run at once")
     parser.add_argument("--math_workers", type=int, default=2, help="answers compared at once")
     parser.add_argument("--regrade", type=bool, default=False, help="grade rows anew that came with a score")
@@ -99,14 +75,13 @@ def make_graders(options: Namespace) -> list[Grader]:
     if not options.taxonomy or judge is None:
         return graders
     errors = judge.error_judge()
-    return [Classified(one, errors, graders) if one.cost in (READ, ASK) else one for one in graders]
+    return [Classified(one, errors, graders, judge.workers) if one.cost in (READ, ASK) else one for one in graders]
 
 
-def read_excluded(path: str | None) -> frozenset[str]:
+def read_excluded(path: str | None, sources: Sequence[Source]) -> frozenset[str]:
     """Task ids, one a line; empty lines and what follows a # are passed over.
 
-    Raises:
-        InputError: the file can't be read.
+    A run that lacks one of them is an error: told before anything is graded and paid for.
     """
     if path is None:
         return frozenset()
@@ -116,7 +91,16 @@ def read_excluded(path: str | None) -> frozenset[str]:
         raise InputError(
             "exclude", expected="a text file of task ids", received=error, hint="check the path"
         ) from error
-    return frozenset(idx for line in lines if (idx := line.partition("#")[0].strip()))
+    excluded = frozenset(idx for line in lines if (idx := line.partition("#")[0].strip()))
+    for where in sources:
+        if unknown := excluded - {row["idx"] for row in rows_of(where.rows)}:
+            raise InputError(
+                "exclude",
+                expected="ids of tasks that are there",
+                received=f"{len(unknown)} that are not in {where.rows}, such as {min(unknown)}",
+                hint="correct the list",
+            )
+    return excluded
 
 
 def score_one(where: Source, graders: Sequence[Grader], excluded: frozenset[str]) -> None:
@@ -149,14 +133,9 @@ class Bar:
         self.path, self.total, self.shown = path, total, time.monotonic()
         self.bar: Progress | None = None
         if sys.stderr.isatty():
-            parts = (
-                TextColumn("scoring"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[lost]}"),
-            )
-            self.bar = Progress(*parts, console=Console(stderr=True), transient=True)
+            counts = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            words, lost = TextColumn("scoring"), TextColumn("{task.fields[lost]}")
+            self.bar = Progress(words, *counts, lost, console=Console(stderr=True), transient=True)
             self.bar.start()
             self.task = self.bar.add_task("scoring", total=total, lost="")
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from dgd_lightning.distributions import wide
+
 _PUBLISHED_GAMMA = {16: 7.0, 10: 5.0, 8: 4.0}
 
 
@@ -123,11 +125,6 @@ def _weighted_nll(
     states: Tensor, lm_head: Callable[[Tensor], Tensor], labels: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(Σ w·nll, whether the top-1 token is the label): states [C, H], labels and weights [C]."""
-    logits = widened(lm_head(states))  # [C, V]
+    logits = wide(lm_head(states))  # [C, V]
     nll = logits.logsumexp(-1) - logits.gather(1, labels[:, None]).squeeze(1)
     return (nll * weights).sum(), logits.argmax(-1) == labels
-
-
-def widened(x: Tensor) -> Tensor:
-    """In fp32, or in its own precision where that is higher."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

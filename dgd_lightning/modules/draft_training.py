@@ -5,8 +5,6 @@ all their blocks in one multi-anchor forward and weights slot k by exp(−(k −
 loop: τ.
 """
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any
@@ -27,12 +25,12 @@ from dgd_lightning.draft.objective import BlockLoss, block_ids, block_loss, defa
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.metrics.acceptance import AcceptanceLength
-from dgd_lightning.modules.export import best_checkpoint, copy_provenance, require_writable
-from dgd_lightning.modules.pair_source import PairSettings, PairSource
-from dgd_lightning.modules.schedule import scheduled
+from dgd_lightning.modules.pair_source import PairSource, room_before
+from dgd_lightning.modules.training import best_checkpoint, copy_provenance, require_writable, scheduled
 from dgd_lightning.pair import Pair
 from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.target.folder import bundled
+from dgd_lightning.target.model import Target
 
 
 class DraftTraining(L.LightningModule):
@@ -45,11 +43,6 @@ class DraftTraining(L.LightningModule):
     Args:
         target: Hub id or folder of the frozen target, or ``lab``.
         draft: Hub id or folder of a draft to continue, or ``lab``; None trains a new one of the sizes below.
-        dtype: the target's dtype (``auto``: the checkpoint's); the draft trains in fp32 under ``trainer.precision``.
-        attn_implementation: the target's attention.
-        revision: the target's revision on the Hub: branch, tag or commit. It is looked up once per run; everything is
-            loaded from that commit, and ``provenance.json`` names it.
-        draft_revision: the continued draft's revision on the Hub.
         num_layers: layers of a new draft.
         block_size: K of a new draft, the anchor included.
         target_layer_ids: tapped layers of a new draft; None takes ``num_layers`` points evenly from 1 to L − 3.
@@ -66,19 +59,14 @@ class DraftTraining(L.LightningModule):
         export_dir: where the draft goes at the end, in the published layout and the target's dtype: the best checkpoint
             where a ``ModelCheckpoint`` with a monitor is among the callbacks, else the last step. None exports nothing.
         seed: of a new draft's weights and of the anchors, which depend on it, the step and the rank alone.
-
-    Raises:
-        InputError: a number that no training can have.
+        accept_clbench_license: you have obtained permission to train on CL-bench's rows, which its licence forbids.
+        pair: see `PairSource`; ``dtype`` is the target's, the draft trains in fp32 under ``trainer.precision``.
     """
 
     def __init__(
         self,
         target: str,
         draft: str | None = None,
-        dtype: str = "auto",
-        attn_implementation: str | None = None,
-        revision: str | None = None,
-        draft_revision: str | None = None,
         num_layers: int = 5,
         block_size: int = 16,
         target_layer_ids: list[int] | None = None,
@@ -94,6 +82,7 @@ class DraftTraining(L.LightningModule):
         export_dir: Path | None = None,
         seed: int = 0,
         accept_clbench_license: bool = False,
+        **pair: Any,
     ) -> None:
         super().__init__()
         self.accept_clbench_license = accept_clbench_license
@@ -103,46 +92,28 @@ class DraftTraining(L.LightningModule):
         self.recipe = {"lr": lr, "weight_decay": weight_decay, "warmup_share": warmup_share}
         for name, value in self.recipe.items():
             check_number(f"model.{name}", value, least=0)
-        self.source = PairSource(PairSettings(target, draft, dtype, attn_implementation, revision, draft_revision))
-        self.shape = {
-            "num_layers": num_layers,
-            "block_size": block_size,
-            "target_layer_ids": target_layer_ids,
-            "mask_token_id": mask_token_id,
-        }
+        self.source = PairSource(target, draft, device_map=None, **pair)
+        self.shape = (num_layers, block_size, target_layer_ids, mask_token_id)
         self.num_anchors, self.gamma, self.attention = num_anchors, gamma, attention
         self.gradient_checkpointing, self.val_max_new_tokens = gradient_checkpointing, val_max_new_tokens
         self.export_dir, self.seed = export_dir, seed
-        self.pair: Pair | None = None
-        self.decoding_pair: Pair | None = None  # while validating
 
     def fingerprint(self) -> dict[str, Any]:
         """What the run starts from, for its provenance."""
         return self.source.fingerprint()
 
     def setup(self, stage: str) -> None:
-        """Checks what would else be found after the training, or never.
-
-        Raises:
-            InputError: the data was encoded for another target or is CL-bench's, or ``export_dir`` can't be written.
-        """
-        data = getattr(self._trainer, "datamodule", None)
-        encoded_for = getattr(data, "target", None)
-        if isinstance(encoded_for, str) and _place(encoded_for) != _place(self.source.settings.target):
-            raise InputError(
-                "data.target",
-                expected=f"the model's target, {self.source.settings.target}: another tokenizer has other ids",
-                received=encoded_for,
-                hint="give data.target and model.target the same name",
-            )
-        own = self.source.settings.revision
-        if (revision := getattr(data, "revision", own)) != own:
-            raise InputError(
-                "data.revision",
-                expected=f"the model's revision, {own}: another may have another template",
-                received=revision,
-                hint="give data.revision and model.revision the same value",
-            )
+        """Checks what would else be found after the training, or never."""
+        data, source = getattr(self._trainer, "datamodule", None), self.source
+        target, revision = getattr(data, "target", None), getattr(data, "revision", source.revision)
+        if isinstance(target, str) and _place(target) != _place(source.target):
+            expected = f"the model's target, {source.target}: another tokenizer has other ids"
+            hint = "give data.target and model.target the same name"
+            raise InputError("data.target", expected=expected, received=target, hint=hint)
+        if revision != source.revision:
+            expected = f"the model's revision, {source.revision}: another may have another template"
+            hint = "give data.revision and model.revision the same value"
+            raise InputError("data.revision", expected=expected, received=revision, hint=hint)
         if stage == "fit":
             check_clbench(data, self.accept_clbench_license, "data.path")
         if stage == "fit" and self.export_dir is not None and self.trainer.is_global_zero:
@@ -150,21 +121,20 @@ class DraftTraining(L.LightningModule):
 
     def configure_model(self) -> None:
         """Load the pair once, on the rank's own device; only the draft is registered as a trainable child."""
-        if self.pair is not None:
+        if hasattr(self, "pair"):
             return
         # Lightning moves the registered draft later, but never the target
         loaded = self.source.load(self._trainer, device=self.device, draft_dtype=torch.float32)
-        if loaded.target.max_positions <= self.val_max_new_tokens:
-            raise InputError(
-                "model.val_max_new_tokens",
-                expected=f"less than the target's {loaded.target.max_positions} positions",
-                received=self.val_max_new_tokens,
-                hint="lower it",
-            )
+        self.longest = room_before(loaded.target, "model.val_max_new_tokens", self.val_max_new_tokens)  # prompt
         draft = loaded.draft
         if draft is None:
-            draft = DFlashDraft(new_draft_config(loaded.target, **self.shape))  # type: ignore[arg-type]
-            initialise(draft, torch.Generator().manual_seed(self.seed))
+            draft = DFlashDraft(new_draft_config(loaded.target, *self.shape))
+            generator = torch.Generator().manual_seed(self.seed)
+            for module in draft.modules():  # as Qwen3 initialises; norms start at 1
+                if isinstance(module, torch.nn.Linear):
+                    torch.nn.init.normal_(module.weight, std=0.02, generator=generator)
+                    if module.bias is not None:
+                        torch.nn.init.zeros_(module.bias)
         self.draft = draft.to(loaded.target.device, torch.float32).requires_grad_(True)
         self.draft.gradient_checkpointing = self.gradient_checkpointing
         self.attends = choose_attention(self.attention, self.draft.device, "model.attention")
@@ -173,21 +143,13 @@ class DraftTraining(L.LightningModule):
         self.tau = AcceptanceLength(self.draft.config.block_size)
 
     def forward(self, input_ids: Tensor, loss_mask: Tensor, generator: torch.Generator) -> BlockLoss:
-        """The loss of one batch.
-
-        Args:
-            input_ids: [B, S].
-            loss_mask: [B, S].
-            generator: from which the anchors are drawn.
-        """
-        assert self.pair is not None
+        """The loss of one batch, ``input_ids`` and ``loss_mask`` [B, S], at anchors drawn from ``generator``."""
         target, config = self.pair.target, self.draft.config
         with torch.no_grad():
             batch, length = input_ids.shape
-            cache = target.new_cache(batch, length)
-            ends = [length] * batch
+            cache, layers = target.new_cache(batch, length), config.target_layer_ids
             features = target.prefill(  # [B, S, F·H]
-                input_ids, ends, cache, layer_ids=config.target_layer_ids, chunk_size=length, keep_features=True
+                input_ids, [length] * batch, cache, layer_ids=layers, chunk_size=length, keep_features=True
             ).features
             assert features is not None
             anchors, keep = sample_anchors(loss_mask, self.num_anchors, generator)
@@ -218,7 +180,6 @@ class DraftTraining(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Make a copy of the draft in the target's dtype where that is another: caches and features have it."""
-        assert self.pair is not None
         target, draft = self.pair.target, self.draft
         if draft.dtype != target.dtype:
             draft = copy.deepcopy(draft).to(target.dtype)
@@ -226,9 +187,7 @@ class DraftTraining(L.LightningModule):
         self.tau.reset()
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        assert self.decoding_pair is not None
-        longest = self.decoding_pair.target.max_positions - self.val_max_new_tokens
-        prompts = [prompt[-longest:] for prompt in batch]
+        prompts = [prompt[-self.longest :] for prompt in batch]
         with torch.autocast(self.device.type, enabled=False):
             outputs = speculative_generate(self.decoding_pair, prompts, max_new_tokens=self.val_max_new_tokens)
         for output in outputs:
@@ -240,18 +199,14 @@ class DraftTraining(L.LightningModule):
         stage = "test" if self.trainer.testing else "val"
         self.log(f"{stage}/tau_micro", found.micro, prog_bar=True, sync_dist=True)
         self.log(f"{stage}/tau_macro", found.macro, sync_dist=True)
-        self.decoding_pair = None
+        del self.decoding_pair
 
-    on_test_epoch_start, test_step, on_test_epoch_end = (
-        on_validation_epoch_start,
-        validation_step,
-        on_validation_epoch_end,
-    )
+    on_test_epoch_start, on_test_epoch_end = on_validation_epoch_start, on_validation_epoch_end
+    test_step = validation_step
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = torch.optim.AdamW(
-            self.draft.parameters(), lr=self.recipe["lr"], weight_decay=self.recipe["weight_decay"]
-        )
+        lr, decay = self.recipe["lr"], self.recipe["weight_decay"]
+        optimizer = torch.optim.AdamW(self.draft.parameters(), lr=lr, weight_decay=decay)
         total = int(self.trainer.estimated_stepping_batches)
         warmup = max(1, round(total * self.recipe["warmup_share"]))
         return scheduled(optimizer, total=total, warmup=warmup)
@@ -261,7 +216,6 @@ class DraftTraining(L.LightningModule):
         log_dir = self.trainer.log_dir  # a collective: every rank asks
         if self.export_dir is None or not self.trainer.is_global_zero:
             return
-        assert self.pair is not None
         draft, step, why = self.draft, self.global_step, "the last"
         if (best := best_checkpoint(self.trainer)) is not None:
             draft, step, why = copy.deepcopy(draft), best.step, best.why
@@ -278,14 +232,10 @@ def _place(target: str) -> str:
 
 
 def new_draft_config(
-    target: Any, *, num_layers: int, block_size: int, target_layer_ids: list[int] | None, mask_token_id: int | None
+    target: Target, num_layers: int, block_size: int, target_layer_ids: list[int] | None, mask_token_id: int | None
 ) -> DraftConfig:
-    """A draft's configuration with the target's own widths, as the published drafts have.
-
-    Raises:
-        InputError: for layer ids that the target lacks, or a mask token outside its embedding.
-    """
-    config = target.model.config
+    """A draft's configuration with the target's own widths, as the published drafts have."""
+    config: Any = target.model.config
     mask = target.vocab_size - 1 if mask_token_id is None else mask_token_id
     if not 0 <= mask < target.vocab_size:
         raise InputError(
@@ -320,12 +270,3 @@ def new_draft_config(
         rope_theta=float(rope.get("rope_theta", 10000.0)),
         max_positions=target.max_positions,
     )
-
-
-def initialise(draft: DFlashDraft, generator: torch.Generator, std: float = 0.02) -> None:
-    """Normal weights of standard deviation ``std`` in every matrix, as Qwen3 initialises; norms start at 1."""
-    for module in draft.modules():
-        if isinstance(module, torch.nn.Linear):
-            torch.nn.init.normal_(module.weight, std=std, generator=generator)
-            if module.bias is not None:
-                torch.nn.init.zeros_(module.bias)

@@ -1,7 +1,5 @@
 """Pretraining of a small Qwen3 target from scratch: how the lab's bundled target is made."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,12 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from dgd_lightning.data.licence import check_clbench
-from dgd_lightning.modules.export import copy_provenance, require_writable
-from dgd_lightning.modules.schedule import scheduled
+from dgd_lightning.modules.training import copy_provenance, require_writable, scheduled
+
+SIZES = (
+    "vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+    "intermediate_size max_position_embeddings"
+).split()  # of the model, under Qwen3's names
 
 
 def weighted_next_token_loss(logits: Tensor, input_ids: Tensor, weights: Tensor) -> Tensor:
@@ -77,28 +79,14 @@ class TargetPretraining(L.LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["export_dir", "compile"])
         self.export_dir, self.compile_step = export_dir, compile
-        config = Qwen3Config(
-            vocab_size=vocab_size,
-            hidden_size=hidden_size,
-            num_hidden_layers=num_hidden_layers,
-            num_attention_heads=num_attention_heads,
-            num_key_value_heads=num_key_value_heads,
-            head_dim=head_dim,
-            intermediate_size=intermediate_size,
-            max_position_embeddings=max_position_embeddings,
-            rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
-            tie_word_embeddings=True,
-            use_cache=False,
-        )
+        sizes = {name: value for name, value in self.hparams.items() if name in SIZES}
+        rope = {"rope_type": "default", "rope_theta": rope_theta}
+        config = Qwen3Config(**sizes, rope_parameters=rope, tie_word_embeddings=True, use_cache=False)
         self.model = Qwen3ForCausalLM(config)
         self.solved: dict[str, list[bool]] = defaultdict(list)
 
     def setup(self, stage: str) -> None:
-        """Chooses the loss.
-
-        Raises:
-            InputError: the data is CL-bench's, or ``export_dir`` can't be written.
-        """
+        """Checks data and ``export_dir``, and chooses the loss."""
         check_clbench(getattr(self._trainer, "datamodule", None), False, "data")
         is_first = self._trainer is None or self.trainer.is_global_zero
         if stage == "fit" and self.export_dir is not None and is_first:
@@ -131,38 +119,29 @@ class TargetPretraining(L.LightningModule):
         everything = [value for solved in self.solved.values() for value in solved]
         self.log(f"{stage}/solved", sum(everything) / max(1, len(everything)), prog_bar=True)
 
-    on_test_epoch_start, test_step, on_test_epoch_end = (
-        on_validation_epoch_start,
-        validation_step,
-        on_validation_epoch_end,
-    )
+    on_test_epoch_start, on_test_epoch_end = on_validation_epoch_start, on_validation_epoch_end
+    test_step = validation_step
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        matrices = [p for p in self.model.parameters() if p.ndim > 1]
-        vectors = [p for p in self.model.parameters() if p.ndim == 1]
-        groups = [
-            {"params": matrices, "weight_decay": self.hparams["weight_decay"]},
-            {"params": vectors, "weight_decay": 0.0},
+        parameters = list(self.model.parameters())
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.hparams["weight_decay"]},
+            {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.hparams["lr"], betas=(0.9, 0.95))
         total = self.hparams["schedule_steps"] or int(self.trainer.estimated_stepping_batches)
         return scheduled(optimizer, total=total, warmup=self.hparams["warmup_steps"], floor=self.hparams["floor"])
 
     def on_train_end(self) -> None:
+        """Writes a Hugging Face folder (safetensors) with the tokenizer and its end and padding tokens."""
         log_dir = self.trainer.log_dir  # a collective: every rank asks
         if self.export_dir is None or not self.trainer.is_global_zero:
             return
-        export_target(
-            self.model, getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None), self.export_dir
-        )
+        self.model.config.use_cache = True
+        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        if tokenizer is not None:
+            for config in (self.model.config, self.model.generation_config):
+                config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+            tokenizer.save_pretrained(self.export_dir)
+        self.model.save_pretrained(self.export_dir)
         copy_provenance(log_dir, self.export_dir)
-
-
-def export_target(model: Qwen3ForCausalLM, tokenizer: Any | None, folder: Path) -> None:
-    """Write a Hugging Face folder (safetensors) with the tokenizer and its end and padding tokens."""
-    model.config.use_cache = True
-    if tokenizer is not None:
-        for config in (model.config, model.generation_config):
-            config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-        tokenizer.save_pretrained(folder)
-    model.save_pretrained(folder)

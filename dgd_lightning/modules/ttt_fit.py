@@ -4,8 +4,6 @@ Precision, accumulation, clipping and the strategy are the Trainer's; the loss, 
 choice of the best weights are the functions that `ttt_adapt` calls, so both give the same adapter for the same seed.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable
@@ -18,12 +16,10 @@ from torch import Tensor
 
 from dgd_lightning.data.licence import check_clbench
 from dgd_lightning.data.one_context import common_prefix
-from dgd_lightning.draft.checkpoint import save_adapter
 from dgd_lightning.errors import InputError
-from dgd_lightning.modules.adaptation import ADAPTERS, best_score, safe_name, save_trace
-from dgd_lightning.modules.pair_source import PairSettings, PairSource
-from dgd_lightning.pair import Pair
-from dgd_lightning.ttt.adapt import AdaptResult, Fit, Material, gather, make_lora, make_optimizer
+from dgd_lightning.modules.adaptation import ADAPTERS, best_score, safe_name, save_fit
+from dgd_lightning.modules.pair_source import PairSource
+from dgd_lightning.ttt.adapt import AdaptResult, Fit, gather, make_lora, make_optimizer
 from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.validation_texts import Chosen
 from dgd_lightning.types import AdaptTrace
@@ -40,13 +36,9 @@ class TestTimeTraining(L.LightningModule):
         target: Hub id or folder of the target, or ``lab``.
         draft: Hub id or folder of the draft, or ``lab``.
         ttt: the fit; ``clip`` is the Trainer's here (``trainer.gradient_clip_val``).
-        dtype: the pair's dtype (``auto``: the checkpoint's); LoRA weights are fp32 or wider.
-        attn_implementation: the target's attention.
-        revision: the target's revision on the Hub.
-        draft_revision: the draft's revision on the Hub.
-        cpu_threads: threads that torch uses on a CPU; None leaves torch's choice.
         export_dir: where the adapter goes too, beside the run folder's ``adapters/<context id>/``; None: nowhere else.
         accept_clbench_license: you have obtained permission to adapt to CL-bench's contexts, which its licence forbids.
+        pair: see `PairSource`; ``dtype`` is the pair's, LoRA weights are fp32 or wider.
     """
 
     def __init__(
@@ -54,23 +46,13 @@ class TestTimeTraining(L.LightningModule):
         target: str,
         draft: str,
         ttt: TTTConfig,
-        dtype: str = "auto",
-        attn_implementation: str | None = None,
-        revision: str | None = None,
-        draft_revision: str | None = None,
-        cpu_threads: int | None = None,
         export_dir: Path | None = None,
         accept_clbench_license: bool = False,
+        **pair: Any,
     ) -> None:
         super().__init__()
-        self.source = PairSource(
-            PairSettings(target, draft, dtype, attn_implementation, revision, draft_revision, None, cpu_threads)
-        )
-        self.ttt = ttt
-        self.export_dir, self.accept_clbench_license = export_dir, accept_clbench_license
-        self.pair: Pair | None = None
-        self.fit: Fit | None = None
-        self.result: AdaptResult | None = None
+        self.source = PairSource(target, draft, device_map=None, **pair)
+        self.ttt, self.export_dir, self.accept_clbench_license = ttt, export_dir, accept_clbench_license
         self.values: list[float] = []  # losses of the micro-batches since the last optimiser step
 
     def fingerprint(self) -> dict[str, Any]:
@@ -78,11 +60,7 @@ class TestTimeTraining(L.LightningModule):
         return self.source.fingerprint()
 
     def setup(self, stage: str) -> None:
-        """Checks that the data may be adapted to.
-
-        Raises:
-            InputError: another subcommand than ``fit``, or CL-bench's rows without permission.
-        """
+        """Checks that the data may be adapted to, and that the trainer suits a fit."""
         if stage != "fit":
             raise InputError("subcommand", expected="fit", received=stage, hint="run `dgd fit`")
         if self.trainer.precision not in ("32-true", "bf16-mixed", "16-mixed"):
@@ -118,19 +96,18 @@ class TestTimeTraining(L.LightningModule):
 
     def configure_model(self) -> None:
         """Loads the pair, lets the target read the context, puts the LoRA layers in."""
-        if self.pair is not None:
+        if hasattr(self, "lora"):
             return
-        pair = self.source.load(self.trainer)
-        self.context_id, prompts = self.trainer.datamodule.prompts(pair.tokenizer)  # type: ignore[attr-defined]
-        self.material: Material = gather(pair, common_prefix(prompts), self.ttt, prompts, share=self._share)
-        self.pair = pair
-        self.draft = pair.require_draft()  # registered: its LoRA weights are all that can be trained
+        self.pair = self.source.load(self.trainer)
+        self.context_id, prompts = self.trainer.datamodule.prompts(self.pair.tokenizer)  # type: ignore[attr-defined]
+        self.material = gather(self.pair, common_prefix(prompts), self.ttt, prompts, share=self._share)
+        self.draft = self.pair.require_draft()  # registered: its LoRA weights are all that can be trained
         self.lora = make_lora(self.draft, self.ttt)
 
     def _share(self, make: Callable[[], Chosen]) -> Chosen:
         """What rank 0 made, or its mistake, on every rank: texts that each wrote itself might differ."""
-        made: Chosen | None = None
-        mistake: dict[str, str] | None = None
+        made: Any = None
+        mistake = None
         if self.trainer.is_global_zero:
             try:
                 made = make()
@@ -139,29 +116,20 @@ class TestTimeTraining(L.LightningModule):
         made, mistake = self.trainer.strategy.broadcast((made, mistake))
         if mistake is not None:
             raise InputError(**mistake)
-        assert made is not None
         return made
 
     def on_fit_start(self) -> None:
         """Scores what is held out before the first step."""
-        assert self.pair is not None
         self.began = time.perf_counter()
         self.fit = Fit(self.material.problem(self.pair, self.ttt, self.lora), self.lora, self.ttt)
         self._log_score(0)
 
-    def forward(self, step: int) -> Tensor:
-        """The loss of a step's blocks on this rank."""
-        assert self.fit is not None
-        ranks = self.trainer.world_size
-        reduce = (lambda x: self.trainer.strategy.reduce(x.detach(), reduce_op="sum")) if ranks > 1 else None
-        return self.fit.problem.loss(step, rank=self.trainer.global_rank, ranks=ranks, reduce=reduce)
-
     def training_step(self, batch: int, batch_idx: int) -> Tensor | None:
-        assert self.fit is not None
-        loss = self(int(batch))
-        value = loss.detach()
-        if self.trainer.world_size > 1:
-            value = self.trainer.strategy.reduce(value, reduce_op="mean")
+        """The loss of a step's blocks on this rank."""
+        ranks, strategy = self.trainer.world_size, self.trainer.strategy
+        reduce = (lambda x: strategy.reduce(x.detach(), reduce_op="sum")) if ranks > 1 else None
+        loss = self.fit.problem.loss(int(batch), rank=self.trainer.global_rank, ranks=ranks, reduce=reduce)
+        value = strategy.reduce(loss.detach(), reduce_op="mean") if ranks > 1 else loss.detach()
         self.values.append(float(value))
         self.log("ttt/loss", self.values[-1], prog_bar=True)
         if not self.fit.check(value):
@@ -171,7 +139,6 @@ class TestTimeTraining(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After an optimiser step: counts it, and scores when it is time to."""
-        assert self.fit is not None
         # accumulating, or nothing was stepped, or the loss went wrong
         if self.trainer.global_step == self.fit.step or self.fit.stopped != "done":
             return
@@ -182,7 +149,6 @@ class TestTimeTraining(L.LightningModule):
             self.trainer.should_stop = True
 
     def _log_score(self, step: int) -> None:
-        assert self.fit is not None
         if not self.fit.scores or self.trainer.logger is None:
             return
         score = self.fit.scores[-1]
@@ -195,7 +161,6 @@ class TestTimeTraining(L.LightningModule):
 
     def on_fit_end(self) -> None:
         """Keeps the best weights, or none, and writes the adapter; also where there was no step to make."""
-        assert self.fit is not None
         self.fit.conclude()
         trace = self.fit.trace(self.material, time.perf_counter() - self.began)
         self.result = AdaptResult(self.lora.adapter(), trace, trace.kept)
@@ -207,8 +172,7 @@ class TestTimeTraining(L.LightningModule):
         own = log_dir and Path(log_dir, ADAPTERS, safe_name(self.context_id))
         folders = [Path(folder) for folder in (own, self.export_dir) if folder]
         for folder in folders:
-            save_adapter(self.result.adapter, folder)
-            save_trace(trace, folder)
+            save_fit(self.result, folder)
         print(report(self.context_id, self.result, self.ttt))
         for folder in folders:
             print(f"adapter:    {folder}")
@@ -222,8 +186,7 @@ def report(context_id: str, result: AdaptResult, config: TTTConfig) -> str:
         f"prefill {trace.prefill_seconds:.2f} s, {len(trace.losses)} steps in {trace.fit_seconds:.2f} s"
     ]
     if trace.scores:
-        before = trace.scores[0]
-        best = best_score(trace)
+        before, best = trace.scores[0], best_score(trace)
         texts = trace.held_out_by == "validation_texts"
         of = f"{trace.validation_texts} validation texts" if texts else "the context’s end"
         scores = f"loss {before.loss:.3f} → {best.loss:.3f}, τ {before.tau:.2f} → {best.tau:.2f}"
@@ -233,40 +196,32 @@ def report(context_id: str, result: AdaptResult, config: TTTConfig) -> str:
             f"stopped early, after step {len(trace.losses)} of {config.steps}: {config.patience} scores in a row "
             "were no better and had no lower loss (ttt.patience)"
         )
-    return "\n".join(
-        [*lines, f"kept the weights of step {trace.best_step}" if result.kept else _rolled_back(trace, config)]
-    )
+    lines.append(f"kept the weights of step {trace.best_step}" if result.kept else _rolled_back(trace, config))
+    return "\n".join(lines)
 
 
 def _rolled_back(trace: AdaptTrace, config: TTTConfig) -> str:
-    """Why nothing was kept."""
+    """Why nothing was kept; on validation texts, what the score with the highest τ lacked."""
     if trace.stopped not in ("done", "early"):
         why = trace.stopped
     elif not trace.scores:
         why = "no step was made (ttt.steps)"
-    elif trace.held_out_by == "validation_texts":
+    elif trace.held_out_by != "validation_texts":
+        why = "no step lowered the loss on the context’s end"
+    else:
+        first, best = trace.scores[0], max(trace.scores, key=lambda score: score.tau)
+        gain = best.tau / first.tau - 1
         why = (
             f"on the validation texts no step had a sure gain in τ of {config.min_gain:.0%} (ttt.min_gain) "
-            "and a lower loss; " + _shortfall(trace, config)
+            f"and a lower loss; the highest τ was {best.tau:.2f}"
         )
-    else:
-        why = "no step lowered the loss on the context’s end"
+        if gain > 0:
+            why += f", at step {best.step}: {gain:+.0%}"
+        if gain > 0 and gain >= config.min_gain:
+            why += (
+                ", but the loss on them did not fall"
+                if best.loss >= first.loss
+                else f", but not beyond its standard error over {len(best.tau_by_text)} validation texts "
+                "(with more of them, ttt.validation_texts, smaller gains are sure)"
+            )
     return f"kept nothing, the draft stays as it was: {why}"
-
-
-def _shortfall(trace: AdaptTrace, config: TTTConfig) -> str:
-    """What the score with the highest τ lacked."""
-    first, best = trace.scores[0], max(trace.scores, key=lambda score: score.tau)
-    said = f"the highest τ was {best.tau:.2f}"
-    gain = best.tau / first.tau - 1
-    if gain <= 0:
-        return said
-    said += f", at step {best.step}: {gain:+.0%}"
-    if gain < config.min_gain:
-        return said
-    if best.loss >= first.loss:
-        return f"{said}, but the loss on them did not fall"
-    return (
-        f"{said}, but not beyond its standard error over {len(best.tau_by_text)} validation texts (with more of them, "
-        "ttt.validation_texts, smaller gains are sure)"
-    )

@@ -1,13 +1,11 @@
 """Graded runs for a report: read, named, brought to the same tasks, pooled over seeds where that is asked for."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dgd_lightning.errors import InputError
-from dgd_lightning.scoring.graded import ArmFacts, Graded, Versus, arm_facts, comparisons, graded, read_score
+from dgd_lightning.scoring.graded import ArmFacts, Graded, Versus, arm_facts, comparisons, graded
 from dgd_lightning.scoring.judge_text import rubric_texts
 from dgd_lightning.scoring.score_run import rows_of
 
@@ -163,7 +161,7 @@ def _read(place: Path, label: str) -> Run:
     twice: list[Row] = []
     scored, without_status = False, 0
     for row in rows_of(file, graded=True):
-        one = graded(row, read_score(row))
+        one = graded(row)
         scores.append(one)
         arms.setdefault(one.arm, arm_facts(row))
         scored = scored or "score" in row

@@ -18,8 +18,6 @@ Two things differ from one shared interpreter: a function that changes its argum
 of HumanEval or MBPP looks at them afterwards), and an object of the program's own class is equal to itself alone.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import os
@@ -27,7 +25,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from dgd_lightning.errors import InputError
 from dgd_lightning.grader import Grader
@@ -70,12 +68,14 @@ class CodeGrader(Grader):
         self._waiting: set[socket.socket] = set()  # for verdicts
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> CodeGrader | None:
+    def from_options(cls, options: Mapping[str, Any]) -> Self | None:
         found = cls(allow_code_execution=options["allow_code_execution"] or None, workers=options["code_workers"])
         return found if found.allowed or not options.get("leave") else None
 
     def takes(self, row: dict[str, Any]) -> bool:
-        return _is_human_eval(row) or _is_mbpp(row)
+        tests = row.get("test_list")
+        mbpp = isinstance(tests, list) and bool(tests) and all(isinstance(test, str) for test in tests)
+        return mbpp or _is_human_eval(row)
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
         """See `Grader.grade`; ``details`` says what was isolated, how the program was found, and how it ended."""
@@ -88,13 +88,13 @@ class CodeGrader(Grader):
             )
         begin = time.monotonic()
         try:
-            task = human_eval_task(row) if _is_human_eval(row) else mbpp_task(row, challenge=self.challenge)
-            verdict, ends = self._examine({**task, "program": {**task["program"], "answer": answer}})
+            task = task_of(row, challenge=self.challenge)
+            verdict, ends = self._examine({**task, "answer": answer})
         except (SandboxError, OSError, ValueError, SyntaxError, RecursionError, MemoryError) as error:
             return Score(None, [], f"sandbox_error: {type(error).__name__}: {error}")
-        passed = verdict is not None and verdict["failure"] is None
-        if verdict is not None and verdict["failure"] is not None and verdict["fault"] == "tests":
-            return Score(None, [], f"tests_error: {verdict['failure']}")
+        failure = verdict["failure"] if verdict else "no verdict in time"
+        if verdict and failure is not None and verdict["fault"] == "tests":
+            return Score(None, [], f"tests_error: {failure}")
         details = {
             "passed": verdict["passed"] if verdict else 0,
             "tests": len(task["tests"]) - task["setup"],
@@ -103,13 +103,12 @@ class CodeGrader(Grader):
             "seconds": round(time.monotonic() - begin, 3),
             "isolation": self.sandbox.isolation,
         }
-        if passed:
+        if failure is None:
             return Score(1.0, [], "every test passes", details)
         if verdict is None and ends["tests"] == "unknown":  # its warden was killed, as where the machine lacks memory
             return Score(None, [], "sandbox_error: the tests were ended from outside", details)
-        reason = verdict["failure"] if verdict else "no verdict in time"
         limits = sorted({end for end in ends.values() if end not in ("exit", "released")})
-        return Score(0.0, [], "; ".join([reason, *(f"ended: {end}" for end in limits)]), details)
+        return Score(0.0, [], "; ".join([failure, *(f"ended: {end}" for end in limits)]), details)
 
     def fingerprint(self) -> dict[str, Any]:
         return {
@@ -148,10 +147,8 @@ class CodeGrader(Grader):
             except (OSError, EOFError) as error:
                 raise SandboxError(f"the tests did not start: {error}") from error
             control.settimeout(self.limits.wall_seconds)
-            try:
+            with contextlib.suppress(OSError, EOFError):  # killed at a limit, which the program made it reach
                 verdict = channel.receive()
-            except (OSError, EOFError):  # killed at a limit, which the program made it reach
-                verdict = None
         finally:
             self._waiting.discard(control)
             ends = {name: cell.end() for name, cell in cells.items()}
@@ -165,40 +162,25 @@ def _is_human_eval(row: dict[str, Any]) -> bool:
     return all(isinstance(row.get(key), str) for key in ("prompt", "entry_point", "test"))
 
 
-def _is_mbpp(row: dict[str, Any]) -> bool:
-    tests = row.get("test_list")
-    return isinstance(tests, list) and bool(tests) and all(isinstance(test, str) for test in tests)
+def task_of(row: dict[str, Any], *, challenge: bool) -> dict[str, Any]:
+    """What the examiner needs of a row.
 
-
-def human_eval_task(row: dict[str, Any]) -> dict[str, Any]:
-    """What the examiner needs of a HumanEval row.
-
-    The prompt runs in the examiner too, with the function's empty body: some tests use the helpers that it defines
-    (``poly``, ``encode_shift``), and a program must not be able to bring its own.
+    HumanEval's prompt runs in the examiner too, with the function's empty body: some tests use the helpers that it
+    defines (``poly``, ``encode_shift``), and a program must not be able to bring its own. The names that MBPP's tests
+    ask of the program are those that the row's own ``code`` defines and the tests use; modules that this code imports
+    may be used by the tests.
 
     Returns:
         ``prelude``: trusted sources; ``names``: what tests ask of the program; ``tests``, of which the first
-        ``setup`` only prepare; ``program``: what the candidate needs to find the program.
-    """
-    prompt, name = row["prompt"], row["entry_point"]
-    return {
-        "prelude": [prompt],
-        "names": [name],
-        "tests": [f"{row['test']}\n\ncheck({name})\n"],
-        "setup": 0,
-        "program": {"prompt": prompt, "names": [name]},
-    }
-
-
-def mbpp_task(row: dict[str, Any], *, challenge: bool = False) -> dict[str, Any]:
-    """What the examiner needs of an MBPP row: see `human_eval_task`.
-
-    The names that tests ask of the program are those that the row's own ``code`` defines and the tests use; modules
-    that this code imports may be used by the tests.
+        ``setup`` only prepare; ``prompt``: the program's first part, or "".
 
     Raises:
         ValueError, SyntaxError: the row's tests or code can't be read.
     """
+    if _is_human_eval(row):
+        prompt, name = row["prompt"], row["entry_point"]
+        tests = [f"{row['test']}\n\ncheck({name})\n"]
+        return {"prelude": [prompt], "names": [name], "tests": tests, "setup": 0, "prompt": prompt}
     setup = [row["test_setup_code"]] if str(row.get("test_setup_code") or "").strip() else []
     tests = [*setup, *row["test_list"], *((row.get("challenge_test_list") or []) if challenge else [])]
     used = {node.id for test in tests for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Name)}
@@ -213,5 +195,4 @@ def mbpp_task(row: dict[str, Any], *, challenge: bool = False) -> dict[str, Any]
     names = sorted(used & set(names))
     if not names:
         raise ValueError("the tests use nothing that the row's code defines")
-    program = {"prompt": "", "names": names}
-    return {"prelude": prelude, "names": names, "tests": tests, "setup": len(setup), "program": program}
+    return {"prelude": prelude, "names": names, "tests": tests, "setup": len(setup), "prompt": ""}

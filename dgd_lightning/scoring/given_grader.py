@@ -1,9 +1,7 @@
 """`AsGraded`: rows that CL-bench's own evaluation (or an earlier run) has graded already keep their score."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from dgd_lightning.grader import READ, Grader
 from dgd_lightning.scoring.graded import read_score
@@ -16,7 +14,7 @@ class AsGraded(Grader):
     name, cost = "as graded", READ
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> AsGraded | None:
+    def from_options(cls, options: Mapping[str, Any]) -> Self | None:
         return None if options.get("regrade") else cls()
 
     def takes(self, row: dict[str, Any]) -> bool:

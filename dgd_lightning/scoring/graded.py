@@ -1,7 +1,5 @@
 """What statistics need to know of a graded answer and of its arm, made of rows alone."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -45,9 +43,9 @@ class Versus(NamedTuple):
     control: bool  # whether the base is the arm's null control
 
 
-def graded(row: dict[str, Any], score: Score) -> Graded:
-    """A row with its score."""
-    metadata, record = row.get("metadata"), row.get("dgd", {})
+def graded(row: dict[str, Any]) -> Graded:
+    """What statistics need of a graded row."""
+    metadata, record, score = row.get("metadata"), row.get("dgd", {}), read_score(row)
     about = metadata if isinstance(metadata, dict) else {}
     named = {name: about.get(name) for name in ("context_id", "context_category", "sub_category")}
     context, category, sub_category = ("" if value is None else str(value) for value in named.values())
@@ -72,7 +70,7 @@ def read_graded(rows: Iterable[dict[str, Any]]) -> tuple[list[Graded], list[ArmF
     scores: list[Graded] = []
     arms: dict[str, ArmFacts] = {}
     for row in rows:
-        scores.append(graded(row, read_score(row)))
+        scores.append(graded(row))
         arms.setdefault(scores[-1].arm, arm_facts(row))
     return scores, list(arms.values())
 

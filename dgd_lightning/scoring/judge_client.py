@@ -1,7 +1,5 @@
 """`OpenAIEndpoint`: asks a judge behind an OpenAI-compatible URL: limited in rate, retried, and stopped as a whole."""
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -14,9 +12,8 @@ from typing import Any
 
 from dgd_lightning.errors import InputError
 from dgd_lightning.scoring.judge_config import JudgeModel
-from dgd_lightning.scoring.judge_failures import Failure, hide, read_failure, unreachable
+from dgd_lightning.scoring.judge_failures import Failure, hide, mistake, read_failure
 from dgd_lightning.scoring.one_judge import Effort, Endpoint, NoAnswer, Reply
-from dgd_lightning.scoring.rate_limit import RateLimit
 
 FIRST_ATTEMPTS = 3  # to reach an endpoint that has never answered
 CONNECT_SECONDS = 10.0
@@ -25,22 +22,57 @@ GRACE_SECONDS = 3.0  # for replies on their way when all is stopped: they are pa
 LOOK_EVERY = 0.1  # seconds
 
 
+class RateLimit:
+    """Spaces requests evenly, so that no minute has more than the limits allow (but for the last request's tokens).
+
+    Args:
+        requests, tokens: per minute; None: no limit.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, requests: float | None = None, tokens: float | None = None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._request_gap = 60.0 / requests if requests else 0.0
+        self._token_gap = 60.0 / tokens if tokens else 0.0
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._next_request = self._next_token = clock()
+
+    def wait(self, tokens: int, sleep: Callable[[float], object]) -> None:
+        """Wait until a request may be sent; the tokens are a guess, and what ``sleep`` raises ends the wait."""
+        while True:
+            with self._lock:
+                now, start = self._clock(), max(self._next_request, self._next_token)
+                if start <= now:
+                    self._next_request = now + self._request_gap
+                    self._next_token = now + tokens * self._token_gap
+                    return
+            sleep(start - now)
+
+    def correct(self, tokens: int) -> None:
+        """Count so many tokens more (or fewer) than were given to `wait`."""
+        with self._lock:
+            self._next_token += tokens * self._token_gap
+
+    def pause(self, seconds: float) -> None:
+        """Let nobody send anything for a while, as an endpoint asks for."""
+        with self._lock:
+            self._next_request = max(self._next_request, self._clock() + seconds)
+
+
 class OpenAIEndpoint(Endpoint):
     """An OpenAI-compatible endpoint, through the ``openai`` client, whose own retries are off.
 
-    Args:
-        settings: checked.
-        argument: ``judge`` or ``judge.second``, for errors.
+    Settings are checked; the argument (``judge`` or ``judge.second``) is for errors.
     """
 
     def __init__(self, settings: JudgeModel, argument: str) -> None:
-        self._settings, self._argument, self._url = settings, argument, settings.url
+        self._settings, self._argument, self._url, self._key = settings, argument, settings.url, ""
         self._limit = RateLimit(settings.requests_per_minute, settings.tokens_per_minute)
         self._random = random.Random()  # of waits only: processes must not wait in step
-        self._lock = threading.Lock()
+        self._lock, self._ended = threading.Lock(), threading.Event()
         self._client: Any = None
-        self._key = ""
-        self._ended = threading.Event()
         self._given_up: float | None = None  # when `stop` was called
         self._mistake: InputError | None = None
         self._answered = False  # ever
@@ -88,23 +120,16 @@ class OpenAIEndpoint(Endpoint):
                 try:
                     import openai
                 except ImportError as error:
-                    raise InputError(
-                        self._argument,
-                        expected="the package openai",
-                        received="none installed",
-                        hint="pip install 'dgd-lightning[judge]'",
-                    ) from error
+                    way_out = "pip install 'dgd-lightning[judge]'"
+                    raise mistake(self._argument, "the package openai", "none installed", way_out) from error
                 seconds = self._settings.timeout
                 timeout = openai.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS))
                 try:
                     self._client = openai.OpenAI(api_key=self._key, base_url=self._url, timeout=timeout, max_retries=0)
                 except (ImportError, ValueError, OSError) as error:  # httpx reads the environment
-                    raise InputError(
-                        self._argument,
-                        expected="an HTTP client that this environment allows",
-                        received=hide(str(error), self._key),
-                        hint="see to HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE",
-                    ) from error
+                    wanted, way_out = "an HTTP client that this environment allows", "see to HTTPS_PROXY, ALL_PROXY"
+                    said = hide(str(error), self._key)
+                    raise mistake(self._argument, wanted, said, f"{way_out} and SSL_CERT_FILE") from error
             return self._client
 
     def _unless_given_up(self, request: Callable[[], Reply | Failure]) -> Reply | Failure:
@@ -146,37 +171,28 @@ class OpenAIEndpoint(Endpoint):
 
     def _judge_failure(self, failure: Failure, attempt: int) -> None:
         """Raises InputError where the failure would meet every row."""
-        with self._lock:
-            answered = self._answered
+        settings, answered = self._settings, self._answered
         if failure.stop is not None and not (failure.unknown_to_blame and answered):
             raise self._stop(failure.stop)
-        if failure.unreachable and not answered and attempt >= min(FIRST_ATTEMPTS, self._settings.attempts):
-            raise self._stop(unreachable(self._settings, self._argument, failure.reason))
+        if failure.unreachable and not answered and attempt >= min(FIRST_ATTEMPTS, settings.attempts):
+            where, way_out = f"{settings.url}: {failure.reason}", "start it, or correct the URL"
+            raise self._stop(mistake(f"{self._argument}.base_url", "an endpoint that answers", where, way_out))
         if failure.unknown_to_blame:
             self._count_silence(failure.reason)
-        if failure.wait is not None and failure.wait > self._settings.longest_wait:
-            raise self._stop(
-                InputError(
-                    self._argument,
-                    expected=f"an endpoint that can be asked again within {self._settings.longest_wait:g} s",
-                    received=f"{failure.reason} with Retry-After {failure.wait:.0f} s",
-                    hint=f"go on later with the same command, or raise {self._argument}.longest_wait",
-                )
-            )
+        if failure.wait is not None and failure.wait > settings.longest_wait:
+            wanted = f"an endpoint that can be asked again within {settings.longest_wait:g} s"
+            asked = f"{failure.reason} with Retry-After {failure.wait:.0f} s"
+            way_out = f"go on later with the same command, or raise {self._argument}.longest_wait"
+            raise self._stop(mistake(self._argument, wanted, asked, way_out))
 
     def _count_silence(self, reason: str) -> None:
         with self._lock:
             self._silent += 1
             too_long = self._silent >= self._settings.stop_after
         if too_long:
-            raise self._stop(
-                InputError(
-                    self._argument,
-                    expected="an endpoint that answers",
-                    received=f"none for {self._settings.stop_after} rows in a row, the last: {reason}",
-                    hint="see to the endpoint, then go on with the same command: stored verdicts are kept",
-                )
-            )
+            silence = f"none for {self._settings.stop_after} rows in a row, the last: {reason}"
+            way_out = "see to the endpoint, then go on with the same command: stored verdicts are kept"
+            raise self._stop(mistake(self._argument, "an endpoint that answers", silence, way_out))
 
     def _back_off(self, attempt: int, wanted: float | None) -> None:
         settings = self._settings
@@ -191,9 +207,10 @@ class OpenAIEndpoint(Endpoint):
         self._ended.wait(seconds)
         self._go_on()
 
-    def _stop(self, mistake: InputError) -> InputError:
+    def _stop(self, error: InputError) -> InputError:
+        """Ends all questions with the first mistake, which every thread raises anew."""
         with self._lock:
-            self._mistake = self._mistake or mistake
+            self._mistake = self._mistake or error
         self.stop()
         return self._mistake.named(self._mistake.argument)
 
@@ -205,11 +222,7 @@ class OpenAIEndpoint(Endpoint):
 
 
 def read_completion(body: Any) -> Reply:
-    """The reply in a chat completion.
-
-    Raises:
-        ValueError: the body is none.
-    """
+    """The reply in a chat completion; ValueError where the body is none."""
     try:
         choice = body["choices"][0]
         message = choice["message"]
@@ -222,28 +235,18 @@ def read_completion(body: Any) -> Reply:
     return Reply(text if isinstance(text, str) else "", flaw)
 
 
-def read_usage(body: dict[str, Any]) -> tuple[int | None, int | None]:
+def read_usage(body: dict[str, Any]) -> list[int | None]:
     """Tokens of prompt and reply as an endpoint reports them; None where it does not."""
     usage = body.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
-    tokens_in, tokens_out = (n if isinstance(n, int) and not isinstance(n, bool) and n >= 0 else None for n in counts)
-    return tokens_in, tokens_out
+    return [n if isinstance(n, int) and not isinstance(n, bool) and n >= 0 else None for n in counts]
 
 
 def _read_key(variable: str) -> str:
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise InputError(
-            variable,
-            expected="the endpoint's key in this environment variable",
-            received="nothing",
-            hint=f"export {variable}=…; for a server that asks for none, any text",
-        )
+        way_out = f"export {variable}=…; for a server that asks for none, any text"
+        raise mistake(variable, "the endpoint's key in this environment variable", "nothing", way_out)
     if not (key.isascii() and key.isprintable() and " " not in key):
-        raise InputError(
-            variable,
-            expected="a key of printable ASCII without spaces",
-            received="other characters",
-            hint="copy the key again",
-        )
+        raise mistake(variable, "a key of printable ASCII without spaces", "other characters", "copy the key again")
     return key

@@ -1,7 +1,5 @@
 """What a user says about the rubric judge: which model, where it is reached, how it is asked."""
 
-from __future__ import annotations
-
 import json
 import os
 from dataclasses import dataclass, field
@@ -67,14 +65,7 @@ class JudgeModel:
         return (self.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI).rstrip("/")
 
     def check(self, argument: str) -> None:
-        """Check what can be checked without a request.
-
-        Args:
-            argument: ``judge`` or ``judge.second``, which errors name.
-
-        Raises:
-            InputError: a setting that can't work.
-        """
+        """Check what can be checked without a request; errors name the argument, ``judge`` or ``judge.second``."""
         if not self.model:
             raise InputError(f"{argument}.model", expected="a model's name", received="nothing", hint="name the judge")
         for name in ("attempts", "stop_after", "max_new_tokens"):
@@ -85,43 +76,35 @@ class JudgeModel:
             check_number(f"{argument}.{name}", getattr(self, name), least=0, optional=name.startswith("price"))
         if (self.price_in is None) != (self.price_out is None):
             one, other = ("price_in", "price_out") if self.price_in is None else ("price_out", "price_in")
-            raise InputError(
-                f"{argument}.{one}", expected=f"a price, as {other} has one", received="null", hint="give both or none"
-            )
-        if taken := [name for name in OURS if name in self.sampling]:
-            raise InputError(
-                f"{argument}.sampling",
-                expected=f"fields of a request other than {', '.join(OURS)}",
-                received=", ".join(taken),
-                hint="remove them",
-            )
+            expected = f"a price, as {other} has one"
+            raise InputError(f"{argument}.{one}", expected=expected, received="null", hint="give both or none")
+        sampling = f"{argument}.sampling"
+        if taken := ", ".join(name for name in OURS if name in self.sampling):
+            expected = f"fields of a request other than {', '.join(OURS)}"
+            raise InputError(sampling, expected=expected, received=taken, hint="remove them")
         try:
             json.dumps(self.sampling)
         except (TypeError, ValueError) as error:
+            expected = "what JSON can carry"
+            raise InputError(sampling, expected=expected, received=error, hint="correct the value") from error
+        if not self.local and (wrong := self._wrong_url()):
             raise InputError(
-                f"{argument}.sampling", expected="what JSON can carry", received=str(error), hint="correct the value"
-            ) from error
-        if not self.local:
-            self._check_url(argument)
+                f"{argument}.base_url" if self.base_url else "OPENAI_BASE_URL",
+                expected="a plain http(s) URL such as http://localhost:8000/v1",
+                received=wrong,
+                hint=f"correct it; a key goes into {self.key_variable}",
+            )
 
-    def _check_url(self, argument: str) -> None:
+    def _wrong_url(self) -> str:
+        """What is there instead of a usable URL, without what may hold a key; empty where it is one."""
         try:
             parts = urlsplit(self.url)
             fine = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
         except ValueError:  # a port that is no number, brackets that do not close
-            raise self._bad_url(argument, "another text") from None
+            return "another text"
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise self._bad_url(argument, "one with a user name, a password, a query or a fragment")  # may hold a key
-        if not fine:
-            raise self._bad_url(argument, repr(self.url))
-
-    def _bad_url(self, argument: str, received: str) -> InputError:
-        return InputError(
-            f"{argument}.base_url" if self.base_url else "OPENAI_BASE_URL",
-            expected="a plain http(s) URL such as http://localhost:8000/v1",
-            received=received,
-            hint=f"correct it; a key goes into {self.key_variable}",
-        )
+            return "one with a user name, a password, a query or a fragment"
+        return "" if fine else repr(self.url)
 
 
 @dataclass(frozen=True, kw_only=True)

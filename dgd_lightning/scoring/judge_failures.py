@@ -1,7 +1,5 @@
 """What a failed request means: send it again, give this row up, or stop the run."""
 
-from __future__ import annotations
-
 import email.utils
 import time
 from collections.abc import Mapping
@@ -31,13 +29,9 @@ class Failure(NamedTuple):
 
 
 def read_failure(error: Exception, settings: JudgeModel, argument: str, key: str) -> Failure:
-    """What to do about an error of the client.
+    """What to do about an error of openai's client, or a ValueError for a body that is no completion.
 
-    Args:
-        error: one of openai's, or a ValueError for a body that is no completion.
-        settings: of the judge.
-        argument: ``judge`` or ``judge.second``.
-        key: kept out of every text.
+    The argument is ``judge`` or ``judge.second``; the key is kept out of every text.
     """
     import openai
 
@@ -49,21 +43,30 @@ def read_failure(error: Exception, settings: JudgeModel, argument: str, key: str
         return Failure(f"unreadable body ({hide(str(error), key)[:WORDS]})")
     status, said = error.status_code, hide(_said(error), key)[:WORDS]
     reason = f"HTTP {status}" + (f" ({said})" if said else "")
+
+    def key_refused(reason: str) -> InputError:
+        hint = "check the key, and that it is this endpoint's"
+        return mistake(settings.key_variable, f"a key that {settings.url} accepts", reason, hint)
+
     if status == 401:  # what the server says may repeat the key
-        return Failure("HTTP 401", stop=_key_refused(settings, "HTTP 401"))
+        return Failure("HTTP 401", stop=key_refused("HTTP 401"))
     if status == 402 or str(error.code or error.type) in _NO_MONEY:
         account = "the key of an account that can pay"
-        return Failure(reason, stop=_stop(settings.key_variable, account, reason, "add to its balance"))
+        return Failure(reason, stop=mistake(settings.key_variable, account, reason, "add to its balance"))
     if status in _AGAIN or status >= 500:
         return Failure(f"HTTP {status}", wait=retry_after(error.response.headers))
+    if status == 404 and ("model" in said.lower() or settings.model in said):
+        model, received = f"a model that {settings.url} has", f"{settings.model!r}: {reason}"
+        return Failure(reason, stop=mistake(f"{argument}.model", model, received, "check its name"))
     if status == 404:
-        return Failure(reason, stop=_not_found(settings, argument, said, reason))
+        url, received = "an OpenAI-compatible endpoint with /chat/completions", f"{settings.url}: {reason}"
+        hint = f"most URLs end in /v1; if it is right, check {argument}.model"
+        return Failure(reason, stop=mistake(f"{argument}.base_url", url, received, hint))
     if status == 413 or str(error.code) in _ROW_CODES or any(words in said.lower() for words in _ROW_WORDS):
         return Failure(reason, again=False)
     hint = f"see {argument}.sampling and {argument}.model"
-    refused = _stop(argument, "a request that the endpoint accepts", reason, hint)
-    stop = _key_refused(settings, reason) if status == 403 else refused
-    return Failure(reason, again=False, unknown_to_blame=True, stop=stop)
+    refused = mistake(argument, "a request that the endpoint accepts", reason, hint)
+    return Failure(reason, again=False, unknown_to_blame=True, stop=key_refused(reason) if status == 403 else refused)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -87,30 +90,8 @@ def hide(text: str, key: str) -> str:
     return text.replace(key, "[key]") if len(key) >= 8 else text
 
 
-def unreachable(settings: JudgeModel, argument: str, reason: str) -> InputError:
-    """The error for an endpoint that never answered."""
-    named = f"{argument}.base_url"
-    return _stop(named, "an endpoint that answers", f"{settings.url}: {reason}", "start it, or correct the URL")
-
-
-def _key_refused(settings: JudgeModel, reason: str) -> InputError:
-    hint = "check the key, and that it is this endpoint's"
-    return _stop(settings.key_variable, f"a key that {settings.url} accepts", reason, hint)
-
-
-def _not_found(settings: JudgeModel, argument: str, said: str, reason: str) -> InputError:
-    if "model" in said.lower() or settings.model in said:
-        expected = f"a model that {settings.url} has"
-        return _stop(f"{argument}.model", expected, f"{settings.model!r}: {reason}", "check its name")
-    return _stop(
-        f"{argument}.base_url",
-        "an OpenAI-compatible endpoint with /chat/completions",
-        f"{settings.url}: {reason}",
-        f"most URLs end in /v1; if it is right, check {argument}.model",
-    )
-
-
-def _stop(argument: str, expected: str, received: str, hint: str) -> InputError:
+def mistake(argument: str, expected: str, received: str, hint: str) -> InputError:
+    """A user's mistake in one line."""
     return InputError(argument, expected=expected, received=received, hint=hint)
 
 

@@ -3,8 +3,6 @@
 What can't be read in a reply is asked for again, never guessed.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from importlib.resources import files
@@ -28,25 +26,15 @@ _THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)  # some servers le
 
 
 def read_template(path: str | None) -> str:
-    """The prompt file's text, or the package's.
-
-    Args:
-        path: a file, or None.
-
-    Raises:
-        InputError: no readable file, or one whose places are not exactly ``{rubrics_text}`` and ``{model_output}``.
-    """
+    """The prompt file's text, or the package's; InputError where its places are not exactly `PLACES`."""
     if path is None:
         return packaged("rubric_judge.txt")
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            "judge.prompt",
-            expected="a readable UTF-8 file",
-            received=f"{path} ({type(error).__name__})",
-            hint="check the path",
-        ) from error
+        received = f"{path} ({type(error).__name__})"
+        wanted = "a readable UTF-8 file"
+        raise InputError("judge.prompt", expected=wanted, received=received, hint="check the path") from error
     found = set(_PLACE.findall(text))
     if found != set(PLACES):
         unknown = ", ".join(f"{{{name}}}" for name in sorted(found - set(PLACES)))
@@ -66,14 +54,7 @@ def packaged(name: str) -> str:
 
 
 def fill(template: str, rubrics: list[str], answer: str, **others: str) -> str:
-    """The prompt for one answer; braces inside rubrics and answers mean nothing.
-
-    Args:
-        template: what `read_template` or `packaged` gave.
-        rubrics: texts, numbered from 1 in the prompt.
-        answer: what is graded.
-        others: what goes into further places.
-    """
+    """The prompt for one answer, its rubrics numbered from 1; braces inside rubrics and answers mean nothing."""
     numbered = "\n".join(f"{number}. {rubric}" for number, rubric in enumerate(rubrics, 1))
     values = {**dict(zip(PLACES, (numbered, answer), strict=True)), **others}
     text = _PLACE.sub(lambda place: values[place[1]], template)
@@ -84,8 +65,7 @@ def fill(template: str, rubrics: list[str], answer: str, **others: str) -> str:
 def rubric_texts(rubrics: Any) -> list[str]:
     """The rubrics of a row: texts, or objects with ``rubric_criteria``; blank ones are left out, as CL-bench does.
 
-    Args:
-        rubrics: anything that a row may have there; what is no list of rubrics gives none.
+    What is no list of rubrics gives none.
     """
     if not isinstance(rubrics, list):
         return []
@@ -116,32 +96,41 @@ class UnreadableReply(Exception):
 def read_verdict(text: str, rubrics: int) -> Verdict:
     """The verdict in a reply: one JSON object with CL-bench's three keys, bare, fenced or amid prose.
 
-    Args:
-        text: the reply.
-        rubrics: how many statuses there must be.
-
     Raises:
         UnreadableReply: no such object or several that differ, an unknown status, a wrong number of them, or a score
             that contradicts them.
     """
-    return _checked(_only_object(text, (SCORE, STATUS)), rubrics)
+    found = _only_object(text, (SCORE, STATUS))
+    for key in (RATIONALE, STATUS, SCORE):
+        if key not in found:
+            raise UnreadableReply(f"no {key!r}")
+    rationale, values = found[RATIONALE], found[STATUS]
+    if not isinstance(rationale, str):
+        raise UnreadableReply(f"{RATIONALE!r} is no text")
+    if not isinstance(values, list):
+        raise UnreadableReply(f"{STATUS!r} is no list")
+    status = [one for value in values if (one := status_of(value)) is not None]
+    if len(status) < len(values):
+        unknown = next(value for value in values if status_of(value) is None)
+        raise UnreadableReply(f"a status of {str(unknown)[:40]!r}")
+    if len(status) != rubrics:
+        raise UnreadableReply(f"{len(status)} statuses for {rubrics} rubrics")
+    match = _SCORE.fullmatch(str(found[SCORE]).strip())
+    if match is None:
+        raise UnreadableReply(f"an overall score of {str(found[SCORE])[:40]!r}")
+    if (score := int(match[1])) != int("no" not in status):
+        raise UnreadableReply(f"a score of {score} with {status.count('yes')} of {rubrics} statuses yes")
+    return Verdict(score, status, rationale)
 
 
 def read_error_class(text: str) -> ErrorVerdict:
-    """The error class in a reply, read as strictly as a verdict.
-
-    Args:
-        text: the reply.
-
-    Raises:
-        UnreadableReply: no such object or several that differ, no reason, or a class that is none of the five.
-    """
+    """The error class in a reply, read as strictly as a verdict."""
     found = _only_object(text, (CLASS,))
-    name, reason = found[CLASS], found.get(REASON)
+    name, reason = str(found[CLASS]), found.get(REASON)
     if not isinstance(reason, str):
         raise UnreadableReply(f"no text under {REASON!r}")
-    if not isinstance(name, str) or name.strip().casefold() not in ERROR_CLASSES:
-        raise UnreadableReply(f"an error class of {str(name)[:40]!r}")
+    if name.strip().casefold() not in ERROR_CLASSES:
+        raise UnreadableReply(f"an error class of {name[:40]!r}")
     return ErrorVerdict(name.strip().casefold(), reason)
 
 
@@ -151,66 +140,28 @@ def status_of(value: object) -> str | None:
     return _STATUS.get(text.strip().casefold()) if isinstance(text, str) else None
 
 
-def _only_object(text: str, keys: tuple[str, ...]) -> dict[str, Any]:
-    """The one JSON object in a reply with any of the keys."""
-    found, rest = _objects(_THOUGHTS.sub("", text, count=1))
-    # a verdict quoted inside a broken one must not pass for the judge's own
-    if any(json.dumps(key) in rest for key in keys):
-        raise UnreadableReply("broken JSON")
-    verdicts = [one for one in found if any(key in one for key in keys)]
-    if not verdicts:
-        raise UnreadableReply("no JSON object with the keys asked for" if text.strip() else "an empty reply")
-    if any(one != verdicts[0] for one in verdicts):
-        raise UnreadableReply("several verdicts that differ")
-    return verdicts[0]
-
-
-def _checked(found: dict[str, Any], rubrics: int) -> Verdict:
-    for key in (RATIONALE, STATUS, SCORE):
-        if key not in found:
-            raise UnreadableReply(f"no {key!r}")
-    if not isinstance(found[RATIONALE], str):
-        raise UnreadableReply(f"{RATIONALE!r} is no text")
-    if not isinstance(found[STATUS], list):
-        raise UnreadableReply(f"{STATUS!r} is no list")
-    status = [_status(value) for value in found[STATUS]]
-    if len(status) != rubrics:
-        raise UnreadableReply(f"{len(status)} statuses for {rubrics} rubrics")
-    score = _score(found[SCORE])
-    if score != int(all(one == "yes" for one in status)):
-        raise UnreadableReply(f"a score of {score} with {status.count('yes')} of {rubrics} statuses yes")
-    return Verdict(score, status, found[RATIONALE])
-
-
-def _status(value: object) -> str:
-    if (status := status_of(value)) is None:
-        raise UnreadableReply(f"a status of {str(value)[:40]!r}")
-    return status
-
-
-def _score(value: object) -> int:
-    fine = isinstance(value, int | float | str) and not isinstance(value, bool)
-    match = _SCORE.fullmatch(str(value).strip()) if fine else None
-    if match is None:
-        raise UnreadableReply(f"an overall score of {str(value)[:40]!r}")
-    return int(match[1])
-
-
-def _objects(text: str) -> tuple[list[dict[str, Any]], str]:
-    """The outermost JSON objects of a text, in order, and the text around them."""
+def _only_object(reply: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    """The one JSON object in a reply with any of the keys, among its outermost ones."""
+    text = _THOUGHTS.sub("", reply, count=1)
     decoder = json.JSONDecoder(object_pairs_hook=_without_doubles)
-    found, rest, done = [], "", 0
-    at = text.find("{")
+    found, prose, done, at = [], "", 0, text.find("{")
     while at >= 0:
         try:
             value, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError):
             end = at + 1  # not one: perhaps a brace of the prose before it
         else:
-            found.append(value)
-            rest, done = rest + text[done:at], end
+            found += [value] if any(key in value for key in keys) else []
+            prose, done = prose + text[done:at], end
         at = text.find("{", end)
-    return found, rest + text[done:]
+    # a verdict quoted inside a broken one must not pass for the judge's own
+    if any(json.dumps(key) in prose + text[done:] for key in keys):
+        raise UnreadableReply("broken JSON")
+    if not found:
+        raise UnreadableReply("no JSON object with the keys asked for" if reply.strip() else "an empty reply")
+    if any(one != found[0] for one in found):
+        raise UnreadableReply("several verdicts that differ")
+    return found[0]
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,36 +1,24 @@
 """`LocalEndpoint`: a Hugging Face model in this process as judge; greedy, one prompt at a time."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dgd_lightning.data.chat import prompt_ids
 from dgd_lightning.errors import InputError
+from dgd_lightning.methods.autoregressive import autoregressive_generate
+from dgd_lightning.pair import Pair, load_pair, source_fingerprint
 from dgd_lightning.scoring.judge_config import JudgeModel
 from dgd_lightning.scoring.one_judge import Effort, Endpoint, NoAnswer, Reply
+from dgd_lightning.target.folder import resolve_commit
 from dgd_lightning.types import Task
-
-if TYPE_CHECKING:
-    from dgd_lightning.pair import Pair
 
 
 class LocalEndpoint(Endpoint):
-    """A causal LM that `load_target` takes (safetensors, no remote code); loaded when first asked.
-
-    Args:
-        settings: checked, with ``local``.
-        argument: ``judge`` or ``judge.second``, for errors.
-
-    Raises:
-        InputError: no such folder or Hub id.
-    """
+    """A causal LM that `load_target` takes (safetensors, no remote code); loaded when first asked."""
 
     def __init__(self, settings: JudgeModel, argument: str) -> None:
-        from dgd_lightning.pair import source_fingerprint  # torch: only for those whose judge is local
-        from dgd_lightning.target.folder import resolve_commit
-
         self._settings, self._argument = settings, argument
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -62,9 +50,6 @@ class LocalEndpoint(Endpoint):
             self._pair = None
 
     def _generate(self, pair: Pair, prompt: str, effort: Effort) -> Reply:
-        from dgd_lightning.data.chat import prompt_ids
-        from dgd_lightning.methods.autoregressive import autoregressive_generate
-
         tokenizer: Any = pair.tokenizer
         chat = getattr(tokenizer, "chat_template", None) is not None
         turn = [{"role": "user", "content": prompt}]
@@ -85,11 +70,9 @@ class LocalEndpoint(Endpoint):
             raise RuntimeError("the judge was stopped while a row waited for its verdict")
 
     def _load(self) -> Pair:
-        if self._pair is None:
-            from dgd_lightning.pair import load_pair
-
-            found = self._settings
-            self._pair = load_pair(found.model, None, dtype=found.dtype, device=found.device, revision=self._commit)
+        found = self._settings
+        options: dict[str, Any] = {"dtype": found.dtype, "device": found.device, "revision": self._commit}
+        self._pair = self._pair or load_pair(found.model, None, **options)
         return self._pair
 
     @contextlib.contextmanager

@@ -1,19 +1,118 @@
 """`MathGrader`: GSM8K and MATH-500: is the final result of an answer equal to the gold one, as mathematics?"""
 
-from __future__ import annotations
-
+import contextlib
 import importlib.metadata
+import json
 import re
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from dgd_lightning.errors import InputError
 from dgd_lightning.grader import Grader
+from dgd_lightning.jsonl import reply
 from dgd_lightning.scoring.final_answer import final_answer, plain_number, words_alone
-from dgd_lightning.scoring.math_pool import MathPool, WorkerError
 from dgd_lightning.types import Score
 
+WORKER = Path(__file__).with_name("math_worker.py")
+PATIENCE = 20
+START_SECONDS = 120.0  # to import sympy on a busy machine
+LIVES = 3  # workers that are tried for one comparison while somebody kills them
+CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}  # what an input may do to it
 RULES = 2  # of what is no score and what is 0: other rules, another number, and answers are graded anew
+
+
+class WorkerError(RuntimeError):
+    """A worker can't be started or kept alive; no verdict on any answer."""
+
+
+class MathPool:
+    """Processes that compare results, at most ``size``; one that takes too long ends, and another takes its place.
+
+    Safe to use from several threads.
+
+    Args:
+        size: workers, started when they are first needed.
+        seconds: of processor time for one comparison, so that a busy machine changes no score; a worker that hangs
+            without using any is killed after ``PATIENCE`` times as long.
+        memory_mb: address space of a worker.
+    """
+
+    def __init__(self, size: int, seconds: float, memory_mb: int) -> None:
+        self.seconds, self.memory_mb = seconds, memory_mb
+        self._room = threading.Semaphore(size)
+        self._idle: list[subprocess.Popen[bytes]] = []
+
+    def compare(self, gold: str, answer: str) -> dict[str, Any]:
+        """The worker's reply: ``equal``, and how it read both; ``error`` where there was no result in time.
+
+        Raises:
+            WorkerError: no worker starts, or they are killed from outside, as where memory lacks: no fault of a result.
+        """
+        with self._room:
+            for _ in range(LIVES):
+                found = self._ask(json.dumps({"gold": gold, "answer": answer}).encode() + b"\n")
+                if found is not None:
+                    return found
+        raise WorkerError(f"{LIVES} workers with math-verify were killed from outside, one after the other")
+
+    def _ask(self, question: bytes) -> dict[str, Any] | None:
+        """A worker's reply; None where it was killed from outside."""
+        try:
+            worker = self._idle.pop()
+        except IndexError:
+            worker = self._start()
+        found = None
+        try:
+            assert worker.stdin is not None
+            worker.stdin.write(question)
+            worker.stdin.flush()
+            found = reply(worker.stdout, PATIENCE * self.seconds)
+            if found is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):  # its pipe may end a moment before it does
+                    worker.wait(1.0)
+            late = worker.returncode is None
+        except BrokenPipeError:  # it died while it was idle
+            return None
+        finally:
+            if found is None:
+                _kill(worker)  # it may be dead already; then its first reason counts
+            else:
+                self._idle.append(worker)
+        if found is not None:
+            return found
+        if late or worker.returncode == -signal.SIGPROF:
+            return {"equal": False, "error": f"no result in {self.seconds:g} s"}
+        own = worker.returncode > 0 or -worker.returncode in CRASHES
+        return {"equal": False, "error": "the worker ended"} if own else None
+
+    def close(self) -> None:
+        """End the idle workers."""
+        while self._idle:
+            _kill(self._idle.pop())
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        worker = subprocess.Popen(  # -P: hides `statistics.py` beside it
+            [sys.executable, "-P", str(WORKER), str(self.memory_mb), str(self.seconds)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+        )
+        if reply(worker.stdout, START_SECONDS) is None:
+            _kill(worker)
+            raise WorkerError("a worker with math-verify does not start: try `python -c 'import math_verify'`")
+        return worker
+
+
+def _kill(worker: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(OSError), worker:  # which closes its pipes and waits for it
+        worker.kill()
 
 
 class MathGrader(Grader):
@@ -35,7 +134,7 @@ class MathGrader(Grader):
         self.pool = MathPool(workers, seconds, memory_mb)
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> MathGrader:
+    def from_options(cls, options: Mapping[str, Any]) -> Self:
         return cls(workers=options["math_workers"])
 
     def takes(self, row: dict[str, Any]) -> bool:
@@ -53,22 +152,18 @@ class MathGrader(Grader):
         equal = _same(gold, found.text)
         if equal is None:
             try:
-                reply = self.pool.compare(gold, found.text)
+                read = self.pool.compare(gold, found.text)
             except WorkerError as error:
                 if _version() is None:
-                    raise InputError(
-                        "grader math",
-                        expected="the package math-verify",
-                        received="no such package",
-                        hint="pip install 'dgd-lightning[math]'",
-                    ) from error
+                    missing = {"expected": "the package math-verify", "received": "no such package"}
+                    raise InputError("grader math", **missing, hint="pip install 'dgd-lightning[math]'") from error
                 return Score(None, [], f"math_error: {error}", details)
-            equal = bool(reply["equal"])
-            details["compared"] = {key: value for key, value in reply.items() if key != "equal"}
-            if reply.get("gold") == "":
+            equal = bool(read["equal"])
+            details["compared"] = {key: value for key, value in read.items() if key != "equal"}
+            if read.get("gold") == "":
                 return Score(None, [], f"math_error: math-verify can't read the gold result {gold}", details)
-            if "error" in reply:
-                return Score(0.0, [], f"not comparable with {gold}: {reply['error']}", details)
+            if "error" in read:
+                return Score(0.0, [], f"not comparable with {gold}: {read['error']}", details)
         return Score(float(equal), [], f"{found.text} is {'' if equal else 'not '}{gold}", details)
 
     def fingerprint(self) -> dict[str, Any]:

@@ -1,11 +1,9 @@
 """Stand-alone program: compares two results with math-verify, one JSON line in, one out, until stdin ends.
 
 It may hang or eat memory on hostile input. Processor time of a comparison is limited by a timer whose signal nobody
-handles, so the kernel ends this process, whatever it is busy with; `math_pool.py` starts another. Only LaTeX is parsed,
-by a grammar; math-verify's plain expressions go through ``eval`` and are never used.
+handles, so the kernel ends this process, whatever it is busy with; `math_grader.py` starts another. Only LaTeX is
+parsed, by a grammar; math-verify's plain expressions go through ``eval`` and are never used.
 """
-
-from __future__ import annotations
 
 import io
 import json

@@ -1,23 +1,89 @@
 """`OneJudge`: asks one judge one question at a time, keeps what it says, and counts what that took.
 
 `Endpoint`: where a judge is asked: a server, or a model in this process.
+`VerdictFile`: verdicts on the disk, found by the hash of what was asked; several processes may share a file.
 """
 
-from __future__ import annotations
-
+import contextlib
+import json
+import os
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
+from dgd_lightning.grader import ERROR_CLASSES
+from dgd_lightning.jsonl import JsonLines, content_key, lines, reported
 from dgd_lightning.scoring.judge_config import JudgeModel
 from dgd_lightning.scoring.judge_text import UnreadableReply
-from dgd_lightning.scoring.verdicts import VerdictFile, content_key
 
 START = 200  # characters of a reply that is no verdict, for people
+
+
+class VerdictFile:
+    """Appends records and finds them again; safe for threads, for other processes, and against kills.
+
+    A record is on the disk when `put` returns. A line that a kill left torn is closed by the next write, and read as
+    nothing; so its question is asked again and no other one is.
+
+    Args:
+        path: made if missing.
+        argument: what errors call it.
+
+    Raises:
+        InputError: the file can't be opened for writing.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], argument: str) -> None:
+        self.path, self.argument = Path(path).expanduser(), argument
+        self._lock = threading.Lock()
+        self._found: dict[str, dict[str, Any]] = {}
+        self._read_to = 0
+        with reported(self.path, self.argument):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = JsonLines(self.path, argument=argument, shared=True)
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The record of a key, those that other processes wrote meanwhile included; None where there is none."""
+        with self._lock, reported(self.path, self.argument):
+            if key not in self._found:
+                self._read_on()
+            return self._found.get(key)
+
+    def put(self, key: str, record: dict[str, Any]) -> dict[str, Any]:
+        """Store a record, which has ``rationale``, and ``score`` and ``status`` or ``error_class``.
+
+        Returns the one that counts, the first of its key (see `jsonl.content_key`).
+        """
+        with self._lock, reported(self.path, self.argument):
+            self._file.append([{"key": key, **record}])
+            self._read_on()
+            return self._found[key]
+
+    def close(self) -> None:
+        """Let go of the file."""
+        with self._lock:
+            self._file.close()
+
+    def _read_on(self) -> None:
+        """Takes in whole lines beyond what was read; a last one without its end may still be being written."""
+        for line in lines(self.path, self._read_to):
+            self._read_to = line.offset + len(line.text)
+            with contextlib.suppress(ValueError):  # torn by a kill
+                record = json.loads(line.text)
+                if _is_verdict(record):
+                    self._found.setdefault(record["key"], record)
+
+
+def _is_verdict(record: Any) -> bool:
+    if not (isinstance(record, dict) and all(isinstance(record.get(name), str) for name in ("key", "rationale"))):
+        return False
+    graded = isinstance(record.get("status"), list) and record.get("score") in (0, 1)
+    return graded or record.get("error_class") in ERROR_CLASSES
 
 
 class Reply(NamedTuple):
@@ -33,7 +99,7 @@ class NoAnswer(Exception):
 
 @dataclass
 class Effort:
-    """What a question took, failures included."""
+    """What questions took, failures included."""
 
     requests: int = 0
     faults: Counter[str] = field(default_factory=Counter)  # failed attempts and unreadable replies, by reason
@@ -55,11 +121,7 @@ class Endpoint(ABC):
 
     @abstractmethod
     def ask(self, prompt: str, effort: Effort) -> Reply:
-        """One reply, always a fresh one.
-
-        Args:
-            prompt: the user's turn.
-            effort: what it takes is added here, whatever becomes of it.
+        """One reply, always a fresh one; what it takes is added to the effort, whatever becomes of it.
 
         Raises:
             NoAnswer: none could be had for this prompt.
@@ -92,17 +154,10 @@ class Answer(NamedTuple):
 
 
 class OneJudge:
-    """One judge, its stored verdicts and what it took.
-
-    Args:
-        settings: checked.
-        endpoint: where it is asked.
-        asks: replies asked for until one can be read.
-        verdicts: where verdicts are kept.
-    """
+    """One judge, its stored verdicts and what it took; ``asks`` replies at most until one can be read."""
 
     def __init__(self, settings: JudgeModel, endpoint: Endpoint, asks: int, verdicts: VerdictFile) -> None:
-        self._settings, self._endpoint, self._verdicts = settings, endpoint, verdicts
+        self._settings, self.endpoint, self._verdicts = settings, endpoint, verdicts
         self._asks = 1 if settings.local else asks  # greedy: another reply would be the same
         self.identity = endpoint.identity()
         self._lock = threading.Lock()
@@ -110,9 +165,9 @@ class OneJudge:
         self._counts: Counter[str] = Counter()
         self._spent = Effort()
 
-    def apart(self) -> OneJudge:
+    def apart(self) -> Self:
         """The same judge, limits and stored verdicts, for questions whose cost is counted apart."""
-        return OneJudge(self._settings, self._endpoint, self._asks, self._verdicts)
+        return type(self)(self._settings, self.endpoint, self._asks, self._verdicts)
 
     def answer(self, question: Question) -> Answer:
         """The stored verdict, or a new one.
@@ -124,22 +179,22 @@ class OneJudge:
         with self._lock:
             turn = self._turns.setdefault(key, threading.Lock())
         with turn:
+            effort, begun, failure = Effort(), time.monotonic(), ""
             record = self._verdicts.get(key)
-            if record is not None:
-                self._count("cached")
-                return Answer(record, "", self._details(record, cached=True))
-            effort, stored = Effort(), time.monotonic()
-            try:
-                verdict = self._ask(question, effort)
-            except NoAnswer as error:
-                self._count("failed")
-                details = self._details(self._record(effort, stored), cached=False)
-                return Answer(None, f"judge_error: {error}", details)
-            finally:
-                self._spend(effort)
-            record = self._verdicts.put(key, {**verdict._asdict(), **self._record(effort, stored)})
-            self._count("judged")
-            return Answer(record, "", self._details(record, cached=False))
+            outcome = "judged" if record is None else "cached"
+            if record is None:
+                try:
+                    found = self._ask(question, effort)._asdict()
+                    record = self._verdicts.put(key, {**found, **self._taken(effort, begun)})
+                except NoAnswer as error:
+                    outcome, failure = "failed", f"judge_error: {error}"
+            with self._lock:
+                self._counts[outcome] += 1
+                self._spent.requests += effort.requests
+                self._spent.faults.update(effort.faults)
+                self._spent.count_tokens(effort.tokens_in, effort.tokens_out)
+            details = self._details(record or self._taken(effort, begun))
+            return Answer(record, failure, {**details, "cached": outcome == "cached"})
 
     def totals(self) -> dict[str, Any]:
         """What this process asked so far."""
@@ -155,18 +210,10 @@ class OneJudge:
                 **self._cost(spent.tokens_in, spent.tokens_out),
             }
 
-    def stop(self) -> None:
-        """Give up what is waited for, but for replies that come at once."""
-        self._endpoint.stop()
-
-    def close(self) -> None:
-        """End all waiting."""
-        self._endpoint.close()
-
     def _ask(self, question: Question, effort: Effort) -> Any:
         flaw = start = ""
         for _ in range(self._asks):
-            reply = self._endpoint.ask(question.prompt, effort)
+            reply = self.endpoint.ask(question.prompt, effort)
             flaw = reply.flaw or ""
             if not flaw:
                 try:
@@ -178,21 +225,16 @@ class OneJudge:
         shown = f" ({start!r} …)" if start else ""
         raise NoAnswer(f"{self._asks} replies without a verdict, the last: {flaw}{shown}")
 
-    def _record(self, effort: Effort, stored: float) -> dict[str, Any]:
-        return {
-            "model": self._settings.model,
-            "requests": effort.requests,
-            "faults": dict(effort.faults),
-            "tokens_in": effort.tokens_in,
-            "tokens_out": effort.tokens_out,
-            "seconds": round(time.monotonic() - stored, 3),
-        }
+    def _taken(self, effort: Effort, begun: float) -> dict[str, Any]:
+        seconds = round(time.monotonic() - begun, 3)
+        return {"model": self._settings.model, **vars(effort), "faults": dict(effort.faults), "seconds": seconds}
 
-    def _details(self, record: dict[str, Any], *, cached: bool) -> dict[str, Any]:
+    def _details(self, record: dict[str, Any]) -> dict[str, Any]:
         """Of a row: what its verdict took when it was asked for."""
         names = ("model", "requests", "faults", "tokens_in", "tokens_out", "seconds")
-        tokens = record.get("tokens_in"), record.get("tokens_out")
-        return {**{name: record.get(name) for name in names}, **self._cost(*tokens), "cached": cached}
+        return {name: record.get(name) for name in names} | self._cost(
+            record.get("tokens_in"), record.get("tokens_out")
+        )
 
     def _cost(self, tokens_in: int | None, tokens_out: int | None) -> dict[str, float | None]:
         prices = self._settings.price_in, self._settings.price_out
@@ -201,13 +243,3 @@ class OneJudge:
         if tokens_in is None or tokens_out is None:
             return {"cost": None}  # unknown is not free
         return {"cost": (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6}
-
-    def _count(self, what: str) -> None:
-        with self._lock:
-            self._counts[what] += 1
-
-    def _spend(self, effort: Effort) -> None:
-        with self._lock:
-            self._spent.requests += effort.requests
-            self._spent.faults.update(effort.faults)
-            self._spent.count_tokens(effort.tokens_in, effort.tokens_out)

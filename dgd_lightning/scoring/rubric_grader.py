@@ -1,22 +1,17 @@
 """`RubricJudge`: CL-bench's protocol, a language model that grades an answer against rubrics, all or nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from dgd_lightning.errors import InputError
 from dgd_lightning.grader import ASK, Grader
-from dgd_lightning.scoring.error_judge import ErrorJudge
+from dgd_lightning.jsonl import content_key
 from dgd_lightning.scoring.judge_client import OpenAIEndpoint
 from dgd_lightning.scoring.judge_config import JudgeConfig, JudgeModel
 from dgd_lightning.scoring.judge_text import fill, read_template, read_verdict, rubric_texts
-from dgd_lightning.scoring.one_judge import Answer, Endpoint, OneJudge, Question
-from dgd_lightning.scoring.verdicts import VerdictFile, content_key
+from dgd_lightning.scoring.one_judge import Answer, Endpoint, OneJudge, Question, VerdictFile
 from dgd_lightning.types import Score
-
-UNANSWERED = Score(0.0, [], "no answer: it counts as not solved, and the judge is not asked")
 
 
 class RubricJudge(Grader):
@@ -33,16 +28,13 @@ class RubricJudge(Grader):
 
     def __init__(self, config: JudgeConfig) -> None:
         config.check("judge")
-        self.workers = config.workers
+        self.workers, self._asks = config.workers, config.asks
         self._template = read_template(config.prompt)
-        self._asks = config.asks
         self._verdicts = VerdictFile(config.cache, "judge.cache")
-        self._first = self._judge(config, "judge")
-        self._second = None
-        self._errors: ErrorJudge | None = None
+        self._judges = {"judge": self._judge(config, "judge")}
         if config.second is not None:
-            self._second = self._judge(config.second, "judge.second")
-            if self._second.identity == self._first.identity:
+            self._judges["second"] = self._judge(config.second, "judge.second")
+            if self._judges["second"].identity == self._judges["judge"].identity:
                 raise InputError(
                     "judge.second",
                     expected="another judge",
@@ -51,10 +43,8 @@ class RubricJudge(Grader):
                 )
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> Grader | None:
-        if options["judge"] is None:
-            return None if options.get("leave") else NoJudge()
-        return cls(options["judge"])
+    def from_options(cls, options: Mapping[str, Any]) -> Self | None:
+        return None if options["judge"] is None else cls(options["judge"])
 
     def takes(self, row: dict[str, Any]) -> bool:
         return bool(rubric_texts(row.get("rubrics")))
@@ -62,49 +52,42 @@ class RubricJudge(Grader):
     def grade(self, row: dict[str, Any], answer: str) -> Score:
         """See `Grader.grade`; ``status`` has an entry per rubric, and none for an answer without text."""
         if not answer.strip():
-            return UNANSWERED
+            return Score(0.0, [], "no answer: it counts as not solved, and the judge is not asked")
         rubrics = rubric_texts(row["rubrics"])
-        content = content_key(self._template, rubrics, answer)
         prompt = fill(self._template, rubrics, answer)
+        content = content_key(self._template, rubrics, answer)
         question = Question(prompt, content, partial(read_verdict, rubrics=len(rubrics)))
-        score = _score(self._first.answer(question))
-        if self._second is None:
-            return score
-        other = _score(self._second.answer(question))
-        second = {
-            "score": None if other.value is None else int(other.value),
-            "requirement_status": other.status,
-            "grading_rationale": other.rationale,
-            **(other.details or {}),
-        }
-        return score._replace(details={**(score.details or {}), "second": second})
+        first, *others = (_score(judge.answer(question)) for judge in self._judges.values())
+        for other in others:
+            second = {
+                "score": None if other.value is None else int(other.value),
+                "requirement_status": other.status,
+                "grading_rationale": other.rationale,
+                **(other.details or {}),
+            }
+            first = first._replace(details={**(first.details or {}), "second": second})
+        return first
 
     def fingerprint(self) -> dict[str, Any]:
-        found = {
-            "grader": self.name,
-            "prompt": content_key(self._template)[:16],
-            "asks": self._asks,
-            "judge": self._first.identity,
-        }
-        return found if self._second is None else {**found, "second": self._second.identity}
+        judges = {name: judge.identity for name, judge in self._judges.items()}
+        return {"grader": self.name, "prompt": content_key(self._template)[:16], "asks": self._asks, **judges}
 
     def totals(self) -> dict[str, Any]:
         """What this process asked so far, for scores.json: requests, tokens and cost; per judge where there are two."""
-        others = {"second": self._second, "error_classes": self._errors}
-        return {**self._first.totals(), **{name: one.totals() for name, one in others.items() if one is not None}}
+        found = {name: judge.totals() for name, judge in self._judges.items()}
+        return {**found.pop("judge"), **found}
 
-    def error_judge(self) -> ErrorJudge:
+    def error_judge(self) -> OneJudge:
         """The first judge, to be asked why answers failed; it goes when this one is closed."""
-        self._errors = self._errors or ErrorJudge(self._first.apart(), self.workers)
-        return self._errors
+        return self._judges["judge"].apart()
 
     def stop(self) -> None:
-        for judge in filter(None, (self._first, self._second)):
-            judge.stop()
+        for judge in self._judges.values():
+            judge.endpoint.stop()
 
     def close(self) -> None:
-        for judge in filter(None, (self._first, self._second)):
-            judge.close()
+        for judge in self._judges.values():
+            judge.endpoint.close()
         self._verdicts.close()
 
     def _judge(self, settings: JudgeModel, argument: str) -> OneJudge:
@@ -121,7 +104,7 @@ class RubricJudge(Grader):
 def _score(answer: Answer) -> Score:
     if (record := answer.record) is None:
         return Score(None, [], answer.failure, answer.details)
-    return Score(float(record["score"]), list(record["status"]), record["rationale"], answer.details)
+    return Score(float(record["score"]), record["status"], record["rationale"], answer.details)
 
 
 class NoJudge(Grader):
@@ -130,8 +113,8 @@ class NoJudge(Grader):
     name, cost = "no judge", ASK
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> None:
-        """Only `RubricJudge` makes one."""
+    def from_options(cls, options: Mapping[str, Any]) -> Self | None:
+        return None if options["judge"] is not None or options.get("leave") else cls()
 
     def takes(self, row: dict[str, Any]) -> bool:
         return bool(row.get("rubrics"))

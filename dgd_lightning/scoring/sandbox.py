@@ -10,21 +10,19 @@ program that means harm can then read and delete the user's files, kill the user
 `Sandbox.isolation` says what holds.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
-import select
 import socket
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import threading
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from dgd_lightning.jsonl import reply
 
 JAIL = Path(__file__).resolve().parent / "jail"
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache", "/etc/alternatives")
@@ -51,15 +49,10 @@ class Cell:
 
     def __init__(self, warden: subprocess.Popen[bytes], folder: tempfile.TemporaryDirectory[str] | None) -> None:
         self.warden, self.folder = warden, folder
-        self.lines = b""
 
     def started(self) -> None:
-        """Wait until the command runs.
-
-        Raises:
-            SandboxError: it does not.
-        """
-        words = self._line(START_SECONDS)
+        """Wait until the command runs, or raise SandboxError."""
+        words = reply(self.warden.stdout, START_SECONDS) or {}
         if "started" not in words:
             raise SandboxError(words.get("error", "the sandbox's warden has ended"))
 
@@ -70,42 +63,21 @@ class Cell:
             Why it ended: "exit", "exit code N", "signal N", "released" (it still ran), a limit ("cpu time", "wall
             time", "memory", "processes", "disk"), or "unknown" (the warden was killed).
         """
-        assert self.warden.stdin is not None
-        assert self.warden.stdout is not None
-        with contextlib.suppress(OSError):
-            self.warden.stdin.close()
-        words = self._line(END_SECONDS)
-        with contextlib.suppress(OSError):
-            if self.warden.poll() is None and "end" not in words:
-                os.killpg(self.warden.pid, 9)
-        self.warden.wait()
-        self.warden.stdout.close()
+        with self.warden:  # its pipes are closed then, and it is waited for
+            assert self.warden.stdin is not None
+            with contextlib.suppress(OSError):
+                self.warden.stdin.close()
+            words = reply(self.warden.stdout, END_SECONDS) or {}
+            with contextlib.suppress(OSError):
+                if self.warden.poll() is None and "end" not in words:
+                    os.killpg(self.warden.pid, 9)
         if self.folder is not None:
             self.folder.cleanup()
-        return words.get("end", "unknown")
-
-    def _line(self, seconds: float) -> dict[str, Any]:
-        """The warden's next line; nothing where it has none in time."""
-        assert self.warden.stdout is not None
-        number, deadline = self.warden.stdout.fileno(), time.monotonic() + seconds
-        while b"\n" not in self.lines:
-            if not select.select([number], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                return {}
-            piece = os.read(number, 1 << 12)
-            if not piece:
-                return {}
-            self.lines += piece
-        line, _, self.lines = self.lines.partition(b"\n")
-        return dict(json.loads(line))
+        return str(words.get("end", "unknown"))
 
 
 class Sandbox:
-    """Starts programs of the folder `jail/`; safe to use from several threads.
-
-    Args:
-        limits: of every cell.
-        namespaces: False does without; None uses them where the kernel allows.
-    """
+    """Starts programs of the folder `jail/`; safe to use from several threads. For arguments see `CodeGrader`."""
 
     def __init__(self, limits: Limits, *, namespaces: bool | None = None) -> None:
         self.limits = limits
@@ -117,29 +89,12 @@ class Sandbox:
     def isolation(self) -> dict[str, Any]:
         """What is shut off; for people and for the fingerprint."""
         on = self._allowed()
-        words: dict[str, Any] = {"network": on, "processes": on, "files": on}
+        words: dict[str, Any] = dict.fromkeys(("network", "processes", "files"), on)
         return words if on else words | {"reason": self._reason}
 
-    def start(self, script: str, sockets: list[socket.socket]) -> Cell:
+    def start(self, script: str, sockets: list[socket.socket], *, namespaces: bool | None = None) -> Cell:
         """Start a script of `jail/`; its descriptors 3, 4 … are the sockets. Call `Cell.started` next."""
-        return self._start(script, sockets, namespaces=self._allowed())
-
-    def _allowed(self) -> bool:
-        with self._lock:
-            if self._namespaces is None:
-                mine, other = socket.socketpair()
-                with mine, other:
-                    cell = self._start("candidate.py", [other], namespaces=True)
-                    try:
-                        cell.started()
-                        self._namespaces = True
-                    except SandboxError as error:
-                        self._namespaces, self._reason = False, str(error)
-                    finally:
-                        cell.end()
-            return self._namespaces
-
-    def _start(self, script: str, sockets: list[socket.socket], *, namespaces: bool) -> Cell:
+        namespaces = self._allowed() if namespaces is None else namespaces
         folder = None
         if not namespaces:
             folder = tempfile.TemporaryDirectory(prefix="dgd-", ignore_cleanup_errors=True)
@@ -149,16 +104,10 @@ class Sandbox:
         packages = str(Path(sysconfig.get_path("purelib")).resolve())
         home = "/sandbox" if folder is None else folder.name
         numbers = [each.fileno() for each in sockets]
+        executable = str(python if python.exists() else sys.executable)
         order = {
             # -P, -S: neither the script's folder nor start-up files of packages
-            "argv": [
-                str(python if python.exists() else sys.executable),
-                "-P",
-                "-S",
-                "-B",
-                str(JAIL / script),
-                packages,
-            ],
+            "argv": [executable, "-P", "-S", "-B", str(JAIL / script), packages],
             "env": {
                 "HOME": home,
                 "TMPDIR": home,
@@ -189,3 +138,18 @@ class Sandbox:
             warden.stdin.write(json.dumps(order).encode() + b"\n")
             warden.stdin.flush()
         return Cell(warden, folder)
+
+    def _allowed(self) -> bool:
+        with self._lock:
+            if self._namespaces is None:
+                mine, other = socket.socketpair()
+                with mine, other:
+                    cell = self.start("candidate.py", [other], namespaces=True)
+                    try:
+                        cell.started()
+                        self._namespaces = True
+                    except SandboxError as error:
+                        self._namespaces, self._reason = False, str(error)
+                    finally:
+                        cell.end()
+            return self._namespaces

@@ -4,10 +4,7 @@
 rows with CL-bench's own fields (``score``, ``requirement_status``, ``grading_rationale``), which its scripts read.
 """
 
-from __future__ import annotations
-
 import contextlib
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,13 +12,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dgd_lightning import run_folder
+from dgd_lightning import jsonl, run_folder
 from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
 from dgd_lightning.grader import Grader, grader_for, remarked
-from dgd_lightning.jsonl import JsonLines, encoded
 from dgd_lightning.old_rows import upgraded
-from dgd_lightning.scoring.score_file import Record, finished, read_scores, record_of, score_of
+from dgd_lightning.scoring.graded import Graded, comparisons, read_graded
+from dgd_lightning.scoring.summary import Compared, compared, summary
+from dgd_lightning.types import Score
 
 Row = dict[str, Any]
 Key = run_folder.Key
@@ -35,7 +33,26 @@ class Source(NamedTuple):
     scores: Path  # appended to
     graded: Path  # the rows with their scores
     summary: Path
-    folder: Path | None  # of a run; None for a file alone
+
+
+class Record(NamedTuple):
+    """One line of ``scores.jsonl``."""
+
+    idx: str
+    arm: str
+    key: str  # hash of the row and of all that can change its score
+    score: float | None
+    requirement_status: list[str]
+    grading_rationale: str
+    grader: str
+    details: dict[str, Any] | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing about the row is left to be asked."""
+        details = self.details or {}
+        second = details.get("second") or {"score": 0}  # a second judge that failed is asked again
+        return None not in (self.score, details.get("error_class", ""), second["score"])
 
 
 class Counts(NamedTuple):
@@ -47,6 +64,15 @@ class Counts(NamedTuple):
     reused: int = 0  # scored by an earlier run
     skipped: int = 0  # without an answer
     left: int = 0  # for no grader that is here
+
+
+class GradedRun(NamedTuple):
+    """What a run came to."""
+
+    scores: list[Graded]  # of every row, but for those left to other graders
+    kept: list[Graded]  # without the excluded tasks
+    compared: list[Compared]  # over all tasks
+    counts: Counts
 
 
 def source(path: str | Path) -> Source:
@@ -66,19 +92,17 @@ def source(path: str | Path) -> Source:
                 received=f"{path}, whose run is not finished" if unfinished else path,
                 hint="let `dgd predict` finish: the same command continues it" if unfinished else "name a run folder",
             )
-        return Source(rows, path / "scores.jsonl", path / "graded.jsonl", path / "scores.json", path)
+        return Source(rows, *(path / name for name in ("scores.jsonl", "graded.jsonl", "scores.json")))
     if not path.is_file():
         raise InputError("runs", expected="a run folder or a JSONL file", received=path, hint="check the path")
     stem = path.with_suffix("").as_posix()
-    return Source(path, Path(f"{stem}.scores.jsonl"), Path(f"{stem}_graded.jsonl"), Path(f"{stem}.scores.json"), None)
+    return Source(path, *(Path(stem + end) for end in (".scores.jsonl", "_graded.jsonl", ".scores.json")))
 
 
 def rows_of(path: Path, *, graded: bool = False) -> Iterator[Row]:
     """Rows of a file, each with ``idx``, ``model_output`` and ``dgd.arm``, also where another program wrote it.
 
-    Args:
-        path: of the file.
-        graded: rows with a score need no answer; they get None.
+    Of ``graded`` ones those with a score need no answer; they get None.
 
     Raises:
         InputError: a line is no object, or has no answer field.
@@ -118,6 +142,17 @@ def rows_of(path: Path, *, graded: bool = False) -> Iterator[Row]:
             yield upgraded(row)
 
 
+def read_scores(path: Path) -> dict[Key, Record]:
+    """The last score of every row; a torn or damaged line is left out, so that its row is graded again."""
+    found: dict[Key, Record] = {}
+    if path.exists():
+        for line in jsonl.lines(path):
+            with contextlib.suppress(ValueError, TypeError):
+                record = Record(**json.loads(line.text))
+                found[record.idx, record.arm] = record
+    return found
+
+
 def score_rows(
     where: Source,
     graders: Sequence[Grader],
@@ -142,7 +177,7 @@ def score_rows(
     Raises:
         InputError: no grader takes a row, or a grader can't work; what was scored until then is kept.
     """
-    out = JsonLines(where.scores)  # waits for another process that scores this run; what it wrote is known then
+    out = jsonl.JsonLines(where.scores)  # waits for another process that scores this run, then knows what it wrote
     known = read_scores(where.scores)
     found: dict[Key, Record] = {}
     pools = {grader.name: ThreadPoolExecutor(grader.workers) for grader in graders}
@@ -153,7 +188,8 @@ def score_rows(
 
     def grade(row: Row, answer: str, grader: Grader, key: str) -> Record:
         score = remarked(row, answer, grader.grade(row, answer), graders)
-        return record_of(run_folder.key(row), key, grader.name, score)
+        place = run_folder.key(row)
+        return Record(*place, key, score.value, score.status, score.rationale, grader.name, score.details)
 
     def report() -> None:
         if on_progress is not None:
@@ -163,13 +199,11 @@ def score_rows(
         while len(pending) > until:
             done, _ = wait(pending, return_when=FIRST_COMPLETED)
             pending.difference_update(done)
-            failed = [error for future in done if (error := future.exception()) is not None]
-            for record in (future.result() for future in done if future.exception() is None):
+            for future in sorted(done, key=lambda future: future.exception() is not None):  # scores before an error
+                record = future.result()
                 found[record.idx, record.arm] = record
                 out.append([record._asdict()])
                 tally["unscored" if record.score is None else "scored"] += 1
-            if failed:
-                raise failed[0]
             report()
 
     try:
@@ -185,9 +219,9 @@ def score_rows(
             grader = grader_for(row, graders)
             place, key = run_folder.key(row), content_key(row, grader.name, prints[grader.name])
             before = known.get(place)
-            if before is not None and before.key == key and finished(before):
-                score = remarked(row, answer, score_of(before), graders)
-                found[place] = before._replace(details=score.details)
+            if before is not None and before.key == key and before.finished:
+                score = Score(before.score, before.requirement_status, before.grading_rationale, before.details)
+                found[place] = before._replace(details=remarked(row, answer, score, graders).details)
                 tally["reused"] += 1
                 continue
             pending.add(pools[grader.name].submit(grade, row, answer, grader, key))
@@ -214,30 +248,78 @@ def score_rows(
 def content_key(row: Row, grader: str, fingerprint: dict[str, Any]) -> str:
     """Hash of everything that a score depends on: the row, of decoding only why it stopped, and the grader."""
     subject = {name: value for name, value in row.items() if name != "dgd"}
-    text = json.dumps(
-        [subject, row["dgd"].get("stop_reason"), grader, fingerprint], sort_keys=True, ensure_ascii=True, default=str
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return jsonl.content_key(subject, row["dgd"].get("stop_reason"), grader, fingerprint)[:32]
 
 
 def write_graded(where: Source, scores: dict[Key, Record]) -> None:
-    """Write the rows with their scores, in the rows' order; rows without an answer have ``score: null``."""
+    """Write the rows with CL-bench's fields of graded ones and ours under ``dgd``, in the rows' order.
+
+    Rows without a score have ``score: null``, and a reason.
+    """
     name = where.graded.name
     with whole_files(where.graded.parent, name) as scratch, (scratch / name).open("wb") as out:
         for row in rows_of(where.rows):
-            out.write(encoded(with_score(row, scores.get(run_folder.key(row)))))
+            place = run_folder.key(row)
+            why = "no answer" if row["model_output"] is None else "not graded yet: see `dgd score`"
+            record = scores.get(place) or Record(*place, "", None, [], why, "", None)
+            graded = {
+                "score": int(record.score) if record.score in (0.0, 1.0) else record.score,
+                "requirement_status": record.requirement_status,
+                "grading_rationale": record.grading_rationale,
+                "dgd": {**row["dgd"], "grader": record.grader or None, "grading": record.details},
+            }
+            out.write(jsonl.encoded({**row, **graded}))
 
 
-def with_score(row: Row, record: Record | None) -> Row:
-    """The row with CL-bench's fields of a graded one, and ours under ``dgd``."""
-    if record is None:
-        why = "no answer" if row["model_output"] is None else "not graded yet: see `dgd score`"
-        record = Record(row["idx"], row["dgd"]["arm"], "", None, [], why, "", None)
-    whole = record.score in (0.0, 1.0)
-    return {
-        **row,
-        "score": int(record.score) if whole else record.score,  # type: ignore[arg-type]
-        "requirement_status": record.requirement_status,
-        "grading_rationale": record.grading_rationale,
-        "dgd": {**row["dgd"], "grader": record.grader or None, "grading": record.details},
-    }
+def grade_run(
+    where: Source,
+    graders: Sequence[Grader],
+    *,
+    leave: bool = False,
+    excluded: frozenset[str] = frozenset(),
+    on_progress: Callable[[Counts], None] | None = None,
+) -> GradedRun:
+    """Score a run's rows and write ``graded.jsonl`` and ``scores.json`` beside them.
+
+    Args:
+        where, graders, leave, on_progress: as in :func:`score_rows`.
+        excluded: tasks; rates are reported with and without them.
+
+    Raises:
+        InputError: as there.
+    """
+    counts = Counts()
+    asked = [grader.totals() for grader in graders]  # so far, of other runs
+
+    def keep(now: Counts) -> None:
+        nonlocal counts
+        counts = now
+        if on_progress is not None:
+            on_progress(now)
+
+    records = score_rows(where, graders, leave=leave, on_progress=keep)
+    write_graded(where, records)
+    rows = rows_of(where.graded)
+    scores, arms = read_graded(row for row in rows if not leave or row["dgd"]["grader"] or row["model_output"] is None)
+    wanted = comparisons(arms)
+    found = compared(scores, wanted)
+    kept = [one for one in scores if one.idx not in excluded]
+    report: dict[str, Any] = summary(scores, found)
+    if excluded:
+        report["without_excluded"] = {"excluded": sorted(excluded), **summary(kept, compared(kept, wanted))}
+    used = {record.grader for record in records.values()}
+    report["graders"] = {grader.name: grader.fingerprint() for grader in graders if grader.name in used}
+    spent = [_since(before, grader.totals()) for before, grader in zip(asked, graders, strict=True)]
+    report["judge"] = next((one for one in spent if one is not None), None)
+    name = where.summary.name
+    with whole_files(where.summary.parent, name) as scratch:
+        (scratch / name).write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return GradedRun(scores, kept, found, counts)
+
+
+def _since(before: Any, now: Any) -> Any:
+    """Counts that rose since; what is no count stays as it is."""
+    if isinstance(now, dict):
+        return {name: _since((before or {}).get(name), value) for name, value in now.items()}
+    counts = isinstance(now, int | float) and isinstance(before, int | float)
+    return now - before if counts else now

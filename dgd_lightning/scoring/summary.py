@@ -4,17 +4,18 @@
 them as not solved. Where the two differ, the bounds say what the missing scores could still change.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from dgd_lightning.metrics.clustered import Difference
+from dgd_lightning.grader import ERROR_CLASSES
+from dgd_lightning.metrics.clustered import NAN, Difference
 from dgd_lightning.scoring.graded import Graded, Versus, by_arm
 from dgd_lightning.scoring.statistics import Comparison, Pair, compare, holm, rate
-from dgd_lightning.scoring.transitions import Moves, classified, outcomes, transitions
 
 LENGTHS = (0, 4_096, 8_192, 16_384, 32_768, 65_536)  # prompt tokens: lower ends of groups
+SOLVED, UNCLASSIFIED = "solved", "unclassified"
+OUTCOMES = (SOLVED, *ERROR_CLASSES, UNCLASSIFIED)  # what a scored task came to
 
 
 class Rates(NamedTuple):
@@ -37,26 +38,19 @@ class Compared(NamedTuple):
     holm: float  # p adjusted for all comparisons made together
 
 
-def rates(scores: Sequence[Graded], *, seed: int = 0) -> Rates:
+def rates(scores: Sequence[Graded]) -> Rates:
     """Of one arm's tasks."""
     scored = [one for one in scores if one.score is not None]
+    lost = len(scores) - len(scored)
     solved = float(sum(one.score or 0.0 for one in scored))
     yes, asked = (sum(one.satisfied[part] for one in scored) for part in (0, 1))
-    nothing = float("nan")
-    official = rate([(one.context, one.score or 0.0) for one in scored], seed=seed)
-    whole = len(scored) == len(scores)  # then both rates are one
-    return Rates(
-        len(scores),
-        len(scored),
-        solved,
-        official,
-        official if whole else rate([(one.context, one.score or 0.0) for one in scores], seed=seed),
-        (solved + len(scores) - len(scored)) / len(scores) if scores else nothing,
-        yes / asked if asked else nothing,
-    )
+    official = rate((one.context, one.score or 0.0) for one in scored)
+    strict = rate((one.context, one.score or 0.0) for one in scores) if lost else official
+    most = (solved + lost) / len(scores) if scores else NAN
+    return Rates(len(scores), len(scored), solved, official, strict, most, yes / asked if asked else NAN)
 
 
-def compared(scores: Sequence[Graded], wanted: Sequence[Versus], *, seed: int = 0) -> list[Compared]:
+def compared(scores: Sequence[Graded], wanted: Sequence[Versus]) -> list[Compared]:
     """Every wanted comparison over the tasks scored under both arms; those without such tasks are left out."""
     arms = by_arm(scores)
     found = []
@@ -68,9 +62,38 @@ def compared(scores: Sequence[Graded], wanted: Sequence[Versus], *, seed: int = 
             if idx in other and one.score is not None and other[idx].score is not None
         ]
         if pairs:
-            found.append((versus, compare(pairs, seed=seed)))
+            found.append((versus, compare(pairs)))
     adjusted = holm([result.p for _, result in found])
     return [Compared(versus, result, p) for (versus, result), p in zip(found, adjusted, strict=True)]
+
+
+def outcome(one: Graded) -> str | None:
+    """What came of a task; None where it has no score."""
+    if one.score is None:
+        return None
+    return SOLVED if one.score == 1.0 else one.error_class or UNCLASSIFIED
+
+
+def outcomes(scores: Iterable[Graded]) -> dict[str, int]:
+    """How many tasks came to what, in the order of `OUTCOMES`, without zeros; unscored ones are left out."""
+    counts = Counter(map(outcome, scores))
+    return {name: counts[name] for name in OUTCOMES if counts[name]}
+
+
+def classified(scores: Iterable[Graded]) -> bool:
+    """Whether any failed task has a class: without one there is nothing beyond fixed and broken."""
+    return any(one.error_class is not None for one in scores)
+
+
+def transitions(scores: Sequence[Graded], versus: Versus) -> dict[str, dict[str, int]]:
+    """Tasks scored under both arms: [outcome under the base][under the arm], in the order of `OUTCOMES`, no zeros."""
+    arms = by_arm(scores)
+    base, other = arms.get(versus.base, {}), arms.get(versus.arm, {})
+    moves = {
+        before: outcomes(other[idx] for idx, one in base.items() if idx in other and outcome(one) == before)
+        for before in OUTCOMES
+    }
+    return {before: after for before, after in moves.items() if after}
 
 
 def length_group(one: Graded) -> str:
@@ -115,19 +138,11 @@ def summary(scores: Sequence[Graded], found: Sequence[Compared]) -> dict[str, An
                 "null_control": one.versus.control,
                 **plain(one.result),
                 "p_holm": one.holm,
-                **({"transitions": _nested(transitions(scores, one.versus))} if with_classes else {}),
+                **({"transitions": transitions(scores, one.versus)} if with_classes else {}),
             }
             for one in found
         ],
     }
-
-
-def _nested(moves: Moves) -> dict[str, dict[str, int]]:
-    """By the outcome under the base, then under the arm."""
-    found: dict[str, dict[str, int]] = {}
-    for (before, after), tasks in moves.items():
-        found.setdefault(before, {})[after] = tasks
-    return found
 
 
 def plain(record: Any) -> Any:

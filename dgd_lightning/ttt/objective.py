@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from dgd_lightning.draft.objective import widened
+from dgd_lightning.distributions import wide
 
 LmHead = Callable[[Tensor], Tensor]
 
@@ -74,14 +74,14 @@ class _WithSlopes(torch.autograd.Function):
 def _piece(
     states: Tensor, lm_head: LmHead, tokens: Tensor, target_states: Tensor | None, kind: str, soft: bool
 ) -> SlotScores:
-    logits = widened(lm_head(states))  # [C, V]
+    logits = wide(lm_head(states))  # [C, V]
     log_q = logits - logits.logsumexp(-1, keepdim=True)
     choice = logits.argmax(-1)
     if target_states is None:
         log_token = log_q.gather(1, tokens[:, None])[:, 0]
         return SlotScores(-log_token, log_token.detach().exp(), choice, None)
     with torch.no_grad():
-        theirs = widened(lm_head(target_states))
+        theirs = wide(lm_head(target_states))
         log_p = theirs - theirs.logsumexp(-1, keepdim=True)
         target_choice = theirs.argmax(-1)
     if not soft or kind == "argmax":

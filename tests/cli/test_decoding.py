@@ -22,13 +22,13 @@ from dgd_lightning.methods.speculative import Speculative
 from dgd_lightning.modules.arms import Arm, check_arms, check_blocks
 from dgd_lightning.modules.decoding import Decoding
 from dgd_lightning.modules.group_decoder import GroupDecoder
-from dgd_lightning.modules.pair_source import PairSettings, PairSource
+from dgd_lightning.modules.pair_source import PairSource
 
 
 def device_of(device_map: Any, ranks: int = 1) -> Any:
     strategy = SimpleNamespace(root_device=torch.device("cuda:3"))
     trainer = SimpleNamespace(world_size=ranks, strategy=strategy)
-    return PairSource(PairSettings("target", None, device_map=device_map))._placement(trainer)
+    return PairSource("target", None, device_map=device_map)._placement(trainer)
 
 
 def test_device_map() -> None:

@@ -18,7 +18,7 @@ from dgd_lightning import load_pair, run_folder
 from dgd_lightning.callbacks import diagnostic_report
 from dgd_lightning.data.tasks import Task
 from dgd_lightning.metrics import clustered
-from dgd_lightning.modules.gold_reader import GoldReader
+from dgd_lightning.modules.diagnostic import Diagnostic
 
 CLOSE = 1e-6  # fp64 log-probabilities of random readers
 FIT = {"steps": 4, "lr": 0.05, "rank": 2, "anchors_per_step": 8, "validation_texts": 0, "holdout": 0.0}
@@ -156,14 +156,14 @@ def test_interrupted_diagnostic_continues(
     path = written(tmp_path, tiny_pair, [question(n) for n in range(1, 13)])
     folder = folder_of(tmp_path)
     shard = run_folder.shard(folder, 0, run_folder.DIAGNOSTIC)
-    row_of = GoldReader.row
+    row_of = Diagnostic.row
 
-    def interrupted(self: GoldReader, task: Task) -> dict[str, Any]:
+    def interrupted(self: Diagnostic, task: Task) -> dict[str, Any]:
         if task.idx == "sums-6":
             raise KeyboardInterrupt
         return row_of(self, task)
 
-    monkeypatch.setattr(GoldReader, "row", interrupted)
+    monkeypatch.setattr(Diagnostic, "row", interrupted)
     run = dgd("test", "--config", path)
     assert run.code == 130
     assert "dgd: interrupted; the same command continues" in run.err
@@ -173,7 +173,7 @@ def test_interrupted_diagnostic_continues(
         file.write('{"idx": "sums-11", "dg')
 
     read: list[str] = []
-    monkeypatch.setattr(GoldReader, "row", lambda self, task: (read.append(task.idx), row_of(self, task))[1])
+    monkeypatch.setattr(Diagnostic, "row", lambda self, task: (read.append(task.idx), row_of(self, task))[1])
     run = dgd("test", "--config", path)
     assert (run.code, run.err) == (0, "")
     assert f"continuing {folder}: 4 of 12 rows are there" in run.out

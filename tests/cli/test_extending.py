@@ -15,8 +15,7 @@ from tiny import hf_model, make_draft
 
 from dgd_lightning import guided_generate, load_pair
 from dgd_lightning.draft.checkpoint import save_draft
-from dgd_lightning.scoring.grade_run import grade_run
-from dgd_lightning.scoring.score_run import source
+from dgd_lightning.scoring.score_run import grade_run, source
 from dgd_lightning.target.model import Target
 
 DOC = Path(__file__).parents[2] / "docs" / "extending.md"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from statsmodels.stats.inter_rater import cohens_kappa, to_table
 
-from dgd_lightning.scoring.agreement import agreement, kappa
+from dgd_lightning.scoring.statistics import agreement, kappa
 
 
 def test_a_worked_example() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dgd_lightning.callbacks.case_studies import CaseStudies
+from dgd_lightning.callbacks.divergence import CaseStudies
 from dgd_lightning.errors import InputError
 from dgd_lightning.grader import CHECK, checked, package_graders
 from dgd_lightning.metrics.divergence import TokenDivergence
@@ -20,7 +20,7 @@ from dgd_lightning.report.case_studies import PAGE, Selection, main
 from dgd_lightning.report.text import visible
 from dgd_lightning.types import Score
 
-VERDICT = partial(checked, graders=package_graders({}, least=CHECK, most=CHECK))
+VERDICT = partial(checked, graders=package_graders({}, costs=[CHECK]))
 HOSTILE = (
     "</pre></style><script>alert('1')</script>\" onmouseover=\"x() & <img src=x onerror=y>' "
     "\x00\x1b\x85\u202e\ud800 &amp;"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from dgd_lightning.errors import InputError
-from dgd_lightning.scoring.code_grader import OPT_IN, CodeGrader, mbpp_task
+from dgd_lightning.scoring.code_grader import OPT_IN, CodeGrader, task_of
 from dgd_lightning.scoring.jail.completion import find_program
 from dgd_lightning.scoring.jail.wire import decode, encode
 from dgd_lightning.scoring.sandbox import Limits
@@ -232,7 +232,7 @@ def test_mbpp_counts_tests(grader: CodeGrader) -> None:
 
 
 def test_challenge_tests_only_on_request(grader: CodeGrader) -> None:
-    assert mbpp_task(MBPP)["tests"] == [MBPP["test_setup_code"], *MBPP["test_list"]]
+    assert task_of(MBPP, challenge=False)["tests"] == [MBPP["test_setup_code"], *MBPP["test_list"]]
     hard = CodeGrader(allow_code_execution=True, challenge=True)
     assert hard.grade(MBPP, fenced(MBPP["code"])).value == 0.0
     assert hard.fingerprint() != grader.fingerprint()

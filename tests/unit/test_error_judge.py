@@ -65,7 +65,8 @@ def test_only_failed_answers_are_asked_about_and_each_once(tmp_path: Path) -> No
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with judge_server() as server:
         judge = make_judge(server.url, tmp_path / "v.jsonl", price_in=1.0, price_out=1.0)
-        graders = [Classified(AsGraded(), judge.error_judge()), Classified(judge, judge.error_judge())]
+        errors = judge.error_judge()
+        graders = [Classified(AsGraded(), errors), Classified(judge, errors)]
         found = score_rows(source(path), graders)
         totals = graders[1].totals() or {}
         again = score_rows(source(path), graders)
@@ -135,8 +136,6 @@ def test_classified_leaves_alone_what_needs_no_judge() -> None:
 
     class Nobody:
         """Has nothing that could be asked."""
-
-        workers = 1
 
     grader = Classified(Fixed(), Nobody())  # type: ignore[arg-type]
     for score in (

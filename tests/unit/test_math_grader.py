@@ -16,8 +16,7 @@ import psutil
 import pytest
 
 from dgd_lightning.scoring.final_answer import final_answer, plain_number
-from dgd_lightning.scoring.math_grader import MathGrader
-from dgd_lightning.scoring.math_pool import WORKER, MathPool
+from dgd_lightning.scoring.math_grader import WORKER, MathGrader, MathPool
 
 GSM = {"question": "How many?", "answer": "She has 9 * 8 = <<9*8=72>>72.\n#### 72"}
 

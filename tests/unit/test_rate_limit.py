@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from dgd_lightning.scoring.rate_limit import RateLimit
+from dgd_lightning.scoring.judge_client import RateLimit
 
 
 class Clock:

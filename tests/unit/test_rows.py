@@ -18,7 +18,7 @@ from dgd_lightning.methods.autoregressive import Autoregressive
 from dgd_lightning.methods.base import Method
 from dgd_lightning.methods.speculative import Speculative
 from dgd_lightning.modules.arms import Arm
-from dgd_lightning.modules.rows import Decoded, prediction_row
+from dgd_lightning.modules.rows import prediction_row
 from dgd_lightning.pair import Pair
 from dgd_lightning.types import DecodeOutput, RankedAnswer, Task
 
@@ -44,11 +44,7 @@ def test_an_answer_that_nothing_ranked_has_no_score() -> None:
     pair = Pair(make_pair().target, None, Letters())
     (output,) = Autoregressive().generate(pair, [tokens], Call(3))
     output = output._replace(trace=output.trace._replace(answers=answers, chosen=0))
-    decoded = Decoded(Task("t", None, "x", {}), tokens, output)
-    row = prediction_row(
-        Arm("a", Autoregressive()), decoded, pair=pair, limit=99, adapted=None, joined_with=[], control_of=None,
-        tasks_together=None,
-    )  # fmt: skip
+    row = prediction_row(Arm("a", Autoregressive()), Task("t", None, "x", {}), tokens, output, pair=pair, limit=99)
     assert [one.get("score", "none") for one in row["dgd"]["answers"]] == [1.5, None, "none"]
 
 
@@ -62,11 +58,8 @@ def boasting_row(said: Any) -> dict[str, Any]:
     (prompt,) = random_prompts(1, seed=5)
     pair = Pair(make_pair().target, None, Letters())
     (output,) = Boasting().generate(pair, [prompt], Call(3))
-    decoded = Decoded(Task("t", None, "x", {}), prompt, output)
-    return prediction_row(
-        Arm("a", Boasting()), decoded, pair=pair, limit=99, adapted=None, joined_with=[], control_of=None,
-        tasks_together=None,
-    )["dgd"]  # fmt: skip
+    row = prediction_row(Arm("a", Boasting()), Task("t", None, "x", {}), prompt, output, pair=pair, limit=99)
+    return row["dgd"]
 
 
 def test_a_methods_own_facts_change_none_of_the_others() -> None:
@@ -90,10 +83,8 @@ def test_a_method_that_drafts_must_say_its_block_size() -> None:
     pair = Pair(pair.target, pair.draft, Letters())
     (output,) = Speculative().generate(pair, [prompt], Call(30))
     accepted = output._replace(trace=output.trace._replace(verified_lengths=[1, 3]))
-    more: dict[str, Any] = {
-        "pair": pair, "limit": 99, "adapted": None, "joined_with": [], "control_of": None, "tasks_together": None,
-    }  # fmt: skip
-    decoded = Decoded(Task("t", None, "x", {}), prompt, accepted)
-    assert prediction_row(Arm("a", Speculative()), decoded, **more)["dgd"]["block_size"] == 4
+    more: dict[str, Any] = {"pair": pair, "limit": 99}
+    decoded = (Task("t", None, "x", {}), prompt, accepted)
+    assert prediction_row(Arm("a", Speculative()), *decoded, **more)["dgd"]["block_size"] == 4
     with pytest.raises(InputError, match=r"^model\.arms\[a\]\.method: expected verifications of at most 1 tokens"):
-        prediction_row(Arm("a", Forgetful()), decoded, **more)
+        prediction_row(Arm("a", Forgetful()), *decoded, **more)

@@ -15,10 +15,17 @@ from fork_server import launch, launched
 from dgd_lightning.cli import main
 from dgd_lightning.errors import InputError
 from dgd_lightning.grader import Grader
-from dgd_lightning.scoring.grade_run import grade_run
 from dgd_lightning.scoring.graded import Versus
-from dgd_lightning.scoring.score_file import read_scores
-from dgd_lightning.scoring.score_run import Counts, content_key, rows_of, score_rows, source, write_graded
+from dgd_lightning.scoring.score_run import (
+    Counts,
+    content_key,
+    grade_run,
+    read_scores,
+    rows_of,
+    score_rows,
+    source,
+    write_graded,
+)
 from dgd_lightning.types import Score
 
 

@@ -22,9 +22,9 @@ from dgd_lightning.draft.config import DraftConfig
 from dgd_lightning.draft.lora import DraftLora, LoraLinear, base_digest, with_adapter
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.draft.objective import block_ids
-from dgd_lightning.modules import prefix_store
+from dgd_lightning.modules import prompts as run_prompts
 from dgd_lightning.modules.adaptation import ContextAdapter
-from dgd_lightning.modules.prefix_store import PrefixStore
+from dgd_lightning.modules.prompts import PrefixStore
 from dgd_lightning.ttt import adapt
 from dgd_lightning.ttt.adapt import gather
 from dgd_lightning.ttt.context import draw_blocks, held_out_blocks, split_context
@@ -422,7 +422,7 @@ def test_what_was_read_for_a_fit_is_not_read_again(monkeypatch: pytest.MonkeyPat
         assert record["prefix_kept"]
         assert adapter.last[1].result.prefix is None  # the store alone holds it
         with monkeypatch.context() as patched:
-            patched.setattr(prefix_store, "make_prefix_cache", None)  # nothing is read
+            patched.setattr(run_prompts, "make_prefix_cache", None)  # nothing is read
             stored = store.of(both.tasks, both.prompts, [True, True])
         assert stored.known == [len(ids), len(ids)]
         again = make_prefix_cache(pair.target, ids, layers)

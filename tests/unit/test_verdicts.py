@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from fork_server import launch
 
-from dgd_lightning.scoring.verdicts import VerdictFile, content_key
+from dgd_lightning.jsonl import content_key
+from dgd_lightning.scoring.one_judge import VerdictFile
 
 
 def record(number: int) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def test_lines_that_are_no_verdicts_are_passed_over(tmp_path: Path) -> None:
 def test_threads_and_processes_write_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "v.jsonl"
     code = (
-        "import sys; from dgd_lightning.scoring.verdicts import VerdictFile\n"
+        "import sys; from dgd_lightning.scoring.one_judge import VerdictFile\n"
         "file = VerdictFile(sys.argv[1], 'judge.cache')\n"
         "for n in range(60): file.put(f'{sys.argv[2]}{n}', "
         "{'score': 1, 'status': ['yes'] * 50, 'rationale': 'x' * 20000})"

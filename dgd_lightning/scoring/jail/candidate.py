@@ -1,7 +1,5 @@
 """The untrusted side: an interpreter that runs the program and answers calls. It knows no tests and no verdict."""
 
-from __future__ import annotations
-
 import os
 import socket
 import sys

@@ -1,7 +1,5 @@
 """The program in a model's answer. It runs inside the sandbox: parsing hostile text can bring an interpreter down."""
 
-from __future__ import annotations
-
 import ast
 import re
 import textwrap
@@ -38,7 +36,8 @@ def find_program(answer: str, prompt: str, names: list[str]) -> Program:
         names: what the program must define.
     """
     answer = answer.rsplit("</think>", 1)[-1].replace("\r\n", "\n")
-    preamble = _preamble(prompt, names)
+    starts = [start.start() for name in names if (start := re.search(rf"^def\s+{re.escape(name)}\b", prompt, re.M))]
+    preamble = [prompt[: min(starts)]] if starts else []  # what precedes the function that the prompt begins
     blocks = [block["code"] for block in FENCED.finditer(answer) if block["language"].lower() in PYTHON]
     for wanted in (all, any):
         for code in reversed(blocks):
@@ -58,16 +57,9 @@ def find_program(answer: str, prompt: str, names: list[str]) -> Program:
     return Program([], "nothing")
 
 
-def _preamble(prompt: str, names: list[str]) -> list[str]:
-    """What precedes the function that the prompt begins."""
-    starts = [start.start() for name in names if (start := re.search(rf"^def\s+{re.escape(name)}\b", prompt, re.M))]
-    return [prompt[: min(starts)]] if starts else []
-
-
 def _defines(code: str, name: str) -> bool:
-    return (
-        re.search(rf"^(?:(?:async\s+)?def|class)\s+{re.escape(name)}\b|^{re.escape(name)}\s*=", code, re.M) is not None
-    )
+    name = re.escape(name)
+    return re.search(rf"^(?:(?:async\s+)?def|class)\s+{name}\b|^{name}\s*=", code, re.M) is not None
 
 
 def _parsing(source: str, keep: int) -> str:

@@ -1,7 +1,5 @@
 """What confines a command: namespaces, a root of its own, limits, no powers; Linux's calls through libc."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import resource

@@ -8,8 +8,6 @@ Where the kernel allows no namespaces, the warden itself is the parent, adopts o
 the end.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -18,36 +16,22 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from confine import (
-    HOME,
-    LINUX,
-    NOBODY,
-    PR_SET_CHILD_SUBREAPER,
-    PR_SET_DUMPABLE,
-    PR_SET_PDEATHSIG,
-    Order,
-    drop_powers,
-    leave_namespaces,
-    limit,
-    new_root,
-    prctl,
-    unprivileged,
-)
+import confine
+from confine import Order
 
 
 def run(order: Order, uid: int, ready: int) -> None:
     """Become the command; never returns."""
     os.setsid()
-    os.chdir(HOME if order.namespaces else order.folder or "/")
+    os.chdir(confine.HOME if order.namespaces else order.folder or "/")
     null = os.open("/dev/null", os.O_RDWR)
-    drop_powers(uid)
-    limit(order)
+    confine.drop_powers(uid)
+    confine.limit(order)
     os.nice(5)
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of user, which forgets it
+    confine.prctl(confine.PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of user, which forgets it
     copies = [os.dup(number) for number in (*order.fds, ready)]  # each at or above its target: none closes another
     for target, source in enumerate([null, null, null, *copies]):
         os.dup2(source, target, inheritable=target < 3 + len(order.fds))
@@ -61,10 +45,10 @@ def run(order: Order, uid: int, ready: int) -> None:
 
 def init(order: Order, ready: int) -> None:
     """Process 1 of the namespace: when it ends, the kernel kills whatever is left there. Never returns."""
-    uid = unprivileged(order)
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    uid = confine.unprivileged(order)
+    confine.prctl(confine.PR_SET_PDEATHSIG, signal.SIGKILL)
     os.umask(0o022)
-    new_root(order, uid, uid if uid == NOBODY else os.getegid())
+    confine.new_root(order, uid, uid if uid == confine.NOBODY else os.getegid())
     command = os.fork()
     if command == 0:
         guarded(ready, run, order, uid, ready)
@@ -84,37 +68,21 @@ def guarded(ready: int, work: Any, *args: Any) -> None:
     os._exit(126)
 
 
-class Process(NamedTuple):
-    """A line of the process table."""
-
-    pid: int
-    parent: int
-    resident: int  # bytes
-
-
-def process_table() -> Iterator[Process]:
-    """All processes of this host; nothing where there is no /proc."""
+def descendants() -> dict[int, int]:
+    """Children of this process, their children, and so on, with their resident bytes; none where there is no /proc."""
     page = os.sysconf("SC_PAGE_SIZE")
-    for name in os.listdir("/proc") if LINUX else ():
+    children: dict[int, dict[int, int]] = {}
+    for name in os.listdir("/proc") if confine.LINUX else ():
         if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat") as file:
-                    words = file.read().rpartition(")")[2].split()
-            except OSError:
-                continue
-            yield Process(int(name), int(words[1]), int(words[21]) * page)
-
-
-def descendants() -> list[Process]:
-    """Children of this process, their children, and so on."""
-    children: dict[int, list[Process]] = {}
-    for process in process_table():
-        children.setdefault(process.parent, []).append(process)
-    found, left = [], [os.getpid()]
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as file:
+                words = file.read().rpartition(")")[2].split()
+                children.setdefault(int(words[1]), {})[int(name)] = int(words[21]) * page
+    found: dict[int, int] = {}
+    left = [os.getpid()]
     while left:
-        below = children.get(left.pop(), [])
-        found += below
-        left += [process.pid for process in below]
+        below = children.get(left.pop(), {})
+        found |= below
+        left += below
     return found
 
 
@@ -123,10 +91,8 @@ def used_disk(folder: str | None) -> int:
     total = 0
     for place, _, names in os.walk(folder) if folder else ():
         for name in names:
-            try:
+            with contextlib.suppress(OSError):
                 total += os.lstat(os.path.join(place, name)).st_blocks * 512
-            except OSError:
-                continue
     return total
 
 
@@ -158,7 +124,7 @@ def watch(order: Order, child: int) -> str:
             return "wall time"
         if pause == 0.25:  # looking at all processes has its price; short programs are not looked at
             processes = descendants()
-            if sum(process.resident for process in processes) > order.memory_mb << 20:
+            if sum(processes.values()) > order.memory_mb << 20:
                 return "memory"
             if len(processes) > order.processes + 2:
                 return "processes"
@@ -170,8 +136,7 @@ def watch(order: Order, child: int) -> str:
 def sweep(child: int) -> None:
     """Kill whatever is left, orphans and daemons too."""
     for _ in range(1000):
-        left = [process.pid for process in descendants()]
-        for pid in left or [child]:
+        for pid in descendants() or [child]:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(OSError):
@@ -186,22 +151,19 @@ def sweep(child: int) -> None:
 
 def main() -> None:
     """The warden."""
-    line = b""
-    while not line.endswith(b"\n"):
-        piece = os.read(0, 1 << 16)
-        if not piece:
-            return
-        line += piece
+    line = sys.stdin.buffer.readline()  # the only one
+    if not line.endswith(b"\n"):
+        return
     order = Order(**json.loads(line))
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")  # if memory runs out after all, this goes first
     ready, tell = os.pipe()
     try:
         if order.namespaces:
-            leave_namespaces()
+            confine.leave_namespaces()
         else:
-            prctl(PR_SET_CHILD_SUBREAPER, 1)
-            prctl(PR_SET_DUMPABLE, 0)  # no debugger may attach
+            confine.prctl(confine.PR_SET_CHILD_SUBREAPER, 1)
+            confine.prctl(confine.PR_SET_DUMPABLE, 0)  # no debugger may attach
     except OSError as error:
         return say({"error": str(error)})
     child = os.fork()
@@ -209,7 +171,7 @@ def main() -> None:
         os.close(ready)
         if order.namespaces:
             guarded(tell, init, order, tell)
-        guarded(tell, run, order, unprivileged(order), tell)
+        guarded(tell, run, order, confine.unprivileged(order), tell)
     for number in (*order.fds, tell):
         os.close(number)
     wrong = os.read(ready, 1000).decode()  # nothing comes where the command could be started

@@ -3,9 +3,6 @@
 Nothing of the program runs here. The tests call `Remote` stand-ins; arguments and results travel as plain values.
 """
 
-from __future__ import annotations
-
-import ast
 import builtins
 import ctypes
 import os
@@ -44,11 +41,7 @@ class Program:
         self.last = ""  # the last call and what came of it, for people
 
     def ask(self, message: dict[str, Any]) -> Any:
-        """Raises what the program raised.
-
-        Raises:
-            ProgramGone: it ended, or its answer is none.
-        """
+        """Raises what the program raised, and ProgramGone where it ended or its answer is none."""
         if self.gone:
             raise ProgramGone(self.gone)
         self.count += 1
@@ -120,7 +113,7 @@ def _exception(name: str, text: str) -> Exception:
 
 
 def examine(task: dict[str, Any], program: Program) -> dict[str, Any]:
-    """Run a task's tests; see `code.py` for its fields.
+    """Run a task's tests; see `code_grader.py` for its fields.
 
     Returns:
         ``passed`` (how many), ``failure`` (None where all passed), ``fault`` ("program" or "tests"), ``found``.
@@ -129,14 +122,18 @@ def examine(task: dict[str, Any], program: Program) -> dict[str, Any]:
     verdict: dict[str, Any] = {"passed": 0, "failure": None, "fault": "tests", "found": None}
     try:
         for number, source in enumerate(task["prelude"]):
-            exec(_compiled(source, f"<prelude {number}>"), space)
-        tests = [_compiled(source, f"<test {number}>") for number, source in enumerate(task["tests"])]
+            exec(compile(source, f"<prelude {number}>", "exec", dont_inherit=True), space)
+        tests = [
+            compile(source, f"<test {number}>", "exec", dont_inherit=True)
+            for number, source in enumerate(task["tests"])
+        ]
     except Exception as error:
         return verdict | {"failure": f"the tests can't be run: {type(error).__name__}: {error}"}
     space |= {name: Remote(program, name) for name in task["names"]}
     verdict["fault"], doing = "program", "the program can't be run: "
     try:
-        verdict["found"] = str(program.ask({"do": "load", **task["program"]}))
+        load = {"do": "load", "answer": task["answer"], "prompt": task["prompt"], "names": task["names"]}
+        verdict["found"] = str(program.ask(load))
         doing = ""
         for number, test in enumerate(tests):
             exec(test, space)
@@ -148,10 +145,6 @@ def examine(task: dict[str, Any], program: Program) -> dict[str, Any]:
     except BaseException as error:
         verdict["failure"] = doing + _told(error, task["tests"], program)
     return verdict
-
-
-def _compiled(source: str, name: str) -> Any:
-    return compile(ast.parse(source), name, "exec", dont_inherit=True)
 
 
 def _told(error: BaseException, tests: list[str], program: Program) -> str:

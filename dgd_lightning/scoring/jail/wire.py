@@ -4,12 +4,10 @@ A value arrives as a new object of a built-in type, so nothing a program defines
 test. What is no plain value stays where it is and travels as a reference. Never pickle.
 """
 
-from __future__ import annotations
-
 import builtins
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -17,21 +15,25 @@ MAX_MESSAGE = 8 << 20  # bytes
 MAX_ITEMS = 100_000  # of an iterator; it may have no end
 HEX_BITS = 10_000  # longer integers go in hexadecimal, which takes linear time and has no limit of digits
 BUILTIN = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
-VIEWS: dict[str, type] = {"keys": type({}.keys()), "values": type({}.values()), "items": type({}.items())}
+KINDS: dict[str, tuple[Any, Callable[[Any], Iterable[Any]], Callable[[list[Any]], Any]]] = {  # type, to and from parts
+    "complex": (complex, lambda value: (value.real, value.imag), lambda items: complex(*map(float, items))),
+    "range": (range, lambda value: (value.start, value.stop, value.step), lambda items: range(*items)),
+    "dict": (dict, lambda value: map(list, value.items()), dict),
+    "tuple": (tuple, iter, tuple),
+    "frozenset": (frozenset, iter, frozenset),
+    "set": (set, iter, set),
+    "keys": (type({}.keys()), iter, lambda items: dict.fromkeys(items).keys()),
+    "values": (type({}.values()), iter, lambda items: dict(enumerate(items)).values()),
+    "items": (type({}.items()), iter, lambda items: dict(items).items()),
+    "iterator": (Iterator, lambda value: islice(value, MAX_ITEMS), iter),
+}
 
 
 def encode(value: Any, refer: Callable[[Any], str | int]) -> Any:
-    """JSON of a value.
+    """JSON of a value; subclasses go as their base (a defaultdict as a dict).
 
-    Args:
-        value: nested None, bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict, range, views of a
-            dict, iterators, built-in types; subclasses go as their base (a defaultdict as a dict).
-        refer: gives the name or number under which any other object stays behind, or raises.
+    ``refer`` gives the name or number under which any other object stays behind, or raises.
     """
-
-    def each(values: Any) -> list[Any]:
-        return [encode(item, refer) for item in values]
-
     match value:
         case None | bool():
             return value
@@ -42,31 +44,21 @@ def encode(value: Any, refer: Callable[[Any], str | int]) -> Any:
         case str():
             return str.__str__(value)
         case list():
-            return each(value)
-        case complex():
-            return {"complex": [value.real, value.imag]}
+            return [encode(item, refer) for item in value]
         case bytes() | bytearray():
             return {"bytearray" if isinstance(value, bytearray) else "bytes": value.decode("latin-1")}
-        case range():
-            return {"range": each((value.start, value.stop, value.step))}
-        case dict():
-            return {"dict": [each(pair) for pair in value.items()]}
-    for name, kind in (("tuple", tuple), ("frozenset", frozenset), ("set", set), *VIEWS.items()):
-        if isinstance(value, kind):
-            return {name: each(value)}
     if isinstance(value, type) and BUILTIN.get(value.__name__) is value:
-        return {"builtin": [value.__name__]}
-    if isinstance(value, Iterator):
-        return {"iterator": each(islice(value, MAX_ITEMS))}
+        return {"builtin": value.__name__}
+    for name, (kind, parts, _) in KINDS.items():
+        if isinstance(value, kind):
+            return {name: [encode(item, refer) for item in parts(value)]}
     return {"reference": refer(value)}
 
 
 def decode(data: Any, resolve: Callable[[str | int], Any]) -> Any:
-    """The value again, of built-in types alone.
+    """The value again, of built-in types alone, of what `encode` gave or a hostile program sends.
 
-    Args:
-        data: what `encode` gave, or anything else that a hostile program sends.
-        resolve: what a reference means here.
+    ``resolve`` says what a reference means here.
 
     Raises:
         ValueError, TypeError, KeyError: this is no encoded value.
@@ -80,36 +72,16 @@ def decode(data: Any, resolve: Callable[[str | int], Any]) -> Any:
         if not isinstance(content, str | int):
             raise TypeError(f"reference: expected a name or a number, received {content!r}")
         return resolve(content)
+    if name == "builtin":
+        return BUILTIN[content]
     if name == "int":
         return int(str(content), 16)
     if name in ("bytes", "bytearray"):
         raw = str(content).encode("latin-1")
         return raw if name == "bytes" else bytearray(raw)
-    items = [decode(item, resolve) for item in content]
-    match name:
-        case "builtin":
-            return BUILTIN[items[0]]
-        case "complex":
-            return complex(*map(float, items))
-        case "range":
-            return range(*items)
-        case "dict":
-            return dict(items)
-        case "keys":
-            return dict.fromkeys(items).keys()
-        case "values":
-            return dict(enumerate(items)).values()
-        case "items":
-            return dict(items).items()
-        case "tuple":
-            return tuple(items)
-        case "set":
-            return set(items)
-        case "frozenset":
-            return frozenset(items)
-        case "iterator":
-            return iter(items)
-    raise ValueError(f"expected an encoded value, received {name!r}")
+    if name not in KINDS:
+        raise ValueError(f"expected an encoded value, received {name!r}")
+    return KINDS[name][2]([decode(item, resolve) for item in content])
 
 
 class Channel:
@@ -120,9 +92,7 @@ class Channel:
         self.lines = connection.makefile("rb")
 
     def send(self, message: Any) -> None:
-        """Raises:
-        ValueError: the message is too long, or JSON can't hold it.
-        """
+        """Raises ValueError where the message is too long, or JSON can't hold it."""
         data = json.dumps(message).encode() + b"\n"
         if len(data) > MAX_MESSAGE:
             raise ValueError(f"a value of {len(data):,} bytes; at most {MAX_MESSAGE:,} can be sent")

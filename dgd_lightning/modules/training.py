@@ -1,8 +1,10 @@
-"""What an export takes: a folder that can be written, the best checkpoint, the provenance without machine paths."""
+"""What trainings share: the learning-rate schedule, and what an export takes.
 
-from __future__ import annotations
+An export takes a folder that can be written, the best checkpoint, and the provenance without machine paths.
+"""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,11 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from dgd_lightning.errors import InputError
+from dgd_lightning.run_folder import PROVENANCE
 
-PROVENANCE = "provenance.json"
 _ABSOLUTE = re.compile(r"(?<![\w.~:/])/(?:[^\s/,;'\"]+/)*([^\s/,;'\"]*)")
 
 
@@ -27,11 +30,7 @@ class Best(NamedTuple):
 
 
 def require_writable(folder: Path, argument: str) -> None:
-    """Makes the folder and writes a file into it, so that a long run does not fail at its end.
-
-    Raises:
-        InputError: it can't be written.
-    """
+    """Makes the folder and writes a file into it, so that a long run does not fail at its end."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".dgd-write-test"
@@ -73,3 +72,19 @@ def without_paths(value: Any) -> Any:
     if isinstance(value, list):
         return [without_paths(item) for item in value]
     return _ABSOLUTE.sub(r"\1", value) if isinstance(value, str) else value
+
+
+def cosine_with_warmup(step: int, *, total: int, warmup: int, floor: float) -> float:
+    """Learning-rate factor at ``step``: linear warm-up to 1, then a cosine down to ``floor`` at ``total`` steps."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def scheduled(optimizer: torch.optim.Optimizer, *, total: int, warmup: int, floor: float = 0.0) -> OptimizerLRScheduler:
+    """An optimiser with that schedule, step by step, as Lightning takes it."""
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: cosine_with_warmup(step, total=total, warmup=warmup, floor=floor)
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
