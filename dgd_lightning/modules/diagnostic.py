@@ -7,8 +7,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from dgd_lightning.checks import check_integer
-from dgd_lightning.data.chat import prompt_ids
-from dgd_lightning.data.gold import gold_ids
+from dgd_lightning.data.chat import gold_ids, prompt_ids
 from dgd_lightning.data.tasks import TaskData, context_of
 from dgd_lightning.decode.nested import plain
 from dgd_lightning.decode.readouts.ablated_draft import AblatedDraft
@@ -20,7 +19,7 @@ from dgd_lightning.decode.replay import replay
 from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.diagnosis import ADAPTED, DRAFT, RANDOM, SHUFFLED, TARGET
 from dgd_lightning.metrics.gold import confidence, gold_log_probability, gold_rank
-from dgd_lightning.modules.adaptation import Adapted, ContextAdapter, context_adapter, contexts_to_adapt
+from dgd_lightning.modules.adaptation import Adapted, context_adapter, contexts_to_adapt
 from dgd_lightning.modules.pair_source import PairSource, check_rows_run
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.config import TTTConfig
@@ -97,36 +96,23 @@ class Diagnostic(LightningModule):
         self.done: set[tuple[str, str]] = set()  # (idx, row name) of rows that a resumed run has already
 
     row_names = (ROW,)
-    # From `setup` on; the pair is a plain attribute, which Lightning neither moves nor saves.
-    pair: Pair
-    readers: dict[str, Readout]
-    contexts: dict[str, list[Task]]  # where they are adapted to
-    adapt: ContextAdapter | None
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything about the model that can change a row, to be hashed."""
-        settings = [
-            self.layers,
-            self.slots,
-            {name: plain(readout) for name, readout in self.readouts.items()},
-            self.answer_field,
-            self.source.dtype,
-            self.source.attn_implementation,
-            self.enable_thinking,
-            self.too_long,
-            self.seed,
-        ]
-        return {**self.source.fingerprint(), "settings": settings, "ttt": self.ttt and self.ttt.fingerprint()}
+        source, readouts = self.source, {name: plain(readout) for name, readout in self.readouts.items()}
+        prompts = [source.dtype, source.attn_implementation, self.enable_thinking, self.too_long]
+        settings = [self.layers, self.slots, readouts, self.answer_field, *prompts, self.seed]
+        return {**source.fingerprint(), "settings": settings, "ttt": self.ttt and self.ttt.fingerprint()}
 
     def setup(self, stage: str) -> None:
         """Loads the pair onto this rank's device and lists the readers, where the trainer suits a diagnostic."""
         check_rows_run(self.trainer, stage, "test")
-        self.contexts = {}
+        self.contexts: dict[str, list[Task]] = {}  # where they are adapted to
         if self.ttt is not None:
             data, inference = getattr(self.trainer, "datamodule", None), self.trainer.test_loop.inference_mode
             self.contexts = contexts_to_adapt(data, accepted=self.accept_clbench_license, inference_mode=inference)
         if not hasattr(self, "pair"):
-            self.pair = self.source.load(self.trainer)
+            self.pair = self.source.load(self.trainer)  # a plain attribute: Lightning neither moves nor saves it
             self.readers = readers_of(self.pair, self.layers, self.readouts, self.seed)
             self.adapt = context_adapter(self, self.pair)
 

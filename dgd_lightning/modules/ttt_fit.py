@@ -41,9 +41,6 @@ class TestTimeTraining(L.LightningModule):
         pair: see `PairSource`; ``dtype`` is the pair's, LoRA weights are fp32 or wider.
     """
 
-    fit: Fit
-    result: AdaptResult
-
     def __init__(
         self,
         target: str,

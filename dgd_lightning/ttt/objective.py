@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from dgd_lightning.distributions import wide
+
 LmHead = Callable[[Tensor], Tensor]
 
 
@@ -81,14 +83,14 @@ class _WithSlopes(torch.autograd.Function):
 def _piece(
     states: Tensor, lm_head: LmHead, tokens: Tensor, target_states: Tensor | None, kind: str, soft: bool
 ) -> SlotScores:
-    logits = _wide(lm_head(states))  # [C, V]
+    logits = wide(lm_head(states))  # [C, V]
     log_q = logits - logits.logsumexp(-1, keepdim=True)
     choice = logits.argmax(-1)
     if target_states is None:
         log_token = log_q.gather(1, tokens[:, None])[:, 0]
         return SlotScores(-log_token, log_token.detach().exp(), choice, None)
     with torch.no_grad():
-        theirs = _wide(lm_head(target_states))
+        theirs = wide(lm_head(target_states))
         log_p = theirs - theirs.logsumexp(-1, keepdim=True)
         target_choice = theirs.argmax(-1)
     if not soft or kind == "argmax":
@@ -102,10 +104,6 @@ def _piece(
     with torch.no_grad():
         overlap = torch.minimum(p, log_q.exp()).sum(-1)  # the chance that rejection sampling accepts the slot
     return SlotScores(loss, overlap, choice, target_choice)
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def decay_weights(inside: Tensor, gamma: float) -> Tensor:

@@ -14,7 +14,7 @@ from dgd_lightning.draft.attention import KeysValues, choose_attention
 from dgd_lightning.draft.lora import DraftLora, LoraLinear
 from dgd_lightning.draft.model import DFlashDraft, context_pieces, over_rows
 from dgd_lightning.draft.objective import block_ids, default_gamma
-from dgd_lightning.metrics.functional import tau_micro
+from dgd_lightning.metrics.acceptance import tau
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.context import (
@@ -212,8 +212,8 @@ class AdaptProblem:
                 if self.has_validation_texts:
                     walks.append(committed_per_block(accepted_per_block))
         acceptance = [hit / max(1, count) for hit, count in zip(hits.tolist(), counts.tolist(), strict=True)]
-        tau = tau_micro(walks) if self.has_validation_texts else 1.0 + sum(acceptance)
-        return HeldOutScore(step, float(loss / weight), tau, [tau_micro([walk]) for walk in walks], acceptance)
+        committed = tau(walks).micro if self.has_validation_texts else 1.0 + sum(acceptance)
+        return HeldOutScore(step, float(loss / weight), committed, [tau([walk]).micro for walk in walks], acceptance)
 
     def _labels(self, blocks: Blocks, *, with_target: bool = False) -> Labelled:
         """Labels of the blocks; the target's states only where the loss or the score asks for them."""
