@@ -1,7 +1,5 @@
 """`CLBenchScorer`: grades the answers at the end of a predict run, where that needs no judge elsewhere."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any

@@ -1,18 +1,27 @@
-"""`DecodeMetrics`: τ, acceptance, throughput and speed-up into TensorBoard; the run's summary at the end."""
+"""`DecodeMetrics`: τ, acceptance, throughput, speed-up and the run's summary; `AdaptMetrics`: what adapting gained."""
 
-from __future__ import annotations
-
+import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 
+from dgd_lightning import run_folder
+from dgd_lightning.analysis import adaptation
+from dgd_lightning.analysis.adaptation import SECONDS, Counts, Gain, Record, gain_of, is_scored
 from dgd_lightning.analysis.arms import ArmStats, collect, scalars
-from dgd_lightning.callbacks.rows import RowSums, add_scalars, tensorboard
-from dgd_lightning.report.figures import acceptance_figure
+from dgd_lightning.callbacks.rows import FinishedRows, RowSums, add_scalars, tensorboard
+from dgd_lightning.report.figures import acceptance_figure, held_out_figure, tau_figure
 from dgd_lightning.report.run_summary import add_decoding, finish
-from dgd_lightning.report.run_tables import decoding_table, histogram_tables, notes
-from dgd_lightning.report.sentences import speed_sentences, ungraded_sentences
+from dgd_lightning.report.run_tables import (
+    adaptation_table,
+    decoding_table,
+    gain_table,
+    histogram_tables,
+    notes,
+)
+from dgd_lightning.report.sentences import adaptation_sentences, speed_sentences, ungraded_sentences
 
 
 class DecodeMetrics(RowSums):
@@ -58,19 +67,65 @@ class DecodeMetrics(RowSums):
         if drafting:
             writer.add_figure("acceptance_curve", acceptance_figure(drafting), max(arm.tasks for arm in drafting))
         for row in self.sampled:
-            text = "\n".join(
-                f"    {line}" for line in str(row["model_output"]).splitlines()
-            )  # Markdown: shown as it is
+            text = textwrap.indent(str(row["model_output"]), "    ", lambda line: True)  # Markdown: shown as it is
             writer.add_text(f"sample {row['idx']}/{row['dgd']['arm']}", text)
         writer.flush()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Writes and prints what this and other callbacks put into ``pl_module.summary``, once all of them have."""
         if stage != "predict" or not trainer.is_global_zero:
             return
-        summary: Any = pl_module.summary
+        summary = pl_module.summary
         if not any("solved" in cells for cells in summary.cells.values()):
             summary.sentences += ungraded_sentences(self.stats)
         finish(summary, self.folder, verbose=getattr(pl_module, "verbose", False))
         print(f"run folder: {self.folder}")
         print(f"curves:     tensorboard --logdir {self.folder.parent}")
+
+
+class AdaptMetrics(FinishedRows):
+    """Compares every arm that adapts (``ttt``, ``online_every`` or both) with the arm that differs in nothing else.
+
+    τ is compared per context and pooled, with a 95% bootstrap interval over contexts; adaptations are summed up by how
+    many were kept, the scores of the held-out texts before and after, and their cost. The numbers come from the merged
+    predictions, so they cover all ranks and all sessions of the run.
+    """
+
+    def finish(self, trainer: Trainer, module: Any) -> None:
+        pairs = [(arm.name, adaptation.twin(arm, module.arms)) for arm in module.arms if arm.adapts]
+        if not pairs:
+            return
+        counts, records = adaptation.collect(run_folder.read_predictions(self.folder))
+        gains = [gain_of(counts, base.name, arm) for arm, base in pairs if base is not None]
+        module.summary.sentences += adaptation_sentences(gains, [arm for arm, base in pairs if base is None])
+        if gains:
+            module.summary.details.append(gain_table(gains))
+        if records:
+            module.summary.details.append(adaptation_table(adaptation.summed(records.values())))
+        if (writer := tensorboard(trainer)) is not None:
+            _log_gains(writer, counts, list(records.values()), gains)
+
+
+def _log_gains(writer: Any, counts: Counts, records: Sequence[Record], gains: Sequence[Gain]) -> None:
+    for found in gains:
+        arm, base, gain, contexts = found
+        for name in ("difference", "ratio", "median"):
+            add_scalars(writer, getattr(gain, name)._asdict(), gain.contexts, f"{arm}/tau_gain_{name}/")
+        writer.add_scalar(f"{arm}/tau_gain_worst", gain.worst, gain.contexts)
+        for number, context in enumerate(contexts):
+            delta = counts[arm][context].tau - counts[base][context].tau
+            writer.add_scalar(f"{arm}/tau_gain_by_context", delta, number)
+        writer.add_figure(f"{arm}/tau_by_context", tau_figure(counts, found), len(contexts))
+    for number, record in enumerate(records):
+        if not is_scored(record):
+            continue
+        values = {name.removeprefix("ttt_"): record[name] for name in SECONDS}
+        for when in ("before", "after"):
+            score = record[f"held_out_{when}"]
+            values |= {f"held_out_{name}_{when}": score[name] for name in ("loss", "tau")}
+            rates = enumerate(score["acceptance"], 1)
+            values |= {f"held_out_acceptance_{when}/slot_{slot:02d}": rate for slot, rate in rates}
+        add_scalars(writer, values, number, "ttt/")
+    if scored := list(filter(is_scored, records)):
+        writer.add_figure("ttt/held_out_acceptance", held_out_figure(scored), len(scored))
+    writer.flush()

@@ -1,7 +1,5 @@
 """`DiagnosticReport`: from the rows of a diagnostic to its table, its pictures and a verdict in plain words."""
 
-from __future__ import annotations
-
 import io
 import json
 import sys
@@ -13,8 +11,7 @@ from rich.console import Console
 
 from dgd_lightning import run_folder
 from dgd_lightning.analysis.diagnosis import Diagnosis, diagnose, summary
-from dgd_lightning.callbacks.prediction_writer import written_folder
-from dgd_lightning.callbacks.rows import add_scalars, tensorboard
+from dgd_lightning.callbacks.rows import add_scalars, tensorboard, written_folder
 from dgd_lightning.files import whole_files
 from dgd_lightning.report.diagnostic_figures import figures
 from dgd_lightning.report.diagnostic_tables import report, short_report
@@ -34,13 +31,12 @@ class DiagnosticReport(Callback):
         self.folder: Path | None = None
         self.found: Diagnosis | None = None
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reads the rows and writes the files."""
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.folder = written_folder(trainer)
         if not trainer.is_global_zero or self.folder is None:
             return
         rows = run_folder.read_predictions(self.folder, run_folder.DIAGNOSTIC)
-        self.found = found = diagnose(rows, pl_module.edges, list(pl_module.readouts))  # type: ignore[arg-type]
+        self.found = found = diagnose(rows, pl_module.edges, list(pl_module.readouts))
         if not found.tasks:
             return
         plain = Console(file=io.StringIO(), width=WIDTH)

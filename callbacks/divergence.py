@@ -1,18 +1,17 @@
-"""`DivergenceMetrics`: how target and readout differ and what guidance changed: curves, pictures and tables."""
-
-from __future__ import annotations
+"""How target and readout differ and what guidance changed: `DivergenceMetrics` in numbers, `CaseStudies` in answers."""
 
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
+from dgd_lightning import run_folder
 from dgd_lightning.analysis.divergence import COLUMNS, EDGES, ArmDivergence, collect
-from dgd_lightning.callbacks.rows import RowSums, add_scalars, tensorboard
+from dgd_lightning.callbacks.rows import FinishedRows, RowSums, add_scalars, tensorboard
 from dgd_lightning.checks import check_integer
 from dgd_lightning.errors import InputError
-from dgd_lightning.report.figures import position_figure
+from dgd_lightning.report.case_studies import LIMIT, write_case_studies
+from dgd_lightning.report.figures import position_figure, text_image
 from dgd_lightning.report.run_tables import class_table, divergence_tables
-from dgd_lightning.report.token_image import text_image
 
 BROKEN_DOWN = ("kl_target_readout", "js", "tv", "agree", "argmax_changed", "tv_target_guided")  # by class, position …
 
@@ -35,11 +34,7 @@ class DivergenceMetrics(RowSums):
         self.stats: dict[str, ArmDivergence] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Takes up the rows of an earlier session.
-
-        Raises:
-            InputError: no `PredictionWriter` comes before this callback, or nothing is recorded.
-        """
+        """Takes up the rows of an earlier session; ``model.divergence`` must be set."""
         super().setup(trainer, pl_module, stage)
         if stage == "predict" and getattr(pl_module, "divergence", None) is None:
             raise InputError(
@@ -63,7 +58,6 @@ class DivergenceMetrics(RowSums):
             add_scalars(writer, arm.means(), arm.tasks, f"{arm.name}/divergence/")
 
     def finish(self, trainer: Trainer, module: Any) -> None:
-        """Final numbers: tables, curves and pictures."""
         if not self.stats:
             return
         module.summary.details += [*divergence_tables(self.stats), class_table(self.stats)]
@@ -97,3 +91,21 @@ def _log(writer: Any, arm: ArmDivergence) -> None:
         add("divergence_by_position", means, position)
     for name, edges in EDGES.items():
         writer.add_histogram(f"{arm.name}/divergence/{name}", arm.samples(name), arm.tasks, bins=edges)
+
+
+class CaseStudies(FinishedRows):
+    """Writes ``case_studies.html`` into the run folder: answers side by side, tokens coloured by correction.
+
+    Colours and likeliest tokens need ``model.divergence``; verdicts need rows with program checks (the lab's).
+    ``python -m dgd_lightning.report.case_studies RUN_FOLDER`` makes the page of a finished run.
+
+    Args:
+        limit: most tasks on the page.
+    """
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self.limit = check_integer("CaseStudies.limit", limit, hint=f"use e.g. {LIMIT}")
+
+    def finish(self, trainer: Trainer, module: Any) -> None:
+        path = write_case_studies(self.folder, lambda: run_folder.read_predictions(self.folder), self.limit)
+        module.summary.pointers.append(f"case studies: {path}")

@@ -1,7 +1,5 @@
 """`Provenance`: what made a run, in `provenance.json`, written before anything is loaded."""
 
-from __future__ import annotations
-
 import datetime
 import hashlib
 import json
@@ -14,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 import dgd_lightning
@@ -33,12 +31,8 @@ class Provenance(Callback):
     Environment variables are never written: they may hold keys.
     """
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Writes the file on rank 0.
-
-        Raises:
-            InputError: the folder is another configuration's.
-        """
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Writes the file on rank 0, unless the folder is another configuration's."""
         log_dir = trainer.log_dir  # a collective: every rank asks
         if not trainer.is_global_zero or log_dir is None:
             return
@@ -50,16 +44,12 @@ class Provenance(Callback):
             if hasattr(pl_module, "row_names"):  # its fingerprint says what shapes the rows
                 hashes["config_hash"] = run_folder.config_hash(pl_module, data)
         if hasattr(pl_module, "fingerprint"):
-            hashes["model"] = pl_module.fingerprint()  # type: ignore[operator]  # Hub ids with their commits
+            hashes["model"] = pl_module.fingerprint()  # Hub ids with their commits
         earlier: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         ours, theirs = hashes.get("config_hash"), earlier.get("config_hash")
         if theirs is not None and theirs != ours:
-            raise InputError(
-                "logs_dir",
-                expected=f"a run folder of configuration {ours}",
-                received=f"{path.parent}, which is that of {theirs}",
-                hint="use another folder or name",
-            )
+            expected, received = f"a run folder of configuration {ours}", f"{path.parent}, which is that of {theirs}"
+            raise InputError("logs_dir", expected=expected, received=received, hint="use another folder or name")
         # a resumed fit may read other data than before: each session names its own
         this = {**session(trainer), "data_hash": hashes.get("data_hash")}
         before = earlier.get("sessions", [])
@@ -75,30 +65,32 @@ class Provenance(Callback):
 
 def session(trainer: Trainer) -> dict[str, Any]:
     """One start of the run."""
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "argv": sys.argv,
         "git": git_state(Path(dgd_lightning.__file__).parent),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "hardware": hardware(),
+        "hardware": {
+            "machine": platform.machine(),
+            "system": f"{platform.system()} {platform.release()}",
+            "cpu_threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(i) for i in gpus],
+            "cuda": torch.version.cuda,
+        },
         "ranks": trainer.world_size,
         "strategy": type(trainer.strategy).__name__,
     }
 
 
 def changed_versions(before: Sequence[dict[str, Any]], now: dict[str, Any]) -> list[str]:
-    """What differs from some earlier session of a run: ``torch 2.9.0 → 2.9.1``.
-
-    Args:
-        before: earlier sessions, as `session` gives them.
-        now: this one.
-    """
+    """What differs from some earlier session of a run: ``torch 2.9.0 → 2.9.1``."""
     latest: dict[str, str] = {}
-    for one in before:
-        for name, value in _code(one).items():
-            if value != _code(now).get(name):
-                latest[name] = f"{name} {value} → {_code(now).get(name)}"
+    ours = _code(now)
+    for name, value in (item for one in before for item in _code(one).items()):
+        if value != ours.get(name):
+            latest[name] = f"{name} {value} → {ours.get(name)}"
     return list(latest.values())
 
 
@@ -108,20 +100,6 @@ def _code(one: dict[str, Any]) -> dict[str, Any]:
     changes = "" if git["diff_hash"] == "clean" else f" with changes {git['diff_hash']}"
     commit = git["sha"] and git["sha"][:10] + changes
     return {"python": one.get("python"), **one.get("versions", {}), "git": commit}
-
-
-def hardware() -> dict[str, Any]:
-    """The machine in a few words."""
-    gpus = (
-        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    )
-    return {
-        "machine": platform.machine(),
-        "system": f"{platform.system()} {platform.release()}",
-        "cpu_threads": torch.get_num_threads(),
-        "gpus": gpus,
-        "cuda": torch.version.cuda,
-    }
 
 
 def git_state(folder: Path) -> dict[str, str] | None:

@@ -1,19 +1,29 @@
-"""Arms: a method with sampling and adaptation, under a name; which controls which, which are decoded together."""
+"""Arms: a method with sampling and adaptation, under a name; which share a batch, and what their readouts need.
 
-from __future__ import annotations
+Second models that readouts name are pinned and loaded once.
+"""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from dgd_lightning.checks import check_integer
+from dgd_lightning.decode.nested import changed, nested, readout_key
+from dgd_lightning.decode.readouts.base import Readout
 from dgd_lightning.decode.readouts.draft import DraftReadout
-from dgd_lightning.decode.sampling import SamplingParams, sampling_params
+from dgd_lightning.decode.readouts.other_model import OtherModel
+from dgd_lightning.decode.readouts.without_context import WithoutContext
+from dgd_lightning.decode.sampling import sampling_params
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.base import Method
 from dgd_lightning.pair import Pair
+from dgd_lightning.target.folder import bundled, resolve_commit
+from dgd_lightning.target.load import load_target
+from dgd_lightning.target.model import Target
 
 
 @dataclass
@@ -49,10 +59,6 @@ class Arm:
         """The settings that shape the distribution of the output, whatever the method."""
         return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
 
-    def sampling_params(self) -> SamplingParams:
-        """The same, checked."""
-        return sampling_params(**self.sampling())
-
     def settings(self) -> dict[str, Any]:
         """All that distinguishes the arm, its name apart, as its rows have it."""
         method = {"method": self.method.name, "settings": self.method.settings()}
@@ -73,9 +79,7 @@ class Arm:
         )
 
     def check(self) -> None:
-        """Raises:
-        InputError: sampling, adaptation or a setting of the method that can't be; named as in the arm.
-        """
+        """Refuses sampling, adaptation or a setting of the method that can't be; errors name it as the arm does."""
         if not isinstance(self.method, Method) or not is_dataclass(self.method):
             raise InputError(
                 "method",
@@ -98,7 +102,7 @@ class Arm:
                 received=self.online_every,
                 hint="leave it out; ttt: true adapts before decoding",
             )
-        self.sampling_params()
+        sampling_params(**self.sampling())
         self.method.check_arm(self.temperature)
 
 
@@ -123,9 +127,7 @@ def in_words(value: Any) -> str:
 
 
 def check_arms(arms: Sequence[Arm], draft: str | None) -> None:
-    """Raises:
-    InputError: arms that share a name, lack what their method needs, or sample in an impossible way.
-    """
+    """Refuses arms that share a name, lack what their method needs, or sample in an impossible way."""
     names = [arm.name for arm in arms]
     if not arms:
         raise InputError("model.arms", expected="at least one arm", received="none", hint="see docs/methods.md")
@@ -146,9 +148,7 @@ def check_arms(arms: Sequence[Arm], draft: str | None) -> None:
 
 
 def check_ttt(arms: Sequence[Arm], adapts: bool) -> None:
-    """Raises:
-    InputError: arms ask for adapters and nothing makes them, or the other way round.
-    """
+    """Refuses arms that ask for adapters where nothing makes them, and the other way round."""
     if any(arm.adapts for arm in arms) is not adapts:
         raise InputError(
             "model.ttt",
@@ -161,9 +161,7 @@ def check_ttt(arms: Sequence[Arm], adapts: bool) -> None:
 
 
 def check_blocks(arms: Sequence[Arm], pair: Pair) -> None:
-    """Raises:
-    InputError: an arm's blocks are longer than those the draft was trained with.
-    """
+    """Refuses arms whose blocks are longer than those the draft was trained with."""
     for arm in arms:
         try:
             arm.method.block(pair)
@@ -201,3 +199,67 @@ def row_seed(seed: int, idx: str, arm: Arm) -> int:
     """A 63-bit seed of a task: it depends on the run's seed, the task and the sampling, not on batch, rank or order."""
     text = json.dumps([seed, idx, arm.sampling()], sort_keys=True)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
+
+
+class Source(NamedTuple):
+    """Where a second model comes from."""
+
+    model: str  # folder or Hub id
+    revision: str | None
+
+
+def _source(readout: Any) -> Source | None:
+    """Of a readout that names a model."""
+    named = isinstance(readout, OtherModel) and isinstance(readout.model, str)
+    return Source(bundled(readout.model, "target"), readout.revision) if named else None
+
+
+def pinned_models(arms: Sequence[Arm]) -> dict[Source, str | None]:
+    """The second models that arms name, each with its commit, or None for a folder."""
+    commits: dict[Source, str | None] = {}
+    for arm in arms:
+        for one in nested(arm.method):
+            source, where = _source(one), f"model.arms[{arm.name}].readout"
+            if source is not None and source not in commits:
+                commits[source] = resolve_commit(f"{where}.model", *source, setting=f"{where}.revision")
+    return commits
+
+
+def loaded_methods(arms: Sequence[Arm], commits: Mapping[Source, str | None], like: Target) -> dict[str, Method]:
+    """The arms' methods by name, their second models loaded with the target's dtype on its device.
+
+    Equal readouts become one object, which shares forwards.
+    """
+    models: dict[Source | None, Target] = {}
+    for source, commit in commits.items():
+        try:
+            models[source] = load_target(source.model, dtype=like.dtype, device=like.device, revision=commit)
+        except InputError as error:
+            raise error.named(error.argument.replace("target", f"readout.model {source.model}", 1)) from error
+    known: dict[Any, Readout] = {}
+
+    def change(one: Any) -> Any:
+        one = replace(one, model=models[source]) if (source := _source(one)) else one
+        return known.setdefault(readout_key(one), one) if isinstance(one, Readout) else one
+
+    return {arm.name: changed(arm.method, change) for arm in arms}
+
+
+def leaves_out_context(method: Method) -> bool:
+    """Whether a method's readout wants prompts without their contexts, and has none."""
+    return any(isinstance(one, WithoutContext) and not one.prompts for one in nested(method))
+
+
+def with_prompts(methods: Sequence[Method], prompts: Sequence[Tensor]) -> list[Method]:
+    """Methods with the prompts [S'] of a batch without their contexts, for readouts that have none of their own.
+
+    What was one readout stays one.
+    """
+    known: dict[int, Readout] = {}
+
+    def change(one: Any) -> Any:
+        if isinstance(one, WithoutContext) and not one.prompts:
+            return known.setdefault(id(one), replace(one, prompts=prompts))
+        return one
+
+    return [changed(method, change) for method in methods]

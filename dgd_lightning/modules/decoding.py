@@ -10,16 +10,23 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from dgd_lightning.checks import check_integer
 from dgd_lightning.data.tasks import TaskData, tasks_by_context
 from dgd_lightning.modules.adaptation import context_adapter, contexts_to_adapt
-from dgd_lightning.modules.arms import Arm, check_arms, check_blocks, check_ttt
-from dgd_lightning.modules.divergence import DivergenceSettings
+from dgd_lightning.modules.arms import (
+    Arm,
+    Source,
+    check_arms,
+    check_blocks,
+    check_ttt,
+    leaves_out_context,
+    loaded_methods,
+    pinned_models,
+)
 from dgd_lightning.modules.group_decoder import GroupDecoder, GroupSettings, TooLong
 from dgd_lightning.modules.pair_source import PairSource, check_rows_run
 from dgd_lightning.modules.prompts import PrefixStore, Prompts
-from dgd_lightning.modules.second_models import Source, leaves_out_context, loaded_methods, pinned_models
+from dgd_lightning.modules.rows import DivergenceSettings
 from dgd_lightning.pair import source_fingerprint
-from dgd_lightning.summary import Summary
 from dgd_lightning.ttt.config import TTTConfig
-from dgd_lightning.types import Task
+from dgd_lightning.types import Summary, Task
 
 
 class Decoding(LightningModule):
@@ -85,8 +92,6 @@ class Decoding(LightningModule):
         self.tasks_together: dict[str, int] = {}  # by idx, of rows that were decoded in smaller groups
         self.summary = Summary()
 
-    decoder: GroupDecoder  # from `setup` on; a plain attribute: Lightning neither moves nor saves the pair
-
     @property
     def row_names(self) -> list[str]:
         """Names of the rows that every task gets."""
@@ -110,11 +115,7 @@ class Decoding(LightningModule):
         return pinned_models(self.arms)
 
     def setup(self, stage: str) -> None:
-        """Loads the pair onto this rank's device.
-
-        Raises:
-            InputError: the pair can't be loaded, or the trainer's settings do not suit decoding.
-        """
+        """Loads the pair onto this rank's device, where the trainer suits decoding."""
         check_rows_run(self.trainer, stage, "predict")
         contexts = self._contexts()
         if hasattr(self, "decoder"):
@@ -133,10 +134,17 @@ class Decoding(LightningModule):
         if any(arm.online_every is not None for arm in self.arms):
             layers.append(pair.target.num_layers - 1)  # whose states are the labels
         prefixes = PrefixStore(pair, prompts, contexts if self.reuse_prefix else {}, tuple(dict.fromkeys(layers)))
-        adapt = context_adapter(self, pair)
-        self.decoder = GroupDecoder(pair, self.arms, methods, prompts, prefixes, self.settings, adapt)
         rank = f"rank {self.global_rank}: " if self.trainer.world_size > 1 else ""
-        self.decoder.on_note = lambda text: print(rank + text, flush=True)
+        self.decoder = GroupDecoder(  # a plain attribute: Lightning neither moves nor saves the pair
+            pair,
+            self.arms,
+            methods,
+            prompts,
+            prefixes,
+            self.settings,
+            context_adapter(self, pair),
+            on_note=lambda text: print(rank + text, flush=True),
+        )
 
     def _contexts(self) -> dict[str, list[Task]]:
         """The tasks of every context, where something is asked of contexts."""

@@ -7,8 +7,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from dgd_lightning.checks import check_integer
-from dgd_lightning.data.chat import prompt_ids
-from dgd_lightning.data.gold import gold_ids
+from dgd_lightning.data.chat import gold_ids, prompt_ids
 from dgd_lightning.data.tasks import TaskData, context_of
 from dgd_lightning.decode.nested import plain
 from dgd_lightning.decode.readouts.ablated_draft import AblatedDraft
@@ -19,7 +18,7 @@ from dgd_lightning.decode.replay import replay
 from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.diagnosis import ADAPTED, DRAFT, RANDOM, SHUFFLED, TARGET
 from dgd_lightning.metrics.gold import confidence, gold_log_probability, gold_rank
-from dgd_lightning.modules.adaptation import Adapted, ContextAdapter, context_adapter, contexts_to_adapt
+from dgd_lightning.modules.adaptation import Adapted, context_adapter, contexts_to_adapt
 from dgd_lightning.modules.pair_source import PairSource, check_rows_run
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.config import TTTConfig
@@ -96,40 +95,23 @@ class Diagnostic(LightningModule):
         self.done: set[tuple[str, str]] = set()  # (idx, row name) of rows that a resumed run has already
 
     row_names = (ROW,)
-    # From `setup` on; the pair is a plain attribute, which Lightning neither moves nor saves.
-    pair: Pair
-    readers: dict[str, Readout]
-    contexts: dict[str, list[Task]]  # where they are adapted to
-    adapt: ContextAdapter | None
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything about the model that can change a row, to be hashed."""
-        settings = [
-            self.layers,
-            self.slots,
-            {name: plain(readout) for name, readout in self.readouts.items()},
-            self.answer_field,
-            self.source.dtype,
-            self.source.attn_implementation,
-            self.enable_thinking,
-            self.too_long,
-            self.seed,
-        ]
-        return {**self.source.fingerprint(), "settings": settings, "ttt": self.ttt and self.ttt.fingerprint()}
+        source, readouts = self.source, {name: plain(readout) for name, readout in self.readouts.items()}
+        prompts = [source.dtype, source.attn_implementation, self.enable_thinking, self.too_long]
+        settings = [self.layers, self.slots, readouts, self.answer_field, *prompts, self.seed]
+        return {**source.fingerprint(), "settings": settings, "ttt": self.ttt and self.ttt.fingerprint()}
 
     def setup(self, stage: str) -> None:
-        """Loads the pair onto this rank's device and lists the readers.
-
-        Raises:
-            InputError: the pair can't be loaded, lacks a layer that is to be read, or the trainer does not suit.
-        """
+        """Loads the pair onto this rank's device and lists the readers, where the trainer suits a diagnostic."""
         check_rows_run(self.trainer, stage, "test")
-        self.contexts = {}
+        self.contexts: dict[str, list[Task]] = {}  # where they are adapted to
         if self.ttt is not None:
             data, inference = getattr(self.trainer, "datamodule", None), self.trainer.test_loop.inference_mode
             self.contexts = contexts_to_adapt(data, accepted=self.accept_clbench_license, inference_mode=inference)
         if not hasattr(self, "pair"):
-            self.pair = self.source.load(self.trainer)
+            self.pair = self.source.load(self.trainer)  # a plain attribute: Lightning neither moves nor saves it
             self.readers = readers_of(self.pair, self.layers, self.readouts, self.seed)
             self.adapt = context_adapter(self, self.pair)
 
@@ -170,26 +152,32 @@ class Diagnostic(LightningModule):
 
     def _read(self, prompt: Tensor, answer: Tensor, adapted: Adapted | None) -> dict[str, Any]:
         """The target's confidence at every answer token, and every reader's rank and log-probability of it."""
-        pair, count = self.pair, len(answer)
-        size = block_size(pair) if self.slots else 2  # slots below it are read; slot 1 is the draft itself
+        pair, nothing = self.pair, [None] * len(answer)
+        size = pair.require_draft().config.block_size if self.slots else 2  # slots below it; slot 1 is the draft itself
         readouts: list[Readout | DraftSlots] = [*self.readers.values(), *([DraftSlots()] if size > 2 else [])]
-        names = [TARGET, *self.readers, *map(slot_name, range(2, size))]
-        notes = {name: Notes(count) for name in names}
+        found: dict[str, dict[str, Any]] = {}  # None where a reader gives no number
+
+        def note(name: str, first: int, logits: Tensor, tokens: Tensor) -> None:
+            """Logits [Q, V] of the tokens [Q] from number ``first`` on; whole ranks, which most are, as integers."""
+            own = found.setdefault(name, {"rank": [*nothing], "log_probability": [*nothing]})
+            ranks, at = gold_rank(logits, tokens).tolist(), slice(first, first + len(tokens))
+            own["rank"][at] = [int(one) if one == int(one) else one for one in ranks]
+            own["log_probability"][at] = gold_log_probability(logits, tokens).tolist()
+
         sure: list[float] = []
         for part in replay(pair, prompt, [answer], readouts, chunk=self.chunk):
             sure += confidence(part.target).tolist()
             for name, logits in zip([TARGET, *self.readers], [part.target, *part.readouts], strict=False):
-                notes[name].take(part.first, logits, part.tokens)
+                note(name, part.first, logits, part.tokens)
             for slot in range(2, size):  # of the block anchored before token i, slot j predicts token i + j − 1
                 first = part.first + slot - 1
                 tokens = answer[first : first + len(part.tokens)].to(part.target.device)
-                notes[slot_name(slot)].take(first, part.readouts[-1][: len(tokens), slot - 1], tokens)
+                note(f"slot {slot}", first, part.readouts[-1][: len(tokens), slot - 1], tokens)
         if adapted is not None:
-            notes[ADAPTED] = Notes(count)
             with pair.adapter(adapted.adapter) if adapted.adapter is not None else nullcontext():
                 for part in replay(pair, prompt, [answer], [DraftReadout()], chunk=self.chunk):
-                    notes[ADAPTED].take(part.first, part.readouts[0], part.tokens)
-        return {"confidence": sure, "readers": {name: note.record() for name, note in notes.items()}}
+                    note(ADAPTED, part.first, part.readouts[0], part.tokens)
+        return {"confidence": sure, "readers": found}
 
     def _excess(self, prompt: Tensor, answer: Tensor) -> int:
         return max(0, len(prompt) + len(answer) - self.pair.target.max_positions)
@@ -206,7 +194,7 @@ def readers_of(pair: Pair, layers: list[int] | None, readouts: dict[str, Readout
         RANDOM: DraftReadout(features="random", seed=seed),
     }
     readers |= {f"layer {layer}": LogitLens(layer) for layer in (range(count - 1) if layers is None else layers)}
-    taken = {TARGET, ADAPTED, *readers, *map(slot_name, range(1, block_size(pair)))}
+    taken = {TARGET, ADAPTED, *readers, *(f"slot {slot}" for slot in range(1, pair.require_draft().config.block_size))}
     for name, readout in readouts.items():
         if name in taken:
             raise InputError(
@@ -218,31 +206,3 @@ def readers_of(pair: Pair, layers: list[int] | None, readouts: dict[str, Readout
         if isinstance(readout, AblatedDraft):  # checked before the first text is read
             readout.check(pair)
     return readers | readouts
-
-
-class Notes:
-    """One reader's numbers for an answer of T tokens; None where it gives none."""
-
-    def __init__(self, count: int) -> None:
-        self.rank: list[float | None] = [None] * count
-        self.log_probability: list[float | None] = [None] * count
-
-    def take(self, first: int, logits: Tensor, tokens: Tensor) -> None:
-        """Logits [Q, V] of the tokens [Q] from number ``first`` on."""
-        self.rank[first : first + len(tokens)] = gold_rank(logits, tokens).tolist()
-        self.log_probability[first : first + len(tokens)] = gold_log_probability(logits, tokens).tolist()
-
-    def record(self) -> dict[str, Any]:
-        """Whole ranks as integers, which most are."""
-        rank = [int(one) if one is not None and one == int(one) else one for one in self.rank]
-        return {"rank": rank, "log_probability": self.log_probability}
-
-
-def block_size(pair: Pair) -> int:
-    """K of the pair's draft."""
-    return pair.require_draft().config.block_size
-
-
-def slot_name(slot: int) -> str:
-    """The name of a slot's line; slot 1 is the draft itself."""
-    return f"slot {slot}"

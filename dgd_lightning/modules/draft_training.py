@@ -25,11 +25,12 @@ from dgd_lightning.draft.objective import BlockLoss, block_ids, block_loss, defa
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.metrics.acceptance import AcceptanceLength
-from dgd_lightning.modules.pair_source import PairSource
+from dgd_lightning.modules.pair_source import PairSource, room_before
 from dgd_lightning.modules.training import best_checkpoint, copy_provenance, require_writable, scheduled
 from dgd_lightning.pair import Pair
 from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.target.folder import bundled
+from dgd_lightning.target.model import Target
 
 
 class DraftTraining(L.LightningModule):
@@ -62,9 +63,6 @@ class DraftTraining(L.LightningModule):
         pair: see `PairSource`; ``dtype`` is the target's, the draft trains in fp32 under ``trainer.precision``.
     """
 
-    pair: Pair  # a plain record: the target is no child module
-    decoding_pair: Pair | None = None  # while validating
-
     def __init__(
         self,
         target: str,
@@ -95,12 +93,7 @@ class DraftTraining(L.LightningModule):
         for name, value in self.recipe.items():
             check_number(f"model.{name}", value, least=0)
         self.source = PairSource(target, draft, device_map=None, **pair)
-        self.shape = {
-            "num_layers": num_layers,
-            "block_size": block_size,
-            "target_layer_ids": target_layer_ids,
-            "mask_token_id": mask_token_id,
-        }
+        self.shape = (num_layers, block_size, target_layer_ids, mask_token_id)
         self.num_anchors, self.gamma, self.attention = num_anchors, gamma, attention
         self.gradient_checkpointing, self.val_max_new_tokens = gradient_checkpointing, val_max_new_tokens
         self.export_dir, self.seed = export_dir, seed
@@ -132,22 +125,21 @@ class DraftTraining(L.LightningModule):
             return
         # Lightning moves the registered draft later, but never the target
         loaded = self.source.load(self._trainer, device=self.device, draft_dtype=torch.float32)
-        if loaded.target.max_positions <= self.val_max_new_tokens:
-            raise InputError(
-                "model.val_max_new_tokens",
-                expected=f"less than the target's {loaded.target.max_positions} positions",
-                received=self.val_max_new_tokens,
-                hint="lower it",
-            )
+        self.longest = room_before(loaded.target, "model.val_max_new_tokens", self.val_max_new_tokens)  # prompt
         draft = loaded.draft
         if draft is None:
-            draft = DFlashDraft(new_draft_config(loaded.target, **self.shape))  # type: ignore[arg-type]
-            initialise(draft, torch.Generator().manual_seed(self.seed))
+            draft = DFlashDraft(new_draft_config(loaded.target, *self.shape))
+            generator = torch.Generator().manual_seed(self.seed)
+            for module in draft.modules():  # as Qwen3 initialises; norms start at 1
+                if isinstance(module, torch.nn.Linear):
+                    torch.nn.init.normal_(module.weight, std=0.02, generator=generator)
+                    if module.bias is not None:
+                        torch.nn.init.zeros_(module.bias)
         self.draft = draft.to(loaded.target.device, torch.float32).requires_grad_(True)
         self.draft.gradient_checkpointing = self.gradient_checkpointing
         self.attends = choose_attention(self.attention, self.draft.device, "model.attention")
         rank_zero_info(f"attention: {self.attends}")
-        self.pair = Pair(loaded.target, self.draft, loaded.tokenizer)
+        self.pair = Pair(loaded.target, self.draft, loaded.tokenizer)  # a plain record: the target is no child module
         self.tau = AcceptanceLength(self.draft.config.block_size)
 
     def forward(self, input_ids: Tensor, loss_mask: Tensor, generator: torch.Generator) -> BlockLoss:
@@ -195,8 +187,7 @@ class DraftTraining(L.LightningModule):
         self.tau.reset()
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        longest = self.decoding_pair.target.max_positions - self.val_max_new_tokens
-        prompts = [prompt[-longest:] for prompt in batch]
+        prompts = [prompt[-self.longest :] for prompt in batch]
         with torch.autocast(self.device.type, enabled=False):
             outputs = speculative_generate(self.decoding_pair, prompts, max_new_tokens=self.val_max_new_tokens)
         for output in outputs:
@@ -208,14 +199,14 @@ class DraftTraining(L.LightningModule):
         stage = "test" if self.trainer.testing else "val"
         self.log(f"{stage}/tau_micro", found.micro, prog_bar=True, sync_dist=True)
         self.log(f"{stage}/tau_macro", found.macro, sync_dist=True)
-        self.decoding_pair = None
+        del self.decoding_pair
 
     on_test_epoch_start, on_test_epoch_end = on_validation_epoch_start, on_validation_epoch_end
     test_step = validation_step
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        rates = {name: self.recipe[name] for name in ("lr", "weight_decay")}
-        optimizer = torch.optim.AdamW(self.draft.parameters(), **rates)
+        lr, decay = self.recipe["lr"], self.recipe["weight_decay"]
+        optimizer = torch.optim.AdamW(self.draft.parameters(), lr=lr, weight_decay=decay)
         total = int(self.trainer.estimated_stepping_batches)
         warmup = max(1, round(total * self.recipe["warmup_share"]))
         return scheduled(optimizer, total=total, warmup=warmup)
@@ -241,10 +232,10 @@ def _place(target: str) -> str:
 
 
 def new_draft_config(
-    target: Any, *, num_layers: int, block_size: int, target_layer_ids: list[int] | None, mask_token_id: int | None
+    target: Target, num_layers: int, block_size: int, target_layer_ids: list[int] | None, mask_token_id: int | None
 ) -> DraftConfig:
     """A draft's configuration with the target's own widths, as the published drafts have."""
-    config = target.model.config
+    config: Any = target.model.config
     mask = target.vocab_size - 1 if mask_token_id is None else mask_token_id
     if not 0 <= mask < target.vocab_size:
         raise InputError(
@@ -279,12 +270,3 @@ def new_draft_config(
         rope_theta=float(rope.get("rope_theta", 10000.0)),
         max_positions=target.max_positions,
     )
-
-
-def initialise(draft: DFlashDraft, generator: torch.Generator, std: float = 0.02) -> None:
-    """Normal weights of standard deviation ``std`` in every matrix, as Qwen3 initialises; norms start at 1."""
-    for module in draft.modules():
-        if isinstance(module, torch.nn.Linear):
-            torch.nn.init.normal_(module.weight, std=std, generator=generator)
-            if module.bias is not None:
-                torch.nn.init.zeros_(module.bias)

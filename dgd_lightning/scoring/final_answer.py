@@ -44,9 +44,10 @@ def final_answer(text: str, *, number: bool) -> Found | None:
             currency, units and thousands separators; a formula such as ``\frac{1}{2}`` stays as it is.
     """
     text = text.rsplit("</think>", 1)[-1][-MAX_TEXT:]
-    marked = _marked(text)
-    if marked is not None:
-        return marked._replace(text=_number_in(marked.text)) if number else marked
+    if (marked := _marked(text)) is not None:
+        tail = _plain(marked.text).rsplit("=", 1)[-1]
+        numbers = NUMBER.findall(tail) if number and not FORMULA.search(tail) else []
+        return marked._replace(text=numbers[0]) if numbers else marked
     formulas = [] if number else INLINE.findall(text)
     if formulas:
         return _found(max(formulas[-1], key=len), "formula")
@@ -88,12 +89,6 @@ def _plain(text: str) -> str:
     """Without LaTeX's wrapping of words, currency and thousands separators."""
     text = WRAPPED.sub(r" \1 ", THOUSANDS.sub("", text)).replace("−", "-")
     return re.sub(r"(-?)\\?[$€£]\s*", r"\1", text).replace("\\%", "%")
-
-
-def _number_in(text: str) -> str:
-    tail = _plain(text).rsplit("=", 1)[-1]
-    numbers = [] if FORMULA.search(tail) else NUMBER.findall(tail)
-    return numbers[0] if numbers else text
 
 
 def plain_number(text: str) -> Fraction | None:

@@ -140,35 +140,28 @@ def status_of(value: object) -> str | None:
     return _STATUS.get(text.strip().casefold()) if isinstance(text, str) else None
 
 
-def _only_object(text: str, keys: tuple[str, ...]) -> dict[str, Any]:
-    """The one JSON object in a reply with any of the keys."""
-    found, rest = _objects(_THOUGHTS.sub("", text, count=1))
-    # a verdict quoted inside a broken one must not pass for the judge's own
-    if any(json.dumps(key) in rest for key in keys):
-        raise UnreadableReply("broken JSON")
-    verdicts = [one for one in found if any(key in one for key in keys)]
-    if not verdicts:
-        raise UnreadableReply("no JSON object with the keys asked for" if text.strip() else "an empty reply")
-    if any(one != verdicts[0] for one in verdicts):
-        raise UnreadableReply("several verdicts that differ")
-    return verdicts[0]
-
-
-def _objects(text: str) -> tuple[list[dict[str, Any]], str]:
-    """The outermost JSON objects of a text, in order, and the text around them."""
+def _only_object(reply: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    """The one JSON object in a reply with any of the keys, among its outermost ones."""
+    text = _THOUGHTS.sub("", reply, count=1)
     decoder = json.JSONDecoder(object_pairs_hook=_without_doubles)
-    found, rest, done = [], "", 0
-    at = text.find("{")
+    found, prose, done, at = [], "", 0, text.find("{")
     while at >= 0:
         try:
             value, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError):
             end = at + 1  # not one: perhaps a brace of the prose before it
         else:
-            found.append(value)
-            rest, done = rest + text[done:at], end
+            found += [value] if any(key in value for key in keys) else []
+            prose, done = prose + text[done:at], end
         at = text.find("{", end)
-    return found, rest + text[done:]
+    # a verdict quoted inside a broken one must not pass for the judge's own
+    if any(json.dumps(key) in prose + text[done:] for key in keys):
+        raise UnreadableReply("broken JSON")
+    if not found:
+        raise UnreadableReply("no JSON object with the keys asked for" if reply.strip() else "an empty reply")
+    if any(one != found[0] for one in found):
+        raise UnreadableReply("several verdicts that differ")
+    return found[0]
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -62,7 +62,10 @@ class MathPool:
 
     def _ask(self, question: bytes) -> dict[str, Any] | None:
         """A worker's reply; None where it was killed from outside."""
-        worker = self._idle.pop() if self._idle else self._start()
+        try:
+            worker = self._idle.pop()
+        except IndexError:
+            worker = self._start()
         found = None
         try:
             assert worker.stdin is not None

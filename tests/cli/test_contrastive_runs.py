@@ -15,7 +15,7 @@ from tiny import hf_model
 
 from dgd_lightning import Noise, OtherModel, WithoutContext, guided_generate, load_pair
 from dgd_lightning.methods.guided import Guided
-from dgd_lightning.modules.divergence import DivergenceSettings, divergence_record
+from dgd_lightning.modules.rows import DivergenceSettings, divergence_record
 from dgd_lightning.target.load import load_target
 
 CONFIG = Path(__file__).parents[2] / "configs" / "guided" / "contrastive.yaml"

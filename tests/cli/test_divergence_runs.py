@@ -15,8 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dgd_lightning import Noise, load_pair, run_folder
 from dgd_lightning.methods.guided import Guided
-from dgd_lightning.modules.divergence import DivergenceSettings, divergence_record
 from dgd_lightning.modules.group_decoder import GroupDecoder
+from dgd_lightning.modules.rows import DivergenceSettings, divergence_record
 
 SINGLE = 1e-6  # TensorBoard keeps scalars in fp32
 ARMS: list[dict[str, Any]] = [

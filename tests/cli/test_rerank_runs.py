@@ -22,7 +22,7 @@ from dgd_lightning import (
 from dgd_lightning.methods.guided import Guided
 from dgd_lightning.methods.speculative import Speculative
 from dgd_lightning.modules.arms import Arm, row_seed
-from dgd_lightning.modules.divergence import DivergenceSettings, divergence_record
+from dgd_lightning.modules.rows import DivergenceSettings, divergence_record
 
 SAME = 1e-8  # fp64, in batches of other sizes
 TASKS = 3

@@ -15,14 +15,14 @@ from rich.table import Table
 
 from dgd_lightning import run_folder
 from dgd_lightning.analysis.adaptation import Counts, collect, gain_of, summed, twin
-from dgd_lightning.callbacks.adapt_metrics import AdaptMetrics
-from dgd_lightning.callbacks.prediction_writer import PredictionWriter
+from dgd_lightning.callbacks.decode_metrics import AdaptMetrics
+from dgd_lightning.callbacks.rows import PredictionWriter
 from dgd_lightning.methods.autoregressive import Autoregressive
 from dgd_lightning.methods.speculative import Speculative
 from dgd_lightning.metrics.paired import Verified
 from dgd_lightning.modules.arms import Arm
 from dgd_lightning.report.run_tables import adaptation_table, gain_table
-from dgd_lightning.summary import Summary
+from dgd_lightning.types import Summary
 
 DRAFTED = Speculative()
 PLAIN, ADAPTED, ONLINE = (

@@ -6,6 +6,7 @@ import fcntl
 import json
 import random
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,14 +19,14 @@ from torch.utils.data import DataLoader
 from dgd_lightning import run_folder
 from dgd_lightning.analysis.arms import ArmStats, collect, speed_up
 from dgd_lightning.callbacks.clbench_scorer import CLBenchScorer
-from dgd_lightning.callbacks.fit_progress import FitProgress
-from dgd_lightning.callbacks.prediction_writer import PredictionWriter
+from dgd_lightning.callbacks.progress import FitProgress
 from dgd_lightning.callbacks.provenance import Provenance, git_state
+from dgd_lightning.callbacks.rows import PredictionWriter
 from dgd_lightning.errors import InputError
 from dgd_lightning.jsonl import JsonLines
 from dgd_lightning.report.figures import acceptance_figure
 from dgd_lightning.report.run_tables import bar_line, decoding_table, histogram_tables, notes
-from dgd_lightning.summary import Summary
+from dgd_lightning.types import Summary
 
 
 def line(idx: str, arm: str = "a", **more: Any) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def line(idx: str, arm: str = "a", **more: Any) -> dict[str, Any]:
 
 
 def fill(folder: Path, rank: int, rows: list[dict[str, Any]], torn: bytes = b"") -> None:
-    with JsonLines(run_folder.shard(folder, rank)) as file:
+    with closing(JsonLines(run_folder.shard(folder, rank))) as file:
         file.append(rows)
     with run_folder.shard(folder, rank).open("ab") as raw:
         raw.write(torn)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dgd_lightning.callbacks.case_studies import CaseStudies
+from dgd_lightning.callbacks.divergence import CaseStudies
 from dgd_lightning.errors import InputError
 from dgd_lightning.grader import CHECK, checked, package_graders
 from dgd_lightning.metrics.divergence import TokenDivergence

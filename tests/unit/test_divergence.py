@@ -25,7 +25,7 @@ from dgd_lightning.methods.autoregressive import Autoregressive, autoregressive_
 from dgd_lightning.methods.guided import Guided, guided_generate
 from dgd_lightning.metrics.clustered import clustered_mean
 from dgd_lightning.metrics.divergence import GroupedMeans, TokenDivergence, token_class, token_divergence
-from dgd_lightning.modules.divergence import DECIMALS, DivergenceSettings, divergence_record, token_texts
+from dgd_lightning.modules.rows import DECIMALS, DivergenceSettings, divergence_record, token_texts
 from dgd_lightning.pair import Pair
 
 SAME = 1e-12  # fp64, sums over ten tokens

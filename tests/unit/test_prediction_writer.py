@@ -13,8 +13,8 @@ import pytest
 
 from dgd_lightning import run_folder
 from dgd_lightning.callbacks import provenance as provenance_module
-from dgd_lightning.callbacks.prediction_writer import PredictionWriter
 from dgd_lightning.callbacks.provenance import Provenance, changed_versions
+from dgd_lightning.callbacks.rows import PredictionWriter
 from dgd_lightning.errors import InputError
 
 TASKS = [SimpleNamespace(idx=f"t{number}") for number in range(4)]

@@ -7,7 +7,7 @@ test. What is no plain value stays where it is and travels as a reference. Never
 import builtins
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -15,19 +15,17 @@ MAX_MESSAGE = 8 << 20  # bytes
 MAX_ITEMS = 100_000  # of an iterator; it may have no end
 HEX_BITS = 10_000  # longer integers go in hexadecimal, which takes linear time and has no limit of digits
 BUILTIN = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
-VIEWS: dict[str, type] = {"keys": type({}.keys()), "values": type({}.values()), "items": type({}.items())}
-DECODERS: dict[str, Callable[[list[Any]], Any]] = {
-    "builtin": lambda items: BUILTIN[items[0]],
-    "complex": lambda items: complex(*map(float, items)),
-    "range": lambda items: range(*items),
-    "dict": dict,
-    "keys": lambda items: dict.fromkeys(items).keys(),
-    "values": lambda items: dict(enumerate(items)).values(),
-    "items": lambda items: dict(items).items(),
-    "tuple": tuple,
-    "set": set,
-    "frozenset": frozenset,
-    "iterator": iter,
+KINDS: dict[str, tuple[Any, Callable[[Any], Iterable[Any]], Callable[[list[Any]], Any]]] = {  # type, to and from parts
+    "complex": (complex, lambda value: (value.real, value.imag), lambda items: complex(*map(float, items))),
+    "range": (range, lambda value: (value.start, value.stop, value.step), lambda items: range(*items)),
+    "dict": (dict, lambda value: map(list, value.items()), dict),
+    "tuple": (tuple, iter, tuple),
+    "frozenset": (frozenset, iter, frozenset),
+    "set": (set, iter, set),
+    "keys": (type({}.keys()), iter, lambda items: dict.fromkeys(items).keys()),
+    "values": (type({}.values()), iter, lambda items: dict(enumerate(items)).values()),
+    "items": (type({}.items()), iter, lambda items: dict(items).items()),
+    "iterator": (Iterator, lambda value: islice(value, MAX_ITEMS), iter),
 }
 
 
@@ -36,10 +34,6 @@ def encode(value: Any, refer: Callable[[Any], str | int]) -> Any:
 
     ``refer`` gives the name or number under which any other object stays behind, or raises.
     """
-
-    def each(values: Any) -> list[Any]:
-        return [encode(item, refer) for item in values]
-
     match value:
         case None | bool():
             return value
@@ -50,22 +44,14 @@ def encode(value: Any, refer: Callable[[Any], str | int]) -> Any:
         case str():
             return str.__str__(value)
         case list():
-            return each(value)
-        case complex():
-            return {"complex": [value.real, value.imag]}
+            return [encode(item, refer) for item in value]
         case bytes() | bytearray():
             return {"bytearray" if isinstance(value, bytearray) else "bytes": value.decode("latin-1")}
-        case range():
-            return {"range": each((value.start, value.stop, value.step))}
-        case dict():
-            return {"dict": [each(pair) for pair in value.items()]}
-    for name, kind in (("tuple", tuple), ("frozenset", frozenset), ("set", set), *VIEWS.items()):
-        if isinstance(value, kind):
-            return {name: each(value)}
     if isinstance(value, type) and BUILTIN.get(value.__name__) is value:
-        return {"builtin": [value.__name__]}
-    if isinstance(value, Iterator):
-        return {"iterator": each(islice(value, MAX_ITEMS))}
+        return {"builtin": value.__name__}
+    for name, (kind, parts, _) in KINDS.items():
+        if isinstance(value, kind):
+            return {name: [encode(item, refer) for item in parts(value)]}
     return {"reference": refer(value)}
 
 
@@ -86,14 +72,16 @@ def decode(data: Any, resolve: Callable[[str | int], Any]) -> Any:
         if not isinstance(content, str | int):
             raise TypeError(f"reference: expected a name or a number, received {content!r}")
         return resolve(content)
+    if name == "builtin":
+        return BUILTIN[content]
     if name == "int":
         return int(str(content), 16)
     if name in ("bytes", "bytearray"):
         raw = str(content).encode("latin-1")
         return raw if name == "bytes" else bytearray(raw)
-    if name not in DECODERS:
+    if name not in KINDS:
         raise ValueError(f"expected an encoded value, received {name!r}")
-    return DECODERS[name]([decode(item, resolve) for item in content])
+    return KINDS[name][2]([decode(item, resolve) for item in content])
 
 
 class Channel:
