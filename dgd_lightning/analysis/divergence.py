@@ -1,7 +1,5 @@
 """How far target and readout differ: per-arm sums behind the divergence numbers; made of prediction rows alone."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, get_args
 

@@ -1,7 +1,5 @@
 """Bootstrap intervals over contexts: what is measured within one context depends on each other, contexts do not."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

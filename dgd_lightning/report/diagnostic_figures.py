@@ -1,7 +1,5 @@
 """The pictures of a diagnostic: by confidence, by depth, by slot, by rank, by ablation."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

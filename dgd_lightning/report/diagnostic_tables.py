@@ -1,7 +1,5 @@
 """What a diagnostic prints: legend, tables and verdict, for readers who have not seen its code."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Tables of a predict run: how the arms decoded, what adaptation gained, how target and readout differ."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 

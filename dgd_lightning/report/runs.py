@@ -1,7 +1,5 @@
 """Graded runs for a report: read, named, brought to the same tasks, pooled over seeds where that is asked for."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple

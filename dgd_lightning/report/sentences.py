@@ -3,8 +3,6 @@
 What guidance changed in solve rates is said by :mod:`dgd_lightning.report.verdict`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from dgd_lightning.analysis.adaptation import Gain

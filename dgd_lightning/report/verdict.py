@@ -1,7 +1,5 @@
 """What comparisons come to, in plain words."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 
 from dgd_lightning.metrics.diagnosis import FEWEST_CONTEXTS
@@ -36,9 +34,9 @@ def _alone(arms: dict[str, dict[str, Graded]]) -> str:
     found = rates(list(tasks.values()))
     if not found.scored:
         return f"One arm, nothing to compare: {arm} has no scores."
-    rate = ", ".join(f"{100 * end:.1f}" for end in (found.official.low, found.official.high) if end == end)
-    solved = f"{100 * found.official.value:.1f}%{f' [{rate}]' if rate else ''}"
-    return f"One arm, nothing to compare: {arm} solves {solved} of {found.scored:,} scored tasks."
+    return (
+        f"One arm, nothing to compare: {arm} solves {found.official.text('{:.1%}')} of {found.scored:,} scored tasks."
+    )
 
 
 def _sentence(one: Compared, found: Sequence[Compared], blends: bool) -> str:

@@ -16,8 +16,8 @@ import pytest
 from dgd_lightning.commands.report import main
 from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.clustered import Difference
-from dgd_lightning.report.pictures import Line, intervals
 from dgd_lightning.report.runs import read_runs, study
+from dgd_lightning.report.runs_page import Line, intervals
 from dgd_lightning.report.solve_rates import p_value
 from dgd_lightning.report.text import visible
 from dgd_lightning.report.verdict import verdict
