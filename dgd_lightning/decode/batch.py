@@ -181,8 +181,7 @@ class Batch:
     def go_back(self, lengths: Sequence[int], random_source: RandomSource | None = None) -> None:
         """Take back all but each row's first new tokens; finished rows are decoded on from there.
 
-        Caches keep what they have: it lies beyond the rows' ends, hidden until it is overwritten. Needs
-        ``keep_finished``, and rows that share no sequences.
+        Caches keep what they have: it lies beyond the rows' ends, hidden until it is overwritten.
 
         Args:
             lengths: R numbers of new tokens that stay, none of them a stop token; with 0 the prompt alone is left,

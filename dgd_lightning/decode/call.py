@@ -122,11 +122,7 @@ class Request(NamedTuple):
 
 
 def check_request(pair: Pair, prompts: Sequence[Tensor], call: Call) -> Request:
-    """Check a call with its prompts, and pad them.
-
-    Raises:
-        InputError: an argument is unusable, or a prompt with its new tokens exceeds the target's positions.
-    """
+    """Check a call with its prompts, and pad them; a prompt with its new tokens must fit the target's positions."""
     target, new = pair.target, check_integer("max_new_tokens", call.max_new_tokens)
     count = check_integer("num_return_sequences", call.num_return_sequences)
     if isinstance(prompts, Tensor) or len(prompts) == 0:

@@ -49,11 +49,9 @@ class Session:
         self.began = 0.0  # `time.perf_counter` of when the prefill began
 
     def prefill(self, on_features: OnFeatures | None = None, *, hold_last: bool = False) -> Tensor | None:
-        """Read the prompts, behind their prefixes.
+        """Read the prompts, behind their prefixes, whose features are handed on first.
 
-        Args:
-            on_features: called with features and positions, those of prefixes first.
-            hold_last: leave each prompt's last token to the caller's first step.
+        ``hold_last`` leaves each prompt's last token to the caller's first step.
 
         Returns:
             [B, V], logits after each prompt; None where nothing was left to read.

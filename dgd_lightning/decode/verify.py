@@ -58,14 +58,10 @@ def accept_probability(p: Tensor, q: Tensor, proposals: Tensor) -> Tensor:
 def verify_rejection(
     proposals: Tensor, q: Tensor, p: Tensor, random_source: RandomSource, positions: Tensor
 ) -> Verdict:
-    """Rejection sampling: committed tokens have the target's distribution, whatever q is.
+    """Rejection sampling: committed tokens have the target's distribution p [B, K, V], whatever q [B, K - 1, V] is.
 
-    Args:
-        proposals: [B, K - 1] tokens drawn from q.
-        q: [B, K - 1, V] the draft's distributions after temperature and filters.
-        p: [B, K, V] the target's distributions after the same.
-        random_source: of the accept draws (stream ``ACCEPT``) and the final one (stream ``TARGET``).
-        positions: [B, K] absolute positions of the proposals and of the bonus token.
+    Both are after temperature and filters. Proposals [B, K - 1] were drawn from q; ``positions`` [B, K] are absolute,
+    those of the proposals and of the bonus token.
     """
     drafted = proposals.shape[1]
     chances = accept_probability(p[:, :-1], q, proposals)  # [B, K - 1]

@@ -192,10 +192,7 @@ class ReadoutGroup:
 class GuidedLoop:
     """One batch: the target, what it is blended with, and with ``width`` > 1 the draft that proposes.
 
-    Args:
-        groups: between them they have every row.
-        width: K of the proposals; 1 decodes token by token.
-        share_sequences: see :class:`~dgd_lightning.decode.batch.Batch`.
+    The groups have every row between them.
     """
 
     def __init__(

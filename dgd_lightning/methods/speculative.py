@@ -56,8 +56,17 @@ class Speculative(Method):
         size, request = check_block_size(pair, self.block_size), check_request(pair, prompts, call)
         if call.cycle_hook is None:
             return self._decode(pair, request, size, None)
-        rows = (single_row(request, row) for row in range(len(request.rows)))
-        return [output for row in rows for output in self._decode(pair, row, size, call.cycle_hook)]
+        outputs = []
+        for row, prompt in enumerate(request.rows):
+            alone = request._replace(
+                ids=request.ids[prompt : prompt + 1, : request.lengths[prompt]],
+                lengths=[request.lengths[prompt]],
+                seeds=request.seeds and [request.seeds[row]],
+                rows=[0],
+                prefixes=[request.prefixes[prompt]],
+            )
+            outputs += self._decode(pair, alone, size, call.cycle_hook)
+        return outputs
 
     def _decode(self, pair: Pair, request: Request, size: int, online: CycleHook | None) -> list[DecodeOutput]:
         draft = check_draft(pair)
@@ -89,19 +98,6 @@ class Speculative(Method):
         finally:
             if hook is not None:
                 hook.close()
-
-
-def single_row(request: Request, row: int) -> Request:
-    """One row of a request, alone."""
-    prompt = request.rows[row]
-    length = request.lengths[prompt]
-    return request._replace(
-        ids=request.ids[prompt : prompt + 1, :length],
-        lengths=[length],
-        seeds=request.seeds and [request.seeds[row]],
-        rows=[0],
-        prefixes=[request.prefixes[prompt]],
-    )
 
 
 def speculative_generate(

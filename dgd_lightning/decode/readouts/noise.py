@@ -92,15 +92,8 @@ def normals(keys: Tensor, positions: Tensor, width: int) -> Tensor:
     """Standard normal numbers, each fixed by its row's key, its position and its place in the vocabulary.
 
     Box–Muller of words 0, 1 and of words 2, 3 of the counter (place // 4, position, 0, 0). Devices give the same words
-    and differ in the last digits of the logarithm and the cosine only.
-
-    Args:
-        keys: [B, 2], words.
-        positions: [B, Q], below 2³².
-        width: V, numbers per position.
-
-    Returns:
-        [B, Q, V], fp64 (fp32 on MPS, which has no fp64).
+    and differ in the last digits of the logarithm and the cosine only. Keys [B, 2] are words, positions [B, Q] below
+    2³²; with V the width, the numbers are [B, Q, V], fp64 (fp32 on MPS, which has no fp64).
     """
     kind = real_dtype(keys.device)
     key, at, zero = (keys[:, :1, None], keys[:, 1:, None]), positions[..., None], torch.zeros_like(positions[..., None])
