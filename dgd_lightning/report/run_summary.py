@@ -37,9 +37,8 @@ def add_solve_rates(summary: Summary, scores: Sequence[Graded], found: Sequence[
         summary.add_cell(arm, "solved", shown(rates(list(tasks.values())).official.value, "{:.1%}"))
     for one in found:
         if not one.versus.control:
-            summary.add_cell(
-                one.versus.arm, "points vs\nbaseline", change(one.result).replace("none", "+0.0").replace(" [", "\n[")
-            )
+            points = change(one.result).replace("none", "+0.0").replace(" [", "\n[")
+            summary.add_cell(one.versus.arm, "points vs\nbaseline", points)
 
 
 def finish(summary: Summary, folder: Path, *, verbose: bool) -> None:

@@ -32,12 +32,7 @@ EMITTED: Numbers = {
 
 
 def decoding_table(stats: Mapping[str, ArmStats], total: int) -> Table:
-    """One line per arm.
-
-    Args:
-        stats: by arm name.
-        total: tasks of the data.
-    """
+    """One line per arm; ``total``: tasks of the data."""
     numbers = ("tasks", "tokens", "τ micro", "τ macro", "tokens/s", "speed-up")
     table = new_table("Decoding", ["arm"], numbers)
     table.add_column("acceptance by slot")
@@ -136,9 +131,9 @@ def divergence_tables(stats: Mapping[str, ArmDivergence]) -> list[Table]:
 
 
 def _mean_table(title: str, caption: str, numbers: Numbers, stats: Mapping[str, ArmDivergence]) -> Table:
-    table = new_table(title, ["arm"], (), caption)
-    for column in numbers:
-        table.add_column(column, justify="right", no_wrap=True)
+    table = new_table(title, ["arm"], numbers, caption)
+    for column in table.columns[1:]:
+        column.no_wrap = True
     for arm in stats.values():
         cells = []
         for name, form in numbers.values():

@@ -42,9 +42,7 @@ def _speeds(arms: Sequence[ArmStats], stats: Mapping[str, ArmStats]) -> str:
 def adaptation_sentences(gains: Sequence[Gain], alone: Sequence[str] = ()) -> list[str]:
     """What adaptation changed in τ, in one sentence; none where no arm adapts.
 
-    Args:
-        gains: of adapting arms against the arms that differ in nothing else.
-        alone: adapting arms without such an arm; they are named only where there is no gain at all.
+    ``alone``: adapting arms without one that differs in nothing else; named only where there is no gain at all.
     """
     if gains:
         return [f"Adaptation: {'; '.join(map(_gain, gains))}."]

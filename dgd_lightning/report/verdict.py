@@ -12,12 +12,8 @@ from dgd_lightning.scoring.summary import Compared, rates
 def verdict(found: Sequence[Compared], scores: Sequence[Graded], blending: Collection[str] = ()) -> list[str]:
     """A sentence per compared arm that is no null control itself; a last one where answers have no score.
 
-    "Better" and "worse" ask for p ≤ 0.05 after Holm's adjustment over all comparisons.
-
-    Args:
-        found: all comparisons made together.
-        scores: that they were made of.
-        blending: arms that blend a readout with the target; one that is better and has no null control is said to.
+    "Better" and "worse" ask for p ≤ 0.05 after Holm's adjustment over all comparisons, which are made together.
+    ``blending``: arms that blend a readout with the target; one that is better and has no null control is said to.
     """
     controls = {one.versus.base for one in found if one.versus.control}
     main = [one for one in found if not one.versus.control and one.versus.arm not in controls]
