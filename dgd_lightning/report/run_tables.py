@@ -108,7 +108,7 @@ def adaptation_table(found: Adaptations) -> Table:
     """What the adaptations were, over all contexts."""
     numbers = ("contexts", "kept", "failed", "held-out loss", "held-out τ", "prefill s", "validation s", "fit s")
     table = new_table("Adaptations (means per context)", (), (*numbers, "peak MiB"))
-    changes = (f"{before:.2f} → {after:.2f}" if found.scored else "–" for before, after in (found.loss, found.tau))
+    changes = (f"{before:.2f} → {after:.2f}" if before == before else "–" for before, after in (found.loss, found.tau))
     seconds = (shown(mean, "{:.2f}") for mean in found.seconds)
     peak = "–" if found.peak is None else f"{found.peak / 2**20:.0f}"
     table.add_row(str(found.contexts), str(found.kept), str(found.failed), *changes, *seconds, peak)

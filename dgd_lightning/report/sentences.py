@@ -1,6 +1,6 @@
 """The result of a predict run in plain sentences: are answers lossless and how much faster, what adaptation changed.
 
-What guidance changed in solve rates is said by :mod:`dgd_lightning.report.verdict`.
+What guidance changed in solve rates is said by :func:`dgd_lightning.report.solve_rates.verdict`.
 """
 
 from collections.abc import Mapping, Sequence
