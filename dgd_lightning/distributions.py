@@ -3,8 +3,6 @@
 And which real numbers a device has for them.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,12 +1,11 @@
 """A sweep's trials: chosen by Optuna, run as processes of `dgd predict`, and taken up again after a kill."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -21,9 +20,9 @@ import yaml
 from jsonargparse import Namespace
 from rich.console import Console
 
-from dgd_lightning import run_folder
 from dgd_lightning.errors import InputError
 from dgd_lightning.report.sweep import BEST, TRIALS, leaders, write_sweep
+from dgd_lightning.run_folder import read_predictions
 from dgd_lightning.seeds import mixed_seed
 
 JOURNAL, LOCK = "journal.log", "sweep.lock"
@@ -57,11 +56,7 @@ def trial_command(base: str, chosen: dict[str, Any]) -> list[str]:
 
 @contextlib.contextmanager
 def alone(root: Path) -> Iterator[None]:
-    """Holds the sweep's folder for this process; the lock goes with the process, however it ends.
-
-    Raises:
-        InputError: another sweep holds it.
-    """
+    """Holds the sweep's folder for this process; the lock goes with the process, however it ends."""
     root.mkdir(parents=True, exist_ok=True)
     with (root / LOCK).open("a") as file:
         try:
@@ -86,16 +81,7 @@ def question(options: Namespace) -> str:
 
 
 class Sweep:
-    """A study and how it is run; two of one folder must not run at once (`alone`).
-
-    Args:
-        options: the command's.
-        settings: what is searched.
-        root: the sweep's folder.
-
-    Raises:
-        InputError: Optuna is not installed, or the folder holds trials of another base, search, objective or sampler.
-    """
+    """A study and how it is run; two of one folder must not run at once (`alone`)."""
 
     def __init__(self, options: Namespace, settings: list[Setting], root: Path) -> None:
         try:
@@ -108,54 +94,37 @@ class Sweep:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.options, self.settings, self.root, self.optuna = options, settings, root, optuna
         root.mkdir(parents=True, exist_ok=True)
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(root / JOURNAL)))
-        self.study = optuna.create_study(
-            study_name=options.name,
-            storage=storage,
-            direction="maximize",
-            load_if_exists=True,
-        )
-        self._check_question()
-        self.study.sampler = self._sampler()
-        self.lock, self.console = threading.Lock(), Console()
-        self.broken = threading.Event()  # set by the first trial that raises: no other begins
-        self.devices: Queue[int | None] = Queue()
-        for number in range(options.parallel):
-            self.devices.put(options.devices[number % len(options.devices)] if options.devices else None)
-
-    def _check_question(self) -> None:
-        asked, known = question(self.options), self.study.user_attrs.get(QUESTION)
-        if known != asked and self.study.get_trials(deepcopy=False):
+        journal = optuna.storages.JournalStorage(JournalFileBackend(str(root / JOURNAL)))
+        study = optuna.create_study(study_name=options.name, storage=journal, direction="maximize", load_if_exists=True)
+        asked, trials = question(options), len(study.get_trials(deepcopy=False))
+        if trials and study.user_attrs.get(QUESTION) != asked:
             raise InputError(
                 "name",
                 expected="a new folder, or one of the same base file, search, arm, against, objective and sampler",
                 received=f"{self.root}, whose trials have others",
                 hint="use another --name, or delete the folder",
             )
-        self.study.set_user_attr(QUESTION, asked)
-
-    def _sampler(self) -> Any:
+        study.set_user_attr(QUESTION, asked)
         # A generator of its own for every start: one that began anew would draw the first trials a second time.
-        seed = mixed_seed(self.options.seed, len(self.study.get_trials(deepcopy=False))) % 2**32
-        samplers = self.optuna.samplers
-        return samplers.TPESampler(seed=seed) if self.options.sampler == "tpe" else samplers.RandomSampler(seed)
+        seed, samplers = mixed_seed(options.seed, trials) % 2**32, optuna.samplers
+        study.sampler = samplers.TPESampler(seed=seed) if options.sampler == "tpe" else samplers.RandomSampler(seed)
+        self.study = study
+        self.lock, self.console = threading.Lock(), Console()
+        self.broken = threading.Event()  # set by the first trial that raises: no other begins
+        self.devices: Queue[int | None] = Queue()
+        for number in range(options.parallel):
+            self.devices.put(options.devices[number % len(options.devices)] if options.devices else None)
 
     def _cells(self) -> list[dict[str, int]]:
         """All cells of the grid, as Optuna knows them: an index per setting."""
         if any(setting.values is None for setting in self.settings):
-            raise InputError(
-                "sampler", expected="lists of values for a grid", received="a range", hint="use tpe or random"
-            )
-        choices = [range(len(setting.values or [])) for setting in self.settings]
-        keys = [setting.key for setting in self.settings]
-        return [dict(zip(keys, cell, strict=True)) for cell in itertools.product(*choices)]
+            wanted = "lists of values for a grid"
+            raise InputError("sampler", expected=wanted, received="a range", hint="use tpe or random")
+        choices = [[(setting.key, at) for at in range(len(setting.values or []))] for setting in self.settings]
+        return [dict(cell) for cell in itertools.product(*choices)]
 
     def run(self) -> None:
-        """Run the trials that are missing, then write what came out.
-
-        Raises:
-            InputError: no trial ended well.
-        """
+        """Run the trials that are missing, then write what came out."""
         cells = self._cells() if self.options.sampler == "grid" else []
         queued = self._take_up()
         done = len(self._finished())
@@ -189,7 +158,7 @@ class Sweep:
         return self.study.get_trials(states=(self.optuna.trial.TrialState.COMPLETE,))
 
     def _take_up(self) -> list[dict[str, Any]]:
-        """Trials that a killed sweep left running are queued again, with the same settings and folders.
+        """Queues trials that a killed sweep left running again, with the same settings and folders.
 
         Returns:
             The parameters of all trials that wait in the queue.
@@ -208,9 +177,8 @@ class Sweep:
             if setting.values is not None:  # by index: values may be lists, which Optuna does not store
                 chosen[setting.key] = setting.values[trial.suggest_categorical(setting.key, range(len(setting.values)))]
             elif setting.integer:
-                chosen[setting.key] = trial.suggest_int(
-                    setting.key, int(setting.low), int(setting.high), log=setting.log
-                )
+                low, high = int(setting.low), int(setting.high)
+                chosen[setting.key] = trial.suggest_int(setting.key, low, high, log=setting.log)
             else:
                 chosen[setting.key] = trial.suggest_float(setting.key, setting.low, setting.high, log=setting.log)
         return chosen
@@ -238,16 +206,16 @@ class Sweep:
         device = self.devices.get()
         try:
             code = self._predict(folder, chosen, device)
-            value = self._value(folder) if code == 0 else float("nan")
+            value = self._value(folder) if code == 0 else math.nan
         finally:
             self.devices.put(device)
-        failed = value != value
         with self.lock:
-            if failed:
+            if math.isnan(value):
                 self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
+                shown = f"failed ({self._last_words(folder)})"
             else:
                 self.study.tell(trial, value)
-            shown = f"failed ({self._last_words(folder)})" if failed else f"{self.options.objective} {value:+.4f}"
+                shown = f"{self.options.objective} {value:+.4f}"
             print(f"{folder}: {shown}  {self._varied(chosen)}", flush=True)
 
     def _command(self, folder: str, chosen: dict[str, Any]) -> list[str]:
@@ -280,11 +248,10 @@ class Sweep:
         versions = (self.root / folder).glob("version_*")
         version = max(versions, key=lambda path: int(path.name[8:]))
         check_rows(version)
-        counts, _ = collect(run_folder.read_predictions(version))
+        counts, _ = collect(read_predictions(version))
         gain = gain_of(counts, self.options.against or self.options.arm, self.options.arm).tau
-        return {"tau_gain": gain.ratio.value, "tau_gain_median": gain.median.value, "tau": gain.tau}[
-            self.options.objective
-        ]
+        values = {"tau_gain": gain.ratio.value, "tau_gain_median": gain.median.value, "tau": gain.tau}
+        return values[self.options.objective]
 
     def _write(self) -> None:
         """Writes what came out, and prints the best trials."""
@@ -307,20 +274,12 @@ class Sweep:
 
 
 def check_rows(folder: Path) -> None:
-    """Refuse to choose settings by a run on CL-bench's rows: its licence forbids calibrating too.
-
-    Args:
-        folder: of a finished trial.
-
-    Raises:
-        InputError: the rows are CL-bench's, and nobody permitted it.
-    """
+    """Refuses to choose settings by a trial on CL-bench's rows: its licence forbids calibrating too."""
     from dgd_lightning.data.licence import holds_clbench, refusal
-    from dgd_lightning.run_folder import read_predictions
 
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     model, data = (config[part].get("init_args") or {} for part in ("model", "data"))
-    if not model.get("accept_clbench_license") and holds_clbench(
-        read_predictions(folder), data.get("path") or "", data.get("clbench")
-    ):
+    if model.get("accept_clbench_license"):
+        return
+    if holds_clbench(read_predictions(folder), data.get("path") or "", data.get("clbench")):
         raise refusal("base")

@@ -1,7 +1,5 @@
 """Rows of JSON, JSONL (plain or gzipped) and text files, and of `datasets`, each with its place for one-line errors."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import zlib
@@ -25,9 +23,7 @@ class Row(NamedTuple):
 
 
 def require_file(path: Path, argument: str) -> None:
-    """Raises:
-    InputError: there is no such file.
-    """
+    """Raises InputError where there is no such file."""
     if path.is_dir():
         raise InputError(argument, expected="a file", received=f"the folder {path}", hint="name a file in it")
     if not path.is_file():
@@ -35,15 +31,11 @@ def require_file(path: Path, argument: str) -> None:
 
 
 def read_lines(path: Path, argument: str) -> Iterator[tuple[int, str]]:
-    """Lines of a text file, gunzipped where its name ends in ``.gz``, numbered from 1; blank ones left out.
-
-    Raises:
-        InputError: no such file, an empty or a damaged one, or no UTF-8.
-    """
+    """Lines of a text file, gunzipped where its name ends in ``.gz``, numbered from 1; blank ones left out."""
     require_file(path, argument)
-    found, encoding = False, "utf-8-sig"  # a byte order mark, as Windows' editors write it, is no part of the text
+    found, opened = False, gzip.open if path.suffix == ".gz" else open
     try:
-        with gzip.open(path, "rt", encoding=encoding) if path.suffix == ".gz" else path.open(encoding=encoding) as file:
+        with opened(path, "rt", encoding="utf-8-sig") as file:  # the byte order mark of Windows' editors is no text
             for number, line in enumerate(file, 1):
                 if line.strip():
                     found = True
@@ -64,11 +56,7 @@ def read_lines(path: Path, argument: str) -> Iterator[tuple[int, str]]:
 
 
 def read_jsonl(path: Path, argument: str) -> Iterator[Row]:
-    """Objects of a JSONL file, one a line.
-
-    Raises:
-        InputError: no file, an empty one, or a line that is no JSON object (the error has its number).
-    """
+    """Objects of a JSONL file, one a line."""
     for number, line in read_lines(path, argument):
         place = f"{argument} line {number}"
         yield Row(place, number, _object(_parse(line, place), place))
@@ -79,10 +67,8 @@ def read_json_array(path: Path, argument: str) -> Iterator[Row]:
     text = "\n".join(line for _, line in read_lines(path, argument))
     items = _parse(text, argument)
     if not isinstance(items, list) or not items:
-        received = f"{_kind(items)} in {path}"
-        raise InputError(
-            argument, expected="a JSON array of objects", received=received, hint="use one array, or JSONL"
-        )
+        wanted, received = "a JSON array of objects", f"{_kind(items)} in {path}"
+        raise InputError(argument, expected=wanted, received=received, hint="use one array, or JSONL")
     for number, item in enumerate(items, 1):
         place = f"{argument} item {number}"
         yield Row(place, number, _object(item, place))
@@ -97,11 +83,7 @@ def load_rows(
     streaming: bool = False,
     limit: int | None = None,
 ) -> Iterator[Row]:
-    """Rows of ``datasets.load_dataset(path, name, split=…)``; code of a data set is never run.
-
-    Raises:
-        InputError: the library can't load it, and why.
-    """
+    """Rows of ``datasets.load_dataset(path, name, split=…)``; code of a data set is never run."""
     import datasets
 
     try:
@@ -143,23 +125,11 @@ def _object(value: Any, place: str) -> dict[str, Any]:
 
 
 def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    return f"{type(value).__name__} {str(value)[:40]!r}"
+    return "null" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
 
 
 def field(row: Row, path: str, kind: type | tuple[type, ...], what: str) -> Any:
-    """The value at a dotted path of a row.
-
-    Args:
-        row: the row.
-        path: ``metadata.task_id``.
-        kind: the type or types that will do.
-        what: the type in words.
-
-    Raises:
-        InputError: the field is missing or has another type.
-    """
+    """The value at a dotted path of a row, which must be of this kind; ``what`` says it in words."""
     value: Any = row.value
     for key in path.split("."):
         if not isinstance(value, dict) or key not in value:
@@ -176,11 +146,14 @@ def field(row: Row, path: str, kind: type | tuple[type, ...], what: str) -> Any:
     return value
 
 
-def check_json(row: Row) -> None:
-    """Raises:
-    InputError: the row holds what JSON can't (bytes, dates, images), so that no prediction could carry it on.
+def carried(row: Row) -> dict[str, Any]:
+    """What predictions carry on of a row: all but what an earlier run wrote.
+
+    Raises:
+        InputError: it holds what JSON can't (bytes, dates, images).
     """
-    for key, value in row.value.items():
+    kept = {key: value for key, value in row.value.items() if key not in STALE}
+    for key, value in kept.items():
         try:
             json.dumps({key: value})
         except (TypeError, ValueError, RecursionError) as error:
@@ -190,6 +163,7 @@ def check_json(row: Row) -> None:
                 received=f"{_kind(value)} ({error})",
                 hint="save the rows as JSONL without that field, or with it as text, and give that file",
             ) from error
+    return kept
 
 
 def check_unique(places: Iterable[tuple[str, str]], what: str) -> None:

@@ -25,9 +25,8 @@ from dgd_lightning.modules.pair_source import PairSource, check_rows_run
 from dgd_lightning.modules.prompts import PrefixStore, Prompts
 from dgd_lightning.modules.rows import DivergenceSettings
 from dgd_lightning.pair import source_fingerprint
-from dgd_lightning.summary import Summary
 from dgd_lightning.ttt.config import TTTConfig
-from dgd_lightning.types import Task
+from dgd_lightning.types import Summary, Task
 
 
 class Decoding(LightningModule):

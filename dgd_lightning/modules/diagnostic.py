@@ -7,8 +7,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from dgd_lightning.checks import check_integer
-from dgd_lightning.data.chat import prompt_ids
-from dgd_lightning.data.gold import gold_ids
+from dgd_lightning.data.chat import gold_ids, prompt_ids
 from dgd_lightning.data.tasks import TaskData, context_of
 from dgd_lightning.decode.nested import plain
 from dgd_lightning.decode.readouts.ablated_draft import AblatedDraft

@@ -16,7 +16,7 @@ from dgd_lightning.report.run_tables import tasks_of
 from dgd_lightning.report.solve_rates import change
 from dgd_lightning.scoring.graded import Graded, by_arm
 from dgd_lightning.scoring.summary import Compared, rates
-from dgd_lightning.summary import Summary
+from dgd_lightning.types import Summary
 
 FILE = "summary.txt"
 MOST = 5  # sentences that are printed

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from dgd_lightning import Pair, autoregressive_generate, load_pair, speculative_generate
-from dgd_lightning.lab.checks import grade, reverted_to_prior
 from dgd_lightning.lab.families import FAMILIES
+from dgd_lightning.lab.grader import grade, reverted_to_prior
 from dgd_lightning.lab.rows import eval_rows
 from dgd_lightning.metrics.acceptance import tau
 

@@ -20,7 +20,7 @@ from dgd_lightning.report.sentences import adaptation_sentences, speed_sentences
 from dgd_lightning.scoring.graded import Graded, Versus
 from dgd_lightning.scoring.statistics import Pair, compare
 from dgd_lightning.scoring.summary import Compared
-from dgd_lightning.summary import Summary
+from dgd_lightning.types import Summary
 
 GUIDED = {"lossless": False, "blends": True}
 PLAIN = {"baseline": True, "block_size": None}
