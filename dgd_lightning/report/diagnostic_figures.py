@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dgd_lightning.analysis.diagnosis import ALL, MAIN, Cell, Diagnosis
+from dgd_lightning.analysis.diagnosis import ALL, MAIN, Diagnosis
 from dgd_lightning.metrics.clustered import NAN, Difference
 from dgd_lightning.metrics.diagnosis import ADAPTED, DRAFT, RANDOM, SHUFFLED, TARGET, Wins
 from dgd_lightning.report.canvas import empty_figure
@@ -84,12 +84,12 @@ def depth_figure(found: Diagnosis) -> Any:
     for panel, bucket in zip(panels, buckets, strict=True):
         title = "All tokens" if bucket == ALL else f"Target unsure ({bucket})"
         cells = found.cells[bucket]
-        means = [_mean(cells[name]) for name in layers]
+        means = [cells[name].placement.mean_rank for name in layers]
         panel.plot(numbers, means, "o-", color="0.45", zorder=3, label="layer, logit lens")
         for name in (TARGET, *_main(found)):
             style = "-" if name in (TARGET, DRAFT, ADAPTED) else "--"
             colour, width = COLOURS[name], _width(name)
-            panel.axhline(_mean(cells[name]), linestyle=style, color=colour, linewidth=width, label=name)
+            panel.axhline(cells[name].placement.mean_rank, linestyle=style, color=colour, linewidth=width, label=name)
         panel.set_xlabel("layer of the target")
         panel.set_xticks(numbers[:: max(1, len(numbers) // 12)])
         _rank_axis(panel)
@@ -107,8 +107,10 @@ def slots_figure(found: Diagnosis) -> Any:
     for bucket in _drawn(found):
         cells = found.cells[bucket]
         colour, what = ("tab:blue", ALL) if bucket == ALL else ("tab:cyan", "target unsure")
-        axes.plot(numbers, [_mean(cells[name]) for name in slots], "o-", color=colour, label=f"{what}: draft")
-        axes.axhline(_mean(cells[TARGET]), linestyle="--", color=colour, label=f"{what}: target")
+        axes.plot(
+            numbers, [cells[name].placement.mean_rank for name in slots], "o-", color=colour, label=f"{what}: draft"
+        )
+        axes.axhline(cells[TARGET].placement.mean_rank, linestyle="--", color=colour, label=f"{what}: target")
     axes.set_xticks(numbers)
     _rank_axis(axes)
     axes.set_xlabel("slot of the block (slot j says nothing of an answer's first j − 1 tokens)")
@@ -150,10 +152,6 @@ def _with_legend_below(figure: Any) -> Any:
 def _width(name: str) -> float:
     """The target's line is wide, so that it shows where another lies on it."""
     return 2.5 if name == TARGET else 1.5
-
-
-def _mean(cell: Cell) -> float:
-    return cell.placement.mean_rank
 
 
 def _rank_axis(axes: Any) -> None:
