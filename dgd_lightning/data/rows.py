@@ -3,12 +3,13 @@
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dgd_lightning.errors import InputError
+from dgd_lightning.types import Task
 
 # What an earlier run or its scores wrote into a row: a new answer must not carry it on.
 STALE = ("model_output", "score", "requirement_status", "grading_rationale", "dgd")
@@ -166,15 +167,19 @@ def carried(row: Row) -> dict[str, Any]:
     return kept
 
 
-def check_unique(places: Iterable[tuple[str, str]], what: str) -> None:
-    """Raises InputError where an id of the (place, id) pairs comes twice."""
+def tasks_of(rows: Iterable[Row], parse: Callable[[Row], Task], what: str) -> list[Task]:
+    """The rows' tasks; raises InputError where an id, which ``what`` describes, comes twice."""
+    tasks: list[Task] = []
     seen: dict[str, str] = {}
-    for place, idx in places:
+    for row in rows:
+        tasks.append(parse(row))
+        idx = tasks[-1].idx
         if idx in seen:
             raise InputError(
-                place,
+                row.place,
                 expected=f"a {what} of its own",
                 received=f"{idx!r}, already at {seen[idx]}",
                 hint="make the ids unique",
             )
-        seen[idx] = place
+        seen[idx] = row.place
+    return tasks
