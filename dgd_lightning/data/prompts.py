@@ -6,16 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dgd_lightning.data.contexts import parse_rows
-from dgd_lightning.data.rows import (
-    Row,
-    carried,
-    field,
-    load_rows,
-    read_json_array,
-    read_jsonl,
-    read_lines,
-    tasks_of,
-)
+from dgd_lightning.data.rows import Row, carried, field, load_rows, read_prompt_rows, tasks_of
 from dgd_lightning.data.tasks import TaskData
 from dgd_lightning.errors import InputError
 from dgd_lightning.types import Task
@@ -146,13 +137,3 @@ def _filled(template: str, values: Mapping[str, Any]) -> str:
         return value if isinstance(value, str) else place[0]
 
     return PLACE.sub(fill, template)
-
-
-def read_prompt_rows(path: Path, argument: str) -> Iterable[Row]:
-    """Rows of a prompts file by the end of its name; a text file gives rows with the one field ``prompt``."""
-    kind = Path(path.name.removesuffix(".gz")).suffix.lower()
-    if kind == ".jsonl":
-        return read_jsonl(path, argument)
-    if kind == ".json":
-        return read_json_array(path, argument)
-    return (Row(f"{argument} line {number}", number, {"prompt": line}) for number, line in read_lines(path, argument))

@@ -75,6 +75,16 @@ def read_json_array(path: Path, argument: str) -> Iterator[Row]:
         yield Row(place, number, _object(item, place))
 
 
+def read_prompt_rows(path: Path, argument: str) -> Iterable[Row]:
+    """Rows of a prompts file by the end of its name; a text file gives rows with the one field ``prompt``."""
+    kind = Path(path.name.removesuffix(".gz")).suffix.lower()
+    if kind == ".jsonl":
+        return read_jsonl(path, argument)
+    if kind == ".json":
+        return read_json_array(path, argument)
+    return (Row(f"{argument} line {number}", number, {"prompt": line}) for number, line in read_lines(path, argument))
+
+
 def load_rows(
     path: str,
     *,
