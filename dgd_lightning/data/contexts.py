@@ -66,5 +66,5 @@ class ContextsData(TaskData):
     def read(self) -> list[Task]:
         """See `TaskData.read`."""
         if self.hub is None:
-            return parse_rows(read_jsonl(self.path, "data.path"))
+            return parse_rows(read_jsonl(self.path))
         return parse_rows(load_rows(self.hub, split=self.split, revision=self.revision))

@@ -69,7 +69,7 @@ class PromptsData(TaskData):
 
     def read(self) -> list[Task]:
         """See `TaskData.read`."""
-        return self.parse(read_prompt_rows(Path(self.path), "data.path"))
+        return self.parse(read_prompt_rows(Path(self.path)))
 
     def parse(self, rows: Iterable[Row]) -> list[Task]:
         """Tasks of the rows; raises InputError where one is not as it should be."""
