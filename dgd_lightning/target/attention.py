@@ -1,7 +1,5 @@
 """transformers' SDPA attention, but for short queries over many keys: their groups are folded, no key is copied."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch.nn.functional as F
