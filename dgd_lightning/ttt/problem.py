@@ -33,7 +33,7 @@ Reduce = Callable[[Tensor], Tensor]
 class DraftContext:
     """The draft's context behind ``text.origin``; whatever comes before the first adapted layer is kept.
 
-    That is ``fc``, None where it is not adapted; with ``keys_too`` no step changes keys and values either.
+    ``fc`` is None where it is not adapted; with ``keys_too`` no step changes keys and values either.
     """
 
     def __init__(self, draft: DFlashDraft, fc: LoraLinear | None, text: ReadText, *, keys_too: bool) -> None:
