@@ -13,7 +13,13 @@ from dgd_lightning.analysis.adaptation import SECONDS, Counts, Gain, Record, gai
 from dgd_lightning.analysis.arms import ArmStats, collect, scalars
 from dgd_lightning.callbacks.rows import FinishedRows, RowSums, add_scalars, tensorboard
 from dgd_lightning.report.figures import acceptance_figure, held_out_figure, tau_figure
-from dgd_lightning.report.run_summary import add_decoding, finish
+from dgd_lightning.report.run_summary import (
+    adaptation_sentences,
+    add_decoding,
+    finish,
+    speed_sentences,
+    ungraded_sentences,
+)
 from dgd_lightning.report.run_tables import (
     adaptation_table,
     decoding_table,
@@ -21,7 +27,6 @@ from dgd_lightning.report.run_tables import (
     histogram_tables,
     notes,
 )
-from dgd_lightning.report.sentences import adaptation_sentences, speed_sentences, ungraded_sentences
 
 
 class DecodeMetrics(RowSums):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dgd_lightning.decode.readouts.noise import Noise
     from dgd_lightning.decode.readouts.other_model import OtherModel
     from dgd_lightning.decode.readouts.without_context import WithoutContext
-    from dgd_lightning.draft.adapter import Adapter, load_adapter, save_adapter
+    from dgd_lightning.draft.checkpoint import Adapter, load_adapter, save_adapter
     from dgd_lightning.errors import InputError
     from dgd_lightning.methods.autoregressive import Autoregressive, autoregressive_generate
     from dgd_lightning.methods.base import Guidance, Method, choose_among
@@ -56,7 +56,7 @@ _HOMES = {
     "pair": ["Pair", "load_pair"],
     "ttt.adapt": ["AdaptResult", "ttt_adapt"],
     "ttt.config": ["TTTConfig"],
-    "draft.adapter": ["Adapter", "load_adapter", "save_adapter"],
+    "draft.checkpoint": ["Adapter", "load_adapter", "save_adapter"],
     "ttt.online": ["OnlineTTT"],
     "types": ["AdaptTrace", "DecodeOutput", "DecodeTrace", "HeldOutScore"],
 }

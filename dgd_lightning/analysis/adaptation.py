@@ -71,7 +71,6 @@ class Adaptations(NamedTuple):
     contexts: int
     kept: int
     failed: int
-    scored: int  # those with held-out scores
     loss: tuple[float, float]  # held-out, before and after
     tau: tuple[float, float]
     seconds: list[float]  # in the order of ``SECONDS``
@@ -95,7 +94,6 @@ def summed(records: Iterable[Record]) -> Adaptations:
         len(every),
         sum(one["kept"] for one in fine),
         len(every) - len(fine),
-        len(scored),
         change("loss"),
         change("tau"),
         [mean([one[name] for one in fine]) for name in SECONDS],

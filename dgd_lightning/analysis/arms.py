@@ -35,8 +35,7 @@ class Cost(NamedTuple):
 class ArmStats:
     """Everything of one arm; adding a row and reading a number cost the same after ten rows and after ten thousand.
 
-    Args:
-        record: ``dgd`` of any of its rows.
+    ``record``: ``dgd`` of any of its rows.
     """
 
     def __init__(self, record: dict[str, Any]) -> None:

@@ -64,12 +64,9 @@ class Diagnosis(NamedTuple):
 
 
 def diagnose(rows: Iterable[dict[str, Any]], edges: Sequence[float], further: Sequence[str] = ()) -> Diagnosis:
-    """Sums rows up.
+    """Sums the rows of `dgd test` with a diagnostic up.
 
-    Args:
-        rows: of `dgd test` with a diagnostic.
-        edges: of the buckets of the target's confidence.
-        further: names of readers that are compared with the draft too.
+    ``edges``: of the buckets of the target's confidence; ``further``: readers that are compared with the draft too.
     """
     confidence: list[float] = []
     context: list[int] = []

@@ -35,9 +35,7 @@ EDGES = {  # of the histograms; what lies beyond is counted in the outermost bin
 class ArmDivergence:
     """Everything of one arm; adding a row and reading a mean cost the same after ten rows and after ten thousand.
 
-    Args:
-        name: of the arm.
-        positions: P; positions from P − 1 on share the last group.
+    Positions from ``positions`` − 1 on share the last group.
     """
 
     def __init__(self, name: str, positions: int) -> None:

@@ -17,9 +17,8 @@ from dgd_lightning.files import whole_files
 from dgd_lightning.report.print_tables import plain_console, print_tables
 from dgd_lightning.report.runs import Run, read_runs, study
 from dgd_lightning.report.runs_page import page
-from dgd_lightning.report.solve_rates import agreement_table, score_tables, shown_arms
+from dgd_lightning.report.solve_rates import agreement_table, score_tables, shown_arms, verdict
 from dgd_lightning.report.text import visible
-from dgd_lightning.report.verdict import verdict
 from dgd_lightning.scoring.statistics import agreement
 from dgd_lightning.scoring.summary import compared, plain, summary
 

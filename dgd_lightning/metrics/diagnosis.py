@@ -92,10 +92,7 @@ def placement(reader: Reader) -> Placement:
 def wins(ours: Reader, theirs: Reader, context: np.ndarray, *, by: By = "rank") -> Wins:
     """Token by token: on how many one reader places the right token better than another, and on how many worse.
 
-    Args:
-        ours, theirs: of the same tokens.
-        context: [T] integers.
-        by: a smaller rank, or a larger probability, is better; equal ones count for neither.
+    A smaller rank, or a larger probability, is better; equal ones count for neither. ``context``: [T] integers.
     """
     a, b = (one.rank if by == "rank" else -one.log_probability for one in (ours, theirs))
     both = ~(np.isnan(a) | np.isnan(b))
@@ -118,11 +115,8 @@ class Verdict(NamedTuple):
 def verdict(name: str, target: Wins, control: Wins, unsure: str) -> Verdict:
     """GO where a reader places the right token better than the target, and than its null control, both beyond chance.
 
-    Args:
-        name: of the reader.
-        target: the reader against the target, by rank, on the tokens that decide.
-        control: the reader against the same network fed with random features.
-        unsure: which tokens those are, in words.
+    Both are compared by rank on the tokens that decide (``unsure``: which these are, in words). The null control is the
+    same network fed with random features.
     """
     where = f"where the target is unsure (top-1 token {unsure}; {target.tokens} tokens of {target.contexts} contexts)"
     if target.tokens < FEWEST_TOKENS or target.contexts < FEWEST_CONTEXTS:

@@ -41,9 +41,7 @@ class TauGain(NamedTuple):
 def tau_gain(pairs: Sequence[tuple[Verified, Verified]], *, seed: int = 0) -> TauGain:
     """Compare τ context by context; contexts are resampled as wholes, since their responses depend on each other.
 
-    Args:
-        pairs: (base, other) of each context; contexts without a verification in either are left out.
-        seed: of the resampling.
+    ``pairs``: (base, other) of each context; contexts without a verification in either are left out.
     """
     kept = [(*base, *other) for base, other in pairs if base.verifications and other.verifications]
     if not kept:

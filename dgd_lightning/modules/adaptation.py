@@ -15,7 +15,7 @@ from torch import Tensor
 from dgd_lightning.data.licence import check_clbench
 from dgd_lightning.data.one_context import common_prefix
 from dgd_lightning.data.tasks import tasks_by_context
-from dgd_lightning.draft.adapter import Adapter, save_adapter
+from dgd_lightning.draft.checkpoint import Adapter, save_adapter
 from dgd_lightning.errors import ContextError, InputError
 from dgd_lightning.files import whole_files
 from dgd_lightning.modules.prompts import PrefixStore

@@ -12,8 +12,7 @@ from dgd_lightning.data.tasks import TaskData, context_of
 from dgd_lightning.decode.nested import plain
 from dgd_lightning.decode.readouts.ablated_draft import AblatedDraft
 from dgd_lightning.decode.readouts.base import Readout
-from dgd_lightning.decode.readouts.draft import DraftReadout
-from dgd_lightning.decode.readouts.draft_slots import DraftSlots
+from dgd_lightning.decode.readouts.draft import DraftReadout, DraftSlots
 from dgd_lightning.decode.readouts.logit_lens import LogitLens
 from dgd_lightning.decode.replay import replay
 from dgd_lightning.errors import InputError
@@ -166,7 +165,7 @@ class Diagnostic(LightningModule):
             own["log_probability"][at] = gold_log_probability(logits, tokens).tolist()
 
         sure: list[float] = []
-        for part in replay(pair, prompt, answer, readouts, chunk=self.chunk):
+        for part in replay(pair, prompt, [answer], readouts, chunk=self.chunk):
             sure += confidence(part.target).tolist()
             for name, logits in zip([TARGET, *self.readers], [part.target, *part.readouts], strict=False):
                 note(name, part.first, logits, part.tokens)
@@ -176,7 +175,7 @@ class Diagnostic(LightningModule):
                 note(f"slot {slot}", first, part.readouts[-1][: len(tokens), slot - 1], tokens)
         if adapted is not None:
             with pair.adapter(adapted.adapter) if adapted.adapter is not None else nullcontext():
-                for part in replay(pair, prompt, answer, [DraftReadout()], chunk=self.chunk):
+                for part in replay(pair, prompt, [answer], [DraftReadout()], chunk=self.chunk):
                     note(ADAPTED, part.first, part.readouts[0], part.tokens)
         return {"confidence": sure, "readers": found}
 

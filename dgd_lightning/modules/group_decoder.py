@@ -12,7 +12,7 @@ from torch import Tensor
 from dgd_lightning.data.tasks import context_of
 from dgd_lightning.decode.call import Call, Progress
 from dgd_lightning.decode.sampling import sampling_params
-from dgd_lightning.draft.adapter import Adapter
+from dgd_lightning.draft.checkpoint import Adapter
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.base import Method
 from dgd_lightning.modules.adaptation import ContextAdapter, OnAdapt

@@ -110,16 +110,10 @@ def page(title: str, rows: Iterable[Row], selection: Selection, verdict: Verdict
 def write_case_studies(
     folder: Path, read: Callable[[], Iterable[Row]], limit: int = LIMIT, verdict: Verdict | None = None
 ) -> Path:
-    """Writes ``case_studies.html`` into a run folder.
+    """Writes ``case_studies.html`` into a run folder, with at most ``limit`` tasks.
 
-    Args:
-        folder: of the run.
-        read: gives all rows of the run; called twice, since only the shown tasks are held in memory.
-        limit: most tasks on the page.
-        verdict: of an answer; None asks the package's graders that check text alone.
-
-    Raises:
-        InputError: a limit that shows nothing.
+    ``read`` gives all rows of the run; it is called twice, since only the shown tasks are held in memory. Without a
+    ``verdict`` the package's graders that check text alone are asked.
     """
     check_integer("limit", limit, hint=f"use e.g. {LIMIT}")
     verdict = verdict or partial(checked, graders=package_graders({}, costs=[CHECK]))

@@ -81,12 +81,8 @@ def position_figure(arms: Sequence[ArmDivergence]) -> Any:
 
 
 def text_image(title: str, record: dict[str, Any]) -> np.ndarray:
-    """A picture [height, width, 3] of a row's text: darker orange for more JS(target, readout), red lines under tokens
-    whose top-1 token guidance changed.
-
-    Args:
-        title: written above.
-        record: a row's ``dgd.divergence``.
+    """A picture [height, width, 3] of a row's ``dgd.divergence``: darker orange for more JS(target, readout), red lines
+    under tokens whose top-1 token guidance changed.
     """
     from matplotlib import get_data_path
     from PIL import Image, ImageDraw, ImageFont

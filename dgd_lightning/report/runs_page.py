@@ -40,16 +40,9 @@ def page(
     shown: Sequence[str],
     note: str,
 ) -> str:
-    """The whole page.
+    """The whole page: sentences, pictures of `summary`'s rates and of the comparisons, tables as they are printed.
 
-    Args:
-        title: names the runs.
-        sentences: the verdict, a sentence each, then remarks.
-        report: of `summary`: rates by arm.
-        found: the comparisons.
-        tables: as they are printed.
-        shown: arms in the pictures by group.
-        note: to every title.
+    ``shown``: arms in the pictures by group; ``note`` goes to every picture's title.
     """
     figures = [figure for figure in _figures(report["arms"], found, shown, note) if figure["picture"]]
     return rendered("report.html.j2", heading=f"Report: {title}", sentences=sentences, figures=figures, tables=tables)
@@ -98,13 +91,9 @@ def _difference(one: Compared, colour: int) -> Line:
 
 
 def intervals(name: str, lines: Sequence[Line], *, unit: str = "%", around_zero: bool = False) -> Markup:
-    """An SVG picture with a line per estimate, readable in light and in dark.
+    """An SVG picture with a line per estimate, readable in light and in dark; ``name``: for readers who do not see it.
 
-    Args:
-        name: for readers who do not see it.
-        lines: from top to bottom.
-        unit: of the axis.
-        around_zero: differences: the zero line is drawn; otherwise the axis starts at zero.
+    Differences are drawn ``around_zero``, with a line there; otherwise the axis starts at zero.
     """
     ends = [end for line in lines for end in (line.value, line.low, line.high) if end is not None]
     first, last, step = _axis([0.0, *ends], around_zero)

@@ -18,14 +18,7 @@ LABEL_WIDTH = 28  # letters of a value's label before it is broken
 
 
 def leaders(rows: list[Row], objective: str, keys: Sequence[str], count: int = 10) -> Table:
-    """The best trials, best first.
-
-    Args:
-        rows: of the finished trials.
-        objective: the column to sort by.
-        keys: dotted keys of the settings to show.
-        count: trials.
-    """
+    """The best of the finished trials by the objective, best first, with the settings of these dotted keys."""
     table = Table(title=f"Sweep: the best of {len(rows)} trials", title_justify="left", box=SIMPLE_HEAD)
     names = [key.rpartition(".")[2] for key in keys]
     names = [key if names.count(name) > 1 else name for key, name in zip(keys, names, strict=True)]
@@ -50,44 +43,36 @@ def curve(
 ) -> Path:
     """Draw the objective over one setting: all trials as dots, and the best of them (at each value, where listed).
 
-    Numbers are along the x axis. Other values are below one another, since their names may be long.
-
-    Args:
-        rows: of the finished trials.
-        key: dotted key of the setting.
-        objective: the column that counts.
-        folder: where the picture goes.
-        listed: the values it was searched among; None: a range.
-        log: of the range.
-
-    Returns:
-        ``curve_<key, with underscores for dots>.png``.
+    Numbers are along the x axis; other values are below one another, since their names may be long. ``listed``: the
+    values it was searched among; None: a range, with a logarithmic axis where ``log`` says so.
     """
     values, scores = [row[key] for row in rows], [row[objective] for row in rows]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in listed or values)
+    turn = 1 if numeric else -1
     labels = [textwrap.fill(in_words(value), LABEL_WIDTH) for value in listed or []]
     lines = sum(label.count("\n") + 1 for label in labels)
     figure = empty_figure(6, 3.5 if numeric else max(2.5, 1 + 0.3 * lines))
     axes = figure.add_subplot()
     places = values if numeric else [(listed or []).index(value) for value in values]
-    best = _best(places, scores) if listed else [max(zip(places, scores, strict=True), key=lambda point: point[1])]
-    dots: dict[str, Any] = {"color": "tab:gray", "s": 18, "label": "trials"}
-    marks: dict[str, Any] = {"color": "tab:blue", "marker": "o", "markerfacecolor": "none", "markersize": 9}
+    points = sorted(zip(places, scores, strict=True))
+    best = dict(points) if listed else dict([max(points, key=lambda point: point[1])])  # the highest at a place is last
+    axes.scatter(*(places, scores)[::turn], color="tab:gray", s=18, label="trials")
+    axes.plot(
+        *(list(best), list(best.values()))[::turn],
+        linestyle="-" if numeric and listed else "",
+        label="best at each value" if listed else "best",
+        color="tab:blue",
+        marker="o",
+        markerfacecolor="none",
+        markersize=9,
+    )
+    xlabel, ylabel = (key, objective)[::turn]
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     if numeric:
-        axes.scatter(places, scores, **dots)
-        label = "best at each value" if listed else "best"
-        line = "-" if listed else ""
-        axes.plot([at for at, _ in best], [score for _, score in best], linestyle=line, label=label, **marks)
         _number_axis(axes, values, listed, log)
-        axes.set(xlabel=key, ylabel=objective)
     else:
-        axes.scatter(scores, places, **dots)
-        axes.plot(
-            [score for _, score in best], [at for at, _ in best], linestyle="", label="best at each value", **marks
-        )
         axes.set_yticks(range(len(labels)), labels)
         axes.set_ylim(len(labels) - 0.5, -0.5)  # the first value on top
-        axes.set(xlabel=objective, ylabel=key)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper right", ncols=2, frameon=False)
     path = folder / f"curve_{key.replace('.', '_')}.png"  # whole: other settings may end alike
@@ -95,23 +80,15 @@ def curve(
     return path
 
 
-def _best(places: Sequence[float], scores: Sequence[float]) -> list[tuple[float, float]]:
-    """(place, the highest score there), in order."""
-    tops: dict[float, float] = {}
-    for place, score in zip(places, scores, strict=True):
-        tops[place] = max(score, tops.get(place, score))
-    return sorted(tops.items())
-
-
 def _number_axis(axes: Any, values: Sequence[float], listed: list[Any] | None, log: bool) -> None:
     """A logarithmic axis where values span much, with plain numbers at its ticks."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import LogLocator, NullLocator
 
     shown = listed or values
     if log or (min(shown) > 0 and max(shown) >= 10 * min(shown)):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
     if listed:
         axes.set_xticks(sorted(listed), [in_words(value) for value in sorted(listed)])
@@ -120,7 +97,7 @@ def _number_axis(axes: Any, values: Sequence[float], listed: list[Any] | None, l
 def write_sweep(
     root: Path, rows: list[Row], objective: str, curves: Mapping[str, tuple[list[Any] | None, bool]], base: Path
 ) -> list[Path]:
-    """Writes the three.
+    """Writes the table of all trials, the best configuration and the curves, and returns the curves' paths.
 
     Args:
         root: the sweep's folder; its name is the sweep's.
@@ -129,9 +106,6 @@ def write_sweep(
         curves: the values that a setting was searched among (None: a range) and whether its axis is logarithmic, by
             dotted key.
         base: the configuration that every trial started from.
-
-    Returns:
-        The pictures.
     """
     with (root / TRIALS).open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
