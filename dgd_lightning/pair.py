@@ -42,12 +42,8 @@ class Pair:
         """
         draft, adapter = self.require_draft(), getattr(adapted, "adapter", adapted)
         if not isinstance(adapter, Adapter):
-            raise InputError(
-                "adapted",
-                expected="what ttt_adapt or load_adapter gave",
-                received=repr(adapted)[:80],
-                hint="load a folder with load_adapter first",
-            )
+            expected, hint = "what ttt_adapt or load_adapter gave", "load a folder with load_adapter first"
+            raise InputError("adapted", expected=expected, received=repr(adapted)[:80], hint=hint)
         lora = with_adapter(draft, adapter)
         try:
             yield draft
@@ -151,12 +147,9 @@ def load_tokenizer(target: str | os.PathLike[str], *, revision: str | None = Non
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # a tokenizer.json of another shape raises whatever its reader met first, even Exception
-        raise InputError(
-            "target",
-            expected="a readable tokenizer (tokenizer.json, tokenizer_config.json)",
-            received=f"{folder.name}: {type(error).__name__} {first_words(error)}",
-            hint="fetch it again",
-        ) from error
+        expected = "a readable tokenizer (tokenizer.json, tokenizer_config.json)"
+        received = f"{folder.name}: {type(error).__name__} {first_words(error)}"
+        raise InputError("target", expected=expected, received=received, hint="fetch it again") from error
 
 
 def source_fingerprint(argument: str, source: str, commit: str | None) -> str:

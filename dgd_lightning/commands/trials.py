@@ -39,11 +39,6 @@ class Setting(NamedTuple):
     log: bool = False
     integer: bool = False
 
-    @property
-    def varies(self) -> bool:
-        """Whether trials can differ in it."""
-        return self.values is None or len(self.values) > 1
-
 
 def trial_command(base: str, chosen: dict[str, Any]) -> list[str]:
     """The arguments of `dgd` that run a base configuration with other settings, by dotted key."""
@@ -93,6 +88,7 @@ class Sweep:
             ) from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.options, self.settings, self.root, self.optuna = options, settings, root, optuna
+        self.varied = [one for one in settings if one.values is None or len(one.values) > 1]  # not alike in all trials
         root.mkdir(parents=True, exist_ok=True)
         journal = optuna.storages.JournalStorage(JournalFileBackend(str(root / JOURNAL)))
         study = optuna.create_study(study_name=options.name, storage=journal, direction="maximize", load_if_exists=True)
@@ -216,7 +212,8 @@ class Sweep:
             else:
                 self.study.tell(trial, value)
                 shown = f"{self.options.objective} {value:+.4f}"
-            print(f"{folder}: {shown}  {self._varied(chosen)}", flush=True)
+            varied = {one.key: chosen[one.key] for one in self.varied}
+            print(f"{folder}: {shown}  {varied}", flush=True)
 
     def _command(self, folder: str, chosen: dict[str, Any]) -> list[str]:
         """The arguments of `dgd` for a trial."""
@@ -230,10 +227,6 @@ class Sweep:
             environment["CUDA_VISIBLE_DEVICES"] = str(device)
         with (self.root / f"{folder}.log").open("w") as log:
             return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
-
-    def _varied(self, chosen: dict[str, Any]) -> dict[str, Any]:
-        """Without the settings that are the same in all trials."""
-        return {one.key: chosen[one.key] for one in self.settings if one.varies}
 
     def _last_words(self, folder: str) -> str:
         """The end of a trial's log, where an error is."""
@@ -265,7 +258,7 @@ class Sweep:
             }
             for trial in sorted(self._finished(), key=lambda trial: trial.number)
         ]
-        varied = {one.key: (one.values, one.log) for one in self.settings if one.varies}
+        varied = {one.key: (one.values, one.log) for one in self.varied}
         pictures = write_sweep(self.root, rows, objective, varied, Path(self.options.base))
         self.console.print(leaders(rows, objective, list(varied)))
         print(f"trials:   {self.root / TRIALS}")

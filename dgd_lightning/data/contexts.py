@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dgd_lightning.data.rows import Row, carried, check_unique, field, load_rows, read_jsonl
+from dgd_lightning.data.rows import Row, carried, field, load_rows, read_jsonl, tasks_of
 from dgd_lightning.data.tasks import TaskData
 from dgd_lightning.errors import InputError
 from dgd_lightning.types import Task
@@ -40,9 +40,7 @@ def parse_row(row: Row) -> Task:
 
 def parse_rows(rows: Iterable[Row]) -> list[Task]:
     """Tasks of CL-bench rows; their task ids must be unique."""
-    found = [(row.place, parse_row(row)) for row in rows]
-    check_unique(((place, task.idx) for place, task in found), "metadata.task_id")
-    return [task for _, task in found]
+    return tasks_of(rows, parse_row, "metadata.task_id")
 
 
 class ContextsData(TaskData):
@@ -68,5 +66,5 @@ class ContextsData(TaskData):
     def read(self) -> list[Task]:
         """See `TaskData.read`."""
         if self.hub is None:
-            return parse_rows(read_jsonl(self.path, "data.path"))
+            return parse_rows(read_jsonl(self.path))
         return parse_rows(load_rows(self.hub, split=self.split, revision=self.revision))

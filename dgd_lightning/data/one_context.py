@@ -87,11 +87,11 @@ class FileContext(OneContext):
 
     def fingerprint(self) -> str:
         """Hash of the file and of what is taken of it."""
-        require_file(self.path, "data.path")
+        require_file(self.path)
         return hashlib.sha256(self.path.read_bytes() + repr(self.context_id).encode()).hexdigest()[:16]
 
     def _tasks(self) -> list[Task]:
-        tasks = parse_rows(read_jsonl(self.path, "data.path"))
+        tasks = parse_rows(read_jsonl(self.path))
         wanted = self.context_id or context_of(tasks[0])
         found = [task for task in tasks if context_of(task) == wanted]
         if not found:
@@ -109,7 +109,7 @@ class FileContext(OneContext):
         if self.rows:
             tasks = self._tasks()
             return context_of(tasks[0]), task_prompts(tokenizer, tasks)
-        require_file(self.path, "data.path")
+        require_file(self.path)
         try:
             text = "\n".join(self.path.read_text(encoding="utf-8-sig").splitlines())
         except (OSError, UnicodeDecodeError) as error:

@@ -6,16 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dgd_lightning.data.contexts import parse_rows
-from dgd_lightning.data.rows import (
-    Row,
-    carried,
-    check_unique,
-    field,
-    load_rows,
-    read_json_array,
-    read_jsonl,
-    read_lines,
-)
+from dgd_lightning.data.rows import Row, carried, field, load_rows, read_prompt_rows, tasks_of
 from dgd_lightning.data.tasks import TaskData
 from dgd_lightning.errors import InputError
 from dgd_lightning.types import Task
@@ -78,33 +69,27 @@ class PromptsData(TaskData):
 
     def read(self) -> list[Task]:
         """See `TaskData.read`."""
-        return self.parse(read_prompt_rows(Path(self.path), "data.path"))
+        return self.parse(read_prompt_rows(Path(self.path)))
 
     def parse(self, rows: Iterable[Row]) -> list[Task]:
-        """Tasks of the rows.
+        """Tasks of the rows; raises InputError where one is not as it should be."""
+        return tasks_of(rows, self._parse_row, f"id in {self.id_field!r}")
 
-        Raises:
-            InputError: a field is missing, a prompt is no text or empty, an id comes twice, or JSON can't hold a row.
-        """
-        tasks, places = [], []
-        for row in rows:
-            text = field(row, self.field, (str, list), "a text, or a list of turns")
-            if isinstance(text, list):
-                text = text[0] if text and isinstance(text[0], str) else ""
-            if not text.strip():
-                raise InputError(
-                    row.place, expected=f"a prompt in {self.field!r}", received="an empty text", hint="remove it"
-                )
-            idx = f"{self.prefix}-{row.number}"
-            if self.id_field is not None:
-                idx = str(field(row, self.id_field, (str, int), "a string or an integer"))
-            prompt = _filled(self.template, {**row.value, "prompt": text})
-            system = [] if self.system is None else [{"role": "system", "content": self.system}]
-            chat = [*system, {"role": "user", "content": prompt}]
-            tasks.append(Task(idx, chat if self.chat else None, None if self.chat else prompt, carried(row)))
-            places.append((row.place, idx))
-        check_unique(places, f"id in {self.id_field!r}")
-        return tasks
+    def _parse_row(self, row: Row) -> Task:
+        text = field(row, self.field, (str, list), "a text, or a list of turns")
+        if isinstance(text, list):
+            text = text[0] if text and isinstance(text[0], str) else ""
+        if not text.strip():
+            wanted = f"a prompt in {self.field!r}"
+            raise InputError(row.place, expected=wanted, received="an empty text", hint="remove it")
+        idx = f"{self.prefix}-{row.number}"
+        if self.id_field is not None:
+            idx = str(field(row, self.id_field, (str, int), "a string or an integer"))
+        prompt = _filled(self.template, {**row.value, "prompt": text})
+        if not self.chat:
+            return Task(idx, None, prompt, carried(row))
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return Task(idx, [*system, {"role": "user", "content": prompt}], None, carried(row))
 
 
 class HubData(PromptsData):
@@ -152,13 +137,3 @@ def _filled(template: str, values: Mapping[str, Any]) -> str:
         return value if isinstance(value, str) else place[0]
 
     return PLACE.sub(fill, template)
-
-
-def read_prompt_rows(path: Path, argument: str) -> Iterable[Row]:
-    """Rows of a prompts file by the end of its name; a text file gives rows with the one field ``prompt``."""
-    kind = Path(path.name.removesuffix(".gz")).suffix.lower()
-    if kind == ".jsonl":
-        return read_jsonl(path, argument)
-    if kind == ".json":
-        return read_json_array(path, argument)
-    return (Row(f"{argument} line {number}", number, {"prompt": line}) for number, line in read_lines(path, argument))

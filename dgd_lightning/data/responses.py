@@ -139,7 +139,7 @@ class ResponsesData(LicensedData):
 
     def fingerprint(self) -> str:
         """SHA-256 of the file and of what decides how it is read, cut, split and ordered."""
-        require_file(self.path, "data.path")
+        require_file(self.path)
         with self.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
         settings = (self.target, self.batch_size, self.max_length, self.val_share, self.enable_thinking, self.seed)
@@ -165,7 +165,7 @@ class ResponsesData(LicensedData):
         pairs: list[Conversation] = []
         seen: set[str] = set()
         too_long = 0
-        for row in read_jsonl(self.path, "data.path"):
+        for row in read_jsonl(self.path):
             idx = str(row.value.get("idx", row.number))
             if idx in seen or row.value.get("model_output") in (None, ""):
                 continue

@@ -3,15 +3,17 @@
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dgd_lightning.errors import InputError
+from dgd_lightning.types import Task
 
 # What an earlier run or its scores wrote into a row: a new answer must not carry it on.
 STALE = ("model_output", "score", "requirement_status", "grading_rationale", "dgd")
+SOURCE = "data.path"  # what users call it
 
 
 class Row(NamedTuple):
@@ -22,17 +24,17 @@ class Row(NamedTuple):
     value: dict[str, Any]
 
 
-def require_file(path: Path, argument: str) -> None:
+def require_file(path: Path) -> None:
     """Raises InputError where there is no such file."""
     if path.is_dir():
-        raise InputError(argument, expected="a file", received=f"the folder {path}", hint="name a file in it")
+        raise InputError(SOURCE, expected="a file", received=f"the folder {path}", hint="name a file in it")
     if not path.is_file():
-        raise InputError(argument, expected="an existing file", received=path, hint="check the path")
+        raise InputError(SOURCE, expected="an existing file", received=path, hint="check the path")
 
 
-def read_lines(path: Path, argument: str) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines of a text file, gunzipped where its name ends in ``.gz``, numbered from 1; blank ones left out."""
-    require_file(path, argument)
+    require_file(path)
     found, opened = False, gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rt", encoding="utf-8-sig") as file:  # the byte order mark of Windows' editors is no text
@@ -41,37 +43,43 @@ def read_lines(path: Path, argument: str) -> Iterator[tuple[int, str]]:
                     found = True
                     yield number, line.rstrip("\n")
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(argument, expected="a readable file", received=f"{path} ({error})", hint="check it") from error
+        raise InputError(SOURCE, expected="a readable file", received=f"{path} ({error})", hint="check it") from error
     except UnicodeDecodeError as error:
         raise InputError(
-            argument,
+            SOURCE,
             expected="UTF-8 text",
             received=f"{path} ({error.reason} at byte {error.start})",
             hint="convert the file to UTF-8",
         ) from error
     if not found:
-        raise InputError(
-            argument, expected="at least one row", received=f"the empty file {path}", hint="check the file"
-        )
+        raise InputError(SOURCE, expected="at least one row", received=f"the empty file {path}", hint="check the file")
 
 
-def read_jsonl(path: Path, argument: str) -> Iterator[Row]:
+def read_jsonl(path: Path) -> Iterator[Row]:
     """Objects of a JSONL file, one a line."""
-    for number, line in read_lines(path, argument):
-        place = f"{argument} line {number}"
-        yield Row(place, number, _object(_parse(line, place), place))
+    for number, line in read_lines(path):
+        yield _row("line", number, _parse(line, f"{SOURCE} line {number}"))
 
 
-def read_json_array(path: Path, argument: str) -> Iterator[Row]:
+def read_json_array(path: Path) -> Iterator[Row]:
     """Objects of a JSON file that holds one array."""
-    text = "\n".join(line for _, line in read_lines(path, argument))
-    items = _parse(text, argument)
+    text = "\n".join(line for _, line in read_lines(path))
+    items = _parse(text, SOURCE)
     if not isinstance(items, list) or not items:
         wanted, received = "a JSON array of objects", f"{_kind(items)} in {path}"
-        raise InputError(argument, expected=wanted, received=received, hint="use one array, or JSONL")
+        raise InputError(SOURCE, expected=wanted, received=received, hint="use one array, or JSONL")
     for number, item in enumerate(items, 1):
-        place = f"{argument} item {number}"
-        yield Row(place, number, _object(item, place))
+        yield _row("item", number, item)
+
+
+def read_prompt_rows(path: Path) -> Iterable[Row]:
+    """Rows of a prompts file by the end of its name; a text file gives rows with the one field ``prompt``."""
+    kind = Path(path.name.removesuffix(".gz")).suffix.lower()
+    if kind == ".jsonl":
+        return read_jsonl(path)
+    if kind == ".json":
+        return read_json_array(path)
+    return (_row("line", number, {"prompt": line}) for number, line in read_lines(path))
 
 
 def load_rows(
@@ -89,10 +97,10 @@ def load_rows(
     try:
         data = datasets.load_dataset(path, name, split=split, revision=revision, streaming=streaming)
         for number, row in enumerate(islice(data, limit), 1):
-            yield Row(f"data.path row {number}", number, dict(row))
+            yield _row("row", number, dict(row))
     except Exception as error:  # dozens of kinds: the library's own, the file system's, the net's
         raise InputError(
-            "data.path",
+            SOURCE,
             expected="a `datasets` id or folder with this name, split and revision",
             received=f"{path!r}, name {name!r}, split {split!r}: {type(error).__name__}: {str(error)[:200]}",
             hint="check the id and the split, log in for gated data, or download it and give a file or a folder",
@@ -118,10 +126,11 @@ def _parse(text: str, place: str) -> Any:
         ) from error
 
 
-def _object(value: Any, place: str) -> dict[str, Any]:
+def _row(unit: str, number: int, value: Any) -> Row:
+    place = f"{SOURCE} {unit} {number}"
     if not isinstance(value, dict):
         raise InputError(place, expected="a JSON object", received=_kind(value), hint="write one object a row")
-    return value
+    return Row(place, number, value)
 
 
 def _kind(value: Any) -> str:
@@ -166,15 +175,19 @@ def carried(row: Row) -> dict[str, Any]:
     return kept
 
 
-def check_unique(places: Iterable[tuple[str, str]], what: str) -> None:
-    """Raises InputError where an id of the (place, id) pairs comes twice."""
+def tasks_of(rows: Iterable[Row], parse: Callable[[Row], Task], what: str) -> list[Task]:
+    """The rows' tasks; raises InputError where an id, which ``what`` describes, comes twice."""
+    tasks: list[Task] = []
     seen: dict[str, str] = {}
-    for place, idx in places:
+    for row in rows:
+        tasks.append(parse(row))
+        idx = tasks[-1].idx
         if idx in seen:
             raise InputError(
-                place,
+                row.place,
                 expected=f"a {what} of its own",
                 received=f"{idx!r}, already at {seen[idx]}",
                 hint="make the ids unique",
             )
-        seen[idx] = place
+        seen[idx] = row.place
+    return tasks

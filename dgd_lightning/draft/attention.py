@@ -34,12 +34,8 @@ def choose_attention(wanted: Wanted, device: torch.device, argument: str = "atte
     """
     check_choice(argument, wanted, get_args(Wanted))
     if wanted == "flex" and device.type != "cuda":
-        raise InputError(
-            argument,
-            expected="'sdpa', 'tiles', or 'flex' on a CUDA device",
-            received=f"{wanted!r} on {device.type}",
-            hint=f"use {argument}='sdpa'",
-        )
+        expected, received = "'sdpa', 'tiles', or 'flex' on a CUDA device", f"{wanted!r} on {device.type}"
+        raise InputError(argument, expected=expected, received=received, hint=f"use {argument}='sdpa'")
     if wanted != "auto":
         return wanted
     if device.type == "cuda" and not has_triton():
@@ -130,13 +126,7 @@ class Group(NamedTuple):
 
 
 def groups_of(
-    anchors: Tensor,
-    context_length: int,
-    block_size: int,
-    keep: Tensor | None,
-    *,
-    query_groups: int,
-    dtype: torch.dtype,
+    anchors: Tensor, context_length: int, block_size: int, keep: Tensor | None, *, query_groups: int, dtype: torch.dtype
 ) -> list[Group]:
     """Blocks, ``GROUP_BLOCKS`` at a time, with the part of the context that they see; see :func:`mix_of`."""
     seen = _limits(anchors, keep).clamp(0, context_length)  # [B, N]

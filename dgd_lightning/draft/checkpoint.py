@@ -82,12 +82,9 @@ def _drop_shared(state: dict[str, Tensor], shared: Mapping[str, Tensor]) -> None
             del state[key]
     own = sorted(k for k in state if k in (*_VOCABULARY, "t2d", "d2t") or k.startswith("verifier_"))
     if own:
-        raise InputError(
-            "draft",
-            expected="a draft that uses the target's embedding and head",
-            received=f"a checkpoint with its own {shorten(own)}",
-            hint="drafts with a vocabulary of their own (speculators exports) are not supported",
-        )
+        expected = "a draft that uses the target's embedding and head"
+        hint = "drafts with a vocabulary of their own (speculators exports) are not supported"
+        raise InputError("draft", expected=expected, received=f"a checkpoint with its own {shorten(own)}", hint=hint)
 
 
 def _check_keys(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
@@ -99,12 +96,9 @@ def _check_keys(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> No
     }
     report = "; ".join(f"{kind}: {shorten(keys, 8)}" for kind, keys in found.items() if keys)
     if report:
-        raise InputError(
-            "draft",
-            expected="the keys layers.N.*, norm, fc and hidden_norm in the shapes of config.json",
-            received=report,
-            hint="use a DFlash checkpoint whose config.json belongs to it",
-        )
+        expected = "the keys layers.N.*, norm, fc and hidden_norm in the shapes of config.json"
+        hint = "use a DFlash checkpoint whose config.json belongs to it"
+        raise InputError("draft", expected=expected, received=report, hint=hint)
 
 
 def save_draft(draft: DFlashDraft, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> Path:

@@ -154,12 +154,9 @@ def _block_size(raw: Mapping[str, Any], settings: Mapping[str, Any]) -> int:
     """From the top level or ``dflash_config``: readers differ in which they ask, so both must say the same."""
     outer, inner = raw.get("block_size"), settings.get("block_size")
     if outer is not None and inner is not None and outer != inner:
-        raise InputError(
-            "draft.block_size",
-            expected="one block_size",
-            received=f"{outer} at the top level, {inner} in dflash_config",
-            hint="keep the size that the draft was trained with",
-        )
+        received = f"{outer} at the top level, {inner} in dflash_config"
+        hint = "keep the size that the draft was trained with"
+        raise InputError("draft.block_size", expected="one block_size", received=received, hint=hint)
     return _need({"block_size": inner if outer is None else outer}, "block_size")
 
 
@@ -177,21 +174,15 @@ def _refuse_other_formats(raw: Mapping[str, Any]) -> None:
     other = next((n for n in [*names, str(head)] if any(o in n.lower() for o in _OTHER_HEADS)), None)
     foreign = next((k for k in _FOREIGN_SETTINGS if settings.get(k) or (k != "emb_dim" and raw.get(k))), None)
     if other or foreign or head != "dflash":
-        raise InputError(
-            "draft",
-            expected="a plain DFlash draft (projector_type dflash)",
-            received=other or (f"dflash_config.{foreign} = {settings.get(foreign)!r}" if foreign else head),
-            hint="Domino, DSpark, EAGLE and speculators heads are not supported: use a DFlash checkpoint",
-        )
+        received = other or (f"dflash_config.{foreign} = {settings.get(foreign)!r}" if foreign else head)
+        hint = "Domino, DSpark, EAGLE and speculators heads are not supported: use a DFlash checkpoint"
+        raise InputError("draft", expected="a plain DFlash draft (projector_type dflash)", received=received, hint=hint)
     for where, given in (("dflash_config.", settings), ("", raw)):
         for key, neutral in _SCALES.items():
             if given.get(key) not in (None, neutral):
-                raise InputError(
-                    f"draft.{where}{key}",
-                    expected=f"none, or {neutral}, at which it does nothing",
-                    received=repr(given[key]),
-                    hint="drafts that scale their input or their logits are not supported",
-                )
+                expected = f"none, or {neutral}, at which it does nothing"
+                hint = "drafts that scale their input or their logits are not supported"
+                raise InputError(f"draft.{where}{key}", expected=expected, received=repr(given[key]), hint=hint)
     if (names and ARCHITECTURE not in names) or not ("dflash_config" in raw or "block_size" in raw):
         raise InputError(
             "draft",
@@ -200,12 +191,9 @@ def _refuse_other_formats(raw: Mapping[str, Any]) -> None:
             hint="give the draft's folder or Hub id, e.g. z-lab/Qwen3-8B-DFlash-b16",
         )
     if raw.get("draft_vocab_size") not in (None, raw.get("vocab_size")):
-        raise InputError(
-            "draft",
-            expected="a draft that speaks the target's vocabulary",
-            received=f"draft_vocab_size = {raw['draft_vocab_size']}",
-            hint="drafts with a vocabulary head of their own are not supported",
-        )
+        received = f"draft_vocab_size = {raw['draft_vocab_size']}"
+        hint = "drafts with a vocabulary head of their own are not supported"
+        raise InputError("draft", expected="a draft that speaks the target's vocabulary", received=received, hint=hint)
     if raw.get("hidden_act", "silu") != "silu":
         raise InputError("draft", expected="hidden_act silu", received=raw["hidden_act"], hint=_HINT)
 
@@ -218,18 +206,14 @@ def _refuse_sliding(raw: Mapping[str, Any], num_layers: int) -> None:
         first = read_field(raw, "max_window_layers", "draft", "an integer", is_integer, num_layers)
         types = ["sliding_attention" if slides and i >= first else "full_attention" for i in range(num_layers)]
     if len(types) != num_layers or any(t != "full_attention" for t in types):
-        raise InputError(
-            "draft.layer_types",
-            expected=f"{num_layers} × full_attention",
-            received=types,
-            hint="drafts with sliding-window layers are not supported: use a full-attention draft",
-        )
+        hint = "drafts with sliding-window layers are not supported: use a full-attention draft"
+        raise InputError("draft.layer_types", expected=f"{num_layers} × full_attention", received=types, hint=hint)
 
 
 def _rope(raw: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
     """(theta, scaling or None)."""
-    theta, kind, params = read_rope(raw, "draft")
-    params["rope_type"] = kind
+    theta, params = read_rope(raw, "draft")
+    kind = params["rope_type"]
     partial = params.pop("partial_rotary_factor", None) or raw.get("partial_rotary_factor") or 1.0
     if kind not in SUPPORTED_ROPE or partial != 1.0:
         raise InputError(

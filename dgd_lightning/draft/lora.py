@@ -96,12 +96,8 @@ class DraftLora:
 
     def __init__(self, draft: DFlashDraft, *, rank: int, alpha: float, modules: Sequence[str], seed: int) -> None:
         if any(isinstance(module, LoraLinear) for module in draft.modules()):
-            raise InputError(
-                "pair.draft",
-                expected="a draft without an adapter",
-                received="one with an adapter in it",
-                hint="leave the other adapter's `with pair.adapter(…)` block first",
-            )
+            received, hint = "one with an adapter in it", "leave the other adapter's `with pair.adapter(…)` block first"
+            raise InputError("pair.draft", expected="a draft without an adapter", received=received, hint=hint)
         self.draft, self.rank, self.alpha, self.modules = draft, rank, alpha, tuple(modules)
         self.base = base_digest(draft)
         self.required = [(weight, weight.requires_grad) for weight in draft.parameters()]
@@ -183,12 +179,8 @@ class DraftLora:
 def with_adapter(draft: DFlashDraft, adapter: Adapter) -> DraftLora:
     """LoRA layers with an adapter's weights, put into the draft that it was trained on."""
     if adapter.base is not None and adapter.base != (ours := base_digest(draft)):
-        raise InputError(
-            "adapter",
-            expected=f"one of this draft ({ours})",
-            received=f"one of another ({adapter.base})",
-            hint="load the pair that it was trained with",
-        )
+        expected, received = f"one of this draft ({ours})", f"one of another ({adapter.base})"
+        raise InputError("adapter", expected=expected, received=received, hint="load the pair that it was trained with")
     lora = DraftLora(draft, rank=adapter.rank, alpha=adapter.alpha, modules=adapter.modules, seed=0)
     try:
         lora.load(adapter.weights)

@@ -303,10 +303,8 @@ class DFlashDraft(nn.Module):
     ) -> Tensor:
         """:meth:`multi_anchor` over what the layers read of the context, so that it can be kept from call to call.
 
-        Args:
-            context: :meth:`context` of the features, [B, S, H]; or :meth:`context_keys_values` of it, per layer.
-            embeddings, anchors, keep, attention: as in :meth:`multi_anchor`.
-            first: position of the context's first entry; what lies before it is not seen.
+        That is :meth:`context` of the features, [B, S, H], or :meth:`context_keys_values` of it, per layer, from
+        position ``first`` on; what lies before it is not seen.
         """
         size, hidden = embeddings.shape[1] // anchors.shape[1], embeddings  # K
         length = context.shape[1] if isinstance(context, Tensor) else context[0][0].shape[2]

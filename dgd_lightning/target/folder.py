@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from dgd_lightning.errors import InputError
 
@@ -44,21 +44,15 @@ def fetch_folder(
         revision: of a Hub id: branch, tag or commit; None for its main branch. Folders have none.
         patterns: files wanted.
         setting: what the user knows the revision by.
-
-    Raises:
-        InputError: no such folder, Hub id or revision, or no way to reach the Hub.
     """
     name = bundled(name_or_path, argument)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
     if not _HUB_ID.fullmatch(name) or "--" in name or ".." in name or name.endswith((".git", ".", "-")):
-        raise InputError(
-            argument,
-            expected="a folder with config.json and model.safetensors, or a Hub id such as Qwen/Qwen3-8B",
-            received=f"{name!r} ({'a file' if folder.exists() else 'no such folder'})",
-            hint="check the path",
-        )
+        expected = "a folder with config.json and model.safetensors, or a Hub id such as Qwen/Qwen3-8B"
+        received = f"{name!r} ({'a file' if folder.exists() else 'no such folder'})"
+        raise InputError(argument, expected=expected, received=received, hint="check the path")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -82,12 +76,9 @@ def fetch_folder(
                 received=revision or "none, which is main",
                 hint="check its name, or check the network",
             ) from error
-        raise InputError(
-            argument,
-            expected=expected,
-            received=f"{name!r}: no such folder, no cached copy, no answer from the Hub ({type(error).__name__})",
-            hint="check the network, or give the path of a downloaded copy",
-        ) from error
+        received = f"{name!r}: no such folder, no cached copy, no answer from the Hub ({type(error).__name__})"
+        hint = "check the network, or give the path of a downloaded copy"
+        raise InputError(argument, expected=expected, received=received, hint=hint) from error
 
 
 def _other_revisions(name: str, revision: str | None) -> list[str] | None:
@@ -191,16 +182,12 @@ def read_number(raw: Mapping[str, Any], key: str, argument: str, default: float 
     )
 
 
-class Rope(NamedTuple):
-    """The rotary embedding as a file spells it."""
+def read_rope(raw: Mapping[str, Any], argument: str) -> tuple[float, dict[str, Any]]:
+    """The rope's theta, and its parameters with their ``rope_type``.
 
-    theta: float
-    kind: str
-    params: dict[str, Any]  # what else the file says of it
-
-
-def read_rope(raw: Mapping[str, Any], argument: str) -> Rope:
-    """The rope of ``rope_parameters`` (5.x) or ``rope_theta`` and ``rope_scaling`` (4.x), and what its kind needs."""
+    From ``rope_parameters`` (5.x) or ``rope_theta`` and ``rope_scaling`` (4.x); nothing that its kind needs may be
+    absent.
+    """
     key = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
     params, where = read_mapping(raw, key, argument), f"{argument}.{key}"
     if params.get("rope_theta") is not None:
@@ -216,7 +203,7 @@ def read_rope(raw: Mapping[str, Any], argument: str) -> Rope:
         read_number(params, name, where)
     for name in _ROPE_NUMBERS:
         read_field(params, name, where, "a number", is_number, 0)
-    return Rope(theta, kind, params)
+    return theta, params | {"rope_type": kind}
 
 
 def shorten(names: Sequence[str], most: int = 4) -> str:

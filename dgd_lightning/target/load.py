@@ -102,12 +102,9 @@ def load_target(
         ) from error
     broken = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind) or ())
     if broken:
-        raise InputError(
-            "target",
-            expected="weights for every parameter of the architecture",
-            received=f"missing or misshapen: {shorten(broken)}",
-            hint="fetch the checkpoint again, or check that config.json belongs to it",
-        )
+        expected = "weights for every parameter of the architecture"
+        hint = "fetch the checkpoint again, or check that config.json belongs to it"
+        raise InputError("target", expected=expected, received=f"missing or misshapen: {shorten(broken)}", hint=hint)
     check_placement(getattr(model, "hf_device_map", {}))
     settings = {name: getattr(model.generation_config, name, None) for name in _PROCESSORS}
     if asked := [f"{name} = {value}" for name, value in settings.items() if value not in _PROCESSORS[name]]:
@@ -125,12 +122,9 @@ def check_placement(device_map: Mapping[str, Any]) -> None:
     gpus = set(places.values()) - {"cpu", "disk"}
     offloaded = [f"{name or 'all'} on {place}" for name, place in places.items() if place not in gpus]
     if "disk" in places.values() or (gpus and offloaded):
-        raise InputError(
-            "device",
-            expected="a placement on GPUs alone, or on the CPU alone",
-            received=shorten(offloaded),
-            hint="use more GPUs, a smaller target or dtype, or device=cpu",
-        )
+        expected = "a placement on GPUs alone, or on the CPU alone"
+        hint = "use more GPUs, a smaller target or dtype, or device=cpu"
+        raise InputError("device", expected=expected, received=shorten(offloaded), hint=hint)
 
 
 def check_family(config: Mapping[str, Any]) -> None:
@@ -147,12 +141,8 @@ def check_family(config: Mapping[str, Any]) -> None:
             hint=f"use one of {', '.join(FAMILIES)}: a recurrent state cannot drop rejected tokens",
         )
     if kind not in FAMILIES or (names and FAMILIES[kind] not in names):
-        raise InputError(
-            "target",
-            expected=f"a causal LM of one of {', '.join(FAMILIES.values())}",
-            received=f"model_type {kind}, architectures {names}",
-            hint="choose a target of these families",
-        )
+        expected, hint = f"a causal LM of one of {', '.join(FAMILIES.values())}", "choose a target of these families"
+        raise InputError("target", expected=expected, received=f"model_type {kind}, architectures {names}", hint=hint)
     read_rope(config, "target")  # transformers looks at its numbers only when it turns something
 
 

@@ -303,12 +303,9 @@ def check_adaptable(pair: Pair) -> None:
     """Refuse a pair without a draft, and a call where autograd is ruled out."""
     pair.require_draft()
     if torch.is_inference_mode_enabled():
-        raise InputError(
-            "inference mode",
-            expected="torch.no_grad or no context at all: adaptation needs gradients",
-            received="a call inside torch.inference_mode",
-            hint="set trainer.inference_mode: false, or use torch.no_grad around your own code",
-        )
+        expected = "torch.no_grad or no context at all: adaptation needs gradients"
+        hint = "set trainer.inference_mode: false, or use torch.no_grad around your own code"
+        raise InputError("inference mode", expected=expected, received="a call inside torch.inference_mode", hint=hint)
 
 
 def check_context(pair: Pair, context_ids: Tensor, repeats: int = 1) -> Tensor:
@@ -327,10 +324,7 @@ def check_context(pair: Pair, context_ids: Tensor, repeats: int = 1) -> Tensor:
             hint="shorten it, or lower ttt.repeats" if len(ids) else "give a context's tasks the same first tokens",
         )
     if int(ids.min()) < 0 or int(ids.max()) >= pair.target.vocab_size:
-        raise InputError(
-            "context_ids",
-            expected=f"token ids in 0 … {pair.target.vocab_size - 1}",
-            received=f"{int(ids.min())} … {int(ids.max())}",
-            hint="encode the context with the target's own tokenizer",
-        )
+        expected = f"token ids in 0 … {pair.target.vocab_size - 1}"
+        hint = "encode the context with the target's own tokenizer"
+        raise InputError("context_ids", expected=expected, received=f"{int(ids.min())} … {int(ids.max())}", hint=hint)
     return ids.repeat(repeats)

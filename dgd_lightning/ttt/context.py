@@ -61,12 +61,8 @@ def split_context(length: int, block_size: int, config: TTTConfig) -> Split:
     block; ``length`` counts its tokens before it is repeated.
     """
     if config.window is not None and config.window <= block_size:
-        raise InputError(
-            "ttt.window",
-            expected=f"more than a block of {block_size}, or null",
-            received=config.window,
-            hint="use e.g. 4096",
-        )
+        expected = f"more than a block of {block_size}, or null"
+        raise InputError("ttt.window", expected=expected, received=config.window, hint="use e.g. 4096")
     spanned = config.holdout > 0 and config.validation_texts == 0
     held_out = max(block_size, round(length * config.holdout)) if spanned else 0
     least = block_size + 1 + held_out

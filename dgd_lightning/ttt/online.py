@@ -62,16 +62,9 @@ class OnlineFit:
         self.stopped: str | None = None  # why no round is made any more
 
     def observe(self, taps: Tensor, positions: Tensor) -> Tensor:
-        """Keep what a forward gave, and return the draft's part of it.
+        """Keep what a forward gave, [1, Q, (F + 1)·H] at positions [1, Q], and return the draft's part, [1, Q, F·H].
 
         Rejected positions are kept too: they lie beyond the anchor and are overwritten before they count.
-
-        Args:
-            taps: [1, Q, (F + 1)·H], the layers ``layer_ids``.
-            positions: [1, Q].
-
-        Returns:
-            [1, Q, F·H].
         """
         features, states = taps[..., : self.width], taps[..., self.width :]
         self.features[:, positions[0]] = features

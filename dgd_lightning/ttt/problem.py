@@ -33,11 +33,7 @@ Reduce = Callable[[Tensor], Tensor]
 class DraftContext:
     """The draft's context behind ``text.origin``; whatever comes before the first adapted layer is kept.
 
-    Args:
-        draft: with LoRA layers or without.
-        fc: the adapted ``fc``, or None where it is not adapted.
-        text: as the target read it.
-        keys_too: no step changes keys and values either.
+    ``fc`` is None where it is not adapted; with ``keys_too`` no step changes keys and values either.
     """
 
     def __init__(self, draft: DFlashDraft, fc: LoraLinear | None, text: ReadText, *, keys_too: bool) -> None:
@@ -83,15 +79,9 @@ class DraftContext:
 
 
 class AdaptProblem:
-    """What is minimised over the LoRA weights: the same functions serve `ttt_adapt` and the Lightning module.
+    """What is minimised over the LoRA weights in the pair's draft: the context as the target ``read`` it, and texts.
 
-    Args:
-        pair: with the draft that holds ``lora``.
-        read: the context, read once.
-        split: its training part and its held-out part.
-        config: what to do.
-        lora: the layers in the draft.
-        validation_texts: what the target wrote behind the context.
+    The same functions serve `ttt_adapt`, the Lightning module and online rounds.
     """
 
     def __init__(

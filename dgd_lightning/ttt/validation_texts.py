@@ -97,12 +97,9 @@ def plan(pair: Pair, length: int, config: TTTConfig, *, enable_thinking: bool = 
     tokens = min(config.validation_tokens, (pair.target.max_positions - length - besides) // 2)
     if tokens < LEAD:
         least = 2 * LEAD + besides
-        raise ContextError(
-            "ttt.validation_texts",
-            expected=f"a context that leaves {least} of the target's {pair.target.max_positions} positions",
-            received=f"{length} tokens",
-            hint="set ttt.validation_texts and ttt.train_texts to 0: the context's end is held out then",
-        )
+        expected = f"a context that leaves {least} of the target's {pair.target.max_positions} positions"
+        hint = "set ttt.validation_texts and ttt.train_texts to 0: the context's end is held out then"
+        raise ContextError("ttt.validation_texts", expected=expected, received=f"{length} tokens", hint=hint)
     return Plan(end, tokens, length + 2 * tokens + besides)
 
 
