@@ -12,8 +12,7 @@ from dgd_lightning.callbacks.rows import FinishedRows, add_scalars, tensorboard
 from dgd_lightning.errors import InputError
 from dgd_lightning.grader import Grader, package_graders
 from dgd_lightning.report.run_summary import add_solve_rates
-from dgd_lightning.report.solve_rates import ALL, comparison_table, rate_table
-from dgd_lightning.report.verdict import verdict
+from dgd_lightning.report.solve_rates import ALL, comparison_table, rate_table, verdict
 from dgd_lightning.scoring.graded import Graded, by_arm
 from dgd_lightning.scoring.judge_config import JudgeConfig
 from dgd_lightning.scoring.score_run import grade_run, source

@@ -13,7 +13,13 @@ from dgd_lightning.analysis.adaptation import SECONDS, Counts, Gain, Record, gai
 from dgd_lightning.analysis.arms import ArmStats, collect, scalars
 from dgd_lightning.callbacks.rows import FinishedRows, RowSums, add_scalars, tensorboard
 from dgd_lightning.report.figures import acceptance_figure, held_out_figure, tau_figure
-from dgd_lightning.report.run_summary import add_decoding, finish
+from dgd_lightning.report.run_summary import (
+    adaptation_sentences,
+    add_decoding,
+    finish,
+    speed_sentences,
+    ungraded_sentences,
+)
 from dgd_lightning.report.run_tables import (
     adaptation_table,
     decoding_table,
@@ -21,7 +27,6 @@ from dgd_lightning.report.run_tables import (
     histogram_tables,
     notes,
 )
-from dgd_lightning.report.sentences import adaptation_sentences, speed_sentences, ungraded_sentences
 
 
 class DecodeMetrics(RowSums):
@@ -92,7 +97,6 @@ class AdaptMetrics(FinishedRows):
     """
 
     def finish(self, trainer: Trainer, module: Any) -> None:
-        """Adds a sentence, tables, curves and pictures."""
         pairs = [(arm.name, adaptation.twin(arm, module.arms)) for arm in module.arms if arm.adapts]
         if not pairs:
             return
@@ -104,15 +108,14 @@ class AdaptMetrics(FinishedRows):
         if records:
             module.summary.details.append(adaptation_table(adaptation.summed(records.values())))
         if (writer := tensorboard(trainer)) is not None:
-            _log(writer, counts, list(records.values()), gains)
+            _log_gains(writer, counts, list(records.values()), gains)
 
 
-def _log(writer: Any, counts: Counts, records: Sequence[Record], gains: Sequence[Gain]) -> None:
+def _log_gains(writer: Any, counts: Counts, records: Sequence[Record], gains: Sequence[Gain]) -> None:
     for found in gains:
         arm, base, gain, contexts = found
         for name in ("difference", "ratio", "median"):
-            for part, value in getattr(gain, name)._asdict().items():
-                writer.add_scalar(f"{arm}/tau_gain_{name}/{part}", value, gain.contexts)
+            add_scalars(writer, getattr(gain, name)._asdict(), gain.contexts, f"{arm}/tau_gain_{name}/")
         writer.add_scalar(f"{arm}/tau_gain_worst", gain.worst, gain.contexts)
         for number, context in enumerate(contexts):
             delta = counts[arm][context].tau - counts[base][context].tau
@@ -121,14 +124,13 @@ def _log(writer: Any, counts: Counts, records: Sequence[Record], gains: Sequence
     for number, record in enumerate(records):
         if not is_scored(record):
             continue
+        values = {name.removeprefix("ttt_"): record[name] for name in SECONDS}
         for when in ("before", "after"):
             score = record[f"held_out_{when}"]
-            for name in ("loss", "tau"):
-                writer.add_scalar(f"ttt/held_out_{name}_{when}", score[name], number)
-            for slot, rate in enumerate(score["acceptance"], 1):
-                writer.add_scalar(f"ttt/held_out_acceptance_{when}/slot_{slot:02d}", rate, number)
-        for name in SECONDS:
-            writer.add_scalar(name.replace("ttt_", "ttt/", 1), record[name], number)
+            values |= {f"held_out_{name}_{when}": score[name] for name in ("loss", "tau")}
+            rates = enumerate(score["acceptance"], 1)
+            values |= {f"held_out_acceptance_{when}/slot_{slot:02d}": rate for slot, rate in rates}
+        add_scalars(writer, values, number, "ttt/")
     if scored := list(filter(is_scored, records)):
         writer.add_figure("ttt/held_out_acceptance", held_out_figure(scored), len(scored))
     writer.flush()

@@ -10,9 +10,8 @@ from dgd_lightning.callbacks.rows import FinishedRows, RowSums, add_scalars, ten
 from dgd_lightning.checks import check_integer
 from dgd_lightning.errors import InputError
 from dgd_lightning.report.case_studies import LIMIT, write_case_studies
-from dgd_lightning.report.figures import position_figure
+from dgd_lightning.report.figures import position_figure, text_image
 from dgd_lightning.report.run_tables import class_table, divergence_tables
-from dgd_lightning.report.token_image import text_image
 
 BROKEN_DOWN = ("kl_target_readout", "js", "tv", "agree", "argmax_changed", "tv_target_guided")  # by class, position …
 

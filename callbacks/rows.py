@@ -33,8 +33,6 @@ class PredictionWriter(Callback):
         self.merge_wait = check_number("PredictionWriter.merge_wait", merge_wait, above=0, hint="use e.g. 24")
         self.folder: Path | None = None
         self.file: JsonLines | None = None
-        self.name = run_folder.PREDICTIONS
-        self.hash = ""
         self.have: set[run_folder.Key] = set()
         self.parent = os.getppid()
 
@@ -109,20 +107,6 @@ def written_folder(trainer: Trainer) -> Path | None:
     return next((writer.folder for writer in writers), None)
 
 
-def written_before(trainer: Trainer, callback: Callback) -> Path:
-    """The run folder, for a callback whose numbers come from the predictions there: it must stand behind the writer."""
-    before = trainer.callbacks[: trainer.callbacks.index(callback)]  # type: ignore[attr-defined]
-    folder = written_folder(trainer)
-    if not any(isinstance(other, PredictionWriter) for other in before) or folder is None:
-        raise InputError(
-            "trainer.callbacks",
-            expected=f"PredictionWriter before {type(callback).__name__}",
-            received=", ".join(type(other).__name__ for other in before) or "nothing",
-            hint="add it; the final numbers are read from its file",
-        )
-    return folder
-
-
 class FinishedRows(Callback):
     """A callback whose work begins when a predict run's rows are merged: on rank 0, without any collective."""
 
@@ -171,7 +155,15 @@ class RowSums(FinishedRows):
         if stage != "predict":
             return
         self.reset()
-        self.folder = written_before(trainer, self)
+        before = trainer.callbacks[: trainer.callbacks.index(self)]  # type: ignore[attr-defined]
+        if not any(isinstance(other, PredictionWriter) for other in before):
+            raise InputError(
+                "trainer.callbacks",
+                expected=f"PredictionWriter before {type(self).__name__}",
+                received=", ".join(type(other).__name__ for other in before) or "nothing",
+                hint="add it; the final numbers are read from its file",
+            )
+        self.folder = written_folder(trainer) or self.folder
         if trainer.is_global_zero:
             for row in run_folder.rows_so_far(self.folder):
                 self.add(row)

@@ -1,9 +1,8 @@
+# ruff: noqa: F401  (what is imported for type checkers is exported by `_HOMES`)
 """dgd-lightning: draft-guided decoding with test-time training.
 
 The public API loads on first use, so that `dgd --help` need not wait for torch.
 """
-
-from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from dgd_lightning.decode.readouts.noise import Noise
     from dgd_lightning.decode.readouts.other_model import OtherModel
     from dgd_lightning.decode.readouts.without_context import WithoutContext
-    from dgd_lightning.draft.adapter import Adapter, load_adapter, save_adapter
+    from dgd_lightning.draft.checkpoint import Adapter, load_adapter, save_adapter
     from dgd_lightning.errors import InputError
     from dgd_lightning.methods.autoregressive import Autoregressive, autoregressive_generate
     from dgd_lightning.methods.base import Guidance, Method, choose_among
@@ -57,60 +56,15 @@ _HOMES = {
     "pair": ["Pair", "load_pair"],
     "ttt.adapt": ["AdaptResult", "ttt_adapt"],
     "ttt.config": ["TTTConfig"],
-    "draft.adapter": ["Adapter", "load_adapter", "save_adapter"],
+    "draft.checkpoint": ["Adapter", "load_adapter", "save_adapter"],
     "ttt.online": ["OnlineTTT"],
     "types": ["AdaptTrace", "DecodeOutput", "DecodeTrace", "HeldOutScore"],
 }
-__all__ = [
-    "AblatedDraft",
-    "AdaptResult",
-    "AdaptTrace",
-    "Adapter",
-    "Adaptive",
-    "Autoregressive",
-    "Blend",
-    "Call",
-    "Constant",
-    "DecodeOutput",
-    "DecodeTrace",
-    "Disagree",
-    "DoLa",
-    "DraftReadout",
-    "Guidance",
-    "Guided",
-    "HeldOutScore",
-    "InputError",
-    "LogitLens",
-    "MatchedEntropy",
-    "Method",
-    "Noise",
-    "OnlineTTT",
-    "OtherModel",
-    "Pair",
-    "PrefixCache",
-    "Readout",
-    "ReadoutState",
-    "Rerank",
-    "Speculative",
-    "TTTConfig",
-    "WarmUp",
-    "WithoutContext",
-    "autoregressive_generate",
-    "choose_among",
-    "guided_generate",
-    "guided_sweep",
-    "load_adapter",
-    "load_pair",
-    "make_prefix_cache",
-    "rerank_generate",
-    "save_adapter",
-    "speculative_generate",
-    "ttt_adapt",
-]
+__all__ = [name for names in _HOMES.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:
-    home = next((home for home, names in _HOMES.items() if name in names), None)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{home}"), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

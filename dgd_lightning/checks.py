@@ -1,7 +1,5 @@
 """Checks of single arguments: each returns the value, or raises the one-line `InputError` that names it."""
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Collection
@@ -13,16 +11,7 @@ from dgd_lightning.errors import InputError
 def check_integer(
     name: str, value: Any, *, least: int = 1, most: int | None = None, optional: bool = False, hint: str = ""
 ) -> Any:
-    """A whole number within ``least`` … ``most``; None too where it is ``optional``.
-
-    Args:
-        name: what the user calls it.
-        value: what came; True and 3.0 are no integers.
-        hint: the way out; made up from the bounds where it is empty.
-
-    Raises:
-        InputError: it is anything else.
-    """
+    """An integer (no True, no 3.0) within ``least`` … ``most``; None too where it is ``optional``."""
     if optional and value is None:
         return value
     fine = isinstance(value, int) and not isinstance(value, bool) and value >= least
@@ -44,11 +33,7 @@ def check_number(
     optional: bool = False,
     hint: str = "",
 ) -> Any:
-    """A finite number, ``least`` ≤ value ≤ ``most`` and ``above`` < value < ``below``; None where it is ``optional``.
-
-    Raises:
-        InputError: it is anything else.
-    """
+    """A finite number, ``least`` ≤ value ≤ ``most``, ``above`` < value < ``below``; or None where ``optional``."""
     if optional and value is None:
         return value
     real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -61,11 +46,7 @@ def check_number(
 
 
 def check_choice(name: str, value: Any, choices: Collection[Any], *, hint: str = "") -> Any:
-    """One of ``choices``; a near miss is suggested.
-
-    Raises:
-        InputError: it is anything else.
-    """
+    """One of ``choices``; a near miss is suggested."""
     if value not in choices:
         words = [str(choice) for choice in choices]
         close = difflib.get_close_matches(str(value), words, n=1)

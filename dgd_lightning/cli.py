@@ -1,7 +1,5 @@
 """The entry point of `dgd`, also as `python -m dgd_lightning.cli`; the subcommands are in `commands/`."""
 
-from __future__ import annotations
-
 import sys
 
 from dgd_lightning.commands.main import main

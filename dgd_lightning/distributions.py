@@ -3,12 +3,15 @@
 And which real numbers a device has for them.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
 from torch import Tensor
+
+
+def wide(logits: Tensor) -> Tensor:
+    """The same numbers in fp32 or wider."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def entropy(log_p: Tensor) -> Tensor:

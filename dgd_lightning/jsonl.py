@@ -1,7 +1,5 @@
 """JSON Lines on the disk: one object a line, appended under a lock; a line that a kill left torn is no line."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib
@@ -62,11 +60,7 @@ def reply(pipe: IO[bytes] | None, seconds: float) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def reported(path: str | os.PathLike[str], argument: str) -> Iterator[None]:
-    """The system's errors about a file as the one-line error.
-
-    Raises:
-        InputError: the block raised an OSError.
-    """
+    """The system's errors about a file as the one-line error."""
     try:
         yield
     except OSError as error:
@@ -115,11 +109,7 @@ class JsonLines:
             self._repair()
 
     def append(self, records: Iterable[dict[str, Any]]) -> None:
-        """Append records in one go.
-
-        Raises:
-            InputError: they can't be written; what was written before is whole.
-        """
+        """Append records in one go; raises InputError where they can't be written: what was written before is whole."""
         new = b"".join(map(encoded, records))
         if not new:
             return
@@ -138,12 +128,6 @@ class JsonLines:
     def close(self) -> None:
         """Let go of the file and of its lock."""
         self._file.close()
-
-    def __enter__(self) -> JsonLines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _lock(self, operation: int) -> None:
         with contextlib.suppress(OSError):  # a file system without locks

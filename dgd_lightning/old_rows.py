@@ -1,7 +1,5 @@
 """Rows, and arms of configurations, from before version 0.2 in today's form. No other file knows the old names."""
 
-from __future__ import annotations
-
 from typing import Any
 
 METHODS = {"autoregressive": "Autoregressive", "speculative": "Speculative", "guided": "Guided", "rerank": "Rerank"}

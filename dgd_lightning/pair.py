@@ -1,36 +1,25 @@
 """A target and its draft, checked against each other."""
 
-from __future__ import annotations
-
 import hashlib
 import os
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
-from dgd_lightning.draft.adapter import Adapter
-from dgd_lightning.draft.checkpoint import load_draft
+from dgd_lightning.draft.checkpoint import Adapter, load_draft
 from dgd_lightning.draft.config import DraftConfig
-from dgd_lightning.draft.lora import applied
+from dgd_lightning.draft.lora import with_adapter
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.errors import InputError
-from dgd_lightning.target.folder import TOKENIZER_FILES, bundled, fetch_folder, first_line, resolve_commit
+from dgd_lightning.target.folder import TOKENIZER_FILES, bundled, fetch_folder, first_words, resolve_commit
 from dgd_lightning.target.load import load_target
 from dgd_lightning.target.model import Target
 
 HASHED_WHOLE = 64 * 2**20  # bytes; of larger weight files only size and time of change count
-
-
-class Adapted(Protocol):
-    """Whatever holds an adapter, as the result of ``ttt_adapt`` does."""
-
-    @property
-    def adapter(self) -> Adapter:
-        """The one to decode with."""
 
 
 @dataclass
@@ -41,7 +30,8 @@ class Pair:
     draft: DFlashDraft | None  # None: a target alone, for autoregressive decoding
     tokenizer: Any | None  # a transformers tokenizer, or None where the target's folder has none
 
-    def adapter(self, adapted: Adapter | Adapted) -> AbstractContextManager[DFlashDraft]:
+    @contextmanager
+    def adapter(self, adapted: Any) -> Iterator[DFlashDraft]:
         """Decode with a draft that was adapted to a context: ``with pair.adapter(result): …``; off again at the end.
 
         Args:
@@ -52,20 +42,16 @@ class Pair:
         """
         draft, adapter = self.require_draft(), getattr(adapted, "adapter", adapted)
         if not isinstance(adapter, Adapter):
-            raise InputError(
-                "adapted",
-                expected="what ttt_adapt or load_adapter gave",
-                received=repr(adapted)[:80],
-                hint="load a folder with load_adapter first",
-            )
-        return applied(draft, adapter)
+            expected, hint = "what ttt_adapt or load_adapter gave", "load a folder with load_adapter first"
+            raise InputError("adapted", expected=expected, received=repr(adapted)[:80], hint=hint)
+        lora = with_adapter(draft, adapter)
+        try:
+            yield draft
+        finally:
+            lora.remove()
 
     def require_draft(self, hint: str = "give load_pair a draft") -> DFlashDraft:
-        """The draft.
-
-        Raises:
-            InputError: there is none.
-        """
+        """The draft, which a pair must have here."""
         if self.draft is None:
             raise InputError("pair", expected="a pair with a draft", received="a target alone", hint=hint)
         return self.draft
@@ -88,20 +74,11 @@ def resolve_commits(
 ) -> Commits:
     """The commits of a pair's revisions, so that all its parts are read from the same ones.
 
-    Args:
-        target: folder or Hub id.
-        draft: folder or Hub id, or None.
-        revision: of the target on the Hub.
-        draft_revision: of the draft on the Hub.
-        prefix: before ``revision`` and ``draft_revision`` in errors.
-
-    Raises:
-        InputError: no such folder, Hub id or revision, or no way to reach the Hub.
+    ``prefix`` stands before ``revision`` and ``draft_revision`` in errors.
     """
     ours = resolve_commit("target", target, revision, f"{prefix}revision")
-    if draft is None:
-        return Commits(ours, None)
-    return Commits(ours, resolve_commit("draft", draft, draft_revision, f"{prefix}draft_revision"))
+    theirs = draft if draft is None else resolve_commit("draft", draft, draft_revision, f"{prefix}draft_revision")
+    return Commits(ours, theirs)
 
 
 def load_pair(
@@ -145,11 +122,7 @@ def load_pair(
 
 
 def check_pair(target: Target, draft: DraftConfig) -> None:
-    """Check that a draft was made for a target of this shape.
-
-    Raises:
-        InputError: naming the first thing that differs.
-    """
+    """Check that a draft was made for a target of this shape."""
     hint = "use a draft trained for this target"
     for name, ours, theirs in (
         ("hidden_size", draft.hidden_size, target.hidden_size),
@@ -160,20 +133,12 @@ def check_pair(target: Target, draft: DraftConfig) -> None:
             raise InputError(f"draft.{name}", expected=f"{theirs}, the target's", received=ours, hint=hint)
     rows = target.embedding.num_embeddings
     if not 0 <= draft.mask_token_id < rows:
-        raise InputError(
-            "draft.mask_token_id",
-            expected=f"a row of the target's embedding, 0…{rows - 1}",
-            received=draft.mask_token_id,
-            hint=hint,
-        )
+        expected = f"a row of the target's embedding, 0…{rows - 1}"
+        raise InputError("draft.mask_token_id", expected=expected, received=draft.mask_token_id, hint=hint)
 
 
 def load_tokenizer(target: str | os.PathLike[str], *, revision: str | None = None) -> Any | None:
-    """The tokenizer of a target's folder or Hub id, or None where it has none.
-
-    Raises:
-        InputError: there is one, and it cannot be read without remote code.
-    """
+    """The tokenizer of a target's folder or Hub id, read without remote code, or None where it has none."""
     folder = fetch_folder("target", target, revision, ("config.json", *TOKENIZER_FILES))
     if not any(Path(folder, name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
         return None
@@ -182,22 +147,13 @@ def load_tokenizer(target: str | os.PathLike[str], *, revision: str | None = Non
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # a tokenizer.json of another shape raises whatever its reader met first, even Exception
-        raise InputError(
-            "target",
-            expected="a readable tokenizer (tokenizer.json, tokenizer_config.json)",
-            received=f"{folder.name}: {type(error).__name__} {first_line(error)}",
-            hint="fetch it again",
-        ) from error
+        expected = "a readable tokenizer (tokenizer.json, tokenizer_config.json)"
+        received = f"{folder.name}: {type(error).__name__} {first_words(error)}"
+        raise InputError("target", expected=expected, received=received, hint="fetch it again") from error
 
 
 def source_fingerprint(argument: str, source: str, commit: str | None) -> str:
-    """A Hub id with its commit, ``id@commit``; a folder's digest of weights and configuration.
-
-    Args:
-        argument: ``target`` or ``draft``.
-        source: folder, Hub id or ``lab``.
-        commit: of a Hub id, as :func:`resolve_commits` found it; None for a folder.
-    """
+    """A Hub id with its commit, ``id@commit``; a folder's digest of weights and configuration, for ``commit`` None."""
     if commit is not None:
         return f"{source}@{commit}"
     digest = hashlib.sha256()

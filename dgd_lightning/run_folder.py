@@ -3,15 +3,13 @@
 `predict` writes `predictions.jsonl`, `test` of a diagnostic writes `diagnostic.jsonl`; a version holds one of them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from dgd_lightning import jsonl
 from dgd_lightning.errors import InputError
@@ -30,14 +28,6 @@ POLL, FIRST_WORD, NEXT_WORD = 0.2, 10.0, 60.0  # seconds, of rank 0 that waits f
 STARTED = (PROVENANCE, "config.yaml", "hparams.yaml", "events.out.tfevents.*", *SHARDS)
 
 Key = tuple[str, str]  # (idx, arm)
-
-
-class Line(NamedTuple):
-    """Where a row is on the disk, so that a merge need not hold the rows in memory."""
-
-    path: Path
-    offset: int
-    length: int
 
 
 def config_hash(module: Any, data: Any) -> str:
@@ -112,8 +102,8 @@ def sources(folder: Path, name: str = PREDICTIONS) -> list[Path]:
     return [path for path in (folder / name, *shards) if path.exists()]
 
 
-def read_rows(path: Path) -> Iterator[tuple[Line, dict[str, Any]]]:
-    """Rows of a merged file or a shard; a torn last line is left out.
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a merged file or a shard, each after the byte where it begins; a torn last line is left out.
 
     Raises:
         InputError: a line other than a torn last one is no row.
@@ -129,7 +119,7 @@ def read_rows(path: Path) -> Iterator[tuple[Line, dict[str, Any]]]:
                 received=line[:60],
                 hint="delete the line; the run makes it again",
             ) from error
-        yield Line(path, offset, len(line)), upgraded(row)
+        yield offset, upgraded(row)
 
 
 def rows_so_far(folder: Path) -> Iterator[dict[str, Any]]:
@@ -148,11 +138,7 @@ def key(row: dict[str, Any]) -> Key:
 
 
 def batch_share(record: dict[str, Any]) -> float:
-    """A row's share of the tokens that its batch decoded, all its answers included: its own part of the batch's time.
-
-    Args:
-        record: ``dgd`` of a row with an answer.
-    """
+    """Of a row with this ``dgd``: its share of the tokens that its batch decoded, and so of the batch's time."""
     return record["decoded_tokens"] / record["batch_tokens"] if record["batch_tokens"] else 0.0
 
 
@@ -179,14 +165,8 @@ def _is_whole(folder: Path, rank: int, name: str) -> bool:
 def await_shards(folder: Path, ranks: Iterable[int], name: str, seconds: float) -> None:
     """Returns when these ranks have marked their shards as whole; says for whom it waits.
 
-    Args:
-        folder: of the run.
-        ranks: that write shards beside this process.
-        name: of the merged file.
-        seconds: to wait at most.
-
     Raises:
-        InputError: they have not within this time; all that was written stays.
+        InputError: they have not within so many seconds; all that was written stays.
     """
     started, next_word = time.monotonic(), FIRST_WORD
     while missing := [shard(folder, rank, name).name for rank in ranks if not _is_whole(folder, rank, name)]:
@@ -204,12 +184,12 @@ def await_shards(folder: Path, ranks: Iterable[int], name: str, seconds: float) 
         time.sleep(POLL)
 
 
-def index(folder: Path, name: str = PREDICTIONS) -> dict[Key, Line]:
-    """Where each finished row is; a row written twice counts once."""
-    found: dict[Key, Line] = {}
+def index(folder: Path, name: str = PREDICTIONS) -> dict[Key, tuple[Path, int]]:
+    """In which file, and from which byte on, each finished row is; a row written twice counts once."""
+    found: dict[Key, tuple[Path, int]] = {}
     for path in sources(folder, name):
-        for line, row in read_rows(path):
-            found.setdefault(key(row), line)
+        for offset, row in read_rows(path):
+            found.setdefault(key(row), (path, offset))
     return found
 
 
@@ -218,21 +198,16 @@ def merge(folder: Path, order: Sequence[Key], name: str = PREDICTIONS) -> int:
 
     The result depends on the rows alone: not on ranks, on kills, or on how often it is done.
     """
-    lines = index(folder, name)
-    rows = [lines[wanted] for wanted in order if wanted in lines]
-    files = {path: path.open("rb") for path in {line.path for line in rows}}
-    try:
-        temporary = folder / (name + ".tmp")
-        with temporary.open("wb") as out:
-            for line in rows:
-                files[line.path].seek(line.offset)
-                out.write(files[line.path].read(line.length))
-            out.flush()
-            os.fsync(out.fileno())
-    finally:
-        for file in files.values():
-            file.close()
-    os.replace(temporary, folder / name)
+    places = index(folder, name)
+    rows = [places[wanted] for wanted in order if wanted in places]  # copied one by one: memory need not hold them
+    with whole_files(folder, name) as scratch, contextlib.ExitStack() as stack:
+        files = {path: stack.enter_context(path.open("rb")) for path in {path for path, _ in rows}}
+        out = stack.enter_context((scratch / name).open("wb"))
+        for path, offset in rows:
+            files[path].seek(offset)
+            out.write(files[path].readline())
+        out.flush()
+        os.fsync(out.fileno())
     return len(rows)
 
 
@@ -246,6 +221,4 @@ def finish(folder: Path, name: str = PREDICTIONS) -> None:
 def read_predictions(folder: str | Path, name: str = PREDICTIONS) -> Iterator[dict[str, Any]]:
     """Rows of the merged file, one at a time."""
     path = Path(folder) / name
-    if path.exists():
-        for _, row in read_rows(path):
-            yield row
+    yield from (row for _, row in read_rows(path)) if path.exists() else ()

@@ -6,6 +6,7 @@ K block size, N anchors, V vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:  # scoring reads these records too, and need not wait for torch
@@ -114,3 +115,20 @@ class Score(NamedTuple):
     status: list[str]  # per rubric "yes" or "no"; empty where a benchmark has no rubrics, or grading failed
     rationale: str  # for people: why; for value None: the reason ("judge_error: …")
     details: dict[str, Any] | None = None  # JSON-able: tokens, attempts, seconds, what was compared
+
+
+@dataclass
+class Summary:
+    """The table, the sentences and the pointers that a run prints, and the details that it keeps in `summary.txt`.
+
+    A module holds one as ``summary``; callbacks add to it before the last ``on_predict_end``, which prints it.
+    """
+
+    cells: dict[str, dict[str, str]] = field(default_factory=dict)  # [arm][column]: the one table that is printed
+    sentences: list[str] = field(default_factory=list)  # the result in plain words, printed
+    pointers: list[str] = field(default_factory=list)  # where something is, or what is left to do, a line each, printed
+    details: list[Any] = field(default_factory=list)  # tables (rich) and lines, printed with --verbose only
+
+    def add_cell(self, arm: str, column: str, text: str) -> None:
+        """Sets a cell; columns appear in the order in which they are first set."""
+        self.cells.setdefault(arm, {})[column] = text

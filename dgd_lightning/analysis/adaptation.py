@@ -1,7 +1,5 @@
 """What adaptation gained: τ of an adapting arm against its twin, context by context; scores and cost of adapting."""
 
-from __future__ import annotations
-
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -73,7 +71,6 @@ class Adaptations(NamedTuple):
     contexts: int
     kept: int
     failed: int
-    scored: int  # those with held-out scores
     loss: tuple[float, float]  # held-out, before and after
     tau: tuple[float, float]
     seconds: list[float]  # in the order of ``SECONDS``
@@ -93,14 +90,12 @@ def summed(records: Iterable[Record]) -> Adaptations:
         before, after = (mean([one[f"held_out_{when}"][key] for one in scored]) for when in ("before", "after"))
         return before, after
 
-    peaks = [one[MEMORY] for one in fine if one[MEMORY] is not None]
     return Adaptations(
         len(every),
         sum(one["kept"] for one in fine),
         len(every) - len(fine),
-        len(scored),
         change("loss"),
         change("tau"),
         [mean([one[name] for one in fine]) for name in SECONDS],
-        max(peaks, default=None),
+        max((one[MEMORY] for one in fine if one[MEMORY] is not None), default=None),
     )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from dgd_lightning.metrics.acceptance import AcceptanceRates, Tau, acceptance_rates, length_histogram, tau_of_histogram
 from dgd_lightning.metrics.clustered import NAN
-from dgd_lightning.metrics.functional import AcceptanceRates, Tau, acceptance_rates, length_histogram, tau_of_histogram
 from dgd_lightning.run_folder import batch_share
 
 
@@ -31,24 +32,15 @@ class Cost(NamedTuple):
         return self.tokens / self.seconds if self.seconds > 0 else NAN
 
 
-class Common(NamedTuple):
-    """Summed costs over the tasks that an arm and its baseline both did."""
-
-    own: Cost = Cost()
-    base: Cost = Cost()
-
-
 class ArmStats:
     """Everything of one arm; adding a row and reading a number cost the same after ten rows and after ten thousand.
 
-    Args:
-        record: ``dgd`` of any of its rows.
+    ``record``: ``dgd`` of any of its rows.
     """
 
     def __init__(self, record: dict[str, Any]) -> None:
         self.name: str = record["arm"]
-        self.baseline, self.lossless, self.blends = (bool(record[name]) for name in ("baseline", "lossless", "blends"))
-        self.control_of: str | None = record.get("control_of")
+        self.baseline, self.lossless = bool(record["baseline"]), bool(record["lossless"])
         # Only arms that share what shapes the distribution of their output are compared in speed.
         self.sampling = (record["temperature"], record["top_k"], record["top_p"])
         self.block_size: int = record["block_size"] or 1  # K; 1 where nothing is drafted
@@ -60,7 +52,8 @@ class ArmStats:
         self.costs: dict[str, Cost] = {}  # by idx; seconds are NaN where other arms were in the batch
         self.total = Cost()
         self.shared = Cost()  # of rows that were decoded together with other arms
-        self.common: dict[str, Common] = {}  # by baseline: sums, so that reading one costs no pass over tasks
+        # By baseline, of the tasks that both did: sums of its own and of the baseline's costs.
+        self.common: dict[str, tuple[Cost, Cost]] = defaultdict(lambda: (Cost(), Cost()))
 
     def add(self, row: dict[str, Any]) -> None:
         """Adds a prediction row of this arm."""
@@ -87,8 +80,8 @@ class ArmStats:
 
     def compare(self, base: ArmStats, idx: str) -> None:
         """Adds a task that this arm and a baseline have both done, once."""
-        own, other = self.common.get(base.name, Common())
-        self.common[base.name] = Common(own.plus(self.costs[idx]), other.plus(base.costs[idx]))
+        own, other = self.common[base.name]
+        self.common[base.name] = own.plus(self.costs[idx]), other.plus(base.costs[idx])
 
     @property
     def tau(self) -> Tau:
@@ -136,8 +129,8 @@ def baseline_of(arm: ArmStats, stats: Mapping[str, ArmStats]) -> ArmStats | None
 def speed_up(arm: ArmStats, stats: Mapping[str, ArmStats]) -> float:
     """Tokens per second over those of the arm's baseline, over the tasks both did; NaN where there is no baseline."""
     base = baseline_of(arm, stats)
-    common = arm.common.get(base.name, Common()) if base is not None else Common()
-    return common.own.speed / common.base.speed if common.base.speed else NAN
+    own, other = arm.common[base.name] if base is not None else (Cost(), Cost())
+    return own.speed / other.speed if other.speed else NAN
 
 
 def scalars(arm: ArmStats, stats: Mapping[str, ArmStats]) -> dict[str, float]:

@@ -1,7 +1,5 @@
 """From a diagnostic's rows to its numbers: every reader in every bucket, against target, draft and random features."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +12,7 @@ from dgd_lightning.metrics.diagnosis import (
     SHUFFLED,
     TARGET,
     AnswerTokens,
+    By,
     Placement,
     Reader,
     Verdict,
@@ -65,12 +64,9 @@ class Diagnosis(NamedTuple):
 
 
 def diagnose(rows: Iterable[dict[str, Any]], edges: Sequence[float], further: Sequence[str] = ()) -> Diagnosis:
-    """Sums rows up.
+    """Sums the rows of `dgd test` with a diagnostic up.
 
-    Args:
-        rows: of `dgd test` with a diagnostic.
-        edges: of the buckets of the target's confidence.
-        further: names of readers that are compared with the draft too.
+    ``edges``: of the buckets of the target's confidence; ``further``: readers that are compared with the draft too.
     """
     confidence: list[float] = []
     context: list[int] = []
@@ -96,34 +92,33 @@ def diagnose(rows: Iterable[dict[str, Any]], edges: Sequence[float], further: Se
     tokens = AnswerTokens(np.array(context, dtype=int), np.array(confidence, dtype=float), readers)
     bucket, names = bucket_of(tokens.confidence, edges), bucket_names(edges)
     masks = {name: bucket == number for number, name in enumerate(names)} | {ALL: np.ones(len(bucket), dtype=bool)}
-    order = [name for name in (TARGET, *MAIN) if name in readers]
-    order += [name for name in readers if name not in order]
+    order = list(dict.fromkeys([*(name for name in (TARGET, *MAIN) if name in readers), *readers]))
     cells = {name: _cells(tokens.part(mask), order, further) for name, mask in masks.items()}
-    candidates = [name for name in (DRAFT, ADAPTED) if name in readers]
-    verdicts = [_verdict(name, cells[names[0]][name], names[0]) for name in candidates]
+    verdicts = []
+    for name, called in ((DRAFT, DRAFT), (ADAPTED, "adapted draft")):
+        if name in readers:
+            cell = cells[names[0]][name]
+            assert cell.rank is not None
+            assert cell.control is not None
+            verdicts.append(verdict(called, cell.rank, cell.control, names[0]))
     kept = sum(adapted.values()) if adapted else None
     return Diagnosis(cells, names, tokens, bucket, verdicts, tasks, skipped, len(numbers), kept, list(further))
 
 
-def _verdict(name: str, cell: Cell, unsure: str) -> Verdict:
-    assert cell.rank is not None
-    assert cell.control is not None
-    return verdict("adapted draft" if name == ADAPTED else name, cell.rank, cell.control, unsure)
-
-
 def _cells(part: AnswerTokens, order: Sequence[str], further: Sequence[str]) -> dict[str, Cell]:
-    readers, context = part.readers, part.context
-    cells = {}
-    for name in order:
-        own = readers[name]
-        cells[name] = Cell(
-            placement(own),
-            None if name == TARGET else wins(own, readers[TARGET], context),
-            None if name == TARGET else wins(own, readers[TARGET], context, by="probability"),
-            None if name == RANDOM else wins(own, readers[RANDOM], context),
-            wins(own, readers[DRAFT], context) if name in further else None,
+    def against(name: str, other: str, by: By = "rank") -> Wins | None:
+        return None if name == other else wins(part.readers[name], part.readers[other], part.context, by=by)
+
+    return {
+        name: Cell(
+            placement(part.readers[name]),
+            against(name, TARGET),
+            against(name, TARGET, "probability"),
+            against(name, RANDOM),
+            against(name, DRAFT) if name in further else None,
         )
-    return cells
+        for name in order
+    }
 
 
 def summary(found: Diagnosis) -> dict[str, Any]:

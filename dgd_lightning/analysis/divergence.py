@@ -1,7 +1,5 @@
 """How far target and readout differ: per-arm sums behind the divergence numbers; made of prediction rows alone."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, get_args
 
@@ -37,9 +35,7 @@ EDGES = {  # of the histograms; what lies beyond is counted in the outermost bin
 class ArmDivergence:
     """Everything of one arm; adding a row and reading a mean cost the same after ten rows and after ten thousand.
 
-    Args:
-        name: of the arm.
-        positions: P; positions from P − 1 on share the last group.
+    Positions from ``positions`` − 1 on share the last group.
     """
 
     def __init__(self, name: str, positions: int) -> None:

@@ -1,7 +1,5 @@
 """What a process does before it imports Lightning: environment, garbage collection, and remarks that it leaves out."""
 
-from __future__ import annotations
-
 import atexit
 import gc
 import logging

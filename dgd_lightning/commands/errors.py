@@ -1,7 +1,5 @@
 """Makes one `InputError` (argument, expected, received, hint) of jsonargparse's and the system's complaints."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import errno
@@ -14,7 +12,6 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from dgd_lightning.commands.packaged import with_paths
 from dgd_lightning.errors import InputError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -31,14 +28,18 @@ _TYPE = re.compile(r"Expected an? (.+?)\. Got value: (.*)")
 _UNION = re.compile(r"Subtypes: \[([^\n]+)\]\n(?:(?!Subtypes: ).)*?Given value: ([^\n]*)", re.S)  # the innermost
 
 
-def parsed(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
-    """What a parser made with ``exit_on_error=False`` makes of the arguments; ``--config`` may name a packaged file.
+def command_parser(name: str, about: str | None, *, config: bool = True) -> ArgumentParser:
+    """A subcommand's parser, whose mistakes `parsed` reports; with ``config`` a YAML file may hold its options."""
+    parser = ArgumentParser(prog=f"dgd {name}", exit_on_error=False, description=about)
+    if config:
+        parser.add_argument("--config", action="config", help="YAML file with the keys below")
+    return parser
 
-    Raises:
-        InputError: an unknown or unparsable one.
-    """
+
+def parsed(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
+    """What a command's parser makes of the arguments after the command's name."""
     try:
-        return parser.instantiate_classes(parser.parse_args(with_paths(argv)))
+        return parser.instantiate_classes(parser.parse_args(list(argv)))
     except ArgumentError as error:
         raise from_parser_message(str(error)) from error
 
@@ -49,14 +50,14 @@ def mistake_behind(error: BaseException) -> InputError | None:
     jsonargparse wraps what a constructor raises. Causes alone count: an error of ours amid the handling of another is
     no user's.
     """
-    causes: list[BaseException] = []
+    refused: OSError | None = None
     cause: BaseException | None = error
     while cause is not None:
-        causes.append(cause)
+        if isinstance(cause, InputError):
+            return cause
+        if refused is None and isinstance(cause, OSError) and cause.errno in REFUSED:
+            refused = cause
         cause = cause.__cause__
-    if (mistake := next((one for one in causes if isinstance(one, InputError)), None)) is not None:
-        return mistake
-    refused = next((one for one in causes if isinstance(one, OSError) and one.errno in REFUSED), None)
     if refused is None:
         return None
     full = refused.errno in FULL  # what was written before is whole
@@ -69,25 +70,12 @@ def mistake_behind(error: BaseException) -> InputError | None:
 
 
 def from_parser_message(message: str) -> InputError:
-    """The one-line form of a jsonargparse message, naming the innermost argument that is wrong.
-
-    Args:
-        message: the text of jsonargparse's ``ArgumentError``.
-    """
+    """The one-line form of what jsonargparse's ``ArgumentError`` says, naming the innermost argument that is wrong."""
     path = ".".join(dict.fromkeys(_KEY.findall(message))) or "command line"
-    for recognise in (_unknown, _required, _bad_class, _file, _choice, _type):
+    for recognise in (_unknown, _required, _bad_class, bad_file, _choice, _type):
         if (error := recognise(message, path)) is not None:
             return error
     return InputError(path, expected="a valid value", received=_short(message, 300), hint="see `dgd SUBCOMMAND --help`")
-
-
-def from_file_message(message: str) -> InputError | None:
-    """The same of a message about a config file that can't be read as one; None for any other.
-
-    Args:
-        message: the text of jsonargparse's ``ArgumentError``.
-    """
-    return _file(message, "config")
 
 
 def as_written(error: InputError) -> InputError:
@@ -174,11 +162,10 @@ def _unknown_key(before: str, path: str, key: list[str]) -> InputError:
 
 
 def _required(message: str, path: str) -> InputError | None:
-    if match := re.search(r"the following arguments are required: (\S+)", message):
-        name = match[1].rstrip(",").split(".", 1)[-1] if path == "command line" else f"{path}.{match[1].rstrip(',')}"
-        return InputError(
-            name, expected="a value", received="nothing", hint="set it in the YAML or on the command line"
-        )
+    if match := re.search(r"the following arguments are required: ([^\s,]+)", message):
+        name = match[1].split(".", 1)[-1] if path == "command line" else f"{path}.{match[1]}"
+        hint = "set it in the YAML or on the command line"
+        return InputError(name, expected="a value", received="nothing", hint=hint)
     if 'expected "subcommand"' in message:
         return InputError(
             "subcommand",
@@ -190,10 +177,8 @@ def _required(message: str, path: str) -> InputError | None:
 
 
 def _bad_class(message: str, path: str) -> InputError | None:
-    expected, hint = (
-        "a class that can be imported",
-        "check class_path; the project's own classes go by their short names",
-    )
+    expected = "a class that can be imported"
+    hint = "check class_path; the project's own classes go by their short names"
     if match := re.search(r"Expected a dot import path string: (\S+)", message):
         own = [name for key, module in sys.modules.items() if key.startswith("dgd_lightning.") for name in vars(module)]
         if close := difflib.get_close_matches(match[1], own, n=1):
@@ -213,14 +198,11 @@ def _bad_class(message: str, path: str) -> InputError | None:
     return None
 
 
-def _file(message: str, path: str) -> InputError | None:
+def bad_file(message: str, path: str = "config") -> InputError | None:
+    """The same of a message about a file that can't be read, or a config file that is no YAML; None for any other."""
     if match := re.search(r"(?:File does not exist|is not readable|unable to read)[^']*'([^']+)'", message, re.I):
-        return InputError(
-            "--config" if path == "config" else path,
-            expected="a readable file",
-            received=match[1],
-            hint="check the path",
-        )
+        argument = "--config" if path == "config" else path
+        return InputError(argument, expected="a readable file", received=match[1], hint="check the path")
     if match := re.search(r"Problems? parsing config[^:]*: (.+)", message, re.S):
         received, hint = _short(match[1]), "correct the YAML"
         # PyYAML names where the block begins, and last where it can't go on
@@ -239,14 +221,13 @@ def _choice(message: str, path: str) -> InputError | None:
 
 
 def _type(message: str, path: str) -> InputError | None:
-    if match := _TYPE.search(message):
-        allowed = _LITERAL.search(match[1])
-        close = difflib.get_close_matches(match[2], re.findall(r"'([^']+)'", allowed[1]) if allowed else [], n=1)
-        hint = f"did you mean '{close[0]}'?" if close else "correct the value"
-        return InputError(path, expected=_type_name(match[1]), received=_short(match[2]), hint=hint)
-    if match := _UNION.search(message):
-        return InputError(path, expected=_type_name(match[1]), received=_short(match[2]), hint="correct the value")
-    return None
+    match = _TYPE.search(message)
+    allowed = _LITERAL.search(match[1]) if match else None
+    if (match := match or _UNION.search(message)) is None:
+        return None
+    close = difflib.get_close_matches(match[2], re.findall(r"'([^']+)'", allowed[1]) if allowed else [], n=1)
+    hint = f"did you mean '{close[0]}'?" if close else "correct the value"
+    return InputError(path, expected=_type_name(match[1]), received=_short(match[2]), hint=hint)
 
 
 def _type_name(text: str) -> str:

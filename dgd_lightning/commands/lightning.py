@@ -1,7 +1,5 @@
 """LightningCLI with the project's defaults: plain errors, versioned run folders, predictions that resume."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import pkgutil
@@ -12,7 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -44,20 +42,10 @@ def import_plugins() -> None:
             importlib.import_module(f"{package}.{info.name}")
 
 
-class SaveConfig(SaveConfigCallback):
-    """Writes `config.yaml` into the run folder; a resumed run finds its own there and may overwrite it."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.overwrite = True
-        super().setup(trainer, pl_module, stage)
-
-
 class RunLogger(TensorBoardLogger):
     """TensorBoard in ``LOGS_DIR/NAME/version_N``, a folder that rank 0 chooses when it is first asked for it.
 
     Args:
-        logs_dir: folder of all runs.
-        name: of the run; may hold slashes.
         version: one to go on with; None chooses.
         wanted: configuration hash of versions that may be continued; None takes a new one.
     """
@@ -100,7 +88,7 @@ class ProjectCLI(LightningCLI):
         self._asked = args[0]
         super().__init__(
             args=args,
-            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},  # a resumed run finds its own config.yaml in its folder
             # inference_mode: adaptation at predict time needs autograd, which inference mode rules out.
             trainer_defaults={"enable_autolog_hparams": False, "enable_model_summary": False, "inference_mode": False},
             seed_everything_default=0,
@@ -112,28 +100,19 @@ class ProjectCLI(LightningCLI):
         return super().init_parser(**{**kwargs, "exit_on_error": False, "prog": "dgd"})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--name",
-            type=str | None,
-            default=None,
-            help="The run goes to LOGS_DIR/NAME/version_N. Default: the config file's name.",
-        )
+        name = "The run goes to LOGS_DIR/NAME/version_N. Default: the config file's name."
+        verbose = "Print all tables, which else go to summary.txt in the run folder."
+        parser.add_argument("--name", type=str | None, default=None, help=name)
         parser.add_argument("--logs_dir", type=str, default="logs", help="Folder of all runs.")
-        parser.add_argument(
-            "--verbose", action="store_true", help="Print all tables, which else go to summary.txt in the run folder."
-        )
+        parser.add_argument("--verbose", action="store_true", help=verbose)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static in Lightning, which asks the instance
         """The one that was asked for (a parser of each costs as much again), with the arguments of the Trainer's method
         that make no sense on a command line."""
+        if self._asked == "fit":
+            return {"fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"}}
         skipped = {"model", "dataloaders", "datamodule", "verbose"}  # --verbose is ours
-        every = {
-            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
-            "validate": skipped,
-            "test": skipped,
-            "predict": {*skipped, "return_predictions"},
-        }
-        return {self._asked: every[self._asked]}
+        return {self._asked: skipped | ({"return_predictions"} if self._asked == "predict" else set())}
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint's stored hyperparameters do not override the YAML."""
@@ -144,10 +123,7 @@ class ProjectCLI(LightningCLI):
         self.model.verbose = self._get(self.config, "verbose")
 
     def before_instantiate_classes(self) -> None:
-        """Raises:
-        InputError: ``--ckpt_path`` names nothing that is there. (Lightning's ``best`` and ``last`` look into this run's
-            own folder, which is new.)
-        """
+        """Refuses a ``--ckpt_path`` that is not there; ``best`` and ``last`` never are in this run's new folder."""
         path = self._get(self.config, "ckpt_path")
         if path is not None and str(path) != "hpc" and "://" not in str(path) and not Path(path).exists():
             raise InputError(
@@ -158,11 +134,7 @@ class ProjectCLI(LightningCLI):
             )
 
     def predict(self, **kwargs: Any) -> None:
-        """Predict without holding the rows in memory, after checks that need no launched ranks.
-
-        Raises:
-            InputError: there is nothing to decode, nothing to decode it with, or nowhere to write it.
-        """
+        """Predict without holding the rows in memory, after checks that need no launched ranks."""
         self._check_rows_run(Decoding)
         if self.trainer.is_global_zero:
             for arm in self.model.arms:
@@ -170,11 +142,7 @@ class ProjectCLI(LightningCLI):
         self.trainer.predict(return_predictions=False, **kwargs)
 
     def test(self, **kwargs: Any) -> None:
-        """Test; a diagnostic after the checks of predict, since it writes rows too.
-
-        Raises:
-            InputError: a diagnostic has nothing to read, or nowhere to write it; or the model is one for predict.
-        """
+        """Test; a diagnostic after the checks of predict, since it writes rows too."""
         if isinstance(self.model, Decoding):
             raise InputError("subcommand", expected="predict, for Decoding", received="test", hint="run `dgd predict`")
         if self._makes_rows():
@@ -190,7 +158,7 @@ class ProjectCLI(LightningCLI):
             if not isinstance(value, wanted):
                 raise InputError(
                     argument,
-                    expected=f"a {wanted.__name__}, such as {', '.join(_names(wanted))}",
+                    expected=f"a {wanted.__name__}, such as {', '.join(_names(wanted) or [wanted.__name__])}",
                     received=type(value).__name__ if value is not None else "nothing",
                     hint=f"set {argument}.class_path",
                 )
@@ -222,11 +190,7 @@ class ProjectCLI(LightningCLI):
                 print(f"curves:     tensorboard --logdir {logger.root_dir}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The Trainer with our logger where the user chose none, and with the callbacks that every run has.
-
-        Raises:
-            InputError: Lightning refuses the settings, or the run folder can't be written.
-        """
+        """The Trainer with our logger where the user chose none, and with the callbacks that every run has."""
         settings = self._get(self.config_init, "trainer")
         wants_bar = settings.get("enable_progress_bar") is not False
         settings["callbacks"] = self._with_defaults(settings.get("callbacks"), wants_bar)
@@ -246,24 +210,22 @@ class ProjectCLI(LightningCLI):
         """The configured callbacks after those that a run has anyway; a configured one takes its default's place."""
         given = configured if isinstance(configured, list) else [configured] if configured else []
         wants_bar = wants_bar and not any(isinstance(callback, ProgressBar) for callback in given)
-        kinds: list[type[Callback]] = [FailedStart, Provenance]
+        # The shard is locked before the provenance names a configuration with which another run may continue.
+        kinds: list[type[Callback]] = [FailedStart, *([PredictionWriter] if self._makes_rows() else []), Provenance]
         if self.subcommand == "predict":
-            # The shard is locked before the provenance names a configuration with which another run may continue.
-            kinds = [FailedStart, PredictionWriter, Provenance, DecodeMetrics, AdaptMetrics]
-            if getattr(self.model, "divergence", None) is not None:
-                kinds.append(DivergenceMetrics)
-            if wants_bar:
-                kinds.append(DecodeProgress)
+            kinds += [DecodeMetrics, AdaptMetrics]
+            kinds += [DivergenceMetrics] if getattr(self.model, "divergence", None) is not None else []
+            kinds += [DecodeProgress] if wants_bar else []
         else:
-            if self._makes_rows():
-                kinds = [FailedStart, PredictionWriter, Provenance, DiagnosticReport]
-            if wants_bar and not sys.stdout.isatty():  # Lightning's own bar shows nothing in a file
-                kinds.append(FitProgress)
+            kinds += [DiagnosticReport] if self._makes_rows() else []
+            # Lightning's own bar shows nothing in a file
+            kinds += [FitProgress] if wants_bar and not sys.stdout.isatty() else []
         first = [next((c for c in given if isinstance(c, kind)), None) or kind() for kind in kinds]
         return first + [callback for callback in given if callback not in first]
 
     def _logger(self) -> RunLogger:
-        name = self._get(self.config, "name") or self._config_stem() or str(self.subcommand)
+        files = self._get(self.config, "config") or [self.subcommand]
+        name = self._get(self.config, "name") or Path(str(files[-1])).stem
         logs_dir = Path(self._get(self.config, "logs_dir")).expanduser()
         require_writable(logs_dir / name, "logs_dir")
         version = wanted = None
@@ -271,13 +233,9 @@ class ProjectCLI(LightningCLI):
             # A checkpoint names its folder; ModelCheckpoint goes on with its best one only where that is the same.
             logs_dir = logs_dir.resolve()
             version = self._resumed_version(logs_dir / name)
-        elif (
-            self._makes_rows()
-            and hasattr(self.model, "fingerprint")
-            and hasattr(self.datamodule, "fingerprint")
-            and _is_first_rank()
-        ):
-            wanted = config_hash(self.model, self.datamodule)
+        elif self._makes_rows() and _is_first_rank():
+            named = all(hasattr(part, "fingerprint") for part in (self.model, self.datamodule))
+            wanted = config_hash(self.model, self.datamodule) if named else None
         return RunLogger(logs_dir, name, version, wanted)
 
     def _resumed_version(self, root: Path) -> int | None:
@@ -287,14 +245,10 @@ class ProjectCLI(LightningCLI):
         number = folder.removeprefix("version_")
         return int(number) if folder != number and number.isdecimal() else None
 
-    def _config_stem(self) -> str | None:
-        files = self._get(self.config, "config") or []
-        return Path(str(files[-1])).stem if files else None
-
 
 def _names(kind: type[Any]) -> list[str]:
-    """Names of the classes that stand for a kind: its subclasses, or itself where it has none."""
-    return [found.__name__ for found in kind.__subclasses__()] or [kind.__name__]
+    """Names of all classes below a kind."""
+    return [name for found in kind.__subclasses__() for name in (found.__name__, *_names(found))]
 
 
 def _is_first_rank() -> bool:

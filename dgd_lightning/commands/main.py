@@ -1,18 +1,18 @@
 """`dgd SUBCOMMAND …`: which file runs a subcommand, exit codes, and what is printed where one fails."""
 
-from __future__ import annotations
-
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 
 from dgd_lightning import __version__
 from dgd_lightning.checks import check_choice
+from dgd_lightning.commands.configs import with_paths
 from dgd_lightning.commands.errors import mistake_behind
-from dgd_lightning.commands.signals import INTERRUPTED, TERMINATED
-from dgd_lightning.errors import InputError
 
 USAGE = """usage: dgd SUBCOMMAND [--config FILE.yaml] [--key value ...]
 
@@ -37,17 +37,12 @@ All keys of one class:                       dgd predict --model.help Decoding  
 
 # Subcommand -> the file of this room whose `main` runs it with the whole argument list. Imported when asked for:
 # Lightning takes seconds, and `dgd score` needs none of it.
-COMMANDS = {
-    "fit": "run",
-    "validate": "run",
-    "test": "run",
-    "predict": "run",
-    "sweep": "sweep",
-    "score": "score",
-    "report": "report",
-    "configs": "configs",
-}
+COMMANDS = dict.fromkeys(("fit", "validate", "test", "predict"), "run")
+COMMANDS |= {name: name for name in ("sweep", "score", "report", "configs")}
 LAUNCHED_RANK_WAITS = 5.0  # seconds
+INTERRUPTED = "dgd: interrupted; the same command continues an unfinished predict, score or diagnostic run"
+TERMINATED = 128 + signal.SIGTERM
+END_SECONDS = 5.0  # from SIGTERM to an end without ceremony
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         check_choice("subcommand", argv[0], COMMANDS, hint="see `dgd --help`")
-        return import_module(f"dgd_lightning.commands.{COMMANDS[argv[0]]}").main(argv)
+        return import_module(f"dgd_lightning.commands.{COMMANDS[argv[0]]}").main(with_paths(argv))
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
         return 130
@@ -83,12 +78,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if (mistake := mistake_behind(error)) is None:
             raise
-        _print(mistake)
+        if os.environ.get("LOCAL_RANK", "0") != "0":  # all ranks meet most mistakes: rank 0 ends the others first
+            time.sleep(LAUNCHED_RANK_WAITS)
+        print(f"dgd: error: {mistake}", file=sys.stderr)
         return 2
 
 
-def _print(error: InputError) -> None:
-    """One line on stderr. All ranks meet most mistakes at once, and then rank 0 ends the others before they print."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(LAUNCHED_RANK_WAITS)
-    print(f"dgd: error: {error}", file=sys.stderr)
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does. (Lightning notes it, and looks at the note in fits alone.)
+
+    Python drops what a handler raises amid a destructor or a callback of the collector, so a process that is still in
+    the block some seconds later is left as it is: rows are on the disk as soon as they are made.
+    """
+    timers: list[threading.Timer] = []
+
+    def leave() -> None:
+        print(INTERRUPTED.replace("interrupted", "terminated"), file=sys.stderr, flush=True)
+        os._exit(TERMINATED)
+
+    def end(*_: object) -> None:
+        timers.append(threading.Timer(END_SECONDS, leave))
+        timers[-1].daemon = True
+        timers[-1].start()
+        raise SystemExit(TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for timer in timers:
+            timer.cancel()

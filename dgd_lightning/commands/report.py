@@ -4,39 +4,29 @@ Reads run folders that `dgd score` has graded, and graded files of CL-bench's ow
 ``report.json``, and prints the same tables.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
-from dgd_lightning.commands.errors import parsed
+from dgd_lightning.commands.errors import command_parser, parsed
 from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
 from dgd_lightning.report.print_tables import plain_console, print_tables
-from dgd_lightning.report.runs import Run, Study, read_runs, study
+from dgd_lightning.report.runs import Run, read_runs, study
 from dgd_lightning.report.runs_page import page
-from dgd_lightning.report.solve_rates import agreement_table, score_tables, shown_arms
+from dgd_lightning.report.solve_rates import agreement_table, score_tables, shown_arms, verdict
 from dgd_lightning.report.text import visible
-from dgd_lightning.report.verdict import verdict
-from dgd_lightning.scoring.statistics import Agreement, agreement
+from dgd_lightning.scoring.statistics import agreement
 from dgd_lightning.scoring.summary import compared, plain, summary
 
 PAGE, NUMBERS = "report.html", "report.json"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `dgd report RUN… [--against ARM …]`.
-
-    Args:
-        argv: with the subcommand's name first.
-
-    Raises:
-        InputError: a run that is not there or not graded, runs on different tasks, or an unknown arm.
-    """
+    """Run `dgd report RUN… [--against ARM …]`."""
     options = parse_options(list(argv)[1:])
     subject = study(read_runs(options.runs), pool=options.pool, common=options.common, against=options.against)
     found = compared(subject.scores, subject.wanted)
@@ -48,71 +38,18 @@ def main(argv: Sequence[str]) -> int:
         table.min_width = min(len(table.title), console.width)
     sentences = verdict(found, subject.scores)
     remarks = [remark for run in subject.runs if (remark := _remark(run))]
-    numbers = {"verdict": sentences, **about(subject, judges), **summary(subject.scores, found)}
+    numbers = {
+        "verdict": sentences,
+        "runs": [_about(run) for run in subject.runs],
+        "note": subject.note.strip(" ()") or None,
+        "judges": plain(judges) if judges.tasks else None,
+        **summary(subject.scores, found),
+    }
     title = ", ".join(run.label for run in subject.runs)
     shown = shown_arms(subject.scores, found)
     html = page(title, [*sentences, *remarks], numbers, found, tables, shown=shown, note=subject.note)
-    folder = place(options.out, subject.runs)
-    write(folder, html, numbers)
-    print_tables(console, tables)
-    print(visible("\n".join(remarks)) + "\n" if remarks else "", end="")
-    print(visible(f"verdict: {' '.join(sentences)}"))
-    print(f"page:    {folder / PAGE}\nnumbers: {folder / NUMBERS}")
-    return 0
-
-
-def parse_options(argv: list[str]) -> Namespace:
-    """The command's options.
-
-    Args:
-        argv: without the subcommand's name.
-
-    Raises:
-        InputError: an unknown or unparsable option.
-    """
-    parser = ArgumentParser(prog="dgd report", exit_on_error=False, description=__doc__)
-    parser.add_argument("--config", action="config", help="YAML file with the keys below")
-    parser.add_argument("runs", type=str, nargs="+", help="graded run folders, or files of graded rows")
-    parser.add_argument(
-        "--pool", type=bool, default=False, help="the same arms with other seeds: count all their answers"
-    )
-    parser.add_argument("--common", type=bool, default=False, help="compare over the tasks that all runs have")
-    parser.add_argument("--against", type=str | None, default=None, help="arm that all others are compared with")
-    parser.add_argument("--out", type=str | None, default=None, help="folder; else that of a single run, or this one")
-    return parsed(parser, argv)
-
-
-def about(subject: Study, judges: Agreement) -> dict[str, Any]:
-    """What the numbers are of."""
-    return {
-        "runs": [
-            {
-                "name": run.label,
-                "file": str(run.file),
-                "arms": [arm.name for arm in run.arms],
-                "tasks": len(run.tasks),
-                "zeros_without_status": run.without_status,
-            }
-            for run in subject.runs
-        ],
-        "note": subject.note.strip(" ()") or None,
-        "judges": plain(judges) if judges.tasks else None,
-    }
-
-
-def place(out: str | None, runs: Sequence[Run]) -> Path:
-    """The folder that the report goes to."""
-    if out is not None:
-        return Path(out)
-    return runs[0].file.parent if len(runs) == 1 else Path()
-
-
-def write(folder: Path, html: str, numbers: dict[str, Any]) -> None:
-    """Both files, whole.
-
-    Raises:
-        InputError: the folder can't be written.
-    """
+    home = subject.runs[0].file.parent if len(subject.runs) == 1 else Path()
+    folder = home if options.out is None else Path(options.out)
     try:
         with whole_files(folder, PAGE, NUMBERS) as scratch:
             (scratch / PAGE).write_text(html, encoding="utf-8")
@@ -124,6 +61,34 @@ def write(folder: Path, html: str, numbers: dict[str, Any]) -> None:
             received=f"{folder} ({error.strerror})",
             hint="use --out FOLDER",
         ) from error
+    print_tables(console, tables)
+    print(visible("\n".join(remarks)) + "\n" if remarks else "", end="")
+    print(visible(f"verdict: {' '.join(sentences)}"))
+    print(f"page:    {folder / PAGE}\nnumbers: {folder / NUMBERS}")
+    return 0
+
+
+def parse_options(argv: list[str]) -> Namespace:
+    """The command's options, given without its name."""
+    parser = command_parser("report", __doc__)
+    parser.add_argument("runs", type=str, nargs="+", help="graded run folders, or files of graded rows")
+    pool = "the same arms with other seeds: count all their answers"
+    parser.add_argument("--pool", type=bool, default=False, help=pool)
+    parser.add_argument("--common", type=bool, default=False, help="compare over the tasks that all runs have")
+    parser.add_argument("--against", type=str | None, default=None, help="arm that all others are compared with")
+    parser.add_argument("--out", type=str | None, default=None, help="folder; else that of a single run, or this one")
+    return parsed(parser, argv)
+
+
+def _about(run: Run) -> dict[str, Any]:
+    """What the numbers are of."""
+    return {
+        "name": run.label,
+        "file": str(run.file),
+        "arms": [arm.name for arm in run.arms],
+        "tasks": len(run.tasks),
+        "zeros_without_status": run.without_status,
+    }
 
 
 def _remark(run: Run) -> str:

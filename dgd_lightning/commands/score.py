@@ -4,20 +4,18 @@ The same command continues what was interrupted; only what has no score yet, or 
 graded. Each run gets ``scores.jsonl`` (as they come), ``graded.jsonl`` (CL-bench's format) and ``scores.json`` (sums).
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dgd_lightning.checks import check_integer
-from dgd_lightning.commands.errors import parsed
+from dgd_lightning.commands.errors import command_parser, parsed
 from dgd_lightning.errors import InputError
 from dgd_lightning.grader import ASK, READ, Grader, package_graders
 from dgd_lightning.report.print_tables import plain_console, print_tables
@@ -31,14 +29,7 @@ LINE_EVERY = 15.0  # seconds between lines of progress where stderr is no termin
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `dgd score RUN… [--judge.model NAME …]`.
-
-    Args:
-        argv: with the subcommand's name first.
-
-    Raises:
-        InputError: a setting that can't work, a run that is not there, or a grader that can't go on.
-    """
+    """Run `dgd score RUN… [--judge.model NAME …]`."""
     options = parse_options(list(argv)[1:])
     sources = [source(run) for run in options.runs]
     excluded = read_excluded(options.exclude, sources)
@@ -53,25 +44,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse_options(argv: list[str]) -> Namespace:
-    """The command's options.
-
-    Args:
-        argv: without the subcommand's name.
-
-    Raises:
-        InputError: an unknown or unparsable option.
-    """
-    parser = ArgumentParser(prog="dgd score", exit_on_error=False, description=__doc__)
-    parser.add_argument("--config", action="config", help="YAML file with the keys below")
+    """The command's options, given without its name."""
+    parser = command_parser("score", __doc__)
     parser.add_argument("runs", type=str, nargs="+", help="run folders, or JSONL files with model_output")
     parser.add_argument("--judge", type=JudgeConfig | None, default=None, help="for rows with rubrics")
     parser.add_argument("--taxonomy", type=bool, default=False, help="ask the judge why failed answers failed")
-    parser.add_argument(
-        "--allow_code_execution",
-        type=bool,
-        default=False,
-        help="run programs that a model wrote, for HumanEval and MBPP (or set HF_ALLOW_CODE_EVAL=1)",
-    )
+    code = "run programs that a model wrote, for HumanEval and MBPP (or set HF_ALLOW_CODE_EVAL=1)"
+    parser.add_argument("--allow_code_execution", type=bool, default=False, help=code)
     parser.add_argument("--code_workers", type=int, default=2, help="programs run at once")
     parser.add_argument("--math_workers", type=int, default=2, help="answers compared at once")
     parser.add_argument("--regrade", type=bool, default=False, help="grade rows anew that came with a score")
@@ -102,8 +81,7 @@ def make_graders(options: Namespace) -> list[Grader]:
 def read_excluded(path: str | None, sources: Sequence[Source]) -> frozenset[str]:
     """Task ids, one a line; empty lines and what follows a # are passed over.
 
-    Raises:
-        InputError: the file can't be read, or a run lacks a task: told before anything is graded and paid for.
+    A run that lacks one of them is an error: told before anything is graded and paid for.
     """
     if path is None:
         return frozenset()
@@ -155,14 +133,9 @@ class Bar:
         self.path, self.total, self.shown = path, total, time.monotonic()
         self.bar: Progress | None = None
         if sys.stderr.isatty():
-            parts = (
-                TextColumn("scoring"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[lost]}"),
-            )
-            self.bar = Progress(*parts, console=Console(stderr=True), transient=True)
+            counts = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            words, lost = TextColumn("scoring"), TextColumn("{task.fields[lost]}")
+            self.bar = Progress(words, *counts, lost, console=Console(stderr=True), transient=True)
             self.bar.start()
             self.task = self.bar.add_task("scoring", total=total, lost="")
 

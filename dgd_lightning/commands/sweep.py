@@ -6,18 +6,16 @@ started ones are run again (and continue their own rows). A folder belongs to on
 time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from dgd_lightning.checks import check_integer
-from dgd_lightning.commands.errors import parsed
-from dgd_lightning.commands.packaged import config_path
+from dgd_lightning.commands.configs import config_path
+from dgd_lightning.commands.errors import command_parser, parsed
 from dgd_lightning.commands.trials import Setting, Sweep, alone
 from dgd_lightning.errors import InputError
 
@@ -25,14 +23,7 @@ Objective = Literal["tau_gain", "tau_gain_median", "tau"]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `dgd sweep --config FILE.yaml [--key value …]`.
-
-    Args:
-        argv: with the subcommand's name first.
-
-    Raises:
-        InputError: a setting that can't work, a folder that is another sweep's, or no trial that ended well.
-    """
+    """Run `dgd sweep --config FILE.yaml [--key value …]`."""
     options = parse_options(list(argv)[1:])
     settings = [read_setting(key, value) for key, value in options.search.items()]
     root = Path(options.logs_dir) / options.name
@@ -42,16 +33,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse_options(argv: list[str]) -> Namespace:
-    """The command's options, checked as far as no trial is needed for it.
-
-    Args:
-        argv: without the subcommand's name.
-
-    Raises:
-        InputError: an unknown or unparsable option, a missing or impossible one, or an arm that the base does not have.
-    """
-    parser = ArgumentParser(prog="dgd sweep", exit_on_error=False, description=__doc__)
-    parser.add_argument("--config", action="config", help="YAML file with the keys below")
+    """The command's options, given without its name; checked as far as no trial is needed for it."""
+    parser = command_parser("sweep", __doc__)
     parser.add_argument("--name", type=str, default="sweep", help="the sweep goes to LOGS_DIR/NAME")
     parser.add_argument("--logs_dir", type=str, default="logs")
     parser.add_argument("--base", type=str, help="configuration of `dgd predict` that every trial starts from")
@@ -81,9 +64,7 @@ def parse_options(argv: list[str]) -> Namespace:
 
 
 def check_arm_names(options: Namespace) -> None:
-    """Raises:
-    InputError: the base names no arms, or ``arm`` or ``against`` is none of them.
-    """
+    """Raises InputError where the base names no arms, or ``arm`` or ``against`` is none of them."""
     try:
         config = yaml.safe_load(Path(options.base).read_text(encoding="utf-8"))
         names = [arm["name"] for arm in config["model"]["init_args"]["arms"]]
@@ -105,15 +86,7 @@ def check_arm_names(options: Namespace) -> None:
 
 
 def read_setting(key: str, value: Any) -> Setting:
-    """A searched setting as the YAML gives it.
-
-    Args:
-        key: dotted, such as ``model.ttt.lr``.
-        value: a list of values, or ``{low, high}`` with ``log`` and ``integer`` where wanted.
-
-    Raises:
-        InputError: the value is neither, or a range that holds nothing.
-    """
+    """A searched setting as the YAML gives it: values, or ``{low, high}`` with ``log`` and ``integer`` where wanted."""
     if isinstance(value, list) and value:
         return Setting(key, value)
     if isinstance(value, dict) and {"low", "high"} <= value.keys() <= {"low", "high", "log", "integer"}:

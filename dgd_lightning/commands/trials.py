@@ -1,12 +1,11 @@
 """A sweep's trials: chosen by Optuna, run as processes of `dgd predict`, and taken up again after a kill."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -21,10 +20,9 @@ import yaml
 from jsonargparse import Namespace
 from rich.console import Console
 
-from dgd_lightning import run_folder
 from dgd_lightning.errors import InputError
-from dgd_lightning.report.sweep_files import BEST, TRIALS, write_sweep
-from dgd_lightning.report.sweep_views import leaders
+from dgd_lightning.report.sweep import BEST, TRIALS, leaders, write_sweep
+from dgd_lightning.run_folder import read_predictions
 from dgd_lightning.seeds import mixed_seed
 
 JOURNAL, LOCK = "journal.log", "sweep.lock"
@@ -41,11 +39,6 @@ class Setting(NamedTuple):
     log: bool = False
     integer: bool = False
 
-    @property
-    def varies(self) -> bool:
-        """Whether trials can differ in it."""
-        return self.values is None or len(self.values) > 1
-
 
 def trial_command(base: str, chosen: dict[str, Any]) -> list[str]:
     """The arguments of `dgd` that run a base configuration with other settings, by dotted key."""
@@ -58,11 +51,7 @@ def trial_command(base: str, chosen: dict[str, Any]) -> list[str]:
 
 @contextlib.contextmanager
 def alone(root: Path) -> Iterator[None]:
-    """Holds the sweep's folder for this process; the lock goes with the process, however it ends.
-
-    Raises:
-        InputError: another sweep holds it.
-    """
+    """Holds the sweep's folder for this process; the lock goes with the process, however it ends."""
     root.mkdir(parents=True, exist_ok=True)
     with (root / LOCK).open("a") as file:
         try:
@@ -87,16 +76,7 @@ def question(options: Namespace) -> str:
 
 
 class Sweep:
-    """A study and how it is run; two of one folder must not run at once (`alone`).
-
-    Args:
-        options: the command's.
-        settings: what is searched.
-        root: the sweep's folder.
-
-    Raises:
-        InputError: Optuna is not installed, or the folder holds trials of another base, search, objective or sampler.
-    """
+    """A study and how it is run; two of one folder must not run at once (`alone`)."""
 
     def __init__(self, options: Namespace, settings: list[Setting], root: Path) -> None:
         try:
@@ -108,55 +88,39 @@ class Sweep:
             ) from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.options, self.settings, self.root, self.optuna = options, settings, root, optuna
+        self.varied = [one for one in settings if one.values is None or len(one.values) > 1]  # not alike in all trials
         root.mkdir(parents=True, exist_ok=True)
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(root / JOURNAL)))
-        self.study = optuna.create_study(
-            study_name=options.name,
-            storage=storage,
-            direction="maximize",
-            load_if_exists=True,
-        )
-        self._check_question()
-        self.study.sampler = self._sampler()
-        self.lock, self.console = threading.Lock(), Console()
-        self.broken = threading.Event()  # set by the first trial that raises: no other begins
-        self.devices: Queue[int | None] = Queue()
-        for number in range(options.parallel):
-            self.devices.put(options.devices[number % len(options.devices)] if options.devices else None)
-
-    def _check_question(self) -> None:
-        asked, known = question(self.options), self.study.user_attrs.get(QUESTION)
-        if known != asked and self.study.get_trials(deepcopy=False):
+        journal = optuna.storages.JournalStorage(JournalFileBackend(str(root / JOURNAL)))
+        study = optuna.create_study(study_name=options.name, storage=journal, direction="maximize", load_if_exists=True)
+        asked, trials = question(options), len(study.get_trials(deepcopy=False))
+        if trials and study.user_attrs.get(QUESTION) != asked:
             raise InputError(
                 "name",
                 expected="a new folder, or one of the same base file, search, arm, against, objective and sampler",
                 received=f"{self.root}, whose trials have others",
                 hint="use another --name, or delete the folder",
             )
-        self.study.set_user_attr(QUESTION, asked)
-
-    def _sampler(self) -> Any:
+        study.set_user_attr(QUESTION, asked)
         # A generator of its own for every start: one that began anew would draw the first trials a second time.
-        seed = mixed_seed(self.options.seed, len(self.study.get_trials(deepcopy=False))) % 2**32
-        samplers = self.optuna.samplers
-        return samplers.TPESampler(seed=seed) if self.options.sampler == "tpe" else samplers.RandomSampler(seed)
+        seed, samplers = mixed_seed(options.seed, trials) % 2**32, optuna.samplers
+        study.sampler = samplers.TPESampler(seed=seed) if options.sampler == "tpe" else samplers.RandomSampler(seed)
+        self.study = study
+        self.lock, self.console = threading.Lock(), Console()
+        self.broken = threading.Event()  # set by the first trial that raises: no other begins
+        self.devices: Queue[int | None] = Queue()
+        for number in range(options.parallel):
+            self.devices.put(options.devices[number % len(options.devices)] if options.devices else None)
 
     def _cells(self) -> list[dict[str, int]]:
         """All cells of the grid, as Optuna knows them: an index per setting."""
         if any(setting.values is None for setting in self.settings):
-            raise InputError(
-                "sampler", expected="lists of values for a grid", received="a range", hint="use tpe or random"
-            )
-        choices = [range(len(setting.values or [])) for setting in self.settings]
-        keys = [setting.key for setting in self.settings]
-        return [dict(zip(keys, cell, strict=True)) for cell in itertools.product(*choices)]
+            wanted = "lists of values for a grid"
+            raise InputError("sampler", expected=wanted, received="a range", hint="use tpe or random")
+        choices = [[(setting.key, at) for at in range(len(setting.values or []))] for setting in self.settings]
+        return [dict(cell) for cell in itertools.product(*choices)]
 
     def run(self) -> None:
-        """Run the trials that are missing, then write what came out.
-
-        Raises:
-            InputError: no trial ended well.
-        """
+        """Run the trials that are missing, then write what came out."""
         cells = self._cells() if self.options.sampler == "grid" else []
         queued = self._take_up()
         done = len(self._finished())
@@ -190,7 +154,7 @@ class Sweep:
         return self.study.get_trials(states=(self.optuna.trial.TrialState.COMPLETE,))
 
     def _take_up(self) -> list[dict[str, Any]]:
-        """Trials that a killed sweep left running are queued again, with the same settings and folders.
+        """Queues trials that a killed sweep left running again, with the same settings and folders.
 
         Returns:
             The parameters of all trials that wait in the queue.
@@ -209,9 +173,8 @@ class Sweep:
             if setting.values is not None:  # by index: values may be lists, which Optuna does not store
                 chosen[setting.key] = setting.values[trial.suggest_categorical(setting.key, range(len(setting.values)))]
             elif setting.integer:
-                chosen[setting.key] = trial.suggest_int(
-                    setting.key, int(setting.low), int(setting.high), log=setting.log
-                )
+                low, high = int(setting.low), int(setting.high)
+                chosen[setting.key] = trial.suggest_int(setting.key, low, high, log=setting.log)
             else:
                 chosen[setting.key] = trial.suggest_float(setting.key, setting.low, setting.high, log=setting.log)
         return chosen
@@ -239,17 +202,18 @@ class Sweep:
         device = self.devices.get()
         try:
             code = self._predict(folder, chosen, device)
-            value = self._value(folder) if code == 0 else float("nan")
+            value = self._value(folder) if code == 0 else math.nan
         finally:
             self.devices.put(device)
-        failed = value != value
         with self.lock:
-            if failed:
+            if math.isnan(value):
                 self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
+                shown = f"failed ({self._last_words(folder)})"
             else:
                 self.study.tell(trial, value)
-            shown = f"failed ({self._last_words(folder)})" if failed else f"{self.options.objective} {value:+.4f}"
-            print(f"{folder}: {shown}  {self._varied(chosen)}", flush=True)
+                shown = f"{self.options.objective} {value:+.4f}"
+            varied = {one.key: chosen[one.key] for one in self.varied}
+            print(f"{folder}: {shown}  {varied}", flush=True)
 
     def _command(self, folder: str, chosen: dict[str, Any]) -> list[str]:
         """The arguments of `dgd` for a trial."""
@@ -264,10 +228,6 @@ class Sweep:
         with (self.root / f"{folder}.log").open("w") as log:
             return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
 
-    def _varied(self, chosen: dict[str, Any]) -> dict[str, Any]:
-        """Without the settings that are the same in all trials."""
-        return {one.key: chosen[one.key] for one in self.settings if one.varies}
-
     def _last_words(self, folder: str) -> str:
         """The end of a trial's log, where an error is."""
         log = self.root / f"{folder}.log"
@@ -281,11 +241,10 @@ class Sweep:
         versions = (self.root / folder).glob("version_*")
         version = max(versions, key=lambda path: int(path.name[8:]))
         check_rows(version)
-        counts, _ = collect(run_folder.read_predictions(version))
+        counts, _ = collect(read_predictions(version))
         gain = gain_of(counts, self.options.against or self.options.arm, self.options.arm).tau
-        return {"tau_gain": gain.ratio.value, "tau_gain_median": gain.median.value, "tau": gain.tau}[
-            self.options.objective
-        ]
+        values = {"tau_gain": gain.ratio.value, "tau_gain_median": gain.median.value, "tau": gain.tau}
+        return values[self.options.objective]
 
     def _write(self) -> None:
         """Writes what came out, and prints the best trials."""
@@ -299,7 +258,7 @@ class Sweep:
             }
             for trial in sorted(self._finished(), key=lambda trial: trial.number)
         ]
-        varied = {one.key: (one.values, one.log) for one in self.settings if one.varies}
+        varied = {one.key: (one.values, one.log) for one in self.varied}
         pictures = write_sweep(self.root, rows, objective, varied, Path(self.options.base))
         self.console.print(leaders(rows, objective, list(varied)))
         print(f"trials:   {self.root / TRIALS}")
@@ -308,20 +267,12 @@ class Sweep:
 
 
 def check_rows(folder: Path) -> None:
-    """Refuse to choose settings by a run on CL-bench's rows: its licence forbids calibrating too.
-
-    Args:
-        folder: of a finished trial.
-
-    Raises:
-        InputError: the rows are CL-bench's, and nobody permitted it.
-    """
+    """Refuses to choose settings by a trial on CL-bench's rows: its licence forbids calibrating too."""
     from dgd_lightning.data.licence import holds_clbench, refusal
-    from dgd_lightning.run_folder import read_predictions
 
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     model, data = (config[part].get("init_args") or {} for part in ("model", "data"))
-    if not model.get("accept_clbench_license") and holds_clbench(
-        read_predictions(folder), data.get("path") or "", data.get("clbench")
-    ):
+    if model.get("accept_clbench_license"):
+        return
+    if holds_clbench(read_predictions(folder), data.get("path") or "", data.get("clbench")):
         raise refusal("base")

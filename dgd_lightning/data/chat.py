@@ -1,6 +1,4 @@
-"""From a task to prompt ids: the tokenizer's own chat template, or the raw text."""
-
-from __future__ import annotations
+"""From a task to token ids: its prompt, by the tokenizer's own chat template or raw, and its gold answer."""
 
 from typing import Any
 
@@ -10,14 +8,12 @@ from torch import Tensor
 from dgd_lightning.errors import InputError
 from dgd_lightning.types import Task
 
+# Looked for in this order: the lab's rows, MATH-500 (whose ``answer`` is the bare result), HumanEval, GSM8K.
+GOLD_FIELDS = ("metadata.lab.answer", "solution", "canonical_solution", "answer")
+
 
 def prompt_text(tokenizer: Any, task: Task, *, enable_thinking: bool) -> str:
-    """The text that the model reads for a task.
-
-    Args:
-        tokenizer: a transformers tokenizer, or None where the target's folder has none.
-        task: messages or a raw prompt.
-        enable_thinking: passed to the template (Qwen3's know it; others ignore it).
+    """The text that the model reads for a task; the template gets ``enable_thinking`` (Qwen3's know it).
 
     Raises:
         InputError: no tokenizer; messages and no chat template; or a template that refuses the messages.
@@ -68,11 +64,7 @@ def require_unicode(task: Task, text: str) -> str:
 
 
 def prompt_ids(tokenizer: Any, task: Task, *, enable_thinking: bool) -> Tensor:
-    """Token ids [S] of a task's prompt; a chat template writes its special tokens itself, a raw prompt gets them here.
-
-    Raises:
-        InputError: see `prompt_text`; or the prompt has no tokens.
-    """
+    """Token ids [S] of a task's prompt; a chat template writes special tokens itself, a raw prompt gets them here."""
     text = prompt_text(tokenizer, task, enable_thinking=enable_thinking)
     ids = tokenizer(text, add_special_tokens=task.messages is None, verbose=False)["input_ids"]
     if not ids:
@@ -80,3 +72,36 @@ def prompt_ids(tokenizer: Any, task: Task, *, enable_thinking: bool) -> Tensor:
             f"task {task.idx}", expected="a prompt of at least one token", received="none", hint="remove it"
         )
     return torch.tensor(ids, dtype=torch.long)
+
+
+def gold_answer(task: Task, field: str | None = None) -> str:
+    """The text of a task's gold answer, in a field of its row (dotted path); None looks for one of ``GOLD_FIELDS``.
+
+    Raises:
+        InputError: there is none (CL-bench's rows have rubrics, and no answer), or it is no text.
+    """
+    names = GOLD_FIELDS if field is None else (field,)
+    found = next((value for name in names if (value := _value(task.row, name)) is not None), None)
+    if not isinstance(found, str) or not found.strip():
+        keys = ", ".join(map(str, task.row)) or "none"
+        rubrics = " (CL-bench's rows have rubrics, and no gold answer)" if "rubrics" in task.row else ""
+        raise InputError(
+            f"task {task.idx}",
+            expected=f"a gold answer, a text in the field {' or '.join(map(repr, names))}",
+            received=f"{'none' if found is None else repr(found)[:60]}, in a row with fields {keys}{rubrics}",
+            hint="name the field that holds it in model.answer_field, or take data that has one",
+        )
+    return require_unicode(task, found)
+
+
+def gold_ids(tokenizer: Any, task: Task, field: str | None = None) -> Tensor:
+    """Token ids [T] of the gold answer as it is: nothing is added, not even a stop token."""
+    ids = tokenizer(gold_answer(task, field), add_special_tokens=False, verbose=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.long)
+
+
+def _value(row: dict[str, Any], path: str) -> Any:
+    value: Any = row
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value

@@ -1,27 +1,22 @@
 """CL-bench-format rows, of a JSONL file or a `datasets` id: chat messages, rubrics and metadata, graded or not."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dgd_lightning.data.rows import STALE, Row, check_json, check_unique, field, load_rows, read_jsonl
+from dgd_lightning.data.rows import Row, carried, field, load_rows, read_jsonl, tasks_of
 from dgd_lightning.data.tasks import TaskData
 from dgd_lightning.errors import InputError
 from dgd_lightning.types import Task
 
 ROLES = ("system", "user", "assistant")
 METADATA = ("task_id", "context_id", "context_category", "sub_category")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def parse_row(row: Row) -> Task:
-    """The task of one CL-bench row.
-
-    Raises:
-        InputError: a field is missing, of a wrong type, or nothing that JSON can hold.
-    """
+    """The task of one CL-bench row; raises InputError where a field is missing, or not as it should be."""
     messages = field(row, "messages", list, "a list of messages")
     if not messages:
         raise InputError(
@@ -39,20 +34,13 @@ def parse_row(row: Row) -> Task:
     field(row, "rubrics", list, "a list")
     for key in METADATA:
         field(row, f"metadata.{key}", str, "a string")
-    kept = {key: value for key, value in row.value.items() if key not in STALE}
-    check_json(Row(row.place, row.number, kept))
     idx = row.value["metadata"]["task_id"]
-    return Task(idx, [{"role": m["role"], "content": m["content"]} for m in messages], None, kept)
+    return Task(idx, [{"role": m["role"], "content": m["content"]} for m in messages], None, carried(row))
 
 
 def parse_rows(rows: Iterable[Row]) -> list[Task]:
     """Tasks of CL-bench rows; their task ids must be unique."""
-    found = [(row.place, parse_row(row)) for row in rows]
-    check_unique(((place, task.idx) for place, task in found), "metadata.task_id")
-    return [task for _, task in found]
-
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+    return tasks_of(rows, parse_row, "metadata.task_id")
 
 
 class ContextsData(TaskData):
@@ -78,5 +66,5 @@ class ContextsData(TaskData):
     def read(self) -> list[Task]:
         """See `TaskData.read`."""
         if self.hub is None:
-            return parse_rows(read_jsonl(self.path, "data.path"))
+            return parse_rows(read_jsonl(self.path))
         return parse_rows(load_rows(self.hub, split=self.split, revision=self.revision))

@@ -1,7 +1,5 @@
 """CL-bench's licence: evaluation only. Which rows are its, and the refusal to fit anything to them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,13 +29,7 @@ def is_clbench_row(row: dict[str, Any], source: str | Path = "") -> bool:
 
 
 def holds_clbench(rows: Iterable[dict[str, Any]], source: str | Path, said: bool | None) -> bool:
-    """Whether the licence holds for rows.
-
-    Args:
-        rows: as read.
-        source: where they come from.
-        said: what the user says of them; None: one row that may be CL-bench's is enough.
-    """
+    """Whether the licence holds for rows: ``said`` by the user, or (None) where one of them may be CL-bench's."""
     return any(is_clbench_row(row, source) for row in rows) if said is None else said
 
 
@@ -57,15 +49,12 @@ class LicensedData(LightningDataModule):
 
 
 def check_clbench(data: Any, accepted: bool, argument: str) -> None:
-    """Refuse to fit anything to CL-bench's rows.
+    """Refuses to fit anything to CL-bench's rows; a module that is no `LicensedData` is its author's to answer for.
 
     Args:
-        data: a data module; one that is no `LicensedData` is its author's to answer for.
+        data: a data module.
         accepted: the user has obtained permission.
         argument: what asks for the fit.
-
-    Raises:
-        InputError: the rows are CL-bench's, and nobody permitted it.
     """
     if getattr(data, "is_clbench", False) and not accepted:
         raise refusal(argument)

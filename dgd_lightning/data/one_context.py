@@ -1,7 +1,5 @@
 """`FileContext`: the one context that a test-time training fit reads, from a text file or a file of rows."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -34,7 +32,7 @@ class Steps(IterableDataset[int]):
 
 
 class OneContext(LicensedData):
-    """Base of the data modules that hold one context: a subclass implements `prompts`."""
+    """Base of the data modules that hold one context, which is all that its prompts begin with."""
 
     def prompts(self, tokenizer: Any) -> tuple[str, list[Tensor]]:
         """The context's id and the prompts of its tasks, [S] each; a context without tasks is its own prompt.
@@ -43,15 +41,6 @@ class OneContext(LicensedData):
             InputError: there is no such context.
         """
         raise NotImplementedError
-
-    def context(self, tokenizer: Any) -> tuple[str, Tensor]:
-        """The context's id and its tokens [S]: all that the prompts begin with.
-
-        Raises:
-            InputError: there is no such context.
-        """
-        name, prompts = self.prompts(tokenizer)
-        return name, common_prefix(prompts)
 
     def fingerprint(self) -> str:
         """Hash of what makes the context."""
@@ -96,22 +85,13 @@ class FileContext(OneContext):
         """See `LicensedData.rows_used`; a text is a row without fields."""
         return [task.row for task in self._tasks()] if self.rows else [{}]
 
-    def _lines(self) -> list[str]:
-        require_file(self.path, "data.path")
-        try:
-            return self.path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                "data.path", expected="a file of UTF-8 text", received=f"{self.path} ({error})", hint="convert the file"
-            ) from error
-
     def fingerprint(self) -> str:
         """Hash of the file and of what is taken of it."""
-        require_file(self.path, "data.path")
+        require_file(self.path)
         return hashlib.sha256(self.path.read_bytes() + repr(self.context_id).encode()).hexdigest()[:16]
 
     def _tasks(self) -> list[Task]:
-        tasks = parse_rows(read_jsonl(self.path, "data.path"))
+        tasks = parse_rows(read_jsonl(self.path))
         wanted = self.context_id or context_of(tasks[0])
         found = [task for task in tasks if context_of(task) == wanted]
         if not found:
@@ -129,7 +109,13 @@ class FileContext(OneContext):
         if self.rows:
             tasks = self._tasks()
             return context_of(tasks[0]), task_prompts(tokenizer, tasks)
-        text = "\n".join(self._lines())
+        require_file(self.path)
+        try:
+            text = "\n".join(self.path.read_text(encoding="utf-8-sig").splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                "data.path", expected="a file of UTF-8 text", received=f"{self.path} ({error})", hint="convert the file"
+            ) from error
         if not text.strip():
             raise InputError(
                 "data.path", expected="a text", received=f"the empty file {self.path}", hint="check the file"

@@ -1,7 +1,5 @@
 """Conversations for draft training: prompts with the target's own responses."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from functools import cached_property
@@ -13,7 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
 
 from dgd_lightning.checks import check_integer, check_number
 from dgd_lightning.data.chat import prompt_ids, require_unicode
@@ -36,20 +34,15 @@ class ResponseBatch(NamedTuple):
     loss_mask: Tensor  # [B, S] bool, true at response tokens
 
 
-class ResponseDataset(Dataset[tuple[Tensor, Tensor]]):
-    """(prompt ids, response ids) pairs, 1-D LongTensors; responses shorter than two tokens teach nothing and go."""
-
-    def __init__(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
-        self.pairs = [pair for pair in pairs if len(pair[1]) >= 2]
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.pairs[index]
+Conversation = tuple[Tensor, Tensor]  # prompt ids [S] and response ids [T], LongTensors
 
 
-def pad_responses(pairs: list[tuple[Tensor, Tensor]]) -> ResponseBatch:
+def worth_training(pairs: list[Conversation]) -> list[Conversation]:
+    """The pairs whose responses have two tokens and more; shorter ones teach nothing."""
+    return [pair for pair in pairs if len(pair[1]) >= 2]
+
+
+def pad_responses(pairs: list[Conversation]) -> ResponseBatch:
     """Join prompts and responses and pad them to one length."""
     longest = max(len(prompt) + len(response) for prompt, response in pairs)
     length = -(-longest // PAD_TO) * PAD_TO
@@ -68,16 +61,12 @@ class ResponseOrder(DistributedSampler[int]):
     Every epoch is a new permutation, cut to whole batches of all ranks; a data set smaller than that is repeated. It is
     a `DistributedSampler` so that Lightning leaves the sharding to it.
 
-    Args:
-        dataset: what is drawn from.
-        batch_size: per rank.
-        seed: base seed.
-        trainer: knows the rank, and how many batches were consumed before; None: one rank, none.
+    ``trainer`` knows the rank, and how many batches (of ``batch_size`` per rank) were consumed before; None: one, none.
     """
 
-    def __init__(self, dataset: ResponseDataset, batch_size: int, seed: int, trainer: Trainer | None) -> None:
+    def __init__(self, dataset: list[Conversation], batch_size: int, seed: int, trainer: Trainer | None) -> None:
         ranks, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-        super().__init__(dataset, num_replicas=ranks, rank=rank, seed=seed)
+        super().__init__(dataset, num_replicas=ranks, rank=rank, seed=seed)  # type: ignore[arg-type]
         self.batch_size, self.trainer = batch_size, trainer
         self.batches = max(1, len(dataset) // (batch_size * ranks))  # of one epoch
 
@@ -96,19 +85,6 @@ class ResponseOrder(DistributedSampler[int]):
         order = torch.randperm(len(self.dataset), generator=generator).tolist()  # type: ignore[arg-type]
         wanted = self.batches * self.batch_size * self.num_replicas
         return (order * -(-wanted // len(order)))[:wanted][self.rank :: self.num_replicas]
-
-
-def response_loader(
-    dataset: ResponseDataset, batch_size: int, *, seed: int, trainer: Trainer | None, num_workers: int = 0
-) -> DataLoader[ResponseBatch]:
-    """Training batches in an order that survives a resume."""
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]  # collated into batches
-        batch_size,
-        sampler=ResponseOrder(dataset, batch_size, seed, trainer),
-        collate_fn=pad_responses,
-        num_workers=num_workers,
-    )
 
 
 class ResponsesData(LicensedData):
@@ -158,22 +134,16 @@ class ResponsesData(LicensedData):
         self.num_workers = check_integer("data.num_workers", num_workers, least=0)
         self.enable_thinking, self.seed = enable_thinking, seed
         self.vocab_size = ANY_VOCABULARY
-        self.train_set: ResponseDataset | None = None
+        self.train_set: list[Conversation] | None = None
         self.val_prompts: list[Tensor] = []
 
     def fingerprint(self) -> str:
-        """SHA-256 of the file and of what decides how it is read, cut, split and ordered.
-
-        Raises:
-            InputError: there is no such file, or no such revision of ``target``.
-        """
-        require_file(self.path, "data.path")
+        """SHA-256 of the file and of what decides how it is read, cut, split and ordered."""
+        require_file(self.path)
         with self.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
         settings = (self.target, self.batch_size, self.max_length, self.val_share, self.enable_thinking, self.seed)
-        digest.update(repr(settings).encode())
-        if self.commit is not None:
-            digest.update(self.commit.encode())
+        digest.update(repr(settings).encode() + (self.commit or "").encode())
         return digest.hexdigest()
 
     @cached_property
@@ -192,10 +162,10 @@ class ResponsesData(LicensedData):
         folder = fetch_folder("data.target", bundled(self.target, "target"), self.commit, ("config.json",))
         self.vocab_size = read_json(folder / "config.json", "data.target").get("vocab_size") or ANY_VOCABULARY
         tokenizer = load_tokenizer(self.target, revision=self.commit)
-        pairs: list[tuple[Tensor, Tensor]] = []
+        pairs: list[Conversation] = []
         seen: set[str] = set()
         too_long = 0
-        for row in read_jsonl(self.path, "data.path"):
+        for row in read_jsonl(self.path):
             idx = str(row.value.get("idx", row.number))
             if idx in seen or row.value.get("model_output") in (None, ""):
                 continue
@@ -214,8 +184,8 @@ class ResponsesData(LicensedData):
             )
         held_out = round(len(pairs) * self.val_share)
         self.val_prompts = [prompt for prompt, _ in pairs[len(pairs) - held_out :]]
-        self.train_set = ResponseDataset(pairs[: len(pairs) - held_out])
-        if not len(self.train_set):
+        self.train_set = worth_training(pairs[: len(pairs) - held_out])
+        if not self.train_set:
             raise InputError(
                 "data.path",
                 expected=f"answers of at least two tokens within max_length = {self.max_length}",
@@ -228,12 +198,7 @@ class ResponsesData(LicensedData):
         return self.suspects
 
     def encode(self, tokenizer: Any, row: Row, idx: str) -> tuple[Tensor, Tensor]:
-        """Prompt and response ids of a row, 1-D LongTensors.
-
-        Raises:
-            InputError: a field has a wrong type, an id lies outside the target's vocabulary, a row without ids has no
-                ``messages``, or they can't be rendered or encoded.
-        """
+        """Prompt and response ids of a row, 1-D LongTensors; raises InputError where it does not have them."""
         text = field(row, "model_output", str, "a text")
         written = {} if row.value.get("dgd") is None else field(row, "dgd", dict, "an object")
         prompt, answer = written.get("prompt_ids"), written.get("output_ids")
@@ -280,16 +245,14 @@ class ResponsesData(LicensedData):
         )
 
     def train_dataloader(self) -> DataLoader[ResponseBatch]:
-        """Batches in random order."""
+        """Batches in an order that survives a resume."""
         assert self.train_set is not None
-        return response_loader(
-            self.train_set, self.batch_size, seed=self.seed, trainer=self.trainer, num_workers=self.num_workers
-        )
+        order = ResponseOrder(self.train_set, self.batch_size, self.seed, self.trainer)
+        workers, data = self.num_workers, self.train_set
+        return DataLoader(data, self.batch_size, sampler=order, collate_fn=pad_responses, num_workers=workers)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader[list[Tensor]]:
         """Lists of prompts."""
         return DataLoader(self.val_prompts, self.val_batch_size, collate_fn=list)  # type: ignore[arg-type]
 
-    def test_dataloader(self) -> DataLoader[list[Tensor]]:
-        """The prompts of validation."""
-        return self.val_dataloader()
+    test_dataloader = val_dataloader

@@ -1,19 +1,19 @@
 """Rows of JSON, JSONL (plain or gzipped) and text files, and of `datasets`, each with its place for one-line errors."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dgd_lightning.errors import InputError
+from dgd_lightning.types import Task
 
 # What an earlier run or its scores wrote into a row: a new answer must not carry it on.
 STALE = ("model_output", "score", "requirement_status", "grading_rationale", "dgd")
+SOURCE = "data.path"  # what users call it
 
 
 class Row(NamedTuple):
@@ -24,68 +24,62 @@ class Row(NamedTuple):
     value: dict[str, Any]
 
 
-def require_file(path: Path, argument: str) -> None:
-    """Raises:
-    InputError: there is no such file.
-    """
+def require_file(path: Path) -> None:
+    """Raises InputError where there is no such file."""
     if path.is_dir():
-        raise InputError(argument, expected="a file", received=f"the folder {path}", hint="name a file in it")
+        raise InputError(SOURCE, expected="a file", received=f"the folder {path}", hint="name a file in it")
     if not path.is_file():
-        raise InputError(argument, expected="an existing file", received=path, hint="check the path")
+        raise InputError(SOURCE, expected="an existing file", received=path, hint="check the path")
 
 
-def read_lines(path: Path, argument: str) -> Iterator[tuple[int, str]]:
-    """Lines of a text file, gunzipped where its name ends in ``.gz``, numbered from 1; blank ones left out.
-
-    Raises:
-        InputError: no such file, an empty or a damaged one, or no UTF-8.
-    """
-    require_file(path, argument)
-    found, encoding = False, "utf-8-sig"  # a byte order mark, as Windows' editors write it, is no part of the text
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines of a text file, gunzipped where its name ends in ``.gz``, numbered from 1; blank ones left out."""
+    require_file(path)
+    found, opened = False, gzip.open if path.suffix == ".gz" else open
     try:
-        with gzip.open(path, "rt", encoding=encoding) if path.suffix == ".gz" else path.open(encoding=encoding) as file:
+        with opened(path, "rt", encoding="utf-8-sig") as file:  # the byte order mark of Windows' editors is no text
             for number, line in enumerate(file, 1):
                 if line.strip():
                     found = True
                     yield number, line.rstrip("\n")
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(argument, expected="a readable file", received=f"{path} ({error})", hint="check it") from error
+        raise InputError(SOURCE, expected="a readable file", received=f"{path} ({error})", hint="check it") from error
     except UnicodeDecodeError as error:
         raise InputError(
-            argument,
+            SOURCE,
             expected="UTF-8 text",
             received=f"{path} ({error.reason} at byte {error.start})",
             hint="convert the file to UTF-8",
         ) from error
     if not found:
-        raise InputError(
-            argument, expected="at least one row", received=f"the empty file {path}", hint="check the file"
-        )
+        raise InputError(SOURCE, expected="at least one row", received=f"the empty file {path}", hint="check the file")
 
 
-def read_jsonl(path: Path, argument: str) -> Iterator[Row]:
-    """Objects of a JSONL file, one a line.
-
-    Raises:
-        InputError: no file, an empty one, or a line that is no JSON object (the error has its number).
-    """
-    for number, line in read_lines(path, argument):
-        place = f"{argument} line {number}"
-        yield Row(place, number, _object(_parse(line, place), place))
+def read_jsonl(path: Path) -> Iterator[Row]:
+    """Objects of a JSONL file, one a line."""
+    for number, line in read_lines(path):
+        yield _row("line", number, _parse(line, f"{SOURCE} line {number}"))
 
 
-def read_json_array(path: Path, argument: str) -> Iterator[Row]:
+def read_json_array(path: Path) -> Iterator[Row]:
     """Objects of a JSON file that holds one array."""
-    text = "\n".join(line for _, line in read_lines(path, argument))
-    items = _parse(text, argument)
+    text = "\n".join(line for _, line in read_lines(path))
+    items = _parse(text, SOURCE)
     if not isinstance(items, list) or not items:
-        received = f"{_kind(items)} in {path}"
-        raise InputError(
-            argument, expected="a JSON array of objects", received=received, hint="use one array, or JSONL"
-        )
+        wanted, received = "a JSON array of objects", f"{_kind(items)} in {path}"
+        raise InputError(SOURCE, expected=wanted, received=received, hint="use one array, or JSONL")
     for number, item in enumerate(items, 1):
-        place = f"{argument} item {number}"
-        yield Row(place, number, _object(item, place))
+        yield _row("item", number, item)
+
+
+def read_prompt_rows(path: Path) -> Iterable[Row]:
+    """Rows of a prompts file by the end of its name; a text file gives rows with the one field ``prompt``."""
+    kind = Path(path.name.removesuffix(".gz")).suffix.lower()
+    if kind == ".jsonl":
+        return read_jsonl(path)
+    if kind == ".json":
+        return read_json_array(path)
+    return (_row("line", number, {"prompt": line}) for number, line in read_lines(path))
 
 
 def load_rows(
@@ -97,20 +91,16 @@ def load_rows(
     streaming: bool = False,
     limit: int | None = None,
 ) -> Iterator[Row]:
-    """Rows of ``datasets.load_dataset(path, name, split=…)``; code of a data set is never run.
-
-    Raises:
-        InputError: the library can't load it, and why.
-    """
+    """Rows of ``datasets.load_dataset(path, name, split=…)``; code of a data set is never run."""
     import datasets
 
     try:
         data = datasets.load_dataset(path, name, split=split, revision=revision, streaming=streaming)
         for number, row in enumerate(islice(data, limit), 1):
-            yield Row(f"data.path row {number}", number, dict(row))
+            yield _row("row", number, dict(row))
     except Exception as error:  # dozens of kinds: the library's own, the file system's, the net's
         raise InputError(
-            "data.path",
+            SOURCE,
             expected="a `datasets` id or folder with this name, split and revision",
             received=f"{path!r}, name {name!r}, split {split!r}: {type(error).__name__}: {str(error)[:200]}",
             hint="check the id and the split, log in for gated data, or download it and give a file or a folder",
@@ -136,30 +126,19 @@ def _parse(text: str, place: str) -> Any:
         ) from error
 
 
-def _object(value: Any, place: str) -> dict[str, Any]:
+def _row(unit: str, number: int, value: Any) -> Row:
+    place = f"{SOURCE} {unit} {number}"
     if not isinstance(value, dict):
         raise InputError(place, expected="a JSON object", received=_kind(value), hint="write one object a row")
-    return value
+    return Row(place, number, value)
 
 
 def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    return f"{type(value).__name__} {str(value)[:40]!r}"
+    return "null" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
 
 
 def field(row: Row, path: str, kind: type | tuple[type, ...], what: str) -> Any:
-    """The value at a dotted path of a row.
-
-    Args:
-        row: the row.
-        path: ``metadata.task_id``.
-        kind: the type or types that will do.
-        what: the type in words.
-
-    Raises:
-        InputError: the field is missing or has another type.
-    """
+    """The value at a dotted path of a row, which must be of this kind; ``what`` says it in words."""
     value: Any = row.value
     for key in path.split("."):
         if not isinstance(value, dict) or key not in value:
@@ -176,11 +155,14 @@ def field(row: Row, path: str, kind: type | tuple[type, ...], what: str) -> Any:
     return value
 
 
-def check_json(row: Row) -> None:
-    """Raises:
-    InputError: the row holds what JSON can't (bytes, dates, images), so that no prediction could carry it on.
+def carried(row: Row) -> dict[str, Any]:
+    """What predictions carry on of a row: all but what an earlier run wrote.
+
+    Raises:
+        InputError: it holds what JSON can't (bytes, dates, images).
     """
-    for key, value in row.value.items():
+    kept = {key: value for key, value in row.value.items() if key not in STALE}
+    for key, value in kept.items():
         try:
             json.dumps({key: value})
         except (TypeError, ValueError, RecursionError) as error:
@@ -190,17 +172,22 @@ def check_json(row: Row) -> None:
                 received=f"{_kind(value)} ({error})",
                 hint="save the rows as JSONL without that field, or with it as text, and give that file",
             ) from error
+    return kept
 
 
-def check_unique(places: Iterable[tuple[str, str]], what: str) -> None:
-    """Raises InputError where an id of the (place, id) pairs comes twice."""
+def tasks_of(rows: Iterable[Row], parse: Callable[[Row], Task], what: str) -> list[Task]:
+    """The rows' tasks; raises InputError where an id, which ``what`` describes, comes twice."""
+    tasks: list[Task] = []
     seen: dict[str, str] = {}
-    for place, idx in places:
+    for row in rows:
+        tasks.append(parse(row))
+        idx = tasks[-1].idx
         if idx in seen:
             raise InputError(
-                place,
+                row.place,
                 expected=f"a {what} of its own",
                 received=f"{idx!r}, already at {seen[idx]}",
                 hint="make the ids unique",
             )
-        seen[idx] = place
+        seen[idx] = row.place
+    return tasks

@@ -1,19 +1,18 @@
 """`TaskData`: what every source of tasks shares: filter, limit, grouping, fingerprint, dataloader."""
 
-from __future__ import annotations
-
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
-from dgd_lightning.checks import check_integer
+from dgd_lightning.checks import check_integer, check_number
 from dgd_lightning.data.licence import LicensedData
-from dgd_lightning.data.subset import Subset
 from dgd_lightning.errors import InputError
 from dgd_lightning.types import Task
 
@@ -23,8 +22,53 @@ MOST_UNEVEN = 1.1  # longest share of a rank where contexts stay together, over 
 
 def context_of(task: Task) -> str:
     """The context a task belongs to: CL-bench's ``metadata.context_id``, or the task itself."""
+    return str(_metadata(task).get("context_id", task.idx))
+
+
+def _metadata(task: Task) -> dict[str, Any]:
     metadata = task.row.get("metadata")
-    return str(metadata["context_id"]) if isinstance(metadata, dict) and "context_id" in metadata else task.idx
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def by_context(tasks: Iterable[Task]) -> dict[str, list[Task]]:
+    """The tasks of every context, in their order."""
+    contexts: dict[str, list[Task]] = {}
+    for task in tasks:
+        contexts.setdefault(context_of(task), []).append(task)
+    return contexts
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Which share of the contexts is kept.
+
+    Contexts are ranked, within their category, by a hash of the seed and their id: no order of rows and no generator
+    enters, and a larger share holds all of a smaller one.
+
+    Args:
+        share: of each category's contexts, above 0 and at most 1; rounded to whole contexts, one at least.
+        seed: another seed ranks them otherwise.
+    """
+
+    share: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_number("data.subset.share", self.share, above=0, most=1, hint="use e.g. 0.1")
+
+    def of(self, tasks: Sequence[Task]) -> list[Task]:
+        """The tasks of the contexts that are kept, in their order."""
+        categories: dict[str, str] = {}  # of each context; where its tasks have several, the first by name
+        for task in tasks:
+            context, category = context_of(task), str(_metadata(task).get("context_category"))
+            categories[context] = min(category, categories.get(context, category))
+        strata: dict[str, list[str]] = {}
+        for context in sorted(categories, key=lambda one: hashlib.sha256(f"{self.seed}\0{one}".encode()).digest()):
+            strata.setdefault(categories[context], []).append(context)
+        kept: set[str] = set()
+        for members in strata.values():
+            kept.update(members[: max(1, math.floor(self.share * len(members) + 0.5))])
+        return [task for task in tasks if context_of(task) in kept]
 
 
 def group_tasks(tasks: Sequence[Task], batch_size: int) -> list[list[Task]]:
@@ -35,12 +79,9 @@ def group_tasks(tasks: Sequence[Task], batch_size: int) -> list[list[Task]]:
 
     Groups are formed before they are sharded over ranks, so that no number depends on how many ranks there are.
     """
-    contexts: dict[str, list[Task]] = {}
-    for task in tasks:
-        contexts.setdefault(context_of(task), []).append(task)
     groups: list[list[Task]] = []
     open_group: list[Task] = []  # may take up further contexts
-    for members in contexts.values():
+    for members in by_context(tasks).values():
         if len(members) > batch_size:
             groups += [members[start : start + batch_size] for start in range(0, len(members), batch_size)]
         elif open_group and len(open_group) + len(members) <= batch_size:
@@ -52,15 +93,12 @@ def group_tasks(tasks: Sequence[Task], batch_size: int) -> list[list[Task]]:
 
 
 def group_shards(groups: Sequence[Sequence[Task]], ranks: int, *, together: bool = False) -> list[list[int]]:
-    """Which groups each rank decodes: in turn.
+    """Indices of the groups that each rank decodes: in turn.
 
     Args:
         groups: from :func:`group_tasks`.
-        ranks: R.
+        ranks: how many.
         together: a context's groups go to one rank, which alone adapts to it.
-
-    Returns:
-        R lists of indices.
     """
     shards: list[list[int]] = [[] for _ in range(ranks)]
     turn, before = -1, None
@@ -114,7 +152,7 @@ class TaskData(LicensedData):
         self.batch_size = check_integer("data.batch_size", batch_size)
         self.limit = check_integer("data.limit", limit, optional=True)
         self.subset, self.clbench = subset, clbench
-        self.filters = {"context_category": category, "sub_category": sub_category}
+        self.filters = {"category": category, "sub_category": sub_category}
 
     def read(self) -> list[Task]:
         """All tasks in the order of their source.
@@ -128,10 +166,10 @@ class TaskData(LicensedData):
     def tasks(self) -> list[Task]:
         """The tasks to decode, in the order of their source."""
         tasks = self.read()
-        for key, names in self.filters.items():
-            tasks = _keep(tasks, key, names)
+        for argument, names in self.filters.items():
+            tasks = _keep(tasks, argument, names)
         if self.subset is not None:
-            tasks = self.subset.of(tasks, [context_of(task) for task in tasks])
+            tasks = self.subset.of(tasks)
         return tasks[: self.limit]
 
     def rows_used(self) -> Iterator[dict[str, Any]]:
@@ -162,9 +200,7 @@ class TaskData(LicensedData):
         return whole if together else turns
 
     def check_ranks(self, ranks: int, *, together: bool = False) -> None:
-        """Raises:
-        InputError: there is too little for all ranks: some would have nothing to do.
-        """
+        """Raises InputError where there is too little for all ranks: some would have nothing to do."""
         shards = sum(map(bool, group_shards(self.groups, ranks, together=together)))
         if shards < ranks:
             what = f"one per group of {self.batch_size} tasks"
@@ -191,15 +227,7 @@ class TaskData(LicensedData):
 
 
 def tasks_by_context(data: Any, wanted_by: str) -> dict[str, list[Task]]:
-    """The tasks of every context.
-
-    Args:
-        data: the run's datamodule.
-        wanted_by: what needs them.
-
-    Raises:
-        InputError: it is no `TaskData`, which alone knows what a context's tasks have in common.
-    """
+    """The tasks of every context of a run's datamodule, which must be a `TaskData`; ``wanted_by``: what needs them."""
     if not isinstance(data, TaskData):
         raise InputError(
             "data",
@@ -207,23 +235,20 @@ def tasks_by_context(data: Any, wanted_by: str) -> dict[str, list[Task]]:
             received=type(data).__name__ if data is not None else "nothing",
             hint=f"use a datamodule such as ContextsData, or leave out {wanted_by}",
         )
-    contexts: dict[str, list[Task]] = {}
-    for task in data.tasks:
-        contexts.setdefault(context_of(task), []).append(task)
-    return contexts
+    return by_context(data.tasks)
 
 
-def _keep(tasks: list[Task], key: str, names: Names) -> list[Task]:
+def _keep(tasks: list[Task], argument: str, names: Names) -> list[Task]:
     if names is None:
         return tasks
+    key = "context_category" if argument == "category" else argument
     wanted = {names} if isinstance(names, str) else set(names)
-    found = {str((task.row.get("metadata") or {}).get(key)) for task in tasks}
+    found = {str(_metadata(task).get(key)) for task in tasks}
     if missing := wanted - found:
-        argument = "data.category" if key == "context_category" else "data.sub_category"
         raise InputError(
-            argument,
+            f"data.{argument}",
             expected=f"one of {', '.join(sorted(found))}",
             received=", ".join(sorted(missing)),
             hint="use a value that the data has",
         )
-    return [task for task in tasks if (task.row.get("metadata") or {}).get(key) in wanted]
+    return [task for task in tasks if _metadata(task).get(key) in wanted]

@@ -11,8 +11,6 @@ A context is what its tasks share (`data.tasks.context_of`), so their texts show
 - A raw prompt is treated as such a message.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 
@@ -23,19 +21,14 @@ _SENTENCE_END = re.compile(r"[.!?]\s+")
 
 
 def without_context(task: Task, others: Sequence[Task]) -> Task:
-    """The task with nothing of its context.
-
-    Args:
-        task: chat or raw prompt.
-        others: the other tasks of its context that the run has.
+    """The task with nothing of its context; ``others``: the other tasks of its context that the run has.
 
     Raises:
         InputError: nothing is left, or there was no context.
     """
     first = own_part(_first_text(task), [_first_text(other) for other in others])
     if task.messages is None:
-        bare = task._replace(prompt=first)
-        left = first
+        left, bare = first, task._replace(prompt=first)
     else:
         asked = [message for message in task.messages if message["role"] == "user"]
         left = first if len(asked) == 1 else asked[-1]["content"] if asked else ""

@@ -5,22 +5,20 @@ device; ``synchronise`` is the cycle's one device-to-host synchronisation, after
 who is longest.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from dgd_lightning.decode.call import OnProgress, Progress, Request
+from dgd_lightning.decode.call import Progress
 from dgd_lightning.decode.random_source import TARGET, RandomSource, RandomTable, random_table
 from dgd_lightning.decode.sampling import SamplingParams, log_normalisers, probabilities
-from dgd_lightning.decode.session import Forward, OnFeatures, Session
+from dgd_lightning.decode.session import OnFeatures, Session
 from dgd_lightning.decode.verify import Verdict
 from dgd_lightning.distributions import real_dtype, uniforms_on
-from dgd_lightning.types import DecodeOutput, DecodeTrace
+from dgd_lightning.types import DecodeOutput, DecodeTrace, TargetStep
 
 
 class Change(NamedTuple):
@@ -44,13 +42,10 @@ class Batch:
     and the sequence forks. So what several rows would compute alike is computed once.
 
     Args:
-        session: with the prompts read; its caches have a row per prompt.
-        width: most tokens that a cycle may commit per row (K).
+        session: with the prompts read; its caches have a row per prompt. A cycle commits its ``width`` at most.
         share_sequences: rows of one prompt, which then need the same seed, are one sequence until they differ.
         keep_finished: finished rows stay in the batch, so that :meth:`go_back` may take them up again.
         on_change: called with a change from prompts to sequences, and whenever rows or sequences change.
-        random_source: instead of the one made of the request's seeds.
-        began: ``time.perf_counter()`` of when the prefill began.
 
     Attributes:
         anchors: [b] absolute position of each row's last committed token.
@@ -62,25 +57,21 @@ class Batch:
         self,
         session: Session,
         *,
-        width: int,
         share_sequences: bool = False,
         keep_finished: bool = False,
         on_change: Callable[[Change], None] | None = None,
-        random_source: RandomSource | None = None,
-        on_progress: OnProgress | None = None,
-        began: float | None = None,
     ) -> None:
-        request, device = session.request, session.target.device
-        batch, prompts = len(request.rows), len(request.lengths)
-        self.session, self.request, self.width = session, request, width
+        request, device, width = session.request, session.target.device, session.width
+        batch, prompts, room = len(request.rows), len(request.lengths), request.max_new_tokens + width
+        self.session, self.request, self.width, self.on_change = session, request, width, on_change
         self.share_sequences, self.keep_finished = share_sequences, keep_finished
-        self.on_progress, self.on_change = on_progress, on_change
         self.lengths = [request.lengths[prompt] for prompt in request.rows]  # R, of each row's prompt
         self.starts = torch.tensor(self.lengths, device=device)  # [b]
-        self.random_source = random_source or RandomTable(uniforms_on(_table(request, width), device), self.starts)
+        # Greedy decoding has no table, so that reading it would fail.
+        table = random_table(request.seeds or [0] * batch, 0 if request.seeds is None else room)
+        self.random_source = request.random_source or RandomTable(uniforms_on(table, device), self.starts)
         self.stops = torch.tensor(request.stop_token_ids, dtype=torch.long, device=device)  # [n]
         self.slots = torch.arange(width, device=device)  # [K]
-        room = request.max_new_tokens + width
         self.tokens = torch.zeros(batch, room, dtype=torch.long, device=device)  # [B, T + K]
         scores = 2 if request.log_probs else 0  # log p and log Z of every token
         self.scores = torch.zeros(scores, batch, room, dtype=real_dtype(device), device=device)
@@ -96,23 +87,16 @@ class Batch:
         self.ends = [length - 1 for length in self.lengths]  # host copy of the anchors, for all rows
         self.verified: list[list[int]] = [[] for _ in range(batch)]
         self.accepted: list[list[int]] = [[] for _ in range(batch)]
-        self.began = time.perf_counter() if began is None else began
         self.sequence_of, self.count = list(range(prompts)), prompts  # each row's sequence; sequences in the caches
         sequences = (list(range(prompts)), request.rows) if share_sequences else (request.rows, list(range(batch)))
         self._change(Change(list(range(batch)), *sequences))
 
     @classmethod
-    def after_prefill(cls, session: Session, on_features: OnFeatures | None = None, **options: Any) -> Batch:
-        """Read the prompts, and commit each row's first token.
-
-        Args:
-            on_features: see :meth:`Session.prefill`.
-            options: of the batch.
-        """
-        began = time.perf_counter()
+    def after_prefill(cls, session: Session, on_features: OnFeatures | None = None, **options: Any) -> Self:
+        """Read the prompts (see :meth:`Session.prefill`), and commit each row's first token."""
         logits = session.prefill(on_features)
         assert logits is not None, "every prompt goes on behind its prefix"
-        batch = cls(session, began=began, **options)
+        batch = cls(session, **options)
         batch.begin(logits[torch.tensor(session.request.rows, device=logits.device), None])
         return batch
 
@@ -121,7 +105,7 @@ class Batch:
         first = choose(logits, self.request.sampling, self.random_source, self.starts[:, None])
         self.commit(Verdict(first, torch.ones_like(self.last)), logits)
         self.synchronise(first=True)
-        self.prefill_seconds = time.perf_counter() - self.began
+        self.prefill_seconds = time.perf_counter() - self.session.began
         self.decode_began = self.decode_ended = time.perf_counter()
 
     @property
@@ -132,27 +116,22 @@ class Batch:
 
     def sequences(self, values: Tensor) -> Tensor:
         """Of values [b, ..] that rows of one sequence have in common, one per sequence [t, ..]."""
-        return values if self._leaders is None else values[self._leaders]
+        return taken(values, self._leaders)
 
     def rows(self, values: Tensor) -> Tensor:
         """Values [t, ..] of sequences, for every row [b, ..]."""
-        return values if self._sequences is None else values[self._sequences]
+        return taken(values, self._sequences)
 
     def positions(self, width: int) -> Tensor:
         """Absolute positions [b, width] of a block that begins with the last committed token."""
         return self.anchors[:, None] + self.slots[:width]
 
-    def step(self, tokens: Tensor, positions: Tensor) -> Forward:
+    def step(self, tokens: Tensor, positions: Tensor) -> TargetStep:
         """The target's forward on tokens [t, Q] at positions [t, Q], which begin with the last committed one."""
         return self.session.step(tokens, positions, max_length=self.longest + tokens.shape[1])
 
     def commit(self, verdict: Verdict, logits: Tensor) -> None:
-        """Write a verdict's tokens and advance the rows, cut at stop tokens and limits; the host is not told.
-
-        Args:
-            verdict: tokens [b, Q].
-            logits: [b, Q, V] that each of them was chosen from.
-        """
+        """Write a verdict's tokens, chosen from logits [b, Q, V], and advance the rows; the host is not told."""
         tokens, lengths = verdict
         slots = self.slots[: tokens.shape[1]]  # [Q]
         at = self.index[:, None], (self.anchors + 1 - self.starts)[:, None] + slots
@@ -186,10 +165,10 @@ class Batch:
             if is_done:
                 self.active.remove(row)
         self.decode_ended = time.perf_counter()
-        if self.on_progress is not None:
+        if self.request.on_progress is not None:
             committed = sum(end + 1 - length for end, length in zip(self.ends, self.lengths, strict=True))
             verifications = sum(len(lengths) for lengths in self.verified)
-            self.on_progress(Progress(committed, verifications, len(self.ends), len(self.active)))
+            self.request.on_progress(Progress(committed, verifications, len(self.ends), len(self.active)))
         if self.share_sequences:
             self._fork([column[:cut] for column, cut in zip(zip(*tokens, strict=True), cuts, strict=True)])
         elif self.active and 2 * len(self.active) <= len(self.live) and not self.keep_finished:
@@ -202,8 +181,7 @@ class Batch:
     def go_back(self, lengths: Sequence[int], random_source: RandomSource | None = None) -> None:
         """Take back all but each row's first new tokens; finished rows are decoded on from there.
 
-        Caches keep what they have: it lies beyond the rows' ends, hidden until it is overwritten. Needs
-        ``keep_finished``, and rows that share no sequences.
+        Caches keep what they have: it lies beyond the rows' ends, hidden until it is overwritten.
 
         Args:
             lengths: R numbers of new tokens that stay, none of them a stop token; with 0 the prompt alone is left,
@@ -253,19 +231,14 @@ class Batch:
             self.session.select(torch.tensor(change.parents, device=device))
         self.sequence_of, self.count = change.sequence_of, count
         leaders = [change.sequence_of.index(sequence) for sequence in range(count)]
-        own = change.sequence_of == list(range(count))  # every row has a sequence of its own
-        self._leaders = None if own else torch.tensor(leaders, device=device)  # [t]
-        self._sequences = None if own else torch.tensor(change.sequence_of, device=device).clamp(min=0)  # [b]
+        self._leaders = index_of(leaders, len(change.stay), device)  # [t]
+        self._sequences = index_of([max(sequence, 0) for sequence in change.sequence_of], count, device)  # [b]
         self.sequence_random = self.random_source if self._leaders is None else self.random_source.select(self._leaders)
         if self.on_change is not None:
             self.on_change(change)
 
     def outputs(self, *, drafts: int | Sequence[int]) -> list[DecodeOutput]:
-        """The finished rows, in the order of the prompts.
-
-        Args:
-            drafts: forwards of the draft per cycle, of all rows or of each.
-        """
+        """The finished rows, in the order of the prompts; ``drafts``: forwards per cycle, of all rows or of each."""
         tokens, scores = self.tokens.cpu(), self.scores.cpu()  # [B, T + K], [2, B, T + K]
         counts = [end + 1 - length for end, length in zip(self.ends, self.lengths, strict=True)]
         outputs = []
@@ -289,11 +262,14 @@ class Batch:
         return outputs
 
 
-def _table(request: Request, width: int) -> Tensor:
-    """[B, P, 3]; for greedy decoding P is 0, so that reading it would fail."""
-    if request.seeds is None:
-        return random_table([0] * len(request.rows), 0)
-    return random_table(request.seeds, request.max_new_tokens + width)
+def index_of(numbers: list[int], count: int, device: torch.device) -> Tensor | None:
+    """What :func:`taken` takes by; None where these are all of ``count``, in order: nothing is copied then."""
+    return None if numbers == list(range(count)) else torch.tensor(numbers, device=device)
+
+
+def taken(values: Tensor, index: Tensor | None) -> Tensor:
+    """Values [n, ..] at an index [m], or all of them."""
+    return values if index is None else values[index]
 
 
 def choose(logits: Tensor, sampling: SamplingParams, random_source: RandomSource, positions: Tensor) -> Tensor:

@@ -8,13 +8,11 @@ All depend only on the two sets of logits at a position and on how many tokens w
 positions gives what position by position gives.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -41,7 +39,6 @@ class Schedule(ABC):
             target, readout: [B, Q, V] log-probabilities, fp32 or wider.
             step: [B, Q] tokens generated before the position.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -140,13 +137,12 @@ class Blend:
         check_number(
             "plausibility", self.plausibility, above=0, most=1, optional=True, hint="use 0.1: a token must be left"
         )
+        if not callable(self.schedule) or isinstance(self.schedule, type):
+            hint = "use Adaptive('js')"  # a class is no schedule until it is made
+            raise InputError("schedule", expected="None or a Schedule", received=repr(self.schedule), hint=hint)
 
     def betas(self, rows: int) -> list[float]:
-        """One β per row.
-
-        Raises:
-            InputError: another number of them.
-        """
+        """One β per row."""
         if isinstance(self.beta, int | float):
             return [float(self.beta)] * rows
         if len(self.beta) != rows:
@@ -188,25 +184,8 @@ class Blend:
         return mixed
 
     def mix_along(self, target: Tensor, readout: Tensor, first: int) -> Tensor:
-        """Guided logits [Q, V] of tokens number ``first``, ``first + 1``, … of one answer.
-
-        Args:
-            target, readout: [Q, V] logits.
-        """
+        """Guided logits [Q, V] of tokens number ``first``, ``first + 1``, … of one answer, from logits [Q, V]."""
         step = torch.arange(first, first + len(target), device=target.device)[None]
         kind = torch.promote_types(target.dtype, torch.float32)
         beta = torch.tensor(self.betas(1), dtype=kind, device=target.device)
         return self.mix(target[None], readout[None], beta, step)[0]
-
-
-def as_schedule(schedule: Any) -> Schedule:
-    """None is constant.
-
-    Raises:
-        InputError: something that can't be called, or a class, which is no schedule until it is made.
-    """
-    if schedule is None:
-        return Constant()
-    if not callable(schedule) or isinstance(schedule, type):
-        raise InputError("schedule", expected="None or a Schedule", received=repr(schedule), hint="use Adaptive('js')")
-    return schedule

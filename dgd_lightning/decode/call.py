@@ -1,7 +1,5 @@
 """What every decoder is asked with: one record of limits, sampling, seeds and stops, and its check against prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypedDict
 
@@ -35,23 +33,16 @@ class CycleState(Protocol):
 
     def observe(self, taps: Tensor, positions: Tensor) -> Tensor:
         """Take note of what a forward gave, [1, Q, n·H] at positions [1, Q]; returns the draft's part, [1, Q, F·H]."""
-        ...
 
     def after_cycle(self, ids: Tensor, prompt_length: int) -> Tensor | None:
-        """Do what is to be done between two cycles.
-
-        Args:
-            ids: [S], prompt and committed tokens, all of them read by the target.
-            prompt_length: where the committed ones begin.
+        """Do what is to be done between two cycles, with all tokens [S] that the target has read.
 
         Returns:
             [1, S, F·H], features from which the draft's context is written anew; None where it stays as it is.
         """
-        ...
 
     def close(self) -> None:
         """Leave the pair as it was."""
-        ...
 
 
 class CycleHook(Protocol):
@@ -59,7 +50,6 @@ class CycleHook(Protocol):
 
     def begin(self, pair: Pair, capacity: int) -> CycleState:
         """For one row of at most ``capacity`` positions."""
-        ...
 
 
 class Call(NamedTuple):
@@ -85,8 +75,11 @@ class Call(NamedTuple):
 
 
 class CallOptions(TypedDict, total=False):
-    """The same as keyword arguments of the public functions, ``max_new_tokens`` and sampling apart."""
+    """The same as keyword arguments of the public functions, ``max_new_tokens`` apart."""
 
+    temperature: float
+    top_k: int | None
+    top_p: float | None
     stop_token_ids: Sequence[int] | None
     seed: int | Sequence[int] | None
     num_return_sequences: int
@@ -94,14 +87,6 @@ class CallOptions(TypedDict, total=False):
     on_progress: OnProgress | None
     log_probs: bool
     random_source: RandomSource | None
-
-
-class SampledOptions(CallOptions, total=False):
-    """With sampling."""
-
-    temperature: float
-    top_k: int | None
-    top_p: float | None
 
 
 def call_of(
@@ -112,11 +97,7 @@ def call_of(
     top_p: float | None = None,
     **options: Any,
 ) -> Call:
-    """A call from keyword arguments.
-
-    Raises:
-        InputError: sampling that can't be.
-    """
+    """A call from keyword arguments."""
     return Call(max_new_tokens, sampling_params(temperature, top_k, top_p), **options)
 
 
@@ -131,7 +112,9 @@ class Request(NamedTuple):
     seeds: list[int] | None  # one per row; None for greedy decoding
     rows: list[int]  # R numbers of prompts, prompt by prompt: rows of one prompt share its prefill
     prefixes: list[PrefixCache | None]  # B, what of each prompt has been read already
-    log_probs: bool = False
+    on_progress: OnProgress | None
+    log_probs: bool
+    random_source: RandomSource | None
 
     def capacity(self, width: int) -> int:
         """Positions per row that a cache needs where cycles write ``width`` tokens: the last may pass the limit."""
@@ -139,14 +122,7 @@ class Request(NamedTuple):
 
 
 def check_request(pair: Pair, prompts: Sequence[Tensor], call: Call) -> Request:
-    """Check a call with its prompts, and pad them.
-
-    Args:
-        prompts: 1-D integer tensors, none empty.
-
-    Raises:
-        InputError: an argument is unusable, or a prompt with its new tokens exceeds the target's positions.
-    """
+    """Check a call with its prompts, and pad them; a prompt with its new tokens must fit the target's positions."""
     target, new = pair.target, check_integer("max_new_tokens", call.max_new_tokens)
     count = check_integer("num_return_sequences", call.num_return_sequences)
     if isinstance(prompts, Tensor) or len(prompts) == 0:
@@ -174,16 +150,14 @@ def check_request(pair: Pair, prompts: Sequence[Tensor], call: Call) -> Request:
         seeds=None if call.sampling.greedy else row_seeds(call.seed, len(rows) * count),
         rows=[i for i in range(len(rows)) for _ in range(count)],
         prefixes=check_prefixes(call.prefixes, rows, rows_per_prompt=count),
+        on_progress=call.on_progress,
         log_probs=call.log_probs,
+        random_source=call.random_source,
     )
 
 
 def check_prompt(name: str, prompt: Any, vocab_size: int) -> Tensor:
-    """The prompt [S] as int64 on CPU.
-
-    Raises:
-        InputError: it is no 1-D integer tensor of at least one of the vocabulary's ids.
-    """
+    """The prompt [S] as int64 on CPU: a 1-D integer tensor of at least one of the vocabulary's ids."""
     hint = "pass the token ids of one prompt, e.g. torch.tensor([1, 2, 3])"
     if not isinstance(prompt, Tensor):
         raise InputError(name, expected="a 1-D integer tensor", received=type(prompt).__name__, hint=hint)
@@ -208,9 +182,7 @@ def _stop_tokens(pair: Pair, stop_token_ids: Sequence[int] | None) -> tuple[int,
     if stop_token_ids is None:
         end = getattr(pair.tokenizer, "eos_token_id", None)
         return tuple(pair.target.stop_token_ids) or (() if end is None else (end,))
-    if isinstance(stop_token_ids, int | str) or any(
-        isinstance(i, bool) or not isinstance(i, int) for i in stop_token_ids
-    ):
+    if isinstance(stop_token_ids, int | str) or any(type(i) is not int for i in stop_token_ids):
         raise InputError(
             "stop_token_ids", expected="a list of integers or None", received=repr(stop_token_ids), hint="use e.g. [2]"
         )

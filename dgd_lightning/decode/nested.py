@@ -1,7 +1,5 @@
 """Readouts hold others, as null controls do, and methods hold readouts: each that is a dataclass's field is found."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
@@ -58,11 +56,7 @@ def readout_key(readout: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A value as YAML would have it: a readout or schedule is ``{class_path, init_args}``, a tensor a digest.
-
-    Raises:
-        InputError: it is nothing that rows and hashes could tell from another of its kind.
-    """
+    """A value as YAML would have it: a readout or schedule is ``{class_path, init_args}``, a tensor a digest."""
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, Mapping):

@@ -1,13 +1,12 @@
 """Prefix caches: what several prompts begin with, read once by the target and used by every batch that needs it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.errors import InputError
 from dgd_lightning.target.cache import PositionCache
 from dgd_lightning.target.model import Target
@@ -32,11 +31,7 @@ class PrefixCache(NamedTuple):
     draft_cache: PositionCache | None = None  # of the draft, one row
 
     def taps(self, layer_ids: Sequence[int], low: int, high: int) -> Tensor:
-        """Features of some of its layers at positions low … high − 1 that it has, [1, C, F·H].
-
-        Raises:
-            InputError: it was read without one of them.
-        """
+        """Features of some of its layers at positions low … high − 1 that it has, [1, C, F·H]."""
         if self.features is None or not set(layer_ids) <= set(self.layer_ids):
             raise InputError(
                 "prefixes",
@@ -62,9 +57,7 @@ def check_prefixes(
 ) -> list[PrefixCache | None]:
     """One per prompt [S] or None.
 
-    Raises:
-        InputError: their numbers differ, a prompt does not begin with its prefix and go on, or several rows would write
-            into the caches of one prefix.
+    A prompt must begin with its prefix and go on, and only a single row can write into the caches of its prefix.
     """
     if prefixes is None:
         return [None] * len(prompts)
@@ -96,20 +89,18 @@ def check_prefixes(
     return list(prefixes)
 
 
-def check_room(cache: PositionCache, need: int) -> PositionCache:
-    """A cache that a row goes on in.
-
-    Raises:
-        InputError: it is smaller than ``need`` positions.
-    """
-    if cache.capacity < need:
+def cache_for(network: Target | DFlashDraft, rows: int, need: int, own: PositionCache | None) -> PositionCache:
+    """A new cache of ``need`` positions, or the ``own`` one of a prefix, which must be as large."""
+    if own is None:
+        return network.new_cache(rows, need)
+    if own.capacity < need:
         raise InputError(
             "prefixes[0]",
             expected=f"caches of {need} positions, for prompt, new tokens and a block",
-            received=cache.capacity,
+            received=own.capacity,
             hint="allocate larger ones, or lower max_new_tokens",
         )
-    return cache
+    return own
 
 
 def fill_from_prefixes(
@@ -121,19 +112,14 @@ def fill_from_prefixes(
     """Copy prefixes into the rows of a batch, and hand on their features as a prefill would.
 
     Rows whose prefix is shorter are padded at the cache's last position, which lies behind every row's prompt.
-    Prefixes in whose own caches a row goes on need nothing.
-
-    Args:
-        prefixes: of every row.
-        cache: of the target, a row for each.
-        layer_ids: F layers that the batch taps.
-        on_features: called with features [B, C, F·H] and positions [B, C].
+    Prefixes in whose own caches a row goes on need nothing. ``on_features`` is called with features [B, C, F·H] of the
+    layers and positions [B, C].
     """
-    rows: dict[int, list[int]] = {}
+    found: dict[int, tuple[PrefixCache, list[int]]] = {}  # each with its rows
     for row, prefix in enumerate(prefixes):
         if prefix is not None and prefix.draft_cache is None:
-            rows.setdefault(id(prefix), []).append(row)
-    kinds = [(prefix, members) for members in rows.values() if (prefix := prefixes[members[0]]) is not None]
+            found.setdefault(id(prefix), (prefix, []))[1].append(row)
+    kinds = list(found.values())
     for prefix, members in kinds:
         cache.fill(members, prefix.cache, len(prefix.ids))
     if on_features is None or not layer_ids:

@@ -6,8 +6,6 @@ whenever they matter, however often discarded proposals have read them, and a re
 order.
 """
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Sequence
 from typing import Literal, Protocol
@@ -32,24 +30,16 @@ class RandomSource(Protocol):
 
     def categorical(self, probs: Tensor, stream: Stream, positions: Tensor) -> Tensor:
         """Token ids [B, Q] drawn from ``probs`` [B, Q, V] for the absolute ``positions`` [B, Q]."""
-        ...
 
     def bernoulli(self, probs: Tensor, stream: Stream, positions: Tensor) -> Tensor:
         """Booleans [B, Q], true with ``probs`` [B, Q], for the absolute ``positions`` [B, Q]."""
-        ...
 
-    def select(self, rows: Tensor) -> RandomSource:
+    def select(self, rows: Tensor) -> "RandomSource":
         """The source of the rows [R] that stay when others leave the batch."""
-        ...
 
 
 class RandomTable:
-    """Random numbers read from a table made once.
-
-    Args:
-        table: [B, P, 3] fp64 uniforms in [0, 1); entry i belongs to a row's i-th new token.
-        starts: [B] absolute position of each row's first new token.
-    """
+    """Random numbers read from a table of uniforms [B, P, 3]; entry i is of position ``starts`` [B] + i of a row."""
 
     def __init__(self, table: Tensor, starts: Tensor) -> None:
         self.table, self.starts = table, starts
@@ -65,7 +55,7 @@ class RandomTable:
         """Booleans [B, Q]: uniform < probability, so 0 is never and 1 always true."""
         return self._uniform(stream, positions) < probs
 
-    def select(self, rows: Tensor) -> RandomTable:
+    def select(self, rows: Tensor) -> "RandomTable":
         """Keep rows [R]."""
         return RandomTable(self.table[rows], self.starts[rows])
 
@@ -77,34 +67,21 @@ def random_table(seeds: Sequence[int], positions: int) -> Tensor:
 
 
 def row_seeds(seed: int | Sequence[int] | None, batch: int) -> list[int]:
-    """One seed per row.
-
-    Args:
-        seed: an integer, from which row b's seed is derived with b; a sequence with each row's own seed, used as it is;
-            or None for fresh entropy.
-        batch: number of rows.
-
-    Raises:
-        InputError: a seed is not a non-negative integer, or the sequence has another length than the batch.
-    """
+    """One seed per row: derived from an integer and the row's number, each row's own, or with None of fresh entropy."""
     if seed is None:
         return [secrets.randbits(SEED_BITS) for _ in range(batch)]
-    if isinstance(seed, int):
-        _check_seed(seed)
-        derived = (np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)[0] for row in range(batch))
-        return [int(value) >> (64 - SEED_BITS) for value in derived]
-    if not isinstance(seed, Sequence) or isinstance(seed, str) or len(seed) != batch:
+    if not isinstance(seed, int) and (not isinstance(seed, Sequence) or isinstance(seed, str) or len(seed) != batch):
         raise InputError(
             "seed",
             expected=f"an integer, None, or one integer per prompt ({batch})",
             received=f"{len(seed)} values" if isinstance(seed, Sequence) else type(seed).__name__,
             hint="pass one seed per prompt, or a single integer",
         )
-    for value in seed:
-        _check_seed(value)
-    return list(seed)
-
-
-def _check_seed(seed: int) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise InputError("seed", expected="integers in 0 … 2**64 - 1", received=repr(seed), hint="use e.g. seed=0")
+    for value in [seed] if isinstance(seed, int) else seed:
+        if type(value) is not int or not 0 <= value < 2**64:
+            hint = "use e.g. seed=0"
+            raise InputError("seed", expected="integers in 0 … 2**64 - 1", received=repr(value), hint=hint)
+    if not isinstance(seed, int):
+        return list(seed)
+    derived = (np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)[0] for row in range(batch))
+    return [int(value) >> (64 - SEED_BITS) for value in derived]

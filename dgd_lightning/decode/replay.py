@@ -5,20 +5,17 @@ these tokens, from which logits was each of them chosen? The readouts are those 
 too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dgd_lightning.decode.call import Call, check_prompt, check_request
 from dgd_lightning.decode.readouts.base import Readout, TargetOutput, split_taps
-from dgd_lightning.decode.readouts.draft_slots import DraftSlots
-
-if TYPE_CHECKING:
-    from dgd_lightning.pair import Pair
+from dgd_lightning.decode.readouts.draft import DraftSlots
+from dgd_lightning.decode.session import Session
+from dgd_lightning.pair import Pair
 
 
 class Replayed(NamedTuple):
@@ -31,15 +28,8 @@ class Replayed(NamedTuple):
     readouts: list[Tensor]  # [Q, V] each, in the order of the readouts; [Q, K − 1, V] for `DraftSlots`
 
 
-def replay(
-    pair: Pair, prompt: Tensor, answer: Tensor, readouts: Sequence[Readout | DraftSlots], *, chunk: int = 64
-) -> Iterator[Replayed]:
-    """Read a prompt and its answer, chunk by chunk: :func:`replays` of one answer."""
-    return replays(pair, prompt, [answer], readouts, chunk=chunk)
-
-
 @torch.no_grad()
-def replays(
+def replay(
     pair: Pair, prompt: Tensor, answers: Sequence[Tensor], readouts: Sequence[Readout | DraftSlots], *, chunk: int = 64
 ) -> Iterator[Replayed]:
     """Read a prompt once, and behind it one answer after the other, chunk by chunk.
@@ -53,40 +43,30 @@ def replays(
 
     Yields:
         The chunks of the first answer in order, then those of the next.
-
-    Raises:
-        InputError: an unusable argument, or a readout that the pair or the prompt can't serve.
     """
-    target = pair.target
-    answers = [check_prompt("answer", answer, target.vocab_size) for answer in answers]
+    answers = [check_prompt("answer", answer, pair.target.vocab_size) for answer in answers]
     longest = max(map(len, answers), default=1)
-    request = check_request(pair, [prompt], Call(longest))
-    width = min(chunk, longest)
+    request, width = check_request(pair, [prompt], Call(longest)), min(chunk, longest)
     layer_ids = tuple(dict.fromkeys(layer for readout in readouts for layer in readout.layers(pair)))
     states = [readout.begin(pair, request, width) for readout in readouts]
-    cache = target.new_cache(1, len(prompt) + longest)
+    session = Session(pair.target, request, width=width, layer_ids=layer_ids)
 
-    def extend(features: Tensor, positions: Tensor) -> None:
+    def extend(features: Tensor | None, positions: Tensor) -> None:
         for state in states:
             state.extend(split_taps(features, layer_ids), positions)
 
-    known = len(prompt) - 1  # the prompt's last token comes first in every answer's first chunk
-    ids = request.ids.to(target.device)  # [1, S]
-    if known:
-        target.prefill(ids[:, :known], [known], cache, layer_ids=layer_ids, on_features=extend if layer_ids else None)
+    session.prefill(extend, hold_last=True)  # the prompt's last token comes first in every answer's first chunk
     for state in states:
         state.ready()
     for number, answer in enumerate(answers):  # caches are written by position: the next answer overwrites this one
-        text = torch.cat([ids[0, known:], answer.to(target.device)])[None]  # [1, 1 + T]
+        text = torch.cat([request.ids[0, -1:], answer]).to(pair.target.device)  # [1 + T]
         for first in range(0, len(answer), width):
-            count = min(width, len(answer) - first)
-            low, high = known + first, known + first + count
-            positions = torch.arange(low, high, device=target.device)[None]  # [1, Q]
-            tokens = text[:, first : first + count]
-            logits, features = target.step(tokens, positions, cache, max_length=high, layer_ids=layer_ids)
-            taps = split_taps(features, layer_ids)
-            for state in states:
-                state.extend(taps, positions)
-            out = TargetOutput(tokens, positions, logits, taps, high - 1)
-            made = [state.logits(out)[0] for state in states]
-            yield Replayed(number, first, text[0, first + 1 : first + 1 + count], logits[0], made)
+            tokens = text[None, first : min(first + width, len(answer))]  # [1, Q]
+            chosen = text[first + 1 : first + 1 + width]  # [Q]
+            low = len(prompt) - 1 + first
+            high = low + len(chosen)
+            positions = torch.arange(low, high, device=tokens.device)[None]  # [1, Q]
+            logits, features = session.step(tokens, positions, max_length=high)
+            extend(features, positions)
+            out = TargetOutput(tokens, positions, logits, split_taps(features, layer_ids), high - 1)
+            yield Replayed(number, first, chosen, logits[0], [state.logits(out)[0] for state in states])

@@ -1,7 +1,5 @@
 """From logits to a distribution and from one uniform to a token; nothing here draws a random number itself."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
@@ -15,11 +13,11 @@ MIN_TEMPERATURE = 1e-4  # below it fp32 logits overflow when divided, and the di
 
 
 class SamplingParams(NamedTuple):
-    """How a token is drawn. ``temperature`` 0 is greedy: the one token with the largest logit."""
+    """How a token is drawn."""
 
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
+    temperature: float = 0.0  # 0: greedy, the one token with the largest logit; otherwise at least MIN_TEMPERATURE
+    top_k: int | None = None  # keep the k largest logits, and whatever ties with the smallest kept; None: all
+    top_p: float | None = None  # in (0, 1]: keep the smallest set of likeliest tokens that holds this mass; None: all
 
     @property
     def greedy(self) -> bool:
@@ -31,16 +29,7 @@ GREEDY = SamplingParams()
 
 
 def sampling_params(temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None) -> SamplingParams:
-    """Check the three knobs and pack them.
-
-    Args:
-        temperature: 0 for greedy, otherwise at least ``MIN_TEMPERATURE``.
-        top_k: keep the k largest logits (and whatever ties with the smallest kept), or None for all.
-        top_p: keep the smallest set of likeliest tokens that holds this mass, in (0, 1], or None for all.
-
-    Raises:
-        InputError: a knob is out of its range.
-    """
+    """Check the three knobs and pack them."""
     if check_number("temperature", temperature, least=0, hint="use 0 for greedy decoding or e.g. 1.0") != 0:
         check_number("temperature", temperature, least=MIN_TEMPERATURE, hint="use 0 for greedy decoding")
     check_integer("top_k", top_k, optional=True, hint="leave it out")
@@ -51,12 +40,7 @@ def sampling_params(temperature: float = 0.0, top_k: int | None = None, top_p: f
 def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
     """The distribution that a token is drawn from: temperature, then top-k, then top-p, then renormalised.
 
-    Args:
-        logits: [.., V], any float dtype.
-        params: temperature 0 gives the one-hot vector of the argmax.
-
-    Returns:
-        [.., V] in fp32, or fp64 where the logits are fp64; rows sum to 1.
+    Logits [.., V] of any float dtype give [.., V] in fp32 or wider; temperature 0 gives the argmax's one-hot vector.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # [.., V]
     if params.greedy:
@@ -78,12 +62,8 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
 def draw(probs: Tensor, uniform: Tensor) -> Tensor:
     """Draw by inverse CDF, so that one uniform decides one token on every device and in every batch.
 
-    Args:
-        probs: [.., V], non-negative, need not sum to exactly 1.
-        uniform: [..] fp64 in [0, 1).
-
-    Returns:
-        [..] token ids; a token of probability 0 is never drawn.
+    Probabilities [.., V] need not sum to exactly 1; uniforms [..] fp64 in [0, 1) give token ids [..], none of
+    probability 0.
     """
     cdf = probs.cumsum(-1, dtype=real_dtype(probs.device))  # [.., V]
     # The first index whose CDF exceeds u·total; scaling by the total absorbs a sum of 1 ± rounding.
@@ -92,14 +72,7 @@ def draw(probs: Tensor, uniform: Tensor) -> Tensor:
 
 
 def log_normalisers(log_p: Tensor, params: SamplingParams) -> Tensor:
-    """log Σ_v p(v)^(1/T): what ``p^(1/T)`` is divided by when a token is drawn at temperature T. 0 where T is 0.
-
-    Args:
-        log_p: [.., V], log-probabilities at temperature 1.
-
-    Returns:
-        [..]
-    """
+    """log Σ_v p(v)^(1/T) of log-probabilities [.., V]: what ``p^(1/T)`` is divided by for a draw. 0 where T is 0."""
     if params.greedy:
         return torch.zeros_like(log_p[..., 0])
     return (log_p / params.temperature).logsumexp(-1)

@@ -4,27 +4,19 @@ It knows nothing of what was committed: positions come from the caller, and a ro
 (what lies beyond them is hidden by the mask until it is overwritten).
 """
 
-from __future__ import annotations
-
+import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dgd_lightning.decode.call import Request
-from dgd_lightning.decode.prefix_cache import check_room, fill_from_prefixes
+from dgd_lightning.decode.prefix_cache import cache_for, fill_from_prefixes
 from dgd_lightning.target.cache import PositionCache
 from dgd_lightning.target.model import Target
+from dgd_lightning.types import TargetStep
 
 OnFeatures = Callable[[Tensor, Tensor], None]  # features [B, C, F·H] and positions [B, C] of a chunk of the prompts
-
-
-class Forward(NamedTuple):
-    """What a step gives, of every sequence."""
-
-    logits: Tensor  # [t, Q, V]
-    features: Tensor  # [t, Q, F·H]; empty where no layer is tapped
 
 
 class Session:
@@ -33,7 +25,7 @@ class Session:
     Args:
         target: reads.
         request: the prompts, and what of each has been read already.
-        width: most tokens that a step may write beyond the last committed one (K).
+        width: most tokens that a cycle may write beyond the last committed one (K).
         layer_ids: layers whose features every forward gives.
         companions: other caches, made for the same prompts, such as the draft's; their rows are kept the same.
         spare: slots behind all positions, for proposals that may be rejected as a whole (see :meth:`step`).
@@ -49,25 +41,22 @@ class Session:
         companions: Sequence[PositionCache] = (),
         spare: int = 0,
     ) -> None:
-        self.target, self.request, self.layer_ids = target, request, tuple(layer_ids)
-        own, need = request.prefixes[0], request.capacity(width) + spare
-        if own is not None and own.draft_cache is not None:
-            self.cache = check_room(own.cache, need)
-        else:
-            self.cache = target.new_cache(len(request.lengths), need)
+        self.target, self.request, self.width, self.layer_ids = target, request, width, tuple(layer_ids)
+        first = request.prefixes[0]
+        own = None if first is None or first.draft_cache is None else first.cache
+        self.cache = cache_for(target, len(request.lengths), request.capacity(width) + spare, own)
         self.caches = [self.cache, *companions]
+        self.began = 0.0  # `time.perf_counter` of when the prefill began
 
     def prefill(self, on_features: OnFeatures | None = None, *, hold_last: bool = False) -> Tensor | None:
-        """Read the prompts, behind their prefixes.
+        """Read the prompts, behind their prefixes, whose features are handed on first.
 
-        Args:
-            on_features: called with features and positions, those of prefixes first.
-            hold_last: leave each prompt's last token to the caller's first step.
+        ``hold_last`` leaves each prompt's last token to the caller's first step.
 
         Returns:
             [B, V], logits after each prompt; None where nothing was left to read.
         """
-        request = self.request
+        request, self.began = self.request, time.perf_counter()
         fill_from_prefixes(request.prefixes, self.cache, self.layer_ids, on_features)
         starts = [0 if prefix is None else len(prefix.ids) for prefix in request.prefixes]
         ends = [length - int(hold_last) for length in request.lengths]
@@ -84,7 +73,7 @@ class Session:
             on_features=on_features,
         ).logits
 
-    def step(self, tokens: Tensor, positions: Tensor, *, max_length: int, slots: Tensor | None = None) -> Forward:
+    def step(self, tokens: Tensor, positions: Tensor, *, max_length: int, slots: Tensor | None = None) -> TargetStep:
         """The target's forward on tokens [t, Q] at positions [t, Q].
 
         Args:
@@ -92,10 +81,9 @@ class Session:
             slots: [t, Q], spare slots of the cache for a proposal that may be rejected as a whole; see
                 :meth:`~dgd_lightning.target.cache.PositionCache.at`.
         """
-        logits, features = self.target.step(
+        return self.target.step(
             tokens, positions, self.cache, max_length=max_length, layer_ids=self.layer_ids, slots=slots
         )
-        return Forward(logits, logits.new_empty(0) if features is None else features)
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows [t], in this order; a row that comes several times is copied."""

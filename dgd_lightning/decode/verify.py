@@ -4,8 +4,6 @@ A block of K tokens is the anchor and K - 1 proposals. Logits of slot j belong t
 K distributions are those of the K - 1 proposals and of one bonus token.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -29,11 +27,7 @@ def leading_true(flags: Tensor) -> Tensor:
 def verify_match(proposals: Tensor, target_tokens: Tensor) -> Verdict:
     """Accept while the proposal is the token that the target itself chose, by argmax or by a draw of its own.
 
-    Exact for any proposals: every committed token is the target's, given the tokens before it.
-
-    Args:
-        proposals: [B, K - 1] drafted tokens.
-        target_tokens: [B, K] the target's token after the anchor and after each proposal.
+    Exact for any proposals [B, K - 1]: every committed token is one of the target's [B, K], given those before it.
     """
     accepted = leading_true(proposals == target_tokens[:, :-1])  # [B]
     return Verdict(target_tokens, accepted + 1)  # accepted proposals are the target's tokens by definition
@@ -42,11 +36,8 @@ def verify_match(proposals: Tensor, target_tokens: Tensor) -> Verdict:
 def residual(p: Tensor, q: Tensor) -> Tensor:
     """The distribution a token is drawn from after a rejection: ``norm(max(p - q, 0))``.
 
-    Where nothing is left (p equals q, so a rejection had probability 0 but for rounding) it is p.
-
-    Args:
-        p: [.., V] the target's distribution.
-        q: [.., V] the distribution that the rejected token was drawn from; zeros where nothing was rejected.
+    Where nothing is left (p equals q, so a rejection had probability 0 but for rounding) it is p. p [.., V] is the
+    target's, q [.., V] what the rejected token was drawn from; zeros where nothing was rejected.
 
     Source: Leviathan et al. 2023 (arXiv 2211.17192), section 2.3; Chen et al. 2023 (arXiv 2302.01318), algorithm 2.
     """
@@ -56,15 +47,7 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
 
 
 def accept_probability(p: Tensor, q: Tensor, proposals: Tensor) -> Tensor:
-    """``min(1, p(x) / q(x))`` for the proposed tokens x.
-
-    Args:
-        p: [B, N, V] the target's distributions.
-        q: [B, N, V] the distributions the proposals were drawn from.
-        proposals: [B, N]
-
-    Returns:
-        [B, N]
+    """``min(1, p(x) / q(x))`` [B, N] for tokens x [B, N] proposed by q [B, N, V], with p [B, N, V] the target's.
 
     Source: Leviathan et al. 2023 (arXiv 2211.17192), section 2.3.
     """
@@ -75,28 +58,19 @@ def accept_probability(p: Tensor, q: Tensor, proposals: Tensor) -> Tensor:
 def verify_rejection(
     proposals: Tensor, q: Tensor, p: Tensor, random_source: RandomSource, positions: Tensor
 ) -> Verdict:
-    """Rejection sampling: committed tokens have the target's distribution, whatever q is.
+    """Rejection sampling: committed tokens have the target's distribution p [B, K, V], whatever q [B, K - 1, V] is.
 
-    Args:
-        proposals: [B, K - 1] tokens drawn from q.
-        q: [B, K - 1, V] the draft's distributions after temperature and filters.
-        p: [B, K, V] the target's distributions after the same.
-        random_source: of the accept draws (stream ``ACCEPT``) and the final one (stream ``TARGET``).
-        positions: [B, K] absolute positions of the proposals and of the bonus token.
+    Both are after temperature and filters. Proposals [B, K - 1] were drawn from q; ``positions`` [B, K] are absolute,
+    those of the proposals and of the bonus token.
     """
     drafted = proposals.shape[1]
-    accept = random_source.bernoulli(
-        accept_probability(p[:, :-1], q, proposals), ACCEPT, positions[:, :-1]
-    )  # [B, K - 1]
+    chances = accept_probability(p[:, :-1], q, proposals)  # [B, K - 1]
+    accept = random_source.bernoulli(chances, ACCEPT, positions[:, :-1])  # [B, K - 1]
     accepted = leading_true(accept)[:, None]  # [B, 1]
-    p_last = _at(p, accepted)  # [B, 1, V] after the last accepted proposal
+    p_last = p.take_along_dim(accepted[..., None], 1)  # [B, 1, V] after the last accepted proposal
     # All accepted: nothing was rejected, q counts as zero and the residual is p, the bonus token's distribution.
-    q_last = _at(q, accepted.clamp(max=drafted - 1)) * (accepted < drafted)[..., None]  # [B, 1, V]
+    q_last = q.take_along_dim(accepted.clamp(max=drafted - 1)[..., None], 1)  # [B, 1, V]
+    q_last = q_last * (accepted < drafted)[..., None]
     last = random_source.categorical(residual(p_last, q_last), TARGET, positions.gather(1, accepted))  # [B, 1]
     tokens = torch.cat([proposals, last], dim=1).scatter(1, accepted, last)  # [B, K]
     return Verdict(tokens, accepted[:, 0] + 1)
-
-
-def _at(rows: Tensor, slot: Tensor) -> Tensor:
-    """Rows [B, N, V] at slot [B, 1] -> [B, 1, V]."""
-    return rows.gather(1, slot[..., None].expand(-1, -1, rows.shape[-1]))

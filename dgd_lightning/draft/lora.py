@@ -1,16 +1,13 @@
-"""LoRA layers inside a draft: put in, reset in place, switched off and on, taken out again, bit for bit.
+"""LoRA layers inside a draft: put in, reset in place, taken out again, bit for bit.
 
 The arithmetic is PEFT's (``base(x) + alpha / r · B(A(x))``), in layers of our own: PEFT widens a layer's whole input to
 the adapter's fp32 and keeps that copy for the backward pass, which for half-precision drafts doubles an adaptation's
 memory.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dgd_lightning.draft.adapter import Adapter
+from dgd_lightning.draft.checkpoint import Adapter
 from dgd_lightning.draft.model import DFlashDraft, context_pieces
 from dgd_lightning.errors import InputError
 
@@ -65,26 +62,19 @@ def _pieces(rows: Tensor, factor: Tensor) -> list[slice]:
 
 
 class LoraLinear(nn.Module):
-    """A linear layer with a low-rank update. The second factor starts at zero, the first one is not set.
-
-    Args:
-        base_layer: of the draft.
-        rank: r.
-        scaling: alpha / r.
-    """
+    """A linear layer with a low-rank update, times alpha / r. The second factor is zero, the first one not set."""
 
     def __init__(self, base_layer: nn.Linear, rank: int, scaling: float) -> None:
         super().__init__()
         weight = base_layer.weight
         wide = torch.promote_types(weight.dtype, torch.float32)  # fp32 for half-precision drafts
-        self.base_layer, self.scaling, self.enabled = base_layer, scaling, True
+        self.base_layer, self.scaling = base_layer, scaling
         self.lora_A = nn.Parameter(torch.empty(rank, weight.shape[1], dtype=wide, device=weight.device))
         self.lora_B = nn.Parameter(torch.zeros(weight.shape[0], rank, dtype=wide, device=weight.device))
 
     def forward(self, x: Tensor) -> Tensor:
         """[.., in] -> [.., out]."""
-        product = self.base_layer(x)
-        return self.updated(product, x) if self.enabled else product
+        return self.updated(self.base_layer(x), x)
 
     def updated(self, product: Tensor, x: Tensor) -> Tensor:
         """The base layer's ``product`` [.., out] of x [.., in] with the update, in the product's dtype."""
@@ -100,21 +90,14 @@ class DraftLora:
         draft: gets LoRA layers in place of the chosen linear ones; its own weights are frozen.
         rank: r.
         alpha: the update counts alpha / rank.
-        modules: names out of ``draft.adapter.MODULES``.
+        modules: names out of ``draft.checkpoint.MODULES``.
         seed: of the first factors.
-
-    Raises:
-        InputError: the draft has an adapter already.
     """
 
     def __init__(self, draft: DFlashDraft, *, rank: int, alpha: float, modules: Sequence[str], seed: int) -> None:
         if any(isinstance(module, LoraLinear) for module in draft.modules()):
-            raise InputError(
-                "pair.draft",
-                expected="a draft without an adapter",
-                received="one with an adapter in it",
-                hint="leave the other adapter's `with pair.adapter(…)` block first",
-            )
+            received, hint = "one with an adapter in it", "leave the other adapter's `with pair.adapter(…)` block first"
+            raise InputError("pair.draft", expected="a draft without an adapter", received=received, hint=hint)
         self.draft, self.rank, self.alpha, self.modules = draft, rank, alpha, tuple(modules)
         self.base = base_digest(draft)
         self.required = [(weight, weight.requires_grad) for weight in draft.parameters()]
@@ -137,11 +120,7 @@ class DraftLora:
 
     @torch.no_grad()
     def reset(self, seed: int) -> None:
-        """Start anew, in place: nothing of an earlier context is left. A as PEFT starts it, B zero.
-
-        Args:
-            seed: of A, which depends on nothing else (not on the device, nor on what was drawn before).
-        """
+        """Start anew, in place. A as PEFT starts it, by the seed alone (no device, nothing drawn before); B zero."""
         generator = torch.Generator().manual_seed(seed)
         for layer in self.layers.values():
             fresh = torch.empty(layer.lora_A.shape, dtype=torch.float32)
@@ -161,11 +140,7 @@ class DraftLora:
 
     @torch.no_grad()
     def load(self, weights: dict[str, Tensor]) -> None:
-        """Take over weights that :meth:`state` gave, or those of a saved adapter.
-
-        Raises:
-            InputError: they belong to other modules, another rank or another draft.
-        """
+        """Take over weights that :meth:`state` gave, or those of a saved adapter for the same modules and draft."""
         own = self._named()
         wrong = sorted(own.keys() ^ weights.keys()) or [
             f"{key} {list(weights[key].shape)} for {list(own[key].shape)}"
@@ -191,17 +166,6 @@ class DraftLora:
         """The weights as they are now."""
         return Adapter(self.state(), self.rank, self.alpha, self.modules, self.base)
 
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """The base draft, bit for bit, inside the block."""
-        for layer in self.layers.values():
-            layer.enabled = False
-        try:
-            yield
-        finally:
-            for layer in self.layers.values():
-                layer.enabled = True
-
     def remove(self) -> None:
         """Give the draft its own layers back: it is as it was before, bit for bit."""
         for name, layer in self.layers.items():
@@ -212,33 +176,18 @@ class DraftLora:
         self.draft.gradient_checkpointing = self.checkpointing
 
 
-@contextmanager
-def applied(draft: DFlashDraft, adapter: Adapter) -> Iterator[DFlashDraft]:
-    """The draft with an adapter in it, inside the block.
-
-    Raises:
-        InputError: the adapter was made for another draft.
-    """
-    check_base(draft, adapter)
+def with_adapter(draft: DFlashDraft, adapter: Adapter) -> DraftLora:
+    """LoRA layers with an adapter's weights, put into the draft that it was trained on."""
+    if adapter.base is not None and adapter.base != (ours := base_digest(draft)):
+        expected, received = f"one of this draft ({ours})", f"one of another ({adapter.base})"
+        raise InputError("adapter", expected=expected, received=received, hint="load the pair that it was trained with")
     lora = DraftLora(draft, rank=adapter.rank, alpha=adapter.alpha, modules=adapter.modules, seed=0)
     try:
         lora.load(adapter.weights)
-        yield draft
-    finally:
+    except BaseException:
         lora.remove()
-
-
-def check_base(draft: DFlashDraft, adapter: Adapter) -> None:
-    """Raises:
-    InputError: the adapter says that it was trained on another draft.
-    """
-    if adapter.base is not None and adapter.base != (ours := base_digest(draft)):
-        raise InputError(
-            "adapter",
-            expected=f"one of this draft ({ours})",
-            received=f"one of another ({adapter.base})",
-            hint="load the pair that it was trained with",
-        )
+        raise
+    return lora
 
 
 def base_digest(draft: DFlashDraft) -> str:

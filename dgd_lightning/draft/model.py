@@ -4,19 +4,25 @@ Sources: the DFlash paper and z-lab/dflash (checkpoint layout and arithmetic); Q
 Letters: B rows, S context length, H hidden size, F tapped layers, N anchors, K block size, D head width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dgd_lightning.draft.attention import KeysValues, Mix, Wanted, attend, mix_of
+from dgd_lightning.draft.attention import (
+    KeysValues,
+    Mix,
+    Wanted,
+    attend,
+    joined,
+    mix_of,
+    multi_anchor_mask,
+    single_block_mask,
+)
 from dgd_lightning.draft.config import DraftConfig
-from dgd_lightning.draft.masks import multi_anchor_mask, single_block_mask
 from dgd_lightning.target.cache import PositionCache
 
 ContextKeys = Tensor | KeysValues  # what a layer reads of the context: [B, S, H], or its rotated K and V
@@ -55,7 +61,7 @@ class Rotary(nn.Module):
         self._exact = inv_freq
         self.register_buffer("inv_freq", inv_freq.clone(), persistent=False)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Rotary:
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
         self.inv_freq = self._exact.to(self.inv_freq.device)  # `.to(bfloat16)` would round the frequencies
         return self
@@ -87,7 +93,7 @@ class Attend(nn.Module):
     def queries(self, x: Tensor, rotary: CosSin) -> Tensor:  # [B, Q, H] -> [B, heads, Q, D]
         return _rotate(self.q_norm(self._heads(self.q_proj(x))).transpose(1, 2), rotary)
 
-    def keys_values(self, x: Tensor, rotary: CosSin) -> tuple[Tensor, Tensor]:  # [B, S, H] -> 2 × [B, kv heads, S, D]
+    def keys_values(self, x: Tensor, rotary: CosSin) -> KeysValues:  # [B, S, H] -> 2 × [B, kv heads, S, D]
         keys = _rotate(self.k_norm(self._heads(self.k_proj(x))).transpose(1, 2), rotary)
         values = self._heads(self.v_proj(x)).transpose(1, 2)
         return keys.to(values.dtype), values  # under autocast the norm's fp32 weight widens the keys
@@ -131,21 +137,21 @@ class Layer(nn.Module):
 
         With ``pieces`` the context's keys and values are made, and made again in the backward pass, piece by piece.
         """
-        x = self.input_layernorm(hidden)
-        if isinstance(context, Tensor):
-            context = self._context_keys_values(context, context_rotary, pieces)
-        own = self.self_attn.keys_values(x, rotary)
-        return self.finish(hidden, mix(self.self_attn.queries(x, rotary), context, own))
-
-    def _context_keys_values(self, context: Tensor, rotary: CosSin, pieces: bool) -> KeysValues:
         make = self.self_attn.keys_values
-        if not pieces or context.shape[1] <= CONTEXT_PIECE:
-            return make(context, rotary)
-        parts = [
-            checkpoint(make, context[:, at], CosSin(rotary.cos[:, :, at], rotary.sin[:, :, at]), use_reentrant=False)
-            for at in context_pieces(context.shape[1])
-        ]
-        return torch.cat([keys for keys, _ in parts], dim=2), torch.cat([values for _, values in parts], dim=2)
+        if not isinstance(context, Tensor):
+            read = context
+        elif not pieces or context.shape[1] <= CONTEXT_PIECE:
+            read = make(context, context_rotary)
+        else:
+            cos, sin = context_rotary
+            parts = [
+                checkpoint(make, context[:, at], CosSin(cos[:, :, at], sin[:, :, at]), use_reentrant=False)
+                for at in context_pieces(context.shape[1])
+            ]
+            read = torch.cat([keys for keys, _ in parts], dim=2), torch.cat([values for _, values in parts], dim=2)
+        x = self.input_layernorm(hidden)
+        own = make(x, rotary)
+        return self.finish(hidden, mix(self.self_attn.queries(x, rotary), read, own))
 
 
 def context_pieces(length: int) -> list[slice]:
@@ -239,8 +245,7 @@ class DFlashDraft(nn.Module):
         """
         blocks = anchors.shape[1]
         size = embeddings.shape[1] // blocks  # K
-        positions = block_positions(anchors, size)
-        hidden = embeddings
+        positions, hidden = block_positions(anchors, size), embeddings
         rotary = self.rotary(positions, hidden.dtype)
         in_place = blocks == 1 and not keep_cache
         if in_place:
@@ -256,8 +261,7 @@ class DFlashDraft(nn.Module):
                 kept.write(keys, values)
                 keys, values = kept.view()
             else:
-                seen_keys, seen_values = kept.view()
-                keys, values = torch.cat([seen_keys, keys], dim=2), torch.cat([seen_values, values], dim=2)
+                keys, values = joined(kept.view(), (keys, values))
             if slot is not None and number == self.config.num_layers:  # the block's other slots are only looked at
                 hidden, x, mask = hidden[:, slot::size], x[:, slot::size], mask[:, :, slot::size]
                 rotary = CosSin(rotary.cos[:, :, slot::size], rotary.sin[:, :, slot::size])
@@ -280,14 +284,10 @@ class DFlashDraft(nn.Module):
             embeddings: [B, N·K, H].
             anchors: [B, N] absolute positions, each block reads context strictly before its own.
             keep: [B, N]; rows of a dropped block are finite and meaningless.
-            attention: ``sdpa``, ``tiles`` (long contexts on a CPU), ``flex`` (FlexAttention, CUDA) or ``dense`` (one
-                mask, [B, 1, N·K, S + N·K], over all: the oracle of the others).
+            attention: see :func:`~dgd_lightning.draft.attention.mix_of`.
 
         Returns:
             [B, N·K, H], after the final norm.
-
-        Raises:
-            InputError: unknown ``attention``, or ``flex`` off CUDA.
         """
         return self.over_context(self.context(features), embeddings, anchors, keep, attention=attention)
 
@@ -303,33 +303,20 @@ class DFlashDraft(nn.Module):
     ) -> Tensor:
         """:meth:`multi_anchor` over what the layers read of the context, so that it can be kept from call to call.
 
-        Args:
-            context: :meth:`context` of the features, [B, S, H]; or :meth:`context_keys_values` of it, per layer.
-            embeddings, anchors, keep, attention: as in :meth:`multi_anchor`.
-            first: position of the context's first entry; what lies before it is not seen.
+        That is :meth:`context` of the features, [B, S, H], or :meth:`context_keys_values` of it, per layer, from
+        position ``first`` on; what lies before it is not seen.
         """
-        blocks = anchors.shape[1]
-        size = embeddings.shape[1] // blocks  # K
+        size, hidden = embeddings.shape[1] // anchors.shape[1], embeddings  # K
         length = context.shape[1] if isinstance(context, Tensor) else context[0][0].shape[2]
-        mix = mix_of(
-            attention,
-            anchors - first,
-            length,
-            size,
-            keep,
-            heads=self.config.num_heads,
-            kv_heads=self.config.num_kv_heads,
-            dtype=embeddings.dtype,
-        )
-        hidden = embeddings
+        heads, kv_heads = self.config.num_heads, self.config.num_kv_heads
+        mix = mix_of(attention, anchors - first, length, size, keep, heads=heads, kv_heads=kv_heads, dtype=hidden.dtype)
         rotary = self.rotary(block_positions(anchors, size), hidden.dtype)
         context_rotary = self._context_rotary(length, first, hidden.dtype)
+        again = self.gradient_checkpointing and torch.is_grad_enabled()
         for i, layer in enumerate(self._stack):
-            seen: ContextKeys = context if isinstance(context, Tensor) else context[i]
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                hidden = checkpoint(layer.over, hidden, seen, rotary, context_rotary, mix, True, use_reentrant=False)
-            else:
-                hidden = layer.over(hidden, seen, rotary, context_rotary, mix, False)
+            seen = context if isinstance(context, Tensor) else context[i]
+            given = (hidden, seen, rotary, context_rotary, mix, again)
+            hidden = checkpoint(layer.over, *given, use_reentrant=False) if again else layer.over(*given)
         return self.norm(hidden)
 
     def context_keys_values(self, context: Tensor, first: int = 0) -> list[KeysValues]:

@@ -3,14 +3,14 @@
 Source: the DFlash paper, training section; weights as in SpecForge's ``OnlineDFlashModel``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from dgd_lightning.distributions import wide
 
 _PUBLISHED_GAMMA = {16: 7.0, 10: 5.0, 8: 4.0}
 
@@ -40,11 +40,7 @@ def sample_anchors(loss_mask: Tensor, num_anchors: int, generator: torch.Generat
     """Draw anchors without replacement among positions p ≥ 1 where p and p + 1 are both supervised.
 
     Decoding always starts a block at a generated token with some context before it, and so does training.
-
-    Args:
-        loss_mask: [B, S], non-zero where a token is supervised.
-        num_anchors: N; rows with fewer candidates get dropped ones.
-        generator: source of the draw.
+    ``loss_mask`` [B, S] is non-zero where a token is supervised; rows with fewer candidates than N get dropped ones.
     """
     batch, length = loss_mask.shape
     supervised = loss_mask > 0
@@ -62,15 +58,7 @@ def sample_anchors(loss_mask: Tensor, num_anchors: int, generator: torch.Generat
 
 
 def block_ids(input_ids: Tensor, anchors: Tensor, block_size: int, mask_token_id: int) -> Tensor:
-    """Input tokens of the blocks, ``[anchor token, mask, …, mask]`` each.
-
-    Args:
-        input_ids: [B, S].
-        anchors: [B, N].
-
-    Returns:
-        [B, N·K].
-    """
+    """Input tokens of the blocks at anchors [B, N], ``[anchor token, mask, …, mask]`` each: [B, S] -> [B, N·K]."""
     ids = torch.full((*anchors.shape, block_size), mask_token_id, dtype=input_ids.dtype, device=input_ids.device)
     ids[..., 0] = input_ids.gather(1, anchors)
     return ids.flatten(1)
@@ -101,7 +89,6 @@ def block_loss(
         keep: [B, N], False: the block is ignored.
         block_size: K.
         gamma: decay γ in slots (:func:`default_gamma`).
-        chunk: slots per piece.
     """
     length = input_ids.shape[1]
     slots = torch.arange(1, block_size, device=anchors.device)  # [K−1]
@@ -138,7 +125,6 @@ def _weighted_nll(
     states: Tensor, lm_head: Callable[[Tensor], Tensor], labels: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(Σ w·nll, whether the top-1 token is the label): states [C, H], labels and weights [C]."""
-    logits = lm_head(states)  # [C, V]
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = wide(lm_head(states))  # [C, V]
     nll = logits.logsumexp(-1) - logits.gather(1, labels[:, None]).squeeze(1)
     return (nll * weights).sum(), logits.argmax(-1) == labels

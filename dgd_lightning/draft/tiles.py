@@ -7,8 +7,6 @@ and Gimelshein (arXiv 1805.02867) and keeps its terms while there is room; the b
 Letters: B rows, N blocks, K block size, g query heads per key head, M = N·g·K queries of one, S context, D width.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
@@ -46,14 +44,7 @@ def width_of(queries: int) -> int:
 
 
 def plan_of(limits: Sequence[int], heads: int, rows: int, device: torch.device) -> Plan:
-    """Tiles of the keys that some block sees.
-
-    Args:
-        limits: of N blocks: each sees the keys before it.
-        heads: key heads.
-        rows: g·K, queries of a block and a key head.
-        device: of the masks.
-    """
+    """Tiles of the keys that some of N blocks sees, each those before its limit; g·K = ``rows`` queries of a head."""
     order = sorted(range(len(limits)), key=limits.__getitem__)
     ascending = [limits[block] for block in order]
     width = width_of(heads * rows * len(limits))
@@ -73,7 +64,7 @@ def plan_of(limits: Sequence[int], heads: int, rows: int, device: torch.device) 
 def attend_in_tiles(
     queries: Tensor, context: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], plans: Sequence[Plan]
 ) -> Tensor:
-    """Attention of each block over the context before its limit and over its own slots.
+    """Attention of each block over the context before its limit and over its own slots, in the values' dtype.
 
     Half precision is widened to fp32 tile by tile.
 
@@ -82,9 +73,6 @@ def attend_in_tiles(
         context: keys and values of positions 0…S−1, [B, kv heads, S, D] each.
         own: those of the blocks' slots, [B, kv heads, N·K, D] each.
         plans: of the B rows (:func:`plan_of`).
-
-    Returns:
-        [B, heads, N·K, D], in the values' dtype.
     """
     with torch.autocast(queries.device.type, enabled=False):  # it would round scores to half precision
         rows = zip(queries, *context, *own, plans, strict=True)

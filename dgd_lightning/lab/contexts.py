@@ -1,7 +1,5 @@
 """The lab's evaluation contexts as a data module of predict: held-out seeds and names, CL-bench's format."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from dgd_lightning.checks import check_integer
@@ -47,10 +45,10 @@ class LabContexts(TaskData):
                 received=f"{', '.join(repeated)} more than once",
                 hint="name it once, and raise data.contexts_per_family for more contexts",
             )
-        if sizes is not None and not 3 <= sizes[0] <= sizes[1] <= 36:
-            bounds = "3 ≤ smallest ≤ largest ≤ 36"
-            raise InputError("data.sizes", expected=bounds, received=list(sizes), hint="use for example [9, 12]")
         if sizes is not None:
+            if not 3 <= sizes[0] <= sizes[1] <= 36:
+                bounds = "3 ≤ smallest ≤ largest ≤ 36"
+                raise InputError("data.sizes", expected=bounds, received=list(sizes), hint="use for example [9, 12]")
             check_sizes("data.sizes", sizes, self.families)
         self.contexts_per_family = check_integer("data.contexts_per_family", contexts_per_family)
         self.sizes, self.seed = sizes, seed
@@ -62,5 +60,5 @@ class LabContexts(TaskData):
 
 def lab_tasks(contexts_per_family: int, **settings: Any) -> list[Task]:
     """Tasks of held-out contexts, see `rows.eval_rows`."""
-    rows = enumerate(eval_rows(contexts_per_family, **settings), 1)
-    return parse_rows(Row(f"lab row {number}", number, row) for number, row in rows)
+    rows = eval_rows(contexts_per_family, **settings)
+    return parse_rows(Row(f"lab row {number}", number, row) for number, row in enumerate(rows, 1))

@@ -1,7 +1,5 @@
 """The lab's data for `DraftTraining`: prompts of training contexts, answered by the target itself."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random
@@ -16,13 +14,13 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from dgd_lightning.data.responses import ResponseBatch, ResponseDataset, pad_responses
+from dgd_lightning.data.responses import Conversation, ResponseBatch, pad_responses, worth_training
 from dgd_lightning.errors import InputError
 from dgd_lightning.lab.families import FAMILIES
-from dgd_lightning.lab.names import Split
 from dgd_lightning.lab.rows import check_families, check_sizes, has_long_task, make_context, messages
 from dgd_lightning.lab.tokenizer import build_tokenizer
-from dgd_lightning.lab.training_data import require_one_rank
+from dgd_lightning.lab.training_data import require_one_rank, stage_at
+from dgd_lightning.lab.world import Split
 from dgd_lightning.methods.autoregressive import autoregressive_generate
 from dgd_lightning.pair import Pair, load_pair
 from dgd_lightning.seeds import mixed_seed
@@ -64,9 +62,7 @@ class DraftStage:
         return any(map(has_long_task, self.drawn))
 
     def check(self, prefix: str = "") -> None:
-        """Raises:
-        InputError: no or unknown families, sizes that one can't write, or a long share where no family has long tasks.
-        """
+        """Raises InputError where it can't be drawn; ``prefix`` goes before a setting's name."""
         check_families(f"{prefix}families", self.drawn)
         check_sizes(f"{prefix}sizes", self.sizes, self.drawn)
         if self.long_share > 0 and not self.has_long:
@@ -78,28 +74,20 @@ class DraftStage:
             )
 
     def draw(self, count: int, seed: int, split: Split) -> Prompts:
-        """``count`` prompts, one question each, from contexts with names of ``split``.
-
-        Raises:
-            InputError: see `check`.
-        """
+        """``count`` prompts, one question each, from contexts with names of ``split``."""
         self.check()
         tokenizer = build_tokenizer()
         found = Prompts([], [])
         rng = random.Random(f"draft/{split}/{seed}")
         while len(found.ids) < count:
-            context = make_context(
-                rng.getrandbits(48), rng.choice(self.drawn), split=split, size=rng.randint(*self.sizes), contradict=0.2
-            )
+            number, family = rng.getrandbits(48), rng.choice(self.drawn)
+            context = make_context(number, family, split=split, size=rng.randint(*self.sizes), contradict=0.2)
             want_long = rng.random() < self.long_share
-            tasks = [task for task in context.tasks if task.long is want_long]
-            if not tasks:
-                continue
-            text = tokenizer.apply_chat_template(
-                messages(context, rng.choice(tasks)), tokenize=False, add_generation_prompt=True
-            )
-            found.ids.append(torch.tensor(tokenizer.encode(text, add_special_tokens=False)))
-            found.long.append(want_long)
+            if tasks := [task for task in context.tasks if task.long is want_long]:
+                chat = messages(context, rng.choice(tasks))
+                text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+                found.ids.append(torch.tensor(tokenizer.encode(text, add_special_tokens=False)))
+                found.long.append(want_long)
         return found
 
 
@@ -107,11 +95,8 @@ class StagedOrder(Sampler[list[int]]):
     """Endless batches of indices into the stages' data sets laid end to end; batch i depends on (seed, i) alone.
 
     Args:
-        counts: conversations of each stage.
-        steps: batches of each stage; the last one goes on.
-        batch_size: indices per batch.
-        seed: base seed.
-        first: where to start, for a resumed run.
+        counts, steps: conversations and batches of each stage; the last stage goes on.
+        first: where a resumed run starts.
     """
 
     def __init__(self, counts: list[int], steps: list[int], batch_size: int, seed: int, first: int = 0) -> None:
@@ -119,19 +104,14 @@ class StagedOrder(Sampler[list[int]]):
 
     def batch(self, number: int) -> list[int]:
         """The indices of one batch."""
-        stage, offset = 0, 0
-        while stage < len(self.steps) - 1 and number >= self.steps[stage]:
-            number -= self.steps[stage]
-            offset += self.counts[stage]
-            stage += 1
-        total = self.counts[stage]
+        stage, number = stage_at(number, self.steps)
+        offset, total = sum(self.counts[:stage]), self.counts[stage]
         epoch, at = divmod(number, max(1, total // self.batch_size))
         order = torch.randperm(total, generator=torch.Generator().manual_seed(mixed_seed(self.seed, stage, epoch)))
         return [offset + int(index) for index in order[at * self.batch_size : (at + 1) * self.batch_size]]
 
     def __iter__(self) -> Iterator[list[int]]:
-        for number in count(self.first):
-            yield self.batch(number)
+        yield from map(self.batch, count(self.first))
 
 
 class LabDraftData(L.LightningDataModule):
@@ -170,7 +150,7 @@ class LabDraftData(L.LightningDataModule):
         self.target, self.stages, self.batch_size = target, stages, batch_size
         self.max_new_tokens, self.generation_batch = max_new_tokens, generation_batch
         self.val_prompts, self.seed = val_prompts, seed
-        self.dataset: ResponseDataset | None = None
+        self.dataset: list[Conversation] | None = None
         self.counts: list[int] = []
 
     def fingerprint(self) -> str:
@@ -181,29 +161,24 @@ class LabDraftData(L.LightningDataModule):
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
     def setup(self, stage: str) -> None:
-        """Let the target answer the training prompts.
-
-        Raises:
-            InputError: there are several ranks, or the target can't be loaded.
-        """
+        """Let the target answer the training prompts."""
         require_one_rank(self.trainer)
         if stage != "fit" or self.dataset is not None:
             return
         pair = load_pair(self.target, None)
-        answered = [
-            ResponseDataset(self.answer(pair, part.draw(part.prompts, mixed_seed(self.seed, i), "train"))).pairs
-            for i, part in enumerate(self.stages)
-        ]
-        self.counts = [len(pairs) for pairs in answered]
-        self.dataset = ResponseDataset([pair for pairs in answered for pair in pairs])
+        self.dataset = []
+        for i, part in enumerate(self.stages):
+            prompts = part.draw(part.prompts, mixed_seed(self.seed, i), "train")
+            answered = worth_training(self.answer(pair, prompts))
+            self.counts.append(len(answered))
+            self.dataset += answered
 
-    def answer(self, pair: Pair, prompts: Prompts) -> list[tuple[Tensor, Tensor]]:
+    def answer(self, pair: Pair, prompts: Prompts) -> list[Conversation]:
         """Prompts with the target's greedy responses; those of about one length are decoded together."""
-        pairs: list[tuple[Tensor, Tensor]] = []
+        pairs: list[Conversation] = []
         order = sorted(range(len(prompts.ids)), key=lambda i: (prompts.long[i], len(prompts.ids[i])))
-        for start in track(
-            range(0, len(order), self.generation_batch), description="The target answers", transient=True
-        ):
+        starts = range(0, len(order), self.generation_batch)
+        for start in track(starts, description="The target answers", transient=True):
             part = [prompts.ids[i] for i in order[start : start + self.generation_batch]]
             outputs = autoregressive_generate(pair, part, max_new_tokens=self.max_new_tokens)
             pairs += [(prompt, output.tokens) for prompt, output in zip(part, outputs, strict=True)]
@@ -221,6 +196,4 @@ class LabDraftData(L.LightningDataModule):
         prompts = replace(last, long_share=float(last.has_long)).draw(self.val_prompts, self.seed, "eval").ids
         return DataLoader(prompts, batch_size=16, collate_fn=list)  # type: ignore[arg-type]
 
-    def test_dataloader(self) -> DataLoader[list[Tensor]]:
-        """Those of validation."""
-        return self.val_dataloader()
+    test_dataloader = val_dataloader

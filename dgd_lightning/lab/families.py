@@ -1,9 +1,25 @@
-"""The families of contexts that both models are trained on: two or three sub-categories in each of four categories."""
+"""The families of contexts: two or three sub-categories in each of four categories.
 
-from __future__ import annotations
+Both models are trained on `FAMILIES`. Those in `SHIFTED` are a shifted domain, which the target has learnt and the
+bundled draft has never seen: phrasing and rules differ, and test-time training is measured there.
+"""
 
-from dgd_lightning.lab.names import COLOURS, CREATURES, FOODS, GOODS, NUMBERS, PLACES, PRIOR, TOOLS
-from dgd_lightning.lab.world import Family, LabContext, LabTask, World, sequence_task, value_task
+from dgd_lightning.lab.world import (
+    COLOURS,
+    CREATURES,
+    FOODS,
+    GOODS,
+    NUMBERS,
+    PLACES,
+    PRIOR,
+    TOOLS,
+    Family,
+    LabContext,
+    LabTask,
+    World,
+    sequence_task,
+    value_task,
+)
 
 DOMAIN, RULES = "Domain Knowledge Reasoning", "Rule System Application"
 PROCEDURE, EMPIRICAL = "Procedural Task Execution", "Empirical Discovery & Simulation"
@@ -31,14 +47,11 @@ def _facts(
 ) -> tuple[list[str], list[LabTask]]:
     """Lines and questions about known things and coined ones; the last thing is known and the context is silent on it.
 
-    Args:
-        world: the context's world.
-        things: names of known things.
-        relations: by the name of the prior: a sentence and a question, ``{x}`` the thing and ``{v}`` the value, and the
-            values.
+    ``relations`` have, by the name of the prior, a sentence and a question (``{x}`` the thing, ``{v}`` the value), and
+    the values.
     """
     known = world.pick(things, world.size // 2 + 2)
-    absent, known = known[0], known[1:]
+    absent, *known = known
     lines, tasks = [], []
     for thing in known + [world.name() for _ in range(world.size - len(known))]:
         relation = world.rng.choice(list(relations))
@@ -115,14 +128,14 @@ def cipher(world: World) -> LabContext:
 
 def procedure(world: World) -> LabContext:
     """A numbered procedure: which step does what, what comes next, recite it all."""
-    count = min(world.size, len(NUMBERS))
+    rng, count = world.rng, min(world.size, len(NUMBERS))
     things = [world.name() for _ in range(count)]
-    rng = world.rng
     actions = [f"{rng.choice(VERBS)} the {thing} for {rng.choice(NUMBERS)} turns" for thing in things]
     lines = [f"Step {NUMBERS[i]}: {action}." for i, action in enumerate(actions)]
-    tasks: list[LabTask] = []
-    for i in rng.sample(range(count), min(2, count)):
-        tasks.append(value_task(f"What is step {NUMBERS[i]}?", lines[i], actions[i], "lookup"))
+    tasks = [
+        value_task(f"What is step {NUMBERS[i]}?", lines[i], actions[i], "lookup")
+        for i in rng.sample(range(count), min(2, count))
+    ]
     i = rng.randrange(count - 1)
     ask, answer = f"What comes after the {things[i]}?", f"After the {things[i]}: {actions[i + 1]}."
     tasks.append(value_task(ask, answer, actions[i + 1], "next"))
@@ -138,9 +151,10 @@ def _round(
     after = dict(zip(stops, stops[1:] + stops[:1], strict=True))
     lines = [hop.format(a=a, b=b) for a, b in after.items()]
     world.rng.shuffle(lines)
-    tasks: list[LabTask] = []
-    for stop in world.pick(stops, len(stops)):
-        tasks.append(value_task(ask.format(a=stop), hop.format(a=stop, b=after[stop]), after[stop], "lookup"))
+    tasks = [
+        value_task(ask.format(a=stop), hop.format(a=stop, b=after[stop]), after[stop], "lookup")
+        for stop in world.pick(stops, len(stops))
+    ]
     stop = start = world.rng.choice(stops)
     way = []
     for _ in stops:
@@ -153,14 +167,8 @@ def _round(
 def route(world: World) -> LabContext:
     """A round of halls: one passage, and the whole way followed hall by hall."""
     halls = [world.name() for _ in range(world.size)]
-    lines, tasks = _round(
-        world,
-        halls,
-        "Go from the hall {a} to {b}.",
-        "Where do we go from {a}?",
-        "Walk the whole round from {a}.",
-        "walk",
-    )
+    hop, ask = "Go from the hall {a} to {b}.", "Where do we go from {a}?"
+    lines, tasks = _round(world, halls, hop, ask, "Walk the whole round from {a}.", "walk")
     system = f"You guide through the house of {world.name()}."
     return LabContext(PROCEDURE, "Workflow Orchestration", system, " ".join(lines), tasks)
 
@@ -178,9 +186,8 @@ def experiment(world: World) -> LabContext:
 def simulation(world: World) -> LabContext:
     """A lamp that changes its colour by a table: one change, and a full run."""
     states = world.pick(COLOURS, min(world.size, len(COLOURS)))
-    lines, tasks = _round(
-        world, states, "After {a} comes {b}.", "What comes after {a}?", "Run the lamp once round from {a}.", "run"
-    )
+    hop, ask = "After {a} comes {b}.", "What comes after {a}?"
+    lines, tasks = _round(world, states, hop, ask, "Run the lamp once round from {a}.", "run")
     system = f"You simulate the lamp of {world.name()}."
     return LabContext(EMPIRICAL, "Simulation Environment", system, " ".join(lines), tasks)
 
@@ -193,18 +200,12 @@ def series(world: World) -> LabContext:
     terms = [words[i % period] for i in range(shown + len(NUMBERS))]
     count = min(len(NUMBERS), max(6, 2 * world.size))
     coming = terms[shown : shown + count]
+    seen, answer = (" ".join(f"{term}," for term in part) for part in (terms[:shown], coming))
     tasks = [
         value_task("What comes next?", f"Next comes {coming[0]}.", coming[0], "lookup"),
-        sequence_task(
-            f"Continue for {NUMBERS[count - 1]} terms.",
-            " ".join(f"{term}," for term in coming),
-            coming,
-            "series",
-            "terms",
-        ),
+        sequence_task(f"Continue for {NUMBERS[count - 1]} terms.", answer, coming, "series", "terms"),
     ]
-    system = f"You watch the signal of {world.name()}."
-    return LabContext(EMPIRICAL, "Time Series", system, "We saw " + " ".join(f"{t}," for t in terms[:shown]), tasks)
+    return LabContext(EMPIRICAL, "Time Series", f"You watch the signal of {world.name()}.", f"We saw {seen}", tasks)
 
 
 def _repeated(world: World, joint: str, end: str, sub_category: str, system: str) -> LabContext:
@@ -230,17 +231,39 @@ def roll_call(world: World) -> LabContext:
     return _repeated(world, world.rng.choice(JOINTS), ".", "Attendance Lists", "You call the roll.")
 
 
-FAMILIES: dict[str, Family] = {
-    "glossary": glossary,
-    "natural_history": natural_history,
-    "geography": geography,
-    "tariff": tariff,
-    "cipher": cipher,
-    "procedure": procedure,
-    "route": route,
-    "experiment": experiment,
-    "simulation": simulation,
-    "series": series,
-    "dictation": dictation,
-    "roll_call": roll_call,
-}
+def star_chart(world: World) -> LabContext:
+    """A chart of stars: one star's light, and the whole chart read aloud."""
+    stars = [world.name() for _ in range(world.size)]
+    shades = [world.rng.choice(COLOURS) for _ in stars]
+    lines = [
+        f"{star} glows {shade} high above {world.rng.choice(PLACES)} {world.name()};"
+        for star, shade in zip(stars, shades, strict=True)
+    ]
+    tasks = [
+        value_task(f"Tell me the light of {stars[i]}.", f"{stars[i]} glows {shades[i]}.", shades[i], "lookup")
+        for i in world.rng.sample(range(len(stars)), min(2, len(stars)))
+    ]
+    tasks.append(sequence_task("Read the chart aloud.", " ".join(lines), lines, "recite", "entries of the chart"))
+    return LabContext(DOMAIN, "Star Charts", f"Astronomer of {world.name()}:", " ".join(lines), tasks)
+
+
+def ledger(world: World) -> LabContext:
+    """A ledger of debts: who owes whom, and the whole book copied out."""
+    entries, lines = [], []
+    for number in NUMBERS[: world.size]:
+        debtor, lender = world.name(), world.name()
+        sum_, good = world.rng.choice(NUMBERS), world.rng.choice(GOODS)
+        entries.append((debtor, lender))
+        lines.append(f"({number}) {debtor} owes {lender} {sum_} sacks of {good} by dawn!")
+    tasks = [
+        value_task(f"Name the lender of {debtor}.", f"{lender} lends to {debtor}.", lender, "lookup")
+        for debtor, lender in world.rng.sample(entries, min(2, len(entries)))
+    ]
+    tasks.append(sequence_task("Copy out the book of debts.", " ".join(lines), lines, "recite", "entries of the book"))
+    return LabContext(PROCEDURE, "Ledgers", f"Clerk of {world.name()}:", " ".join(lines), tasks)
+
+
+_ALIKE = (glossary, natural_history, geography, tariff, cipher, procedure, route, experiment, simulation, series)
+FAMILIES: dict[str, Family] = {family.__name__: family for family in (*_ALIKE, dictation, roll_call)}
+SHIFTED: dict[str, Family] = {"star_chart": star_chart, "ledger": ledger}
+ALL_FAMILIES = {**FAMILIES, **SHIFTED}

@@ -1,12 +1,9 @@
 """`LabGrader`: the lab's rubrics, checked by a program, and why a lab answer failed, read by rules."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 
 from dgd_lightning.grader import CHECK, FORMAT, IGNORED, INCOMPLETE, MISUSED, OTHER, Grader
-from dgd_lightning.lab.checks import grade, has_checks, holds, reverted_to_prior
 from dgd_lightning.types import Score
 
 VERSION = 1  # of the rules below: other rules, another number, and lab answers are graded anew
@@ -20,7 +17,8 @@ class LabGrader(Grader):
     name, cost = "lab", CHECK
 
     def takes(self, row: dict[str, Any]) -> bool:
-        return has_checks(row)
+        metadata = row.get("metadata")  # of other rows, anything
+        return isinstance(metadata, dict) and isinstance(metadata.get("lab"), dict) and "checks" in metadata["lab"]
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
         """See `Grader.grade`; ``status`` has an entry per rubric, ``details`` the error class of a failed answer."""
@@ -44,8 +42,59 @@ class LabGrader(Grader):
         return {"grader": self.name, "taxonomy": VERSION}
 
 
+def grade(row: dict[str, Any], text: str) -> Score:
+    """The score of an answer to a lab row: 1.0 only if all rubrics (``metadata.lab.checks``) hold, as in CL-bench."""
+    status = ["yes" if holds(check, text) else "no" for check in row["metadata"]["lab"]["checks"]]
+    failed = [rubric for rubric, verdict in zip(row["rubrics"], status, strict=True) if verdict == "no"]
+    return Score(float(not failed), status, "; ".join(failed) or "every rubric holds")
+
+
+def holds(check: dict[str, Any], text: str) -> bool:
+    """Whether one check (``type`` and ``value`` as `world` writes them) holds for an answer."""
+    text = text.strip()
+    value: Any = check.get("value")
+    match check["type"]:
+        case "contains":
+            return _found(text, value) >= 0
+        case "absent":
+            return _found(text, value) < 0
+        case "contains_all":
+            return all(_found(text, item) >= 0 for item in value)
+        case "ordered":
+            return _ordered(text, value)
+        case "equals":
+            return text == value
+        case "sentence":
+            return text.endswith(".") and text.count(".") == 1
+    raise ValueError(f"check type: expected one that the lab writes, received {check['type']!r}")
+
+
+def _found(text: str, value: str) -> int:
+    """Where ``value`` is in ``text`` as whole words, or −1."""
+    match = re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text)
+    return match.start() if match else -1
+
+
+def _ordered(text: str, items: list[str]) -> bool:
+    start = 0
+    for item in items:
+        at = _found(text[start:], item)
+        if at < 0:
+            return False
+        start += at + len(item)
+    return True
+
+
+def reverted_to_prior(row: dict[str, Any], text: str) -> bool:
+    """Whether the answer gives the prior that the context contradicts, and not the context's value."""
+    lab = row["metadata"]["lab"]
+    if lab["prior_answer"] is None:
+        return False
+    return _found(text, lab["prior_answer"]) >= 0 and _found(text, lab["checks"][0]["value"]) < 0
+
+
 def lab_error(row: dict[str, Any], text: str) -> str:
-    """The class of a failed answer to a lab row; the first of these rules that fits.
+    """The class of an answer to a lab row that is not solved; the first of these rules that fits.
 
     1. context_ignored: the context contradicts the prior, and the answer gives the prior.
     2. incomplete_or_refused: no text, cut off at the limit (``dgd.stop_reason``), or no full stop at the end where a
@@ -54,28 +103,20 @@ def lab_error(row: dict[str, Any], text: str) -> str:
     4. context_misused: a value that was asked for is there, but not all of them, not in order, or beside a wrong one;
        or a word of it, neither the question's nor the right answer's, is in the context.
     5. other.
-
-    Args:
-        row: with ``metadata.lab``, as the lab writes it.
-        text: an answer that `checks.grade` does not count as solved.
     """
     lab = row["metadata"]["lab"]
     checks = lab["checks"]
+    kinds = [check["type"] for check in checks]
     failed = [check for check in checks if not holds(check, text)]
     if lab.get("prior") == "contradict" and reverted_to_prior(row, text):
         return IGNORED
-    if _cut_off(row, checks, text):
+    stopped = row.get("dgd", {}).get("stop_reason") == "length"
+    if stopped or not text.strip() or ("sentence" in kinds and not text.rstrip().endswith(".")):
         return INCOMPLETE
-    said = any(check["type"] not in _FORM for check in checks)  # what it says is checked too, so it holds if form fails
+    said = any(kind not in _FORM for kind in kinds)  # what it says is checked too, so it holds if form fails
     if all(check["type"] in _FORM and (said or check.get("value", "") in text) for check in failed):
         return FORMAT
     return MISUSED if _uses_context(row, checks, text) else OTHER
-
-
-def _cut_off(row: dict[str, Any], checks: list[dict[str, Any]], text: str) -> bool:
-    sentence = any(check["type"] == "sentence" for check in checks)
-    stopped = row.get("dgd", {}).get("stop_reason") == "length"
-    return stopped or not text.strip() or (sentence and not text.rstrip().endswith("."))
 
 
 def _uses_context(row: dict[str, Any], checks: list[dict[str, Any]], text: str) -> bool:

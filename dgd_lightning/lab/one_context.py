@@ -1,7 +1,5 @@
 """`LabOneContext`: one held-out context of the lab for a test-time training fit."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +8,7 @@ from dgd_lightning.checks import check_choice, check_integer
 from dgd_lightning.data.one_context import OneContext, task_prompts
 from dgd_lightning.data.tasks import context_of
 from dgd_lightning.lab.contexts import lab_tasks
-from dgd_lightning.lab.rows import ALL_FAMILIES
+from dgd_lightning.lab.families import ALL_FAMILIES
 
 
 class LabOneContext(OneContext):

@@ -1,18 +1,13 @@
 """From lab contexts to CL-bench-format rows, and the fixed evaluation sets."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from typing import Any
 
 from dgd_lightning.errors import InputError
-from dgd_lightning.lab.families import FAMILIES
-from dgd_lightning.lab.names import Split
-from dgd_lightning.lab.shifted import SHIFTED
-from dgd_lightning.lab.world import LabContext, LabTask, PriorKind, World
+from dgd_lightning.lab.families import ALL_FAMILIES, FAMILIES
+from dgd_lightning.lab.world import LabContext, LabTask, PriorKind, Split, World
 
-ALL_FAMILIES = {**FAMILIES, **SHIFTED}
 EVAL_SEED = 20_261_123  # evaluation contexts: this seed and held-out names; training seeds never reach it
 EVAL_CONTRADICT = 0.5
 # Facts per evaluation context: where the long task answers with a short line per fact, there are more of them, so that
@@ -51,22 +46,19 @@ SHORT_TASKS: dict[PriorKind, int] = {"contradict": 2, "agree": 1, "novel": 2}  #
 
 
 def check_families(argument: str, families: Sequence[str]) -> None:
-    """Raises:
-    InputError: there is none, or one that the lab does not have.
-    """
-    if not families or set(families) - set(ALL_FAMILIES):
+    """Raises InputError where there is none, or one that the lab does not have."""
+    unknown = set(families) - set(ALL_FAMILIES)
+    if unknown or not families:
         raise InputError(
             argument,
             expected=f"families of the lab ({', '.join(ALL_FAMILIES)})",
-            received=", ".join(sorted(set(families) - set(ALL_FAMILIES))) or "none",
+            received=", ".join(sorted(unknown)) or "none",
             hint="use names from the list",
         )
 
 
 def check_sizes(argument: str, sizes: tuple[int, int], families: Sequence[str]) -> None:
-    """Raises:
-    InputError: a family can't write contexts of all these sizes (smallest and largest number of facts, inclusive).
-    """
+    """Raises InputError where a family can't write contexts of all these sizes (smallest and largest, inclusive)."""
     for family in families:
         least, most = SMALLEST_SIZES.get(family, 1), LARGEST_SIZES.get(family)
         if not least <= sizes[0] <= sizes[1] or (most is not None and sizes[1] > most):
@@ -97,7 +89,7 @@ def messages(context: LabContext, task: LabTask) -> list[dict[str, str]]:
 
 
 def to_row(context: LabContext, task: LabTask, context_id: str, number: int) -> dict[str, Any]:
-    """A CL-bench-format row; ``metadata.lab`` holds what the program check needs (`checks.grade`)."""
+    """A CL-bench-format row; ``metadata.lab`` holds what the program check needs (`grader.grade`)."""
     return {
         "messages": messages(context, task),
         "rubrics": task.rubrics,
@@ -106,14 +98,7 @@ def to_row(context: LabContext, task: LabTask, context_id: str, number: int) -> 
             "context_id": context_id,
             "context_category": context.category,
             "sub_category": context.sub_category,
-            "lab": {
-                "answer": task.answer,
-                "checks": task.checks,
-                "kind": task.kind,
-                "prior": task.prior,
-                "prior_answer": task.prior_answer,
-                "long": task.long,
-            },
+            "lab": {name: value for name, value in task._asdict().items() if name not in ("question", "rubrics")},
         },
     }
 
@@ -129,7 +114,7 @@ def eval_rows(
 
     Args:
         contexts_per_family: contexts of each family.
-        families: names of families (`families.FAMILIES`, `shifted.SHIFTED`).
+        families: names of families.
         sizes: smallest and largest number of facts, inclusive; None takes ``EVAL_SIZES``.
         seed: added to the evaluation seed; 0 is the bundled set.
     """

@@ -4,16 +4,15 @@ A Unigram model over GPT-2's byte alphabet: the Viterbi path prefers few long pi
 "ta" and any other text falls back to bytes. The id space ends before the embedding does; the mask token lies there.
 """
 
-from __future__ import annotations
-
 import re
 from functools import cache
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from dgd_lightning.lab.names import SYLLABLES
-from dgd_lightning.lab.rows import ALL_FAMILIES, make_context
+from dgd_lightning.lab.families import ALL_FAMILIES
+from dgd_lightning.lab.rows import make_context
+from dgd_lightning.lab.world import SYLLABLES
 
 VOCAB_SIZE = 1024  # rows of the embedding
 MASK_TOKEN_ID = 1023
@@ -27,15 +26,6 @@ SPLIT = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 WHOLE, BYTE = -1.0, -20.0  # log-scores: any whole piece beats any spelling by bytes
 
 
-def _alphabet() -> dict[str, str]:
-    """Characters of the byte alphabet by the byte they mean, as one-character strings (latin-1 keyed)."""
-    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    pieces = {}
-    for byte in range(128):  # only ASCII is needed to spell the lab's own words
-        pieces[chr(byte)] = level.pre_tokenize_str(chr(byte))[0][0]
-    return pieces
-
-
 @cache  # seconds; the same at every call
 def lab_words() -> tuple[str, ...]:
     """All words and marks that the lab's contexts use, with their leading space, names left out; sorted."""
@@ -43,14 +33,8 @@ def lab_words() -> tuple[str, ...]:
     for family in ALL_FAMILIES:
         for seed in range(400):
             context = make_context(seed, family, split="train", size=12, contradict=0.5)
-            texts = [
-                " Tell all you know, and tell it again.",
-                context.system,
-                context.text,
-                *(t.question for t in context.tasks),
-                *(t.answer for t in context.tasks),
-            ]
-            for text in texts:
+            said = [text for task in context.tasks for text in (task.question, task.answer)]
+            for text in (" Tell all you know, and tell it again.", context.system, context.text, *said):
                 words.update(re.findall(r" ?[^\W\d_]+| ?[^\w\s]+", text))
     syllables = "|".join(SYLLABLES)
     coined = re.compile(rf" ?(?:{syllables}){{2,3}}", re.IGNORECASE)
@@ -59,27 +43,15 @@ def lab_words() -> tuple[str, ...]:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Build the lab's tokenizer with its chat template."""
-    to_byte_alphabet = _alphabet()
-
-    def spell(text: str) -> str:
-        return "".join(to_byte_alphabet[character] for character in text)
-
-    pieces: dict[str, float] = {}
-    for syllable in SYLLABLES:
-        for form in (" " + syllable.capitalize(), syllable.capitalize(), syllable):
-            pieces[spell(form)] = WHOLE
-    for word in [*lab_words(), "system", "user", "assistant", "\n", "\n\n"]:
-        pieces[spell(word)] = WHOLE
-    for character in sorted(pre_tokenizers.ByteLevel.alphabet()):
-        pieces.setdefault(character, BYTE)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    forms = [form for one in SYLLABLES for form in (" " + one.capitalize(), one.capitalize(), one)]
+    whole = [*forms, *lab_words(), "system", "user", "assistant", "\n", "\n\n"]
+    pieces = dict.fromkeys(pre_tokenizers.ByteLevel.alphabet(), BYTE)
+    pieces |= {byte_level.pre_tokenize_str(text)[0][0]: WHOLE for text in whole}
     vocabulary = sorted(pieces.items(), key=lambda item: (item[1] != BYTE, item[0]))
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (PAD, START, END)])
     if tokenizer.get_vocab_size() > MASK_TOKEN_ID:

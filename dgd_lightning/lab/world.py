@@ -1,20 +1,101 @@
 """The lab's world: contexts in CL-bench's four categories, with tasks whose answers are in the context.
 
-Every context coins new names. Facts about common things may have a *prior* (`names.PRIOR`): the context then agrees
+A coined name is two or three syllables of the form consonant + vowel ("Zomita"); each syllable is one token of the
+lab's tokenizer. One name in five is held out: it may appear in evaluation contexts only.
+
+Every context coins new names. Facts about common things may have a *prior* (`PRIOR`): the context then agrees
 with it or contradicts it, and the task says which (`prior`). A target that answers a contradicted fact with the prior
 shows the failure that CL-bench describes.
 """
-
-from __future__ import annotations
 
 import random
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from dgd_lightning.errors import InputError
-from dgd_lightning.lab.names import Namer, Split
 
+Split = Literal["train", "eval"]
 PriorKind = Literal["agree", "contradict", "novel", "closed"]
+
+CONSONANTS = "bdfgklmnprstvz"
+VOWELS = "aeiou"
+SYLLABLES = [c + v for c in CONSONANTS for v in VOWELS][:64]
+HELD_OUT_SHARE = 5  # one name in this many
+
+NUMBERS = (
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen twenty"
+).split()
+
+CREATURES = (
+    "heron otter lynx badger falcon salmon beaver marten raven viper weasel osprey turtle pelican hare "
+    "adder stork bison ibex gecko"
+).split()
+PLACES = (
+    "marsh cliff meadow canyon forest desert lagoon tundra glacier prairie swamp orchard cavern delta island reef"
+).split()
+FOODS = (
+    "eels berries beetles clover snails acorns moths lichen crabs nettles worms reeds plums shrimp ferns mice"
+).split()
+GOODS = (
+    "salt amber copper silk pepper honey linen cedar indigo wool marble tallow saffron ivory garnet "
+    "barley timber flax resin cobalt"
+).split()
+COLOURS = ("red blue green white black golden purple silver orange brown pink grey crimson violet olive teal").split()
+TOOLS = (
+    "lantern compass anvil chisel kettle ladder saddle bellows trowel sextant pulley mallet loom sickle rudder quill"
+).split()
+
+
+def is_held_out(syllables: tuple[int, ...]) -> bool:
+    """Whether a name, given as syllable indices, is reserved for evaluation."""
+    mixed = 0
+    for index in syllables:
+        mixed = mixed * 67 + index + 1
+    return mixed % HELD_OUT_SHARE == 0
+
+
+class Namer:
+    """Draws coined names that are distinct within one context and belong to one split."""
+
+    def __init__(self, rng: random.Random, split: Split) -> None:
+        self.rng, self.held_out = rng, split == "eval"
+        self.used: tuple[set[int], set[int]] = (set(), set())  # first and last syllables
+
+    def __call__(self) -> str:
+        if len(self.used[0]) == len(SYLLABLES):  # every draw would be refused; until then some name always fits
+            raise InputError(
+                "size",
+                expected=f"a context of at most {len(SYLLABLES)} names, one for each syllable",
+                received="a context that needs more",
+                hint="use fewer facts (`rows.LARGEST_SIZES`)",
+            )
+        while True:
+            length = 2 if self.rng.random() < 0.7 else 3
+            syllables = tuple(self.rng.randrange(len(SYLLABLES)) for _ in range(length))
+            # Names of one context differ in their first and in their last syllable, so either identifies a name.
+            if is_held_out(syllables) is self.held_out and not (
+                syllables[0] in self.used[0] or syllables[-1] in self.used[1]
+            ):
+                self.used[0].add(syllables[0])
+                self.used[1].add(syllables[-1])
+                return "".join(SYLLABLES[index] for index in syllables).capitalize()
+
+
+def _prior(subjects: list[str], values: list[str], seed: int) -> dict[str, str]:
+    rng = random.Random(seed)
+    return {subject: rng.choice(values) for subject in subjects}
+
+
+# What everyone in this world "knows". Most contexts that mention one of these facts agree with it; some contradict it.
+PRIOR: dict[str, dict[str, str]] = {
+    "home": _prior(CREATURES, PLACES, 1),
+    "food": _prior(CREATURES, FOODS, 2),
+    "duty": _prior(GOODS, NUMBERS, 3),
+    "dye": _prior(GOODS, COLOURS, 4),
+    "store": _prior(TOOLS, PLACES, 5),
+    "shade": _prior(TOOLS, COLOURS, 6),
+}
 
 
 class LabTask(NamedTuple):
@@ -22,11 +103,11 @@ class LabTask(NamedTuple):
 
     question: str
     answer: str
+    checks: list[dict[str, Any]]
     kind: str
     prior: PriorKind  # "novel": coined, no prior; "closed": the context is silent and the prior is the answer
     prior_answer: str | None  # the value that reverting to the prior would give, where it differs
     rubrics: list[str]
-    checks: list[dict[str, Any]]
     long: bool = False
 
 
@@ -55,11 +136,7 @@ class World:
         self.name = Namer(rng, split)
 
     def pick(self, values: list[str], count: int) -> list[str]:
-        """``count`` different values in random order.
-
-        Raises:
-            InputError: there are not so many.
-        """
+        """``count`` different values in random order."""
         if count > len(values):
             raise InputError(
                 "size",
@@ -90,7 +167,7 @@ def value_task(
         checks.append({"type": "absent", "value": prior_answer})
     rubrics.append("The response is one complete sentence and says nothing else.")
     checks.append({"type": "sentence"})
-    return LabTask(question, answer, kind, prior, prior_answer if prior == "contradict" else None, rubrics, checks)
+    return LabTask(question, answer, checks, kind, prior, prior_answer if prior == "contradict" else None, rubrics)
 
 
 def sequence_task(question: str, answer: str, items: list[str], kind: str, what: str) -> LabTask:
@@ -105,4 +182,4 @@ def sequence_task(question: str, answer: str, items: list[str], kind: str, what:
         {"type": "ordered", "value": items},
         {"type": "equals", "value": answer},
     ]
-    return LabTask(question, answer, kind, "novel", None, rubrics, checks, long=True)
+    return LabTask(question, answer, checks, kind, "novel", None, rubrics, long=True)

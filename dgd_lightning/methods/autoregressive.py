@@ -1,7 +1,5 @@
 """One token per target forward: the plain decoder, slow, short and obvious, which every other one is compared with."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Unpack
@@ -10,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.decode.batch import Batch, choose
-from dgd_lightning.decode.call import Call, SampledOptions, call_of, check_request
+from dgd_lightning.decode.call import Call, CallOptions, call_of, check_request
 from dgd_lightning.decode.session import Session
 from dgd_lightning.decode.verify import Verdict
 from dgd_lightning.methods.base import Method
@@ -28,12 +26,7 @@ class Autoregressive(Method):
     @torch.no_grad()
     def generate(self, pair: Pair, prompts: Sequence[Tensor], call: Call) -> list[DecodeOutput]:
         request = check_request(pair, prompts, call)
-        batch = Batch.after_prefill(
-            Session(pair.target, request, width=1),
-            width=1,
-            random_source=call.random_source,
-            on_progress=call.on_progress,
-        )
+        batch = Batch.after_prefill(Session(pair.target, request, width=1))
         while batch.active:
             positions = batch.positions(1)  # [b, 1]
             logits = batch.step(batch.last[:, None], positions).logits  # [b, 1, V]
@@ -44,7 +37,7 @@ class Autoregressive(Method):
 
 
 def autoregressive_generate(
-    pair: Pair, prompts: Sequence[Tensor], *, max_new_tokens: int, **options: Unpack[SampledOptions]
+    pair: Pair, prompts: Sequence[Tensor], *, max_new_tokens: int, **options: Unpack[CallOptions]
 ) -> list[DecodeOutput]:
     """Decode a batch of prompts token by token.
 

@@ -1,7 +1,5 @@
 """`Method`: the base class of all ways to decode. A new one is a frozen dataclass that writes `generate`."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import fields, replace
@@ -45,15 +43,7 @@ class Method(ABC):
 
     @abstractmethod
     def generate(self, pair: Pair, prompts: Sequence[Tensor], call: Call) -> list[DecodeOutput]:
-        """Decode a batch of prompts [S].
-
-        Returns:
-            Outputs in the order of the prompts.
-
-        Raises:
-            InputError: the pair, the prompts or the call can't serve it.
-        """
-        ...
+        """Outputs of a batch of prompts [S], in their order; an `InputError` where something can't serve it."""
 
     @property
     def blends(self) -> bool:
@@ -82,11 +72,7 @@ class Method(ABC):
         return tuple(dict.fromkeys(layers))
 
     def check_arm(self, temperature: float) -> None:  # noqa: B027
-        """Refuse what can't be an arm of a run.
-
-        Raises:
-            InputError: the settings do not suit a run, or the temperature.
-        """
+        """Refuse, by an `InputError`, settings or a temperature that do not suit an arm of a run."""
 
     def settings(self) -> dict[str, Any]:
         """What distinguishes it from others of its class, as YAML would have it: rows and hashes have it."""
@@ -104,7 +90,7 @@ class Method(ABC):
         """What a row says of an answer beside what all rows say; JSON-able."""
         return {}
 
-    def controls(self) -> Method | None:
+    def controls(self) -> "Method | None":
         """The method whose null control this one is; None where it is none."""
         for name, readout in held(self).items() if self.blends else ():
             original = getattr(readout, "controls", lambda: None)()  # a user's own readout may lack it
@@ -123,11 +109,7 @@ class Method(ABC):
         return [method.generate(pair, prompts, call) for method in methods]
 
     def guidance_of(self, record: dict[str, Any]) -> Guidance | None:
-        """What an answer's tokens were drawn from, for a replay; None: from the target itself.
-
-        Args:
-            record: ``dgd`` of the answer's row.
-        """
+        """What an answer was drawn from, by ``dgd`` of its row, for a replay; None: the target itself."""
         return None
 
 
@@ -147,23 +129,18 @@ def choose_among(
         betas: with which each was decoded.
         seconds: what the choice took.
     """
+    none: list[None] = [None] * len(answers)
+    scored = none if scores is None else scores
+    blended = none if betas is None else [float(beta) for beta in betas]
     ranked = [
-        RankedAnswer(
-            one.tokens,
-            None if scores is None else scores[number],
-            None if betas is None else float(betas[number]),
-            one.trace.seed,
-            one.stop_reason,
-        )
-        for number, one in enumerate(answers)
+        RankedAnswer(one.tokens, score, beta, one.trace.seed, one.stop_reason)
+        for one, score, beta in zip(answers, scored, blended, strict=True)
     ]
     best = answers[chosen]
     return best._replace(trace=best.trace._replace(answers=ranked, chosen=chosen, rank_seconds=seconds))
 
 
 def check_single_beta(beta: Any) -> None:
-    """Raises:
-    InputError: an arm's β is a list.
-    """
+    """Refuse an arm's list of β."""
     if not isinstance(beta, int | float):
         raise InputError("beta", expected="one number per arm", received=repr(beta), hint="make an arm for each β")

@@ -6,9 +6,6 @@ greedy, by rejection against the proposal's own distribution otherwise. The outp
 distribution.
 """
 
-from __future__ import annotations
-
-import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
@@ -17,17 +14,14 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.checks import check_integer
-from dgd_lightning.decode.batch import Batch, Change, choose
-from dgd_lightning.decode.blending import Blend, Schedule, Space, as_schedule
-from dgd_lightning.decode.call import Call, Request, SampledOptions, call_of, check_request
-from dgd_lightning.decode.drafter import Drafter, Proposal, check_block_size, propose
+from dgd_lightning.decode.batch import Batch, Change, index_of, taken
+from dgd_lightning.decode.blending import Blend, Constant, Schedule, Space
+from dgd_lightning.decode.call import Call, CallOptions, Request, call_of, check_request
+from dgd_lightning.decode.drafter import Drafter, Proposal, check_block_size, judge, propose
 from dgd_lightning.decode.nested import readout_key
-from dgd_lightning.decode.readout_group import ReadoutGroup
 from dgd_lightning.decode.readouts.base import Readout, TargetOutput, split_taps, wide
 from dgd_lightning.decode.readouts.draft import as_readout
-from dgd_lightning.decode.sampling import probabilities
 from dgd_lightning.decode.session import Session
-from dgd_lightning.decode.verify import Verdict, verify_match, verify_rejection
 from dgd_lightning.distributions import real_dtype
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.base import Guidance, Method, check_single_beta
@@ -73,7 +67,8 @@ class Guided(Method):
 
     def blend(self) -> Blend:
         """How target and readout are blended."""
-        return Blend(self.beta, self.space, self.candidates, self.plausibility, as_schedule(self.schedule))
+        schedule = Constant() if self.schedule is None else self.schedule
+        return Blend(self.beta, self.space, self.candidates, self.plausibility, schedule)
 
     @property
     def blends(self) -> bool:
@@ -94,11 +89,11 @@ class Guided(Method):
 
     @torch.no_grad()
     def generate(self, pair: Pair, prompts: Sequence[Tensor], call: Call) -> list[DecodeOutput]:
-        blend, readout, request = self.blend(), as_readout(self.readout), check_request(pair, prompts, call)
-        width, rows = self.block(pair) or 1, list(range(len(request.rows)))
-        betas = torch.tensor(blend.betas(len(rows)), dtype=real_dtype(pair.target.device), device=pair.target.device)
-        group = ReadoutGroup(blend, readout.begin(pair, request, width), rows, betas, len(prompts))
-        return GuidedLoop(pair, request, [group], readout.layers(pair), width, call).run()
+        request, width = check_request(pair, prompts, call), self.block(pair) or 1
+        rows, blend = list(range(len(request.rows))), self.blend()
+        guidance = Guidance(blend, as_readout(self.readout))
+        group = ReadoutGroup(pair, request, width, guidance, rows, blend.betas(len(rows)))
+        return GuidedLoop(pair, request, [group], width).run()
 
     def join_key(self) -> Hashable | None:
         if type(self).generate is not Guided.generate:  # a subclass that decodes in another way
@@ -118,9 +113,7 @@ def sweep(
 ) -> list[list[DecodeOutput]]:
     """Outputs of every variant: a prompt's rows are one sequence until they choose different tokens.
 
-    Args:
-        variants: each is a row per prompt. Equal readouts share their forwards too.
-        width: K of the proposals; 1 decodes token by token.
+    Each variant is a row per prompt; equal readouts share their forwards too. A ``width`` of 1 is token by token.
     """
     count, request = len(variants), check_request(pair, prompts, call)
     request = request._replace(
@@ -130,65 +123,100 @@ def sweep(
     alike: dict[Any, list[int]] = {}
     for number, variant in enumerate(variants):
         alike.setdefault(readout_key((variant.readout, replace(variant.blend, beta=0.0))), []).append(number)
-    groups: list[ReadoutGroup] = []
-    layers: tuple[int, ...] = ()
+    groups = []
     for numbers in alike.values():
-        blend, readout = variants[numbers[0]].blend, as_readout(variants[numbers[0]].readout)
         rows = [prompt * count + number for prompt in range(len(prompts)) for number in numbers]
-        each = [float(variants[row % count].blend.beta) for row in rows]  # type: ignore[arg-type]
-        betas = torch.tensor(each, dtype=real_dtype(pair.target.device), device=pair.target.device)
-        groups.append(ReadoutGroup(blend, readout.begin(pair, request, width), rows, betas, len(prompts)))
-        layers += readout.layers(pair)
-    outputs = GuidedLoop(pair, request, groups, layers, width, call, share_sequences=True).run()
+        betas = [beta for _ in prompts for number in numbers for beta in variants[number].blend.betas(1)]
+        groups.append(ReadoutGroup(pair, request, width, variants[numbers[0]], rows, betas))
+    outputs = GuidedLoop(pair, request, groups, width, share_sequences=True).run()
     return [outputs[number::count] for number in range(count)]
+
+
+class ReadoutGroup:
+    """The rows of a batch that share a readout and, but for β, a blend.
+
+    The readout's state has a row per sequence that one of them is at. Rows are numbers in the batch, ascending; their n
+    β stand in place of the blend's own.
+    """
+
+    def __init__(
+        self, pair: Pair, request: Request, width: int, guidance: Guidance, rows: list[int], betas: Sequence[float]
+    ) -> None:
+        device, readout = pair.target.device, as_readout(guidance.readout)
+        self.blend, self.state = guidance.blend, readout.begin(pair, request, width)
+        self.layers, self.rows = readout.layers(pair), rows
+        self.betas = torch.tensor(betas, dtype=real_dtype(device), device=device)  # [n]
+        self.sequences = list(range(len(request.lengths)))  # ascending; none once every row is finished
+        self._sequences: Tensor | None = None  # the same on the device; None: all there are, in order
+        self.index: Tensor | None = None  # [n], the rows; None: all there are, in order
+        self._places: Tensor | None = None  # [n] which of our sequences each row is at; None: row for row
+
+    def follow(self, change: Change) -> None:
+        """Rows leave and sequences part: those that stay take along what is theirs."""
+        device = self.betas.device
+        places = {row: place for place, row in enumerate(self.rows)}
+        kept = [places[row] for row in change.stay if row in places]
+        self.rows = [new for new, row in enumerate(change.stay) if row in places]
+        self.betas = self.betas[kept]
+        was, sequences = self.sequences, sorted({change.sequence_of[row] for row in self.rows} - {-1})
+        take = [was.index(change.parents[sequence]) for sequence in sequences]
+        if sequences and take != list(range(len(was))):
+            index = torch.tensor(take, device=device)
+            self.state.select(index)
+            for cache in self.state.caches:
+                cache.select(index)
+        self.sequences = sequences
+        own = {sequence: place for place, sequence in enumerate(sequences)}
+        at = [own.get(change.sequence_of[row], 0) for row in self.rows]
+        self._sequences = index_of(sequences, len(change.parents), device)
+        self.index = index_of(self.rows, len(change.stay), device)
+        self._places = index_of(at, len(sequences), device)
+
+    def extend(self, taps: dict[int, Tensor], positions: Tensor) -> None:
+        """Let the readout take up what the target has computed of all sequences."""
+        states = {layer: taken(states, self._sequences) for layer, states in taps.items()}
+        self.state.extend(states, taken(positions, self._sequences))
+
+    def mix(self, out: TargetOutput, target: Tensor, step: Tensor) -> Tensor:
+        """Guided logits [n, Q, V] of the group's rows, by ``out`` of all sequences, and [b, ..] of all rows."""
+        own = out._replace(
+            tokens=taken(out.tokens, self._sequences),
+            positions=taken(out.positions, self._sequences),
+            logits=taken(out.logits, self._sequences),
+            taps={layer: taken(states, self._sequences) for layer, states in out.taps.items()},
+        )
+        readout = taken(self.state.logits(own), self._places)
+        return self.blend.mix(taken(target, self.index), readout, self.betas, taken(step, self.index))
 
 
 class GuidedLoop:
     """One batch: the target, what it is blended with, and with ``width`` > 1 the draft that proposes.
 
-    Args:
-        groups: between them they have every row.
-        layers: of the target, which their readouts need.
-        width: K of the proposals; 1 decodes token by token.
-        share_sequences: see :class:`~dgd_lightning.decode.batch.Batch`.
+    The groups have every row between them.
     """
 
     def __init__(
-        self,
-        pair: Pair,
-        request: Request,
-        groups: list[ReadoutGroup],
-        layers: Sequence[int],
-        width: int,
-        call: Call,
-        *,
-        share_sequences: bool = False,
+        self, pair: Pair, request: Request, groups: list[ReadoutGroup], width: int, *, share_sequences: bool = False
     ) -> None:
         target, draft = pair.target, pair.draft
-        self.groups, self.width, self.request = groups, width, request
-        self.drafter = Drafter(target, draft, request, width) if width > 1 and draft is not None else None
-        self.proposed = tuple(draft.config.target_layer_ids) if self.drafter is not None and draft is not None else ()
-        self.layer_ids = tuple(dict.fromkeys((*self.proposed, *layers)))
-        if self.drafter is not None and len(groups) == 1:
-            groups[0].state.share(self.drafter.cache, width)
+        self.groups, self.width = groups, width
+        self.drafter = None
+        layers = [layer for group in groups for layer in group.layers]
+        if width > 1 and draft is not None:
+            self.drafter = Drafter(target, draft, request, width)
+            layers = [*draft.config.target_layer_ids, *layers]
+            if len(groups) == 1:
+                groups[0].state.share(self.drafter.cache, width)
+        self.layer_ids = tuple(dict.fromkeys(layers))
         proposals = int(self.drafter is not None)
         drafts = {row: proposals + group.state.drafts for group in groups for row in group.rows}
-        self.drafts = [drafts[row] for row in range(len(request.rows))]
-        began = time.perf_counter()
+        self.drafts = [drafts[row] for row in range(len(drafts))]
         companions = [] if self.drafter is None else [self.drafter.cache]
         session = Session(target, request, width=width, layer_ids=self.layer_ids, companions=companions)
         session.prefill(self._extend, hold_last=True)
         for group in groups:
             group.state.ready()
-        self.batch = batch = Batch(
-            session,
-            width=width,
-            share_sequences=share_sequences,
-            on_change=self._follow,
-            random_source=call.random_source,
-            on_progress=call.on_progress,
-            began=began,
-        )
+        self.batch = batch = Batch(session, share_sequences=share_sequences, on_change=self._follow)
         # The prompts' last tokens are read like any others; they give the first tokens.
         batch.begin(self._guided(batch.sequences(batch.last)[:, None], batch.sequences(batch.positions(1))))
 
@@ -201,23 +229,14 @@ class GuidedLoop:
 
     def _cycle(self) -> None:
         """Draft, read, blend, commit what the blend agrees with."""
-        batch, sampling = self.batch, self.request.sampling
+        batch = self.batch
         positions = batch.positions(self.width)  # [b, K]
-        here, last = batch.sequences(positions), batch.sequences(batch.last)[:, None]
-        if self.drafter is None:
-            guided = self._guided(last, here)  # [b, 1, V]
-            tokens = choose(guided, sampling, batch.random_source, positions + 1)
-            batch.commit(Verdict(tokens, torch.ones_like(batch.last)), guided)
-            return
-        proposal = propose(self.drafter, batch, here, "rejection")
-        guided = self._guided(torch.cat([last, proposal.tokens], dim=1), here, proposal)  # [b, K, V]
-        proposed = batch.rows(proposal.tokens)
-        if proposal.q is None:
-            verdict = verify_match(proposed, guided.argmax(-1))
-        else:
-            p = probabilities(guided, sampling)
-            verdict = verify_rejection(proposed, batch.rows(proposal.q), p, batch.random_source, positions + 1)
-        batch.commit(verdict, guided)
+        here, tokens = batch.sequences(positions), batch.sequences(batch.last)[:, None]
+        proposal = None if self.drafter is None else propose(self.drafter, batch, here, "rejection")
+        if proposal is not None:
+            tokens = torch.cat([tokens, proposal.tokens], dim=1)  # [t, K]
+        guided = self._guided(tokens, here, proposal)  # [b, K, V]
+        batch.commit(judge(batch, proposal, guided, positions + 1), guided)
 
     def _guided(self, tokens: Tensor, positions: Tensor, proposal: Proposal | None = None) -> Tensor:
         """Blended logits [b, Q, V] after tokens [t, Q]: one forward of the target, one of each readout."""
@@ -234,13 +253,15 @@ class GuidedLoop:
         guided = wide(target).clone()
         for group in self.groups:
             if group.sequences:
-                guided[group.index] = group.mix(out, target, step)
+                index = slice(None) if group.index is None else group.index
+                guided[index] = group.mix(out, target, step)
         return guided
 
-    def _extend(self, features: Tensor, positions: Tensor) -> None:
+    def _extend(self, features: Tensor | None, positions: Tensor) -> None:
         taps = split_taps(features, self.layer_ids)
         if self.drafter is not None:
-            self.drafter.extend(torch.cat([taps[i] for i in self.proposed], dim=-1), positions)
+            tapped = self.drafter.draft.config.target_layer_ids
+            self.drafter.extend(torch.cat([taps[i] for i in tapped], dim=-1), positions)
         for group in self.groups:
             if group.sequences:
                 group.extend(taps, positions)
@@ -263,7 +284,7 @@ def guided_generate(
     candidates: int | None = None,
     plausibility: float | None = None,
     schedule: Schedule | None = None,
-    **options: Unpack[SampledOptions],
+    **options: Unpack[CallOptions],
 ) -> list[DecodeOutput]:
     """Decode a batch of prompts with guidance; exact for the guided distribution.
 
@@ -290,7 +311,7 @@ def guided_sweep(
     max_new_tokens: int,
     speculative: bool = True,
     block_size: int | None = None,
-    **options: Unpack[SampledOptions],
+    **options: Unpack[CallOptions],
 ) -> list[list[DecodeOutput]]:
     """Decode every prompt in several variants at once.
 

@@ -3,8 +3,6 @@
 The fallback of guided decoding: where blending token by token gains nothing, choosing among whole answers may.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -14,14 +12,14 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.checks import check_choice, check_integer
-from dgd_lightning.decode.blending import Blend, Schedule, Space, as_schedule
+from dgd_lightning.decode.blending import Blend, Constant, Schedule, Space
 from dgd_lightning.decode.call import Call, CallOptions, call_of
 from dgd_lightning.decode.drafter import check_block_size
 from dgd_lightning.decode.nested import of_prompt
 from dgd_lightning.decode.random_source import row_seeds
 from dgd_lightning.decode.readouts.base import Readout, wide
 from dgd_lightning.decode.readouts.draft import DraftReadout, as_readout
-from dgd_lightning.decode.replay import replays
+from dgd_lightning.decode.replay import replay
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.autoregressive import Autoregressive
 from dgd_lightning.methods.base import Guidance, Method, check_single_beta, choose_among
@@ -104,7 +102,8 @@ class Rerank(Method):
     def blend(self) -> Blend:
         """Of ``rank_by: blend``, and but for β of the answers of ``betas``."""
         beta = 0.0 if self.beta is None else self.beta
-        return Blend(beta, self.space, self.candidates, self.plausibility, as_schedule(self.schedule))
+        schedule = Constant() if self.schedule is None else self.schedule
+        return Blend(beta, self.space, self.candidates, self.plausibility, schedule)
 
     @property
     def blends(self) -> bool:
@@ -164,23 +163,17 @@ class Rerank(Method):
             columns = sweep(pair, prompts, variants, block or 1, call)  # per β
             groups = [list(row) for row in zip(*columns, strict=True)]
         else:
-            drawn, count = self._draw(pair, prompts, call), self.num_answers
+            seed, count = call.seed, self.num_answers
+            if isinstance(seed, Sequence):  # a prompt's own seed gives its answers theirs
+                seed = [mixed_seed(own, number) for own in row_seeds(seed, len(prompts)) for number in range(count)]
+            method = Autoregressive() if pair.draft is None else Speculative(self.block_size)
+            drawn = method.generate(pair, prompts, call._replace(seed=seed, num_return_sequences=count))
             groups = [drawn[at : at + count] for at in range(0, len(drawn), count)]
         blend = self.blend() if self.rank_by == "blend" else None
         return [
             self._best(pair, prompt, group, blend, of_prompt(readout, number))
             for number, (prompt, group) in enumerate(zip(prompts, groups, strict=True))
         ]
-
-    def _draw(self, pair: Pair, prompts: Sequence[Tensor], call: Call) -> list[DecodeOutput]:
-        """Answers of the target's own distribution; a prompt's own seed gives its answers theirs."""
-        seed = call.seed
-        if isinstance(seed, Sequence):
-            seed = [
-                mixed_seed(own, number) for own in row_seeds(seed, len(prompts)) for number in range(self.num_answers)
-            ]
-        method = Autoregressive() if pair.draft is None else Speculative(self.block_size)
-        return method.generate(pair, prompts, call._replace(seed=seed, num_return_sequences=self.num_answers))
 
     def _best(
         self, pair: Pair, prompt: Tensor, group: list[DecodeOutput], blend: Blend | None, readout: Readout
@@ -204,7 +197,7 @@ def log_likelihoods(
 ) -> list[float]:
     """ln of the probability of whole answers [T] behind a prompt [S], at temperature 1: the target's, or a blend's."""
     totals = [0.0] * len(answers)
-    for part in replays(pair, prompt, answers, [] if blend is None else [readout]):
+    for part in replay(pair, prompt, answers, [] if blend is None else [readout]):
         logits = wide(part.target)  # [Q, V]
         if blend is not None:
             logits = blend.mix_along(part.target, part.readouts[0], part.first)
@@ -224,16 +217,13 @@ def rerank_generate(
     blend: Blend | None = None,
     readout: Readout | str = "draft",
     block_size: int | None = None,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
     **options: Unpack[CallOptions],
 ) -> list[DecodeOutput]:
     """Decode several answers of every prompt, and return the best one of each.
 
     Args:
-        pair, prompts, max_new_tokens, options: as in ``autoregressive_generate``; seeds are one per prompt.
-        temperature, top_k, top_p: of the answers.
+        pair, prompts, max_new_tokens, options: as in ``autoregressive_generate``, of the answers; ``temperature`` is 1
+            where it is left out, and seeds are one per prompt.
         blend: of ``rank_by`` blend, and what but for β the answers of ``betas`` are decoded with.
         rank_by, num_answers, betas, readout, block_size: see :class:`Rerank`.
 
@@ -251,6 +241,5 @@ def rerank_generate(
         guidance = {"space": blend.space, "candidates": blend.candidates, "plausibility": blend.plausibility}
         guidance |= {"schedule": blend.schedule, "beta": blend.beta if rank_by == "blend" else None}
     method = Rerank(rank_by, num_answers, betas, readout=readout, block_size=block_size, **guidance)
-    return method.generate(
-        pair, prompts, call_of(max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, **options)
-    )
+    options.setdefault("temperature", 1.0)
+    return method.generate(pair, prompts, call_of(max_new_tokens, **options))

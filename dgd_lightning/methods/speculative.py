@@ -1,7 +1,5 @@
 """Speculative decoding with a DFlash draft: one block and one verifying target forward a cycle, exact for any draft."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Unpack, get_args
@@ -10,12 +8,10 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.checks import check_choice, check_integer
-from dgd_lightning.decode.batch import Batch, choose
-from dgd_lightning.decode.call import Call, CycleHook, Request, SampledOptions, call_of, check_request
-from dgd_lightning.decode.drafter import Drafter, Scheme, check_block_size, check_draft, propose
-from dgd_lightning.decode.sampling import probabilities
-from dgd_lightning.decode.session import Forward, Session
-from dgd_lightning.decode.verify import verify_match, verify_rejection
+from dgd_lightning.decode.batch import Batch
+from dgd_lightning.decode.call import Call, CallOptions, CycleHook, Request, call_of, check_request
+from dgd_lightning.decode.drafter import Drafter, Scheme, check_block_size, check_draft, judge, propose
+from dgd_lightning.decode.session import Session
 from dgd_lightning.methods.base import Method
 from dgd_lightning.pair import Pair
 from dgd_lightning.types import DecodeOutput
@@ -59,37 +55,40 @@ class Speculative(Method):
     def generate(self, pair: Pair, prompts: Sequence[Tensor], call: Call) -> list[DecodeOutput]:
         size, request = check_block_size(pair, self.block_size), check_request(pair, prompts, call)
         if call.cycle_hook is None:
-            return self._decode(pair, request, size, call)
-        rows = (single_row(request, row) for row in range(len(request.rows)))
-        return [output for row in rows for output in self._decode(pair, row, size, call)]
+            return self._decode(pair, request, size, None)
+        outputs = []
+        for row, prompt in enumerate(request.rows):
+            alone = request._replace(
+                ids=request.ids[prompt : prompt + 1, : request.lengths[prompt]],
+                lengths=[request.lengths[prompt]],
+                seeds=request.seeds and [request.seeds[row]],
+                rows=[0],
+                prefixes=[request.prefixes[prompt]],
+            )
+            outputs += self._decode(pair, alone, size, call.cycle_hook)
+        return outputs
 
-    def _decode(self, pair: Pair, request: Request, size: int, call: Call) -> list[DecodeOutput]:
+    def _decode(self, pair: Pair, request: Request, size: int, online: CycleHook | None) -> list[DecodeOutput]:
         draft = check_draft(pair)
-        hook = None if call.cycle_hook is None else call.cycle_hook.begin(pair, request.capacity(size))
+        hook = None if online is None else online.begin(pair, request.capacity(size))
         try:
             drafter = Drafter(pair.target, draft, request, size)
 
-            def extend(features: Tensor, positions: Tensor) -> None:
+            def extend(features: Tensor | None, positions: Tensor) -> None:
+                assert features is not None, "the draft taps layers"
                 drafter.extend(features if hook is None else hook.observe(features, positions), positions)
 
-            batch = Batch.after_prefill(
-                Session(
-                    pair.target,
-                    request,
-                    width=size,
-                    layer_ids=draft.config.target_layer_ids if hook is None else hook.layer_ids,
-                    companions=[drafter.cache],
-                ),
-                extend,
-                width=size,
-                random_source=call.random_source,
-                on_progress=call.on_progress,
-            )
+            layer_ids = draft.config.target_layer_ids if hook is None else hook.layer_ids
+            session = Session(pair.target, request, width=size, layer_ids=layer_ids, companions=[drafter.cache])
+            batch = Batch.after_prefill(session, extend)
             while batch.active:
                 # Rejected positions are written too: they lie at or beyond the next anchor, which hides them until
                 # they are overwritten.
                 positions = batch.positions(size)  # [b, K]
-                extend(self._cycle(drafter, batch, positions).features, positions)
+                proposal = propose(drafter, batch, positions, self.scheme)
+                forward = batch.step(torch.cat([batch.last[:, None], proposal.tokens], dim=1), positions)
+                batch.commit(judge(batch, proposal, forward.logits, positions + 1), forward.logits)
+                extend(forward.features, positions)
                 batch.synchronise()
                 if hook is not None and batch.active:
                     features = hook.after_cycle(batch.ids_read(), request.lengths[0])
@@ -100,33 +99,6 @@ class Speculative(Method):
             if hook is not None:
                 hook.close()
 
-    def _cycle(self, drafter: Drafter, batch: Batch, positions: Tensor) -> Forward:
-        """Draft a block, let the target verify it, commit what agreed."""
-        sampling = batch.request.sampling
-        proposal = propose(drafter, batch, positions, self.scheme)
-        forward = batch.step(torch.cat([batch.last[:, None], proposal.tokens], dim=1), positions)
-        if proposal.q is not None:
-            p = probabilities(forward.logits, sampling)  # [b, K, V]
-            verdict = verify_rejection(proposal.tokens, proposal.q, p, batch.random_source, positions + 1)
-        else:
-            target_tokens = choose(forward.logits, sampling, batch.random_source, positions + 1)  # [b, K]
-            verdict = verify_match(proposal.tokens, target_tokens)
-        batch.commit(verdict, forward.logits)
-        return forward
-
-
-def single_row(request: Request, row: int) -> Request:
-    """One row of a request, alone."""
-    prompt = request.rows[row]
-    length = request.lengths[prompt]
-    return request._replace(
-        ids=request.ids[prompt : prompt + 1, :length],
-        lengths=[length],
-        seeds=request.seeds and [request.seeds[row]],
-        rows=[0],
-        prefixes=[request.prefixes[prompt]],
-    )
-
 
 def speculative_generate(
     pair: Pair,
@@ -136,7 +108,7 @@ def speculative_generate(
     block_size: int | None = None,
     scheme: Scheme = "rejection",
     online: CycleHook | None = None,
-    **options: Unpack[SampledOptions],
+    **options: Unpack[CallOptions],
 ) -> list[DecodeOutput]:
     """Decode a batch of prompts with drafted blocks; the output has the distribution of ``autoregressive_generate``.
 

@@ -1,7 +1,5 @@
 """Bootstrap intervals over contexts: what is measured within one context depends on each other, contexts do not."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -41,13 +39,8 @@ def resampled(
 ) -> Difference:
     """A statistic of contexts with its percentile bootstrap interval at 95% (scipy.stats.bootstrap).
 
-    Args:
-        columns: [C] numbers of each context, drawn together.
-        statistic: of such columns, vectorised: takes ``axis``.
-        seed: of the resampling.
-
-    Returns:
-        No interval for a single context.
+    A single context has none. ``columns``: [C] numbers of each context, drawn together; ``statistic``: of such columns,
+    takes ``axis``.
     """
     value = float(statistic(*columns))
     if len(columns[0]) < 2:
@@ -73,12 +66,8 @@ def clustered_mean(
 ) -> Difference:
     """Mean of all tokens pooled, with an interval that resamples contexts as wholes.
 
-    There is no interval where fewer than two contexts have a token, or where a sum is infinite.
-
-    Args:
-        sums: [C] of each context's tokens.
-        counts: [C] tokens of each context; contexts without one are left out.
-        seed: of the resampling.
+    There is no interval where fewer than two contexts have a token, or where a sum is infinite. ``sums`` and ``counts``
+    are [C], of each context's tokens; contexts without one are left out.
     """
     table = np.array([(s, n) for s, n in zip(sums, counts, strict=True) if n], dtype=float).reshape(-1, 2)  # [C, 2]
     if not len(table):

@@ -63,15 +63,7 @@ class Wins(NamedTuple):
 
 
 def bucket_of(confidence: np.ndarray, edges: Sequence[float]) -> np.ndarray:
-    """Number of the bucket of each token: 0 below the first edge, and an edge belongs to the bucket above it.
-
-    Args:
-        confidence: [T].
-        edges: ascending, within 0 … 1.
-
-    Returns:
-        [T], 0 … len(edges).
-    """
+    """Number of each token's bucket [T]: 0 below the first of the ascending edges; an edge belongs to the one above."""
     return np.searchsorted(np.asarray(edges, dtype=float), confidence, side="right")
 
 
@@ -97,14 +89,10 @@ def placement(reader: Reader) -> Placement:
     )
 
 
-def wins(ours: Reader, theirs: Reader, context: np.ndarray, *, by: By = "rank", seed: int = 0) -> Wins:
+def wins(ours: Reader, theirs: Reader, context: np.ndarray, *, by: By = "rank") -> Wins:
     """Token by token: on how many one reader places the right token better than another, and on how many worse.
 
-    Args:
-        ours, theirs: of the same tokens.
-        context: [T] integers.
-        by: a smaller rank, or a larger probability, is better; equal ones count for neither.
-        seed: of the bootstrap.
+    A smaller rank, or a larger probability, is better; equal ones count for neither. ``context``: [T] integers.
     """
     a, b = (one.rank if by == "rank" else -one.log_probability for one in (ours, theirs))
     both = ~(np.isnan(a) | np.isnan(b))
@@ -113,7 +101,7 @@ def wins(ours: Reader, theirs: Reader, context: np.ndarray, *, by: By = "rank", 
         return Wins(0, 0, NAN, NAN, Difference(NAN))
     better, worse = a < b, a > b
     _, index = np.unique(context, return_inverse=True)
-    net = clustered_mean(np.bincount(index, weights=better.astype(float) - worse), np.bincount(index), seed=seed)
+    net = clustered_mean(np.bincount(index, weights=better.astype(float) - worse), np.bincount(index))
     return Wins(len(a), int(index.max()) + 1, float(better.mean()), float(worse.mean()), net)
 
 
@@ -127,11 +115,8 @@ class Verdict(NamedTuple):
 def verdict(name: str, target: Wins, control: Wins, unsure: str) -> Verdict:
     """GO where a reader places the right token better than the target, and than its null control, both beyond chance.
 
-    Args:
-        name: of the reader.
-        target: the reader against the target, by rank, on the tokens that decide.
-        control: the reader against the same network fed with random features.
-        unsure: which tokens those are, in words.
+    Both are compared by rank on the tokens that decide (``unsure``: which these are, in words). The null control is the
+    same network fed with random features.
     """
     where = f"where the target is unsure (top-1 token {unsure}; {target.tokens} tokens of {target.contexts} contexts)"
     if target.tokens < FEWEST_TOKENS or target.contexts < FEWEST_CONTEXTS:
@@ -140,10 +125,10 @@ def verdict(name: str, target: Wins, control: Wins, unsure: str) -> Verdict:
             f"NO-GO: nothing can be said of the {name}, because {where} there are too few tokens: "
             f"{FEWEST_TOKENS} tokens of {FEWEST_CONTEXTS} contexts are the least. Take more contexts.",
         )
-    beats_target, beats_control = target.net.low > 0, control.net.low > 0
     ours = f"it ranks the right token above the target at {target.better:.0%} of them and below at {target.worse:.0%}"
     theirs = f"against random features {control.better:.0%} above, {control.worse:.0%} below"
     numbers = f"{ours} (net {target.net.text(PERCENT)}); {theirs} (net {control.net.text(PERCENT)})"
+    beats_target, beats_control = target.net.low > 0, control.net.low > 0
     if beats_target and beats_control:
         return Verdict(True, f"GO: the {name} knows something that the target does not, because {where} {numbers}.")
     reason = {

@@ -3,8 +3,6 @@
 A torchmetrics wrapper averages the numbers by groups: token classes, positions, contexts.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from dgd_lightning.distributions import entropy, js_divergence, kl_divergence, total_variation
+from dgd_lightning.distributions import entropy, js_divergence, kl_divergence, total_variation, wide
 
 TokenClass = Literal["word", "number", "punctuation", "whitespace", "special", "partial"]
 SPECIAL = re.compile(r"<[^<>\s]+>")
@@ -44,8 +42,9 @@ def token_divergence(target: Tensor, readout: Tensor, guided: Tensor, tokens: Te
         target, readout, guided: [Q, V] logits.
         tokens: [Q] emitted tokens.
     """
-    p, r, g = (_wide(logits).log_softmax(-1) for logits in (target, readout, guided))  # [Q, V]
+    p, r, g = (wide(logits).log_softmax(-1) for logits in (target, readout, guided))  # [Q, V]
     first = p.argmax(-1)
+    p_own, r_own, g_own = (log_p.gather(-1, tokens[:, None]) for log_p in (p, r, g))  # [Q, 1]
     return TokenDivergence(
         kl_target_readout=kl_divergence(p, r).clamp(min=0),  # rounding leaves equal distributions a little below 0
         kl_readout_target=kl_divergence(r, p).clamp(min=0),
@@ -54,11 +53,11 @@ def token_divergence(target: Tensor, readout: Tensor, guided: Tensor, tokens: Te
         agree=first == r.argmax(-1),
         target_entropy=entropy(p),
         readout_entropy=entropy(r),
-        target_rank=_rank(p, tokens),
-        readout_rank=_rank(r, tokens),
-        target_prob=_prob(p, tokens),
-        readout_prob=_prob(r, tokens),
-        guided_prob=_prob(g, tokens),
+        target_rank=(p > p_own).sum(-1) + 1,
+        readout_rank=(r > r_own).sum(-1) + 1,
+        target_prob=p_own[:, 0].exp(),
+        readout_prob=r_own[:, 0].exp(),
+        guided_prob=g_own[:, 0].exp(),
         argmax_changed=g.argmax(-1) != first,
         tv_target_guided=total_variation(p, g),
     )
@@ -100,12 +99,7 @@ class GroupedMeans(Metric):
         self.add_state("counts", torch.zeros(groups, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, values: Tensor, groups: Tensor) -> None:
-        """Adds tokens.
-
-        Args:
-            values: [Q, n].
-            groups: [Q], 0 … G − 1.
-        """
+        """Adds the values [Q, n] of tokens, and the group of each [Q], 0 … G − 1."""
         groups = groups.to(self.counts.device)
         self.sums.index_add_(0, groups, values.to(self.sums))
         self.counts += torch.bincount(groups, minlength=len(self.counts))
@@ -113,15 +107,3 @@ class GroupedMeans(Metric):
     def compute(self) -> Tensor:
         """[G, n] means; NaN where a group has no token."""
         return self.sums / self.counts[:, None]
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _prob(log_p: Tensor, tokens: Tensor) -> Tensor:
-    return log_p.gather(-1, tokens[:, None])[:, 0].exp()
-
-
-def _rank(log_p: Tensor, tokens: Tensor) -> Tensor:
-    return (log_p > log_p.gather(-1, tokens[:, None])).sum(-1) + 1

@@ -1,25 +1,15 @@
 """How logits rate the token that was right: its rank, its probability, and their confidence in any token."""
 
-from __future__ import annotations
-
-import torch
 from torch import Tensor
 
-from dgd_lightning.distributions import real_dtype
+from dgd_lightning.distributions import real_dtype, wide
 
 
 def gold_rank(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Rank of each token among all: 1 for the top-1 token.
+    """Rank of each token among all, in fp64, 1 for the top-1 token: logits [.., V], tokens [..] -> [..].
 
     Tokens with equal logits share the mean of the ranks they take up, the expected rank if ties were broken at random:
     constant logits give rank (V + 1) / 2 everywhere, neither the best nor the worst.
-
-    Args:
-        logits: [.., V].
-        tokens: [..].
-
-    Returns:
-        [..], fp64, in 1 … V.
     """
     own = logits.gather(-1, tokens[..., None])  # [.., 1]
     above = (logits > own).sum(-1, dtype=real_dtype(logits.device))
@@ -28,20 +18,12 @@ def gold_rank(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def gold_log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Natural logarithm of each token's probability.
-
-    Args:
-        logits: [.., V].
-        tokens: [..].
-
-    Returns:
-        [..], fp32 or wider.
-    """
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return wide.gather(-1, tokens[..., None])[..., 0] - wide.logsumexp(-1)
+    """Natural logarithm of each token's probability, fp32 or wider: logits [.., V], tokens [..] -> [..]."""
+    logits = wide(logits)
+    return logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(-1)
 
 
 def confidence(logits: Tensor) -> Tensor:
-    """Probability of the top-1 token: logits [.., V] -> [..], fp32 or wider."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return (wide.amax(-1) - wide.logsumexp(-1)).exp()
+    """Probability of the top-1 token, fp32 or wider: logits [.., V] -> [..]."""
+    logits = wide(logits)
+    return (logits.amax(-1) - logits.logsumexp(-1)).exp()

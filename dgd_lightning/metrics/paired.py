@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -42,34 +41,24 @@ class TauGain(NamedTuple):
 def tau_gain(pairs: Sequence[tuple[Verified, Verified]], *, seed: int = 0) -> TauGain:
     """Compare τ context by context; contexts are resampled as wholes, since their responses depend on each other.
 
-    Args:
-        pairs: (base, other) of each context; contexts without a verification in either are left out.
-        seed: of the resampling.
+    ``pairs``: (base, other) of each context; contexts without a verification in either are left out.
     """
     kept = [(*base, *other) for base, other in pairs if base.verifications and other.verifications]
     if not kept:
         return TauGain(NAN, NAN, Difference(NAN), Difference(NAN), Difference(NAN), NAN, 0)
     columns = np.array(kept, dtype=float).T  # [4, C]: tokens and verifications of the base, then of the other
 
-    def taus(*sums: np.ndarray, axis: int = -1) -> tuple[np.ndarray, np.ndarray]:
-        a, m, b, n = (one.sum(axis) for one in sums)
-        return a / m, b / n
+    def pooled(tokens: np.ndarray, verifications: np.ndarray, axis: int = -1) -> np.ndarray:
+        return tokens.sum(axis) / verifications.sum(axis)
 
-    def difference(*sums: np.ndarray, axis: int = -1) -> np.ndarray:
-        base, tau = taus(*sums, axis=axis)
-        return tau - base
-
-    def ratio(*sums: np.ndarray, axis: int = -1) -> np.ndarray:
-        base, tau = taus(*sums, axis=axis)
-        return tau / base - 1
-
-    def own(a: np.ndarray, m: np.ndarray, b: np.ndarray, n: np.ndarray) -> np.ndarray:
-        return (b / n) / (a / m) - 1
-
-    def median(*sums: np.ndarray, axis: int = -1) -> np.ndarray:
-        return np.median(own(*sums), axis=axis)
-
-    interval = partial(resampled, columns, seed=seed)
-    base, tau = map(float, taus(*columns))
-    worst = float(own(*columns).min())
-    return TauGain(base, tau, interval(difference), interval(ratio), interval(median), worst, len(kept))
+    difference, ratio, median = (
+        resampled(columns, statistic, seed=seed)
+        for statistic in (
+            lambda a, m, b, n, axis=-1: pooled(b, n, axis) - pooled(a, m, axis),
+            lambda a, m, b, n, axis=-1: pooled(b, n, axis) / pooled(a, m, axis) - 1,
+            lambda a, m, b, n, axis=-1: np.median((b / n) / (a / m) - 1, axis=axis),
+        )
+    )
+    a, m, b, n = columns
+    worst = float(((b / n) / (a / m) - 1).min())
+    return TauGain(float(pooled(a, m)), float(pooled(b, n)), difference, ratio, median, worst, len(kept))

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from dgd_lightning.data.licence import check_clbench
 from dgd_lightning.data.one_context import common_prefix
 from dgd_lightning.data.tasks import tasks_by_context
-from dgd_lightning.draft.adapter import Adapter, save_adapter
+from dgd_lightning.draft.checkpoint import Adapter, save_adapter
 from dgd_lightning.errors import ContextError, InputError
 from dgd_lightning.files import whole_files
 from dgd_lightning.modules.prompts import PrefixStore
@@ -46,35 +47,24 @@ class Adapted(NamedTuple):
         return self.result.adapter if self.result is not None and self.result.kept else None
 
 
+@dataclass
 class ContextAdapter:
-    """Adapts the draft to one context after another and remembers the last one.
+    """Adapts the draft to one context after another and remembers the last one."""
 
-    Args:
-        pair: whose draft is adapted, and left as it was.
-        config: of every fit.
-        folder: where adapters are saved, a folder per context; None saves none.
-        enable_thinking: of the prompts.
-    """
-
-    def __init__(self, pair: Pair, config: TTTConfig, folder: Path | None, *, enable_thinking: bool = False) -> None:
-        self.pair, self.config, self.folder, self.enable_thinking = pair, config, folder, enable_thinking
-        self.last: tuple[str, Adapted] | None = None
+    pair: Pair  # whose draft is adapted, and left as it was
+    config: TTTConfig  # of every fit
+    folder: Path | None  # where adapters are saved, a folder per context; None saves none
+    enable_thinking: bool = False
+    last: tuple[str, Adapted] | None = None
 
     def __call__(
         self,
-        context_id: str,
-        prompts: Callable[[], Sequence[Tensor]],
-        on_progress: OnAdapt | None = None,
-        prefixes: PrefixStore | None = None,
+        context_id: str,  # groups of one context follow each other, so one adapter is remembered
+        prompts: Callable[[], Sequence[Tensor]],  # of all tasks of the context, [S] each: their beginning is adapted to
+        on_progress: OnAdapt | None = None,  # called with what begins, and after every step
+        prefixes: PrefixStore | None = None,  # is given what the target read of the context, where it wants it
     ) -> Adapted:
-        """The adapter of a context; what goes wrong with this context alone is recorded, and the run goes on.
-
-        Args:
-            context_id: the context's name; groups of one context follow each other, so one adapter is remembered.
-            prompts: gives the prompts of all tasks of the context, [S] each; what they begin with is adapted to.
-            on_progress: called with what begins, and after every step.
-            prefixes: is given what the target read of the context, where it wants it.
-        """
+        """The adapter of a context; what goes wrong with this context alone is recorded, and the run goes on."""
         if self.last is None or self.last[0] != context_id:
             self.last = (context_id, self._adapt(context_id, prompts(), on_progress, prefixes))
         return self.last[1]
@@ -123,13 +113,7 @@ def context_adapter(module: Any, pair: Pair) -> ContextAdapter | None:
 
 
 def contexts_to_adapt(data: Any, *, accepted: bool, inference_mode: bool) -> dict[str, list[Task]]:
-    """The tasks of every context, after a check of what adaptation needs.
-
-    Args:
-        data: the run's datamodule.
-        accepted: permission to adapt to CL-bench's rows has been obtained.
-        inference_mode: whether the loop runs under it.
-    """
+    """The tasks of every context of a datamodule, after a check of licence (``accepted``: obtained) and trainer."""
     contexts = tasks_by_context(data, "model.ttt")
     check_clbench(data, accepted, "model.ttt")
     if inference_mode:  # Lightning asks for no_grad on gloo, where this would go unseen

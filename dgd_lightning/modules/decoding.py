@@ -25,9 +25,8 @@ from dgd_lightning.modules.pair_source import PairSource, check_rows_run
 from dgd_lightning.modules.prompts import PrefixStore, Prompts
 from dgd_lightning.modules.rows import DivergenceSettings
 from dgd_lightning.pair import source_fingerprint
-from dgd_lightning.summary import Summary
 from dgd_lightning.ttt.config import TTTConfig
-from dgd_lightning.types import Task
+from dgd_lightning.types import Summary, Task
 
 
 class Decoding(LightningModule):
@@ -93,8 +92,6 @@ class Decoding(LightningModule):
         self.tasks_together: dict[str, int] = {}  # by idx, of rows that were decoded in smaller groups
         self.summary = Summary()
 
-    decoder: GroupDecoder  # from `setup` on; a plain attribute: Lightning neither moves nor saves the pair
-
     @property
     def row_names(self) -> list[str]:
         """Names of the rows that every task gets."""
@@ -137,10 +134,17 @@ class Decoding(LightningModule):
         if any(arm.online_every is not None for arm in self.arms):
             layers.append(pair.target.num_layers - 1)  # whose states are the labels
         prefixes = PrefixStore(pair, prompts, contexts if self.reuse_prefix else {}, tuple(dict.fromkeys(layers)))
-        adapt = context_adapter(self, pair)
-        self.decoder = GroupDecoder(pair, self.arms, methods, prompts, prefixes, self.settings, adapt)
         rank = f"rank {self.global_rank}: " if self.trainer.world_size > 1 else ""
-        self.decoder.on_note = lambda text: print(rank + text, flush=True)
+        self.decoder = GroupDecoder(  # a plain attribute: Lightning neither moves nor saves the pair
+            pair,
+            self.arms,
+            methods,
+            prompts,
+            prefixes,
+            self.settings,
+            context_adapter(self, pair),
+            on_note=lambda text: print(rank + text, flush=True),
+        )
 
     def _contexts(self) -> dict[str, list[Task]]:
         """The tasks of every context, where something is asked of contexts."""

@@ -7,20 +7,18 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from dgd_lightning.checks import check_integer
-from dgd_lightning.data.chat import prompt_ids
-from dgd_lightning.data.gold import gold_ids
+from dgd_lightning.data.chat import gold_ids, prompt_ids
 from dgd_lightning.data.tasks import TaskData, context_of
 from dgd_lightning.decode.nested import plain
 from dgd_lightning.decode.readouts.ablated_draft import AblatedDraft
 from dgd_lightning.decode.readouts.base import Readout
-from dgd_lightning.decode.readouts.draft import DraftReadout
-from dgd_lightning.decode.readouts.draft_slots import DraftSlots
+from dgd_lightning.decode.readouts.draft import DraftReadout, DraftSlots
 from dgd_lightning.decode.readouts.logit_lens import LogitLens
 from dgd_lightning.decode.replay import replay
 from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.diagnosis import ADAPTED, DRAFT, RANDOM, SHUFFLED, TARGET
 from dgd_lightning.metrics.gold import confidence, gold_log_probability, gold_rank
-from dgd_lightning.modules.adaptation import Adapted, ContextAdapter, context_adapter, contexts_to_adapt
+from dgd_lightning.modules.adaptation import Adapted, context_adapter, contexts_to_adapt
 from dgd_lightning.modules.pair_source import PairSource, check_rows_run
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.config import TTTConfig
@@ -97,36 +95,23 @@ class Diagnostic(LightningModule):
         self.done: set[tuple[str, str]] = set()  # (idx, row name) of rows that a resumed run has already
 
     row_names = (ROW,)
-    # From `setup` on; the pair is a plain attribute, which Lightning neither moves nor saves.
-    pair: Pair
-    readers: dict[str, Readout]
-    contexts: dict[str, list[Task]]  # where they are adapted to
-    adapt: ContextAdapter | None
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything about the model that can change a row, to be hashed."""
-        settings = [
-            self.layers,
-            self.slots,
-            {name: plain(readout) for name, readout in self.readouts.items()},
-            self.answer_field,
-            self.source.dtype,
-            self.source.attn_implementation,
-            self.enable_thinking,
-            self.too_long,
-            self.seed,
-        ]
-        return {**self.source.fingerprint(), "settings": settings, "ttt": self.ttt and self.ttt.fingerprint()}
+        source, readouts = self.source, {name: plain(readout) for name, readout in self.readouts.items()}
+        prompts = [source.dtype, source.attn_implementation, self.enable_thinking, self.too_long]
+        settings = [self.layers, self.slots, readouts, self.answer_field, *prompts, self.seed]
+        return {**source.fingerprint(), "settings": settings, "ttt": self.ttt and self.ttt.fingerprint()}
 
     def setup(self, stage: str) -> None:
         """Loads the pair onto this rank's device and lists the readers, where the trainer suits a diagnostic."""
         check_rows_run(self.trainer, stage, "test")
-        self.contexts = {}
+        self.contexts: dict[str, list[Task]] = {}  # where they are adapted to
         if self.ttt is not None:
             data, inference = getattr(self.trainer, "datamodule", None), self.trainer.test_loop.inference_mode
             self.contexts = contexts_to_adapt(data, accepted=self.accept_clbench_license, inference_mode=inference)
         if not hasattr(self, "pair"):
-            self.pair = self.source.load(self.trainer)
+            self.pair = self.source.load(self.trainer)  # a plain attribute: Lightning neither moves nor saves it
             self.readers = readers_of(self.pair, self.layers, self.readouts, self.seed)
             self.adapt = context_adapter(self, self.pair)
 
@@ -180,7 +165,7 @@ class Diagnostic(LightningModule):
             own["log_probability"][at] = gold_log_probability(logits, tokens).tolist()
 
         sure: list[float] = []
-        for part in replay(pair, prompt, answer, readouts, chunk=self.chunk):
+        for part in replay(pair, prompt, [answer], readouts, chunk=self.chunk):
             sure += confidence(part.target).tolist()
             for name, logits in zip([TARGET, *self.readers], [part.target, *part.readouts], strict=False):
                 note(name, part.first, logits, part.tokens)
@@ -190,7 +175,7 @@ class Diagnostic(LightningModule):
                 note(f"slot {slot}", first, part.readouts[-1][: len(tokens), slot - 1], tokens)
         if adapted is not None:
             with pair.adapter(adapted.adapter) if adapted.adapter is not None else nullcontext():
-                for part in replay(pair, prompt, answer, [DraftReadout()], chunk=self.chunk):
+                for part in replay(pair, prompt, [answer], [DraftReadout()], chunk=self.chunk):
                     note(ADAPTED, part.first, part.readouts[0], part.tokens)
         return {"confidence": sure, "readers": found}
 

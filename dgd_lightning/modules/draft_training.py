@@ -25,7 +25,7 @@ from dgd_lightning.draft.objective import BlockLoss, block_ids, block_loss, defa
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.metrics.acceptance import AcceptanceLength
-from dgd_lightning.modules.pair_source import PairSource
+from dgd_lightning.modules.pair_source import PairSource, room_before
 from dgd_lightning.modules.training import best_checkpoint, copy_provenance, require_writable, scheduled
 from dgd_lightning.pair import Pair
 from dgd_lightning.seeds import mixed_seed
@@ -62,9 +62,6 @@ class DraftTraining(L.LightningModule):
         accept_clbench_license: you have obtained permission to train on CL-bench's rows, which its licence forbids.
         pair: see `PairSource`; ``dtype`` is the target's, the draft trains in fp32 under ``trainer.precision``.
     """
-
-    pair: Pair  # a plain record: the target is no child module
-    decoding_pair: Pair  # while validating
 
     def __init__(
         self,
@@ -128,13 +125,7 @@ class DraftTraining(L.LightningModule):
             return
         # Lightning moves the registered draft later, but never the target
         loaded = self.source.load(self._trainer, device=self.device, draft_dtype=torch.float32)
-        if loaded.target.max_positions <= self.val_max_new_tokens:
-            raise InputError(
-                "model.val_max_new_tokens",
-                expected=f"less than the target's {loaded.target.max_positions} positions",
-                received=self.val_max_new_tokens,
-                hint="lower it",
-            )
+        self.longest = room_before(loaded.target, "model.val_max_new_tokens", self.val_max_new_tokens)  # prompt
         draft = loaded.draft
         if draft is None:
             draft = DFlashDraft(new_draft_config(loaded.target, *self.shape))
@@ -148,7 +139,7 @@ class DraftTraining(L.LightningModule):
         self.draft.gradient_checkpointing = self.gradient_checkpointing
         self.attends = choose_attention(self.attention, self.draft.device, "model.attention")
         rank_zero_info(f"attention: {self.attends}")
-        self.pair = Pair(loaded.target, self.draft, loaded.tokenizer)
+        self.pair = Pair(loaded.target, self.draft, loaded.tokenizer)  # a plain record: the target is no child module
         self.tau = AcceptanceLength(self.draft.config.block_size)
 
     def forward(self, input_ids: Tensor, loss_mask: Tensor, generator: torch.Generator) -> BlockLoss:
@@ -196,8 +187,7 @@ class DraftTraining(L.LightningModule):
         self.tau.reset()
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        longest = self.decoding_pair.target.max_positions - self.val_max_new_tokens
-        prompts = [prompt[-longest:] for prompt in batch]
+        prompts = [prompt[-self.longest :] for prompt in batch]
         with torch.autocast(self.device.type, enabled=False):
             outputs = speculative_generate(self.decoding_pair, prompts, max_new_tokens=self.val_max_new_tokens)
         for output in outputs:

@@ -12,7 +12,7 @@ from torch import Tensor
 from dgd_lightning.data.tasks import context_of
 from dgd_lightning.decode.call import Call, Progress
 from dgd_lightning.decode.sampling import sampling_params
-from dgd_lightning.draft.adapter import Adapter
+from dgd_lightning.draft.checkpoint import Adapter
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.base import Method
 from dgd_lightning.modules.adaptation import ContextAdapter, OnAdapt
@@ -40,36 +40,24 @@ class GroupSettings:
     divergence: DivergenceSettings | None
 
 
+@dataclass
 class GroupDecoder:
-    """Every arm of a run, ready to decode.
+    """Every arm of a run, ready to decode."""
 
-    Args:
-        pair: target and draft.
-        arms: in the order of the rows.
-        methods: the arms' methods with their second models, by arm name.
-        prompts: gives the tasks' prompt ids.
-        prefixes: gives what prompts of a context have in common.
-        settings: of the run.
-        adapt: makes a context's adapter; None where no arm adapts.
-    """
+    pair: Pair
+    arms: Sequence[Arm]  # in the order of the rows
+    methods: dict[str, Method]  # the arms' methods with their second models, by arm name
+    prompts: Prompts
+    prefixes: PrefixStore
+    settings: GroupSettings
+    adapt: ContextAdapter | None  # None where no arm adapts
+    on_note: Callable[[str], None]  # called with what a user should know
+    on_progress: Callable[[str, Progress], None] | None = None
+    on_adapt: OnAdapt | None = None
 
-    def __init__(
-        self,
-        pair: Pair,
-        arms: Sequence[Arm],
-        methods: dict[str, Method],
-        prompts: Prompts,
-        prefixes: PrefixStore,
-        settings: GroupSettings,
-        adapt: ContextAdapter | None,
-    ) -> None:
-        self.pair, self.methods, self.prompts, self.prefixes = pair, methods, prompts, prefixes
-        self.settings, self.adapt = settings, adapt
-        self.together = joined(arms, settings.join_arms)
-        self.control_of = control_of(arms)
-        self.on_progress: Callable[[str, Progress], None] | None = None
-        self.on_adapt: OnAdapt | None = None
-        self.on_note: Callable[[str], None] = lambda text: None  # called with what a user should know
+    def __post_init__(self) -> None:
+        self.together = joined(self.arms, self.settings.join_arms)
+        self.control_of = control_of(self.arms)
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Refuse prompts that are too long, or of which nothing is left without context, before hours are spent."""

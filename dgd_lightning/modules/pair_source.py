@@ -10,6 +10,7 @@ from dgd_lightning.checks import check_integer
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import Commits, Pair, load_pair, resolve_commits, source_fingerprint
 from dgd_lightning.target.folder import bundled
+from dgd_lightning.target.model import Target
 
 
 @dataclass
@@ -97,3 +98,11 @@ def check_rows_run(trainer: Any, stage: str, wanted: str) -> None:
     if trainer.precision != "32-true":
         hint = "set model.dtype instead: weights are loaded in it"
         raise InputError("trainer.precision", expected="the default", received=trainer.precision, hint=hint)
+
+
+def room_before(target: Target, argument: str, new_tokens: int) -> int:
+    """Tokens of the longest prompt that leaves the target room for so many new ones; ``argument`` names these."""
+    if (room := target.max_positions - new_tokens) < 1:
+        expected = f"less than the target's {target.max_positions} positions"
+        raise InputError(argument, expected=expected, received=new_tokens, hint="lower it")
+    return room

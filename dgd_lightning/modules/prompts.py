@@ -14,40 +14,26 @@ from dgd_lightning.data.tasks import context_of
 from dgd_lightning.data.without_context import without_context
 from dgd_lightning.decode.prefix_cache import PrefixCache, make_prefix_cache
 from dgd_lightning.errors import InputError
+from dgd_lightning.modules.pair_source import room_before
 from dgd_lightning.pair import Pair
 from dgd_lightning.types import Task
 
 SHORTEST = 16  # tokens: what chat templates begin with is not worth a forward of its own
 
 
+@dataclass(frozen=True)
 class Prompts:
-    """Token ids of tasks.
+    """Token ids of tasks."""
 
-    Args:
-        pair: has a tokenizer.
-        contexts: all tasks by context; empty where nothing is asked of contexts.
-        max_new_tokens: must fit behind every prompt.
-        enable_thinking: passed to the chat template.
-    """
-
-    def __init__(
-        self, pair: Pair, contexts: Mapping[str, list[Task]], *, max_new_tokens: int, enable_thinking: bool
-    ) -> None:
-        self.pair, self.contexts = pair, contexts
-        self.max_new_tokens, self.enable_thinking = max_new_tokens, enable_thinking
+    pair: Pair  # has a tokenizer
+    contexts: Mapping[str, list[Task]]  # all tasks by context; empty where nothing is asked of contexts
+    max_new_tokens: int  # must fit behind every prompt
+    enable_thinking: bool
 
     @property
     def limit(self) -> int:
         """Longest prompt, in tokens."""
-        limit = self.pair.target.max_positions - self.max_new_tokens
-        if limit < 1:
-            raise InputError(
-                "model.max_new_tokens",
-                expected=f"less than the target's {limit + self.max_new_tokens} positions",
-                received=self.max_new_tokens,
-                hint="lower it",
-            )
-        return limit
+        return room_before(self.pair.target, "model.max_new_tokens", self.max_new_tokens)
 
     def of(self, task: Task) -> Tensor:
         """[S]"""
@@ -107,24 +93,21 @@ class StoredPrefixes(NamedTuple):
         return [0 if prefix is None else len(prefix.ids) for prefix in self.prefixes]
 
 
+@dataclass
 class PrefixStore:
     """Prefix caches of the contexts whose tasks are decoded now; those of other contexts are let go.
 
     A context's prefix is what the prompts of all tasks that the run has of it begin with, so it does not depend on
     ranks, or on where a run was killed. A context with a single task has none.
-
-    Args:
-        pair: whose target reads.
-        prompts: of the run.
-        contexts: all tasks by context; none where nothing is reused.
-        layer_ids: layers that one of the arms needs the states of.
     """
 
-    def __init__(
-        self, pair: Pair, prompts: Prompts, contexts: Mapping[str, list[Task]], layer_ids: Sequence[int]
-    ) -> None:
-        self.pair, self.prompts, self.layer_ids = pair, prompts, tuple(layer_ids)
-        self.contexts = {name: tasks for name, tasks in contexts.items() if len(tasks) > 1}
+    pair: Pair  # whose target reads
+    prompts: Prompts
+    contexts: Mapping[str, list[Task]]  # all tasks; none where nothing is reused
+    layer_ids: tuple[int, ...]  # layers that one of the arms needs the states of
+
+    def __post_init__(self) -> None:
+        self.contexts = {name: tasks for name, tasks in self.contexts.items() if len(tasks) > 1}
         self.lengths: dict[str, int] = {}  # of the contexts' prefixes, once they were asked for
         self.sizes: dict[str, int] = {}  # tokens of the tasks' prompts, likewise
         self.kept: dict[str, PrefixCache] = {}
@@ -182,14 +165,14 @@ class PrefixStore:
         self.reads.seconds += seconds
 
     def ahead(
-        self, groups: Sequence[Sequence[Task]], shards: Sequence[Sequence[int]], readings: int, *, cut: bool
+        self,
+        groups: Sequence[Sequence[Task]],
+        shards: Sequence[Sequence[int]],  # numbers of groups of each rank
+        readings: int,  # batches of arms, each of which reads every prompt
+        *,
+        cut: bool,  # prompts that are too long are cut on the left; else they are skipped
     ) -> Reads:
-        """What a run over these groups will read on all ranks, of which each decodes the groups in its shard.
-
-        Args:
-            readings: batches of arms, each of which reads every prompt.
-            cut: prompts that are too long are cut on the left; else they are skipped.
-        """
+        """What a run over these groups will read on all ranks."""
         reads = Reads()
         for shard in shards:
             before: set[str] = set()

@@ -25,34 +25,20 @@ DECIMALS = 5  # of divergences
 def prediction_row(
     arm: Arm,
     task: Task,
-    prompt: Tensor,
-    output: DecodeOutput | None,
+    prompt: Tensor,  # [S], before truncation
+    output: DecodeOutput | None,  # None where the prompt was too long
     *,
-    pair: Pair,
-    limit: int,
-    prefix_tokens: int = 0,
-    prefix_seconds: float = 0.0,
-    without_context: Tensor | None = None,
-    adapted: Adapted | None = None,
-    joined_with: Sequence[str] = (),
-    control_of: str | None = None,
-    tasks_together: int | None = None,
+    pair: Pair,  # has a tokenizer
+    limit: int,  # longest prompt; a longer one was cut on the left
+    prefix_tokens: int = 0,  # of the prompt, which were read with the context and copied
+    prefix_seconds: float = 0.0,  # spent on reading them, where this batch had to wait for it
+    without_context: Tensor | None = None,  # [S'] what the arm's readout read instead
+    adapted: Adapted | None = None,  # the context's adaptation, where the arm uses it
+    joined_with: Sequence[str] = (),  # names of the other arms in the batch
+    control_of: str | None = None,  # the arm whose null control this one is
+    tasks_together: int | None = None,  # tasks of the group decoded together, where memory did not hold all of them
 ) -> dict[str, Any]:
-    """The row of a task and an arm.
-
-    Args:
-        prompt: [S], before truncation.
-        output: None where the prompt was too long.
-        pair: has a tokenizer.
-        limit: longest prompt; a longer one was cut on the left.
-        prefix_tokens: of the prompt, which were read with the context and copied.
-        prefix_seconds: spent on reading them, where this batch had to wait for it.
-        without_context: [S'] what the arm's readout read instead.
-        adapted: the context's adaptation, where the arm uses it.
-        joined_with: names of the other arms in the batch.
-        control_of: the arm whose null control this one is.
-        tasks_together: how many tasks of the group were decoded together, where memory did not hold all of them.
-    """
+    """The row of a task and an arm."""
     block = arm.method.block(pair)
     head = {
         "arm": arm.name,
@@ -173,23 +159,17 @@ class DivergenceSettings:
 
 
 def divergence_record(
-    pair: Pair, guidance: Guidance | None, prompt: Tensor, answer: Tensor, settings: DivergenceSettings
+    pair: Pair,
+    guidance: Guidance | None,
+    prompt: Tensor,  # [S] as the target read it
+    answer: Tensor,  # [T] tokens
+    settings: DivergenceSettings,
 ) -> dict[str, Any] | None:
     """A row's ``dgd.divergence``: a list per number of `TokenDivergence`, the tokens' texts, and ``top``.
 
-    The draft is read as it is: an arm with an adapter needs it in place. Numbers are rounded to 5 decimals; infinite
-    ones are null.
-
-    Args:
-        pair: has a tokenizer.
-        guidance: what the answer was drawn from; None for the target itself, which is compared with the draft at β = 0:
-            what the draft would have said.
-        prompt: [S] as the target read it.
-        answer: [T] tokens.
-        settings: what is kept.
-
-    Returns:
-        None where there is neither guidance nor a draft.
+    An answer drawn from the target itself, with no guidance, is compared with the draft at β = 0: what the draft would
+    have said; None where there is no draft either. The draft is read as it is: an arm with an adapter needs it in
+    place. Numbers are rounded to 5 decimals; infinite ones are null.
     """
     if guidance is None and pair.draft is None:
         return None
@@ -197,7 +177,7 @@ def divergence_record(
     betas = blend.betas(1)
     numbers: dict[str, list[Any]] = {name: [] for name in TokenDivergence._fields}
     top: list[dict[str, Any]] = []
-    for part in replay(pair, prompt, answer, [as_readout(readout)]):
+    for part in replay(pair, prompt, [answer], [as_readout(readout)]):
         guided = blend.mix_along(part.target, part.readouts[0], part.first)  # [Q, V]
         values = token_divergence(part.target, part.readouts[0], guided, part.tokens)
         for name, column in values._asdict().items():

@@ -41,9 +41,6 @@ class TestTimeTraining(L.LightningModule):
         pair: see `PairSource`; ``dtype`` is the pair's, LoRA weights are fp32 or wider.
     """
 
-    fit: Fit
-    result: AdaptResult
-
     def __init__(
         self,
         target: str,
@@ -165,9 +162,7 @@ class TestTimeTraining(L.LightningModule):
     def on_fit_end(self) -> None:
         """Keeps the best weights, or none, and writes the adapter; also where there was no step to make."""
         self.fit.conclude()
-        cuda = self.device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated(self.device) if cuda else None
-        trace = self.fit.trace(self.material, time.perf_counter() - self.began, peak)
+        trace = self.fit.trace(self.material, time.perf_counter() - self.began)
         self.result = AdaptResult(self.lora.adapter(), trace, trace.kept)
         if self.trainer.logger is not None:
             self.trainer.logger.log_metrics({"ttt/kept_step": trace.best_step}, len(trace.losses))  # 0: none

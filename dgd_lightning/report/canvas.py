@@ -1,15 +1,10 @@
 """An empty matplotlib figure, made without pyplot: no global state, no display; imported when the first is drawn."""
 
-from __future__ import annotations
-
 from typing import Any
 
 
 def empty_figure(width: float, height: float) -> Any:
     """A figure of so many inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), layout="constrained")

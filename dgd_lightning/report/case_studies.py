@@ -5,8 +5,6 @@
 The page holds no scripts and asks for nothing from elsewhere; every text in it is escaped.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections import defaultdict
@@ -65,18 +63,12 @@ class Selection(NamedTuple):
 
 
 def choose(rows: Iterable[Row], limit: int, verdict: Verdict) -> Selection:
-    """First the tasks that some arms solved and others did not, then the others, each by changed tokens.
-
-    Args:
-        rows: of all tasks and arms.
-        limit: most tasks that are chosen.
-        verdict: of an answer.
-    """
+    """At most ``limit`` tasks: first those that some arms solved and others did not, each by changed tokens."""
     verdicts: dict[str, set[bool]] = defaultdict(set)
     changes: dict[str, int] = defaultdict(int)
     arms: dict[str, ArmSummary] = {}
     for row in rows:
-        idx, record, solved = row["idx"], row["dgd"], _solved(row, verdict)
+        idx, record, solved = row["idx"], row["dgd"], _solved(row, row["model_output"], verdict)
         changed = (record.get("divergence") or {}).get("argmax_changed", [])
         changes[idx] += sum(changed)
         if solved is not None:
@@ -93,42 +85,35 @@ def choose(rows: Iterable[Row], limit: int, verdict: Verdict) -> Selection:
 
 
 def page(title: str, rows: Iterable[Row], selection: Selection, verdict: Verdict) -> str:
-    """The whole page.
-
-    Args:
-        title: names the run.
-        rows: of all tasks and arms; of these the chosen are kept.
-        selection: from :func:`choose`.
-        verdict: of an answer.
-    """
+    """The whole page: those of the rows whose tasks are selected."""
     wanted: dict[str, list[Row]] = {task.idx: [] for task in selection.shown}
     for row in rows:
         if row["idx"] in wanted:
             wanted[row["idx"]].append(row)
+    settings = [set(arm.settings.items()) for arm in selection.arms.values()]
     return rendered(
         "case_studies.html.j2",
         heading=f"Case studies: {title}",
         selection=selection,
-        arms=_arms(selection.arms),
+        shared=set.intersection(*settings) if len(settings) > 1 else set(),  # settings of all arms are left out
         cases=[_case(task, wanted[task.idx], verdict) for task in selection.shown],
+        solved=partial(_solved, verdict=verdict),
+        tokens=_tokens,
         levels=LEVELS,
         faint=FAINT,
+        most=PLACES,
+        distributions=DISTRIBUTIONS,
+        signs=SIGNS,
     )
 
 
 def write_case_studies(
     folder: Path, read: Callable[[], Iterable[Row]], limit: int = LIMIT, verdict: Verdict | None = None
 ) -> Path:
-    """Writes ``case_studies.html`` into a run folder.
+    """Writes ``case_studies.html`` into a run folder, with at most ``limit`` tasks.
 
-    Args:
-        folder: of the run.
-        read: gives all rows of the run; called twice, since only the shown tasks are held in memory.
-        limit: most tasks on the page.
-        verdict: of an answer; None asks the package's graders that check text alone.
-
-    Raises:
-        InputError: a limit that shows nothing.
+    ``read`` gives all rows of the run; it is called twice, since only the shown tasks are held in memory. Without a
+    ``verdict`` the package's graders that check text alone are asked.
     """
     check_integer("limit", limit, hint=f"use e.g. {LIMIT}")
     verdict = verdict or partial(checked, graders=package_graders({}, costs=[CHECK]))
@@ -140,9 +125,9 @@ def write_case_studies(
     return folder / PAGE
 
 
-def _solved(row: Row, verdict: Verdict) -> bool | None:
-    """Whether a row's answer is right; None where there is none or nobody can say."""
-    score = None if row["model_output"] is None else verdict(row, row["model_output"])
+def _solved(row: Row, answer: str | None, verdict: Verdict) -> bool | None:
+    """Whether an answer to a row is right; None where there is none or nobody can say."""
+    score = None if answer is None else verdict(row, answer)
     return None if score is None else score.value == 1.0
 
 
@@ -162,44 +147,24 @@ def _short(value: Any) -> str:
     return f"{str(value['class_path']).rpartition('.')[2]}({inner})"
 
 
-# What the template shows.
-
-
-def _arms(arms: dict[str, ArmSummary]) -> list[dict[str, Any]]:
-    """A line per arm; settings that all arms share are left out."""
-    first, *others = (arm.settings.items() for arm in arms.values())
-    shared = dict(set(first).intersection(*others)) if others else {}
-    return [
-        {
-            "name": name,
-            "settings": " · ".join(f"{key} {value}" for key, value in arm.settings.items() if key not in shared),
-            "tasks": f"{arm.tasks:,}",
-            "solved": f"{arm.solved}/{arm.graded}" if arm.graded else "–",
-            "changed": f"{arm.changed:,}/{arm.tokens:,}" if arm.tokens else "–",
-        }
-        for name, arm in arms.items()
-    ]
-
-
 def _case(task: Chosen, rows: Sequence[Row], verdict: Verdict) -> dict[str, Any]:
+    """A task with its rows: what stands around their answers."""
     row = rows[0]
-    found = row.get("metadata")
-    metadata = found if isinstance(found, dict) else {}
+    metadata = row["metadata"] if isinstance(row.get("metadata"), dict) else {}
     about = [metadata[name] for name in ("context_category", "sub_category", "context_id") if name in metadata]
     prompt = _prompt(row)
     rubrics = row["rubrics"] if isinstance(row.get("rubrics"), list) else []
     answered = [row for row in rows if row["model_output"] is not None]
     graded = [(row["dgd"]["arm"], verdict(row, row["model_output"])) for row in answered]
-    scores = [(arm, score.status) for arm, score in graded if score and len(score.status) == len(rubrics)]
     return {
         "task": task,
+        "rows": rows,
         "about": " · ".join(map(str, about)),
         "prompt": prompt,
         "asked": prompt[-1][1].rstrip().rpartition("\n\n")[2] if prompt else "",
-        "characters": f"{sum(len(text) for _, text in prompt):,}",
-        "answers": [_answer(row, verdict) for row in rows],
-        "graded_arms": [arm for arm, _ in scores],
-        "rubrics": [(text, [status[at] == "yes" for _, status in scores]) for at, text in enumerate(rubrics)],
+        "characters": sum(len(text) for _, text in prompt),
+        "rubrics": rubrics,
+        "status": {arm: score.status for arm, score in graded if score and len(score.status) == len(rubrics)},
     }
 
 
@@ -211,70 +176,24 @@ def _prompt(row: Row) -> list[tuple[str, str]]:
     return [(name, text) for name, text in row.items() if isinstance(text, str) and name not in ("idx", "model_output")]
 
 
-def _answer(row: Row, verdict: Verdict) -> dict[str, Any]:
-    record = row["dgd"]
-    if row["model_output"] is None:
-        return {"arm": record["arm"], "skipped": record.get("skipped", "unknown")}
-    found, others = record.get("divergence"), record.get("answers") or []
-    top = {entry["at"]: entry for entry in found["top"]} if found else {}
-    changed = f" · {sum(found['argmax_changed'])} changed" if found else ""
-    places = found["top"][:PLACES] if found else []
-    return {
-        "arm": record["arm"],
-        "skipped": None,
-        "solved": _solved(row, verdict),
-        "about": f"{record['tokens']:,} tokens{changed}",
-        "text": row["model_output"],
-        "tokens": [_token(found, at, top.get(at, {})) for at in range(len(found["tokens"]))] if found else [],
-        "places": [_place(found, entry) for entry in places],
-        "places_title": f"Likeliest tokens at {len(top)} places" + f", the first {PLACES}" * (len(top) > PLACES),
-        "distributions": [name for name in DISTRIBUTIONS if places and name in places[0]],
-        "others": [_other(row, one, verdict) for one in others],
-        "others_title": f"{len(others)} answers, of which number {record.get('chosen', 0) + 1} was chosen",
-    }
-
-
-def _other(row: Row, answer: Row, verdict: Verdict) -> dict[str, Any]:
-    """One of the answers among which the best was chosen."""
-    score = ""  # a method may choose by none
-    if "score" in answer:
-        score = f"score {'−∞' if answer['score'] is None else format(answer['score'], '.4g')}"
-    beta = "" if answer["beta"] is None else f" · β {answer['beta']:g}"
-    return {
-        "solved": _solved({**row, "model_output": answer["text"]}, verdict),
-        "about": f"{score}{beta} · {answer['tokens']:,} tokens · {answer['stop_reason']}".lstrip(" ·"),
-        "text": answer["text"],
-    }
-
-
-def _token(found: Row, at: int, top: Row) -> dict[str, str]:
-    """One token: its colour, and its numbers to be pointed at."""
-    text, moved, changed = found["tokens"][at], found["tv_target_guided"][at], found["argmax_changed"][at]
-    level = 0 if moved < FAINT else min(LEVELS, 1 + int(moved * LEVELS))
-    kinds = [f"m{level}"] * (level > 0) + ["c"] * bool(changed)
-    kl, js = found["kl_target_readout"][at], found["js"][at]
-    divergence = f"JS {js:.3f}, KL(target‖readout) {'∞' if kl is None else f'{kl:.3f}'}"
-    lines = [f"token {at + 1}: {text!r}", f"guidance moved {moved:.1%}; {divergence}"]
-    for name in DISTRIBUTIONS:
-        rank = f", rank {found[f'{name}_rank'][at]}" if f"{name}_rank" in found else ""
-        lines.append(f"{name}: probability {found[f'{name}_prob'][at]:.4f}{rank}")
-    for name in DISTRIBUTIONS:
-        if name in top:
-            lines.append(f"{name}'s first: " + ", ".join(f"{word!r} {p:.3f}" for word, p in top[name]))
-    shown = text.replace("\n", "⏎\n") if kinds else text
-    return {"kinds": " ".join(kinds), "title": "\n".join(lines), "text": shown}
-
-
-def _place(found: Row, entry: Row) -> dict[str, Any]:
-    """The likeliest tokens of each distribution at one place; blanks get signs."""
-    at = entry["at"]
-    names = [name for name in DISTRIBUTIONS if name in entry]
-    return {
-        "number": at + 1,
-        "token": found["tokens"][at].translate(SIGNS),
-        "changed": found["argmax_changed"][at],
-        "likeliest": [[(word.translate(SIGNS), f"{p:.3f}") for word, p in entry[name]] for name in names],
-    }
+def _tokens(found: Row) -> Iterable[dict[str, str]]:
+    """Of a ``dgd.divergence`` each token: its colour, and its numbers to be pointed at."""
+    tops = {entry["at"]: entry for entry in found["top"]}
+    for at, text in enumerate(found["tokens"]):
+        moved, top = found["tv_target_guided"][at], tops.get(at, {})
+        level = 0 if moved < FAINT else min(LEVELS, 1 + int(moved * LEVELS))
+        kinds = [f"m{level}"] * (level > 0) + ["c"] * bool(found["argmax_changed"][at])
+        kl, js = found["kl_target_readout"][at], found["js"][at]
+        divergence = f"JS {js:.3f}, KL(target‖readout) {'∞' if kl is None else f'{kl:.3f}'}"
+        lines = [f"token {at + 1}: {text!r}", f"guidance moved {moved:.1%}; {divergence}"]
+        for name in DISTRIBUTIONS:
+            rank = f", rank {found[f'{name}_rank'][at]}" if f"{name}_rank" in found else ""
+            lines.append(f"{name}: probability {found[f'{name}_prob'][at]:.4f}{rank}")
+        for name in DISTRIBUTIONS:
+            if name in top:
+                lines.append(f"{name}'s first: " + ", ".join(f"{word!r} {p:.3f}" for word, p in top[name]))
+        shown = text.replace("\n", "⏎\n") if kinds else text
+        yield {"kinds": " ".join(kinds), "title": "\n".join(lines), "text": shown}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

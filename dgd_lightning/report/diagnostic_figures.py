@@ -1,12 +1,11 @@
 """The pictures of a diagnostic: by confidence, by depth, by slot, by rank, by ablation."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from dgd_lightning.analysis.diagnosis import ALL, MAIN, Cell, Diagnosis
+from dgd_lightning.analysis.diagnosis import ALL, MAIN, Diagnosis
 from dgd_lightning.metrics.clustered import NAN, Difference
 from dgd_lightning.metrics.diagnosis import ADAPTED, DRAFT, RANDOM, SHUFFLED, TARGET, Wins
 from dgd_lightning.report.canvas import empty_figure
@@ -40,11 +39,10 @@ def confidence_figure(found: Diagnosis) -> Any:
     counts = [found.cells[bucket][TARGET].placement.tokens for bucket in found.buckets]
     ticks = [f"{bucket}\n{count:,} tokens" for bucket, count in zip(found.buckets, counts, strict=True)]
     names = _main(found)
-    for panel, by, title in zip(
-        panels, ("rank", "probability"), ("By rank: this decides", "By probability: this does not decide"), strict=True
-    ):
+    decides = {"rank": "this decides", "probability": "this does not decide"}
+    for panel, (by, title) in zip(panels, decides.items(), strict=True):
         for number, name in enumerate(names):
-            nets = [_net(getattr(found.cells[bucket][name], by)) for bucket in found.buckets]
+            nets = [getattr(found.cells[bucket][name], by) for bucket in found.buckets]
             at = np.arange(len(nets)) + 0.12 * (number - (len(names) - 1) / 2)
             panel.errorbar(at, *_bars(nets), fmt="o", capsize=3, color=COLOURS[name], label=name)
         panel.axhline(0, color=COLOURS[TARGET], linewidth=1, label="target")
@@ -52,11 +50,10 @@ def confidence_figure(found: Diagnosis) -> Any:
         panel.set_xlim(-0.5, len(ticks) - 0.5)
         panel.set_xticks(range(len(ticks)), ticks, fontsize=8)
         panel.set_xlabel("probability of the target's top-1 token (grey: these tokens decide)")
-        panel.set_title(title, loc="left")
+        panel.set_title(f"By {by}: {title}", loc="left")
         panel.yaxis.set_major_formatter("{x:+.0%}")
     panels[0].set_ylabel("net share of tokens against the target\nabove 0: knows better")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
-    return figure
+    return _with_legend_below(figure)
 
 
 def ranks_figure(found: Diagnosis) -> Any:
@@ -87,20 +84,18 @@ def depth_figure(found: Diagnosis) -> Any:
     for panel, bucket in zip(panels, buckets, strict=True):
         title = "All tokens" if bucket == ALL else f"Target unsure ({bucket})"
         cells = found.cells[bucket]
-        panel.plot(
-            numbers, [_mean(cells[name]) for name in layers], "o-", color="0.45", zorder=3, label="layer, logit lens"
-        )
+        means = [cells[name].placement.mean_rank for name in layers]
+        panel.plot(numbers, means, "o-", color="0.45", zorder=3, label="layer, logit lens")
         for name in (TARGET, *_main(found)):
             style = "-" if name in (TARGET, DRAFT, ADAPTED) else "--"
             colour, width = COLOURS[name], _width(name)
-            panel.axhline(_mean(cells[name]), linestyle=style, color=colour, linewidth=width, label=name)
+            panel.axhline(cells[name].placement.mean_rank, linestyle=style, color=colour, linewidth=width, label=name)
         panel.set_xlabel("layer of the target")
         panel.set_xticks(numbers[:: max(1, len(numbers) // 12)])
         _rank_axis(panel)
         panel.set_title(f"{title}: {cells[TARGET].placement.tokens:,} tokens", loc="left")
     panels[0].set_ylabel(RANK_LABEL)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
-    return figure
+    return _with_legend_below(figure)
 
 
 def slots_figure(found: Diagnosis) -> Any:
@@ -112,8 +107,10 @@ def slots_figure(found: Diagnosis) -> Any:
     for bucket in _drawn(found):
         cells = found.cells[bucket]
         colour, what = ("tab:blue", ALL) if bucket == ALL else ("tab:cyan", "target unsure")
-        axes.plot(numbers, [_mean(cells[name]) for name in slots], "o-", color=colour, label=f"{what}: draft")
-        axes.axhline(_mean(cells[TARGET]), linestyle="--", color=colour, label=f"{what}: target")
+        axes.plot(
+            numbers, [cells[name].placement.mean_rank for name in slots], "o-", color=colour, label=f"{what}: draft"
+        )
+        axes.axhline(cells[TARGET].placement.mean_rank, linestyle="--", color=colour, label=f"{what}: target")
     axes.set_xticks(numbers)
     _rank_axis(axes)
     axes.set_xlabel("slot of the block (slot j says nothing of an answer's first j − 1 tokens)")
@@ -128,11 +125,9 @@ def further_figure(found: Diagnosis) -> Any:
     figure = empty_figure(8, 1.6 + 0.3 * len(names))
     axes = figure.subplots()
     for shift, bucket, colour in ((-0.13, ALL, "tab:blue"), (0.13, found.buckets[0], "tab:cyan")):
-        nets = [_net(found.cells[bucket][name].draft) for name in names]
-        values, errors = _bars(nets)
+        values, errors = _bars([found.cells[bucket][name].draft for name in names])
         label = bucket if bucket == ALL else f"target {bucket}"
-        at = np.arange(len(names)) + shift
-        axes.errorbar(values, at, xerr=errors, fmt="o", capsize=3, color=colour, label=label)
+        axes.errorbar(values, np.arange(len(names)) + shift, xerr=errors, fmt="o", capsize=3, color=colour, label=label)
     axes.axvline(0, color="black", linewidth=1)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
@@ -147,13 +142,16 @@ def _drawn(found: Diagnosis) -> list[str]:
     return [name for name in (found.buckets[0], ALL) if found.cells[name][TARGET].placement.tokens]
 
 
+def _with_legend_below(figure: Any) -> Any:
+    """The figure, with one legend for all its panels."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8)
+    return figure
+
+
 def _width(name: str) -> float:
     """The target's line is wide, so that it shows where another lies on it."""
     return 2.5 if name == TARGET else 1.5
-
-
-def _mean(cell: Cell) -> float:
-    return cell.placement.mean_rank
 
 
 def _rank_axis(axes: Any) -> None:
@@ -167,11 +165,8 @@ def _rank_axis(axes: Any) -> None:
     axes.yaxis.set_major_formatter("{x:g}")
 
 
-def _net(won: Wins | None) -> Difference:
-    return Difference(NAN) if won is None else won.net
-
-
-def _bars(nets: list[Difference]) -> tuple[np.ndarray, np.ndarray]:
-    """Values [n], and how far their intervals reach down and up [2, n]; 0 where there is no interval."""
+def _bars(won: Sequence[Wins | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Net wins [n], and how far their intervals reach down and up [2, n]; 0 where there is no interval."""
+    nets = (Difference(NAN) if one is None else one.net for one in won)
     values, low, high = (np.array(column, dtype=float) for column in zip(*nets, strict=True))
     return values, np.nan_to_num(np.stack([values - low, high - values])).clip(min=0)

@@ -1,8 +1,5 @@
 """What a diagnostic prints: legend, tables and verdict, for readers who have not seen its code."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group
@@ -10,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dgd_lightning.analysis.diagnosis import ALL, MAIN, Cell, Diagnosis
+from dgd_lightning.metrics.clustered import shown
 from dgd_lightning.metrics.diagnosis import ADAPTED, DRAFT, PERCENT, RANDOM, SHUFFLED, TARGET, Wins
 from dgd_lightning.report.print_tables import new_table
 
@@ -24,31 +22,18 @@ distribution gives the right token more than the target does, without knowing an
 the line of random features shows: the same draft, fed with noise."""
 
 
-def report(found: Diagnosis) -> Group:
-    """Legend, tables and verdict."""
+def report(found: Diagnosis, *, whole: bool) -> Group:
+    """Legend, tables and verdict; one table and the verdict where not the whole is wanted."""
     unsure = found.buckets[0]
-    parts: list[Any] = [
-        Text(LEGEND),
-        reader_table(found, unsure, f"Where the target is unsure (its top-1 token {unsure}): these tokens decide"),
-        reader_table(found, ALL, "All answer tokens"),
-        bucket_table(found),
-    ]
-    if found.further:
+    parts: list[Any] = [_about(found)]
+    if whole:
+        title = f"Where the target is unsure (its top-1 token {unsure}): these tokens decide"
+        parts += [Text(LEGEND), reader_table(found, unsure, title), reader_table(found, ALL, "All answer tokens")]
+    parts.append(bucket_table(found))
+    if whole and found.further:
         parts.append(further_table(found))
-    return _spaced([_about(found), *parts, *_verdicts(found)])
-
-
-def short_report(found: Diagnosis) -> Group:
-    """One table and the verdict."""
-    return _spaced([_about(found), bucket_table(found), *_verdicts(found)])
-
-
-def _spaced(parts: Sequence[Any]) -> Group:
+    parts += [Text(one.text) for one in found.verdicts]
     return Group(*(piece for part in parts for piece in (part, Text())))
-
-
-def _verdicts(found: Diagnosis) -> list[Text]:
-    return [Text(one.text) for one in found.verdicts]
 
 
 def _about(found: Diagnosis) -> Text:
@@ -62,17 +47,28 @@ def _about(found: Diagnosis) -> Text:
 
 def reader_table(found: Diagnosis, bucket: str, title: str) -> Table:
     """Every reader on the tokens of a bucket."""
-    table = new_table(title, ["reader"], ("tokens", "top-1\ntoken", "median", "mean"))
-    for column in ("rank: net against\nthe target", "rank: net against\nrandom features"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("p mean", justify="right")
-    table.add_column("p: net against target\n(does not decide)", justify="right", no_wrap=True)
+    ranks = ("rank: net against\nthe target", "rank: net against\nrandom features")
+    chances = ("p mean", "p: net against target\n(does not decide)")
+    table = new_table(title, ["reader"], ("tokens", "top-1\ntoken", "median", "mean", *ranks, *chances))
+    for column in table.columns:
+        column.no_wrap = "net against" in str(column.header)
     cells = found.cells[bucket]
     groups = [[TARGET, DRAFT, ADAPTED], [SHUFFLED, RANDOM], found.group("slot"), found.group("layer"), found.further]
     for group in groups:
         for name in group:
             if name in cells:
-                table.add_row(_label(name), *_row(cells[name]))
+                cell, place = cells[name], cells[name].placement
+                table.add_row(
+                    _label(name),
+                    f"{place.tokens:,}",
+                    shown(place.top_1, "{:.1%}"),
+                    shown(place.median_rank, "{:g}"),
+                    shown(place.mean_rank, "{:.1f}"),
+                    net(cell.rank),
+                    net(cell.control),
+                    shown(place.probability, "{:.3f}"),
+                    net(cell.probability),
+                )
         table.add_section()
     return table
 
@@ -81,39 +77,20 @@ def _label(name: str) -> str:
     return f"{name} (slot 1)" if name == DRAFT else name
 
 
-def _row(cell: Cell) -> list[str]:
-    place = cell.placement
-    if not place.tokens:
-        return ["0"] + ["–"] * 7
-    return [
-        f"{place.tokens:,}",
-        f"{place.top_1:.1%}",
-        f"{place.median_rank:g}",
-        f"{place.mean_rank:.1f}",
-        net(cell.rank),
-        net(cell.control),
-        f"{place.probability:.3f}",
-        net(cell.probability),
-    ]
-
-
 def bucket_table(found: Diagnosis) -> Table:
     """The main readers over the target's confidence."""
     counts = {name: found.cells[name][TARGET].placement.tokens for name in (*found.buckets, ALL)}
     title = "By the target's confidence: top-1 token, and net rank against the target"
     table = new_table(title, ["reader"], (f"{name}\n{count:,} tokens" for name, count in counts.items()))
     for reader in (TARGET, *MAIN):
-        if reader not in found.cells[ALL]:
-            continue
-        table.add_row(_label(reader), *(_short(found.cells[name][reader]) for name in counts))
+        if reader in found.cells[ALL]:
+            table.add_row(_label(reader), *(_short(found.cells[name][reader]) for name in counts))
     return table
 
 
 def _short(cell: Cell) -> str:
-    if not cell.placement.tokens:
-        return "–"
-    first = f"{cell.placement.top_1:.1%}"
-    return first if cell.rank is None else f"{first}\n{net(cell.rank)}"
+    first = shown(cell.placement.top_1, "{:.1%}")
+    return first if cell.rank is None or not cell.placement.tokens else f"{first}\n{net(cell.rank)}"
 
 
 def further_table(found: Diagnosis) -> Table:
@@ -123,10 +100,8 @@ def further_table(found: Diagnosis) -> Table:
     table = new_table("Further readers against the draft as it is, by rank", ["reader"], columns)
     for reader in (DRAFT, *found.further):
         cells = [found.cells[name][reader] for name in (ALL, found.buckets[0])]
-        shown = [
-            (f"{cell.placement.top_1:.1%}", net(cell.draft)) if cell.placement.tokens else ("–", "–") for cell in cells
-        ]
-        table.add_row(_label(reader), *(text for pair in shown for text in pair))
+        texts = ((shown(cell.placement.top_1, "{:.1%}"), net(cell.draft)) for cell in cells)
+        table.add_row(_label(reader), *(text for pair in texts for text in pair))
     return table
 
 

@@ -1,7 +1,6 @@
-"""Pictures of a predict run for TensorBoard (matplotlib): acceptance by slot, τ by context, divergence by position."""
+"""Pictures of a predict run for TensorBoard: acceptance by slot, τ by context, divergence by position and by token."""
 
-from __future__ import annotations
-
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,7 +11,10 @@ from dgd_lightning.analysis.adaptation import Counts, Gain, Record
 from dgd_lightning.analysis.arms import ArmStats
 from dgd_lightning.analysis.divergence import COLUMNS, ArmDivergence
 from dgd_lightning.report.canvas import empty_figure
+from dgd_lightning.report.text import visible
 
+WIDTH, LINES = 64, 60  # characters of the coloured text: TensorBoard shows pictures small
+FONT_SIZE = 15
 LEAST = 2  # answers that a point of a curve by position needs
 
 
@@ -76,3 +78,43 @@ def position_figure(arms: Sequence[ArmDivergence]) -> Any:
     axes.set_xlabel(f"tokens generated before (points of at least {LEAST} answers)")
     figure.axes[0].legend(fontsize="small")
     return figure
+
+
+def text_image(title: str, record: dict[str, Any]) -> np.ndarray:
+    """A picture [height, width, 3] of a row's ``dgd.divergence``: darker orange for more JS(target, readout), red lines
+    under tokens whose top-1 token guidance changed.
+    """
+    from matplotlib import get_data_path
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSansMono.ttf", FONT_SIZE)
+    cell, line = font.getlength("m"), FONT_SIZE + 7
+    places = list(_places(record["tokens"]))  # (token, character, column, line)
+    lines = max((row for *_, row in places), default=0) + 1
+    image = Image.new("RGB", (round(cell * (WIDTH + 2)), line * (lines + 2)), "white")
+    draw = ImageDraw.Draw(image)
+    draw.text((cell, 2), visible(title).replace("\n", " ")[:WIDTH], fill="#666666", font=font)
+    for token, character, column, row in places:
+        js = record["js"][token]
+        share = min(1.0, (math.log(2) if js is None else js) / math.log(2))
+        left, top = cell * (column + 1), line * (row + 1) + 6
+        colour = tuple(round(255 - share * (255 - full)) for full in (240, 140, 40))
+        draw.rectangle((left, top, left + cell, top + line - 3), fill=colour)
+        draw.text((left, top), character, fill="black", font=font)
+        if record["argmax_changed"][token]:
+            draw.line((left, top + line - 4, left + cell, top + line - 4), fill="#c00000", width=2)
+    return np.asarray(image)
+
+
+def _places(tokens: list[str]) -> Iterable[tuple[int, str, int, int]]:
+    """The place of every character, the text broken into lines; the rest of a long text is left out."""
+    column = row = 0
+    for token, text in enumerate(tokens):
+        for character in visible(text).replace("\t", "    "):
+            if column == WIDTH or character == "\n":
+                column, row = 0, row + 1
+            if row == LINES:
+                return
+            if character != "\n":
+                yield token, character, column, row
+                column += 1

@@ -1,7 +1,5 @@
 """Tables that fit the console: one that is too wide is turned on its side, so that no cell is cut."""
 
-from __future__ import annotations
-
 import io
 import sys
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """Tables of a predict run: how the arms decoded, what adaptation gained, how target and readout differ."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 
@@ -34,12 +32,7 @@ EMITTED: Numbers = {
 
 
 def decoding_table(stats: Mapping[str, ArmStats], total: int) -> Table:
-    """One line per arm.
-
-    Args:
-        stats: by arm name.
-        total: tasks of the data.
-    """
+    """One line per arm; ``total``: tasks of the data."""
     numbers = ("tasks", "tokens", "τ micro", "τ macro", "tokens/s", "speed-up")
     table = new_table("Decoding", ["arm"], numbers)
     table.add_column("acceptance by slot")
@@ -115,7 +108,7 @@ def adaptation_table(found: Adaptations) -> Table:
     """What the adaptations were, over all contexts."""
     numbers = ("contexts", "kept", "failed", "held-out loss", "held-out τ", "prefill s", "validation s", "fit s")
     table = new_table("Adaptations (means per context)", (), (*numbers, "peak MiB"))
-    changes = (f"{before:.2f} → {after:.2f}" if found.scored else "–" for before, after in (found.loss, found.tau))
+    changes = (f"{before:.2f} → {after:.2f}" if before == before else "–" for before, after in (found.loss, found.tau))
     seconds = (shown(mean, "{:.2f}") for mean in found.seconds)
     peak = "–" if found.peak is None else f"{found.peak / 2**20:.0f}"
     table.add_row(str(found.contexts), str(found.kept), str(found.failed), *changes, *seconds, peak)
@@ -138,9 +131,9 @@ def divergence_tables(stats: Mapping[str, ArmDivergence]) -> list[Table]:
 
 
 def _mean_table(title: str, caption: str, numbers: Numbers, stats: Mapping[str, ArmDivergence]) -> Table:
-    table = new_table(title, ["arm"], (), caption)
-    for column in numbers:
-        table.add_column(column, justify="right", no_wrap=True)
+    table = new_table(title, ["arm"], numbers, caption)
+    for column in table.columns[1:]:
+        column.no_wrap = True
     for arm in stats.values():
         cells = []
         for name, form in numbers.values():

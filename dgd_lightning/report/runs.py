@@ -1,7 +1,5 @@
 """Graded runs for a report: read, named, brought to the same tasks, pooled over seeds where that is asked for."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,11 +39,7 @@ class Study(NamedTuple):
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
-    """Graded rows of run folders and files, each under a label of its own.
-
-    Raises:
-        InputError: a run is not there or not graded, or is named twice.
-    """
+    """Graded rows of run folders and files, each under a label of its own."""
     places = [Path(path).resolve() for path in paths]
     if doubled := {path for path in places if places.count(path) > 1}:
         raise InputError("runs", expected="each run once", received=f"{min(doubled)} twice", hint="name it once")
@@ -57,49 +51,36 @@ def study(runs: Sequence[Run], *, pool: bool, common: bool, against: str | None)
 
     Args:
         runs: of :func:`read_runs`.
-        pool: count every run's answer to a task, within the task's context; arms must be the same in all runs.
-            Otherwise arms of several runs are named ``run/arm``.
+        pool: count every run's answer to a task, within its context; otherwise arms of several runs are ``run/arm``.
         common: keep the tasks that all runs have; otherwise all runs must have the same ones.
         against: an arm, as named, that all others are compared with instead of their baselines.
-
-    Raises:
-        InputError: runs that can't be put together so, or an unknown arm.
     """
     shared, note = _shared_tasks(runs, common)
     if pool and len(runs) > 1:
         _check_same_arms(runs)
         note = f"{len(runs)} runs pooled, a task counts once for each{'; ' + note if note else ''}"
     scores: list[Graded] = []
-    arms: dict[str, ArmFacts] = {}
+    arms: list[ArmFacts] = []
+    wanted: list[Versus] = []
     for run in runs:
-        prefix = "" if pool or len(runs) == 1 else f"{run.label}/"
-        names = {arm.name: _named(run, arm.name, prefix) for arm in run.arms}
-        for arm in run.arms:
-            control = None if arm.control_of is None else names.get(arm.control_of)
-            arms[names[arm.name]] = arm._replace(name=names[arm.name], control_of=control)
-        before = f"{run.label}: " if pool else ""
-        for one in run.scores:
-            if one.idx in shared:
-                scores.append(one._replace(arm=names[one.arm], idx=before + one.idx))
-    return Study(list(runs), scores, _wanted(list(arms.values()), runs, against), f" ({note})" if note else "")
-
-
-def _wanted(arms: list[ArmFacts], runs: Sequence[Run], against: str | None) -> list[Versus]:
+        prefix, before = "" if pool or len(runs) == 1 else f"{run.label}/", f"{run.label}: " if pool else ""
+        # Rows of another program name no arm, and go by their file.
+        names = {arm.name: run.label if arm.name == run.file.stem else prefix + arm.name for arm in run.arms}
+        scores += [one._replace(arm=names[one.arm], idx=before + one.idx) for one in run.scores if one.idx in shared]
+        if not pool or run is runs[0]:
+            controls = [None if arm.control_of is None else names.get(arm.control_of) for arm in run.arms]
+            named = zip(run.arms, names.values(), controls, strict=True)
+            own = [arm._replace(name=name, control_of=control) for arm, name, control in named]
+            arms += own
+            wanted += comparisons(own)  # baselines are those of the same run
     if against is not None:
-        if against not in (names := [arm.name for arm in arms]):
+        if against not in (every := [arm.name for arm in arms]):
             raise InputError(
-                "against", expected=f"one of the arms {', '.join(names)}", received=against, hint="name one of them"
+                "against", expected=f"one of the arms {', '.join(every)}", received=against, hint="name one of them"
             )
-        controls = [Versus(arm.control_of, arm.name, True) for arm in arms if arm.control_of is not None]
-        return [Versus(name, against, False) for name in names if name != against] + controls
-    sizes = [len(run.arms) for run in runs]
-    if len(arms) < sum(sizes):  # pooled
-        return comparisons(arms)
-    within, start = [], 0
-    for size in sizes:  # baselines are those of the same run
-        within += comparisons(arms[start : start + size])
-        start += size
-    return within
+        wanted = [Versus(name, against, False) for name in every if name != against]
+        wanted += [Versus(arm.control_of, arm.name, True) for arm in arms if arm.control_of is not None]
+    return Study(list(runs), scores, wanted, f" ({note})" if note else "")
 
 
 def _shared_tasks(runs: Sequence[Run], common: bool) -> tuple[set[str], str]:
@@ -128,11 +109,6 @@ def _check_same_arms(runs: Sequence[Run]) -> None:
                 received=f"{', '.join(odd)}, which differ",
                 hint="pool runs that differ in their seed alone",
             )
-
-
-def _named(run: Run, arm: str, prefix: str) -> str:
-    """An arm's name in the report; rows of another program name none, and go by their file."""
-    return run.label if arm == run.file.stem else prefix + arm
 
 
 def _labels(places: Sequence[Path]) -> list[str]:

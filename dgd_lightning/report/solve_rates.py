@@ -1,15 +1,15 @@
-"""Tables of solve rates: a line per arm, and below them what an arm changed against its baseline and null controls."""
+"""Solve rates: tables of a line per arm, what an arm changed against baseline and null controls, a verdict in words."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from textwrap import wrap
 
 from rich.table import Table
 
-from dgd_lightning.metrics.clustered import Difference
+from dgd_lightning.metrics.clustered import Difference, shown
+from dgd_lightning.metrics.diagnosis import FEWEST_CONTEXTS
+from dgd_lightning.report.print_tables import new_table
 from dgd_lightning.scoring.graded import Graded, Versus, by_arm
-from dgd_lightning.scoring.statistics import Agreement, Comparison
+from dgd_lightning.scoring.statistics import ALPHA, Agreement, Comparison
 from dgd_lightning.scoring.summary import GROUPS, OUTCOMES, Compared, classified, outcomes, rates, transitions
 
 ALL = "all tasks"
@@ -22,8 +22,8 @@ TITLES = {"by_sub_category": "Solve rate by sub-category", "by_length": "Solve r
 def score_tables(scores: Sequence[Graded], found: Sequence[Compared]) -> list[Table]:
     """All tables of one set of scores: rates, by group, comparisons, error classes, what became of tasks."""
     tables: list[Table | None] = [rate_table(scores)]
-    shown = shown_arms(scores, found)
-    tables += [group_table(scores, title, GROUPS[name], shown) for name, title in TITLES.items()]
+    arms = shown_arms(scores, found)
+    tables += [group_table(scores, title, GROUPS[name], arms) for name, title in TITLES.items()]
     if found:
         tables.append(comparison_table(found))
     if classified(scores):
@@ -36,16 +36,6 @@ def shown_arms(scores: Sequence[Graded], found: Sequence[Compared]) -> list[str]
     """Arms that are shown by group: those that are compared, or all."""
     arms = list(by_arm(scores))
     return [arm for arm in arms if any(arm in (c.versus.arm, c.versus.base) for c in found)] or arms
-
-
-def _table(title: str, left: Sequence[str], right: Sequence[str], caption: str | None = None) -> Table:
-    """A table whose first columns hold names and whose other columns hold numbers."""
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
-    for header in left:
-        table.add_column(header)
-    for header in right:
-        table.add_column(header, justify="right")
-    return table
 
 
 def rate_table(scores: Sequence[Graded]) -> Table:
@@ -61,21 +51,19 @@ def rate_table(scores: Sequence[Graded]) -> Table:
     rubrics = any(one.satisfied[1] > 1 for one in scores)
     whole = ["official", "strict", "at most"] if lost else [ALL]
     headers = [*whole, *categories, *([RUBRICS] if rubrics else []), *([REVERTED] if reversible else [])]
-    table = _table(title, ["arm"], list(map(_wrapped, headers)), caption if lost else None)
+    table = new_table(title, ["arm"], map(_wrapped, headers), caption if lost else None)
     for arm, tasks in by_arm(scores).items():
         graded = list(tasks.values())
         found = rates(graded)
         cells = [_rate(found.official, found.solved, found.scored)]
         if lost:
-            cells += [_rate(found.strict, found.solved, found.tasks), f"{100 * found.most:.1f}%"]
+            cells += [_rate(found.strict, found.solved, found.tasks), f"{found.most:.1%}"]
         for category in categories:
-            scored = [one.score for one in graded if one.category == category and one.score is not None]
-            cells.append(_share(sum(scored), len(scored)))
+            cells.append(_share([one.score for one in graded if one.category == category]))
         if rubrics:
-            cells.append(f"{100 * found.rubrics:.1f}%" if found.rubrics == found.rubrics else "–")
+            cells.append(shown(found.rubrics, "{:.1%}"))
         if reversible:
-            contradicted = [one.reverted for one in graded if one.reverted is not None]
-            cells.append(_share(sum(contradicted), len(contradicted)))
+            cells.append(_share([one.reverted for one in graded]))
         table.add_row(arm, *cells)
     return table
 
@@ -87,20 +75,17 @@ def group_table(
     groups = sorted({group_of(one) for one in scores} - {""})
     if len(groups) < 2:
         return None
-    table = _table(title, ["tasks"], list(map(_wrapped, arms)))
+    table = new_table(title, ["tasks"], map(_wrapped, arms))
     for group in groups:
-        cells = []
-        for arm in arms:
-            members = (one for one in scores if one.arm == arm and group_of(one) == group)
-            scored = [one.score for one in members if one.score is not None]
-            cells.append(_share(sum(scored), len(scored)).replace("\n", "  "))
-        table.add_row(group, *cells)
+        members = [one for one in scores if group_of(one) == group]
+        cells = (_share([one.score for one in members if one.arm == arm]) for arm in arms)
+        table.add_row(group, *(cell.replace("\n", "  ") for cell in cells))
     return table
 
 
 def comparison_table(found: Sequence[Compared]) -> Table:
     """One line per comparison."""
-    table = _table(
+    table = new_table(
         "Solve rate, paired by task (percentage points; 95% intervals over contexts)",
         ["arm", "against"],
         ["tasks", "difference", "fixed", "broken", "p", "Holm", "finds"],
@@ -118,7 +103,7 @@ def comparison_table(found: Sequence[Compared]) -> Table:
             f"{result.broken}",
             p_value(result.p),
             p_value(one.holm),
-            "–" if result.detectable != result.detectable else f"±{100 * result.detectable:.1f}",
+            shown(100 * result.detectable, "±{:.1f}"),
         )
     return table
 
@@ -132,7 +117,7 @@ def outcome_table(scores: Sequence[Graded]) -> Table:
     """Why tasks failed: a line per arm and a column per error class that occurs."""
     counts = {arm: outcomes(tasks.values()) for arm, tasks in by_arm(scores).items()}
     used = [name for name in OUTCOMES if any(name in found for found in counts.values())]
-    table = _table("What came of the tasks, by error class", ["arm"], [name.replace("_", "\n") for name in used])
+    table = new_table("What came of the tasks, by error class", ["arm"], [name.replace("_", "\n") for name in used])
     for arm, found in counts.items():
         table.add_row(arm, *(f"{found.get(name, 0)}" for name in used))
     return table
@@ -148,7 +133,7 @@ def transition_table(scores: Sequence[Graded], versus: Versus) -> Table | None:
         return None
     title = f"{versus.arm} against {base_name(versus)}: what became of the tasks"
     columns = [name for name in OUTCOMES if any(name in after for after in moves.values())]
-    table = _table(title, ["before \\ after"], [name.replace("_", "\n") for name in columns])
+    table = new_table(title, ["before \\ after"], [name.replace("_", "\n") for name in columns])
     table.min_width = len(title)
     for before, after in moves.items():
         table.add_row(before, *(f"{after.get(name, '·')}" for name in columns))
@@ -158,10 +143,9 @@ def transition_table(scores: Sequence[Graded], versus: Versus) -> Table | None:
 def agreement_table(found: Agreement) -> Table:
     """How far two judges agree."""
     caption = "κ: Cohen's, agreement beyond chance: 0 none, 1 all. –: both said one and the same throughout."
-    table = _table("Agreement of the two judges", ["verdicts per"], ["judged by both", "equal", "κ"], caption)
+    table = new_table("Agreement of the two judges", ["verdicts per"], ["judged by both", "equal", "κ"], caption)
     for name, total, share, kappa in (("task", *found[:3]), ("rubric", *found[3:])):
-        equal = f"{100 * share:.1f}%" if total else "–"
-        table.add_row(name, f"{total}", equal, f"{kappa:.3f}" if kappa == kappa else "–")
+        table.add_row(name, f"{total}", shown(share, "{:.1%}"), shown(kappa, "{:.3f}"))
     return table
 
 
@@ -169,11 +153,7 @@ def change(result: Comparison) -> str:
     """A difference of rates in percentage points, with its interval where there is one; "none": no task differs."""
     if not result.fixed and not result.broken:
         return "none"
-    difference = result.difference
-    value = f"{100 * difference.value:+.1f}"
-    if difference.low != difference.low:  # NaN: too few contexts, or all alike
-        return value
-    return f"{value} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    return Difference(*(100 * end for end in result.difference)).text("{:+.1f}")
 
 
 def p_value(p: float) -> str:
@@ -188,9 +168,78 @@ def _wrapped(header: str) -> str:
 def _rate(found: Difference, solved: float, tasks: int) -> str:
     if not tasks:
         return "–"
-    bounds = f" [{100 * found.low:.0f}, {100 * found.high:.0f}]" if found.low == found.low else ""
-    return f"{100 * found.value:.1f}%{bounds}\n{solved:g}/{tasks}"
+    bounds = f" [{100 * found.low:.0f}, {100 * found.high:.0f}]" if found.bounded else ""
+    return f"{found.value:.1%}{bounds}\n{solved:g}/{tasks}"
 
 
-def _share(count: float, total: int) -> str:
-    return f"{100 * count / total:.1f}%\n{count:g}/{total}" if total else "–"
+def _share(scores: Sequence[float | None]) -> str:
+    """Of those that are there."""
+    scored = [score for score in scores if score is not None]
+    return f"{100 * sum(scored) / len(scored):.1f}%\n{sum(scored):g}/{len(scored)}" if scored else "–"
+
+
+def verdict(found: Sequence[Compared], scores: Sequence[Graded], blending: Collection[str] = ()) -> list[str]:
+    """A sentence per compared arm that is no null control itself; a last one where answers have no score.
+
+    "Better" and "worse" ask for p ≤ 0.05 after Holm's adjustment over all comparisons, which are made together.
+    ``blending``: arms that blend a readout with the target; one that is better and has no null control is said to.
+    """
+    controls = {one.versus.base for one in found if one.versus.control}
+    main = [one for one in found if not one.versus.control and one.versus.arm not in controls]
+    sentences = [_sentence(one, found, one.versus.arm in blending) for one in main] or [_alone(by_arm(scores))]
+    if lost := sum(one.score is None for one in scores):
+        sentences.append(f"{lost:,} of {len(scores):,} answers have no score and are in no comparison.")
+    return sentences
+
+
+def _alone(arms: dict[str, dict[str, Graded]]) -> str:
+    if len(arms) != 1:
+        return "Nothing was compared (lossless arms give one distribution's answers): name a baseline with --against."
+    ((arm, tasks),) = arms.items()
+    found = rates(list(tasks.values()))
+    if not found.scored:
+        return f"One arm, nothing to compare: {arm} has no scores."
+    return (
+        f"One arm, nothing to compare: {arm} solves {found.official.text('{:.1%}')} of {found.scored:,} scored tasks."
+    )
+
+
+def _sentence(one: Compared, found: Sequence[Compared], blends: bool) -> str:
+    result = one.result
+    controls = [other for other in found if other.versus.control and other.versus.arm == one.versus.arm]
+    head = f"{one.versus.arm} against {one.versus.base}:"
+    amount = _amount(one)
+    if one.holm > ALPHA:
+        if not result.fixed and not result.broken:
+            return f"{head} no task differs{''.join(map(_beside, controls))}."
+        missed = ""
+        if result.contexts < FEWEST_CONTEXTS:
+            missed = f"; with contexts as few as {result.contexts} even large differences would be missed"
+        elif result.detectable == result.detectable:
+            missed = f"; differences below {100 * result.detectable:.1f} points would be missed"
+        return f"{head} no difference found ({amount}){missed}{''.join(map(_beside, controls))}."
+    if result.difference.value < 0:
+        return f"{head} worse ({amount})."
+    alone = "; it has no null control here, so what helps need not be what the readout knows"
+    return f"{head} better ({amount}){''.join(map(_beaten, controls)) or alone * blends}."
+
+
+def _beside(control: Compared) -> str:
+    """The null control, where there is nothing that it would have to be beaten in."""
+    return f"; against its null control {control.versus.base} {_amount(control)}"
+
+
+def _beaten(control: Compared) -> str:
+    amount = _amount(control)
+    if control.holm <= ALPHA and control.result.difference.value > 0:
+        return f", and better than its null control {control.versus.base} ({amount})"
+    return (
+        f", but not shown to be better than its null control {control.versus.base} ({amount}), "
+        "so what helps need not be what the readout knows"
+    )
+
+
+def _amount(one: Compared) -> str:
+    value, _, interval = change(one.result).partition(" ")
+    numbers = f"{'0.0' if value == 'none' else value} points {interval}".rstrip()
+    return f"{numbers}, Holm p {p_value(one.holm)}"

@@ -1,13 +1,8 @@
 """Any text as something that can be shown: what can't be seen, or would reorder what is around it, gets a sign."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
+from typing import Any
 
 # Control characters have pictures of their own in Unicode; newlines and tabs stay.
 _SIGNS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"}
@@ -29,7 +24,7 @@ def rendered(template: str, **values: Any) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def _environment() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # for those who write pages
 
     return Environment(

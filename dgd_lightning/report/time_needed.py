@@ -6,8 +6,6 @@ Seconds of a batch are shared out among its rows by the tokens that each decoded
 groups, during which some devices have nothing left to do, and loading the model are not in them.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections import defaultdict
@@ -19,8 +17,8 @@ from rich.table import Table
 
 from dgd_lightning.checks import check_integer
 from dgd_lightning.errors import InputError
-from dgd_lightning.metrics.clustered import Difference, clustered_mean
-from dgd_lightning.report.print_tables import plain_console, print_tables
+from dgd_lightning.metrics.clustered import NAN, Difference, clustered_mean, shown
+from dgd_lightning.report.print_tables import new_table, plain_console, print_tables
 from dgd_lightning.run_folder import PREDICTIONS, batch_share, rows_so_far
 
 ADAPTING = ("ttt_prefill_seconds", "ttt_validation_seconds", "ttt_fit_seconds")
@@ -37,11 +35,7 @@ class Needed(NamedTuple):
 
 
 def needed(rows: Iterable[dict[str, Any]]) -> list[Needed]:
-    """Seconds per task of every arm, in the rows' order, and per context of adapting.
-
-    Args:
-        rows: of `dgd predict`; those that were skipped cost nothing and do not count.
-    """
+    """Seconds per task of every arm, in the rows' order, and per context of adapting; skipped rows do not count."""
     arms: dict[str, dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
     adapted: dict[str, float] = {}  # seconds, by context
     for row in rows:
@@ -57,12 +51,11 @@ def needed(rows: Iterable[dict[str, Any]]) -> list[Needed]:
         tokens = sum(number for tasks in contexts.values() for number, _ in tasks)
         sums = [sum(seconds for _, seconds in tasks) for tasks in contexts.values()]
         counts = [len(tasks) for tasks in contexts.values()]
-        speed = tokens / sum(sums) if sum(sums) else float("nan")
+        speed = tokens / sum(sums) if sum(sums) else NAN
         found.append(Needed(name, sum(counts), tokens / sum(counts), speed, clustered_mean(sums, counts)))
     if adapted:
-        nothing = float("nan")
         each = clustered_mean(list(adapted.values()), [1] * len(adapted))
-        found.append(Needed("adapting", len(adapted), nothing, nothing, each))
+        found.append(Needed("adapting", len(adapted), NAN, NAN, each))
     return found
 
 
@@ -73,17 +66,9 @@ def _seconds(record: dict[str, Any]) -> float:
 
 
 def table(found: Sequence[Needed], *, tasks: int, contexts: int, devices: int) -> Table:
-    """Hours of the whole on so many devices, per part and in total.
-
-    Args:
-        found: see :func:`needed`.
-        tasks, contexts: of the whole data.
-        devices: that work side by side.
-    """
-    result = Table(title=f"{tasks:,} tasks of {contexts:,} contexts on {devices} device(s)", title_justify="left")
-    result.add_column("part")
-    for header in ("measured", "new tokens per task", "tokens/s", "seconds each", "hours"):
-        result.add_column(header, justify="right")
+    """Hours of the whole data on so many devices that work side by side, per part and in total."""
+    numbers = ("measured", "new tokens per task", "tokens/s", "seconds each", "hours")
+    result = new_table(f"{tasks:,} tasks of {contexts:,} contexts on {devices} device(s)", ["part"], numbers)
     total = 0.0
     for one in found:
         hours = (contexts if one.part == "adapting" else tasks) / devices / 3600
@@ -91,35 +76,27 @@ def table(found: Sequence[Needed], *, tasks: int, contexts: int, devices: int) -
         result.add_row(
             one.part,
             f"{one.measured:,}",
-            f"{one.tokens:,.0f}" if one.tokens == one.tokens else "–",
-            f"{one.speed:,.1f}" if one.speed == one.speed else "–",
+            shown(one.tokens, "{:,.0f}"),
+            shown(one.speed, "{:,.1f}"),
             f"{one.seconds.value:,.2f}",
-            _with_bounds(one.seconds, hours),
+            Difference(*(hours * seconds for seconds in one.seconds)).text("{:,.2f}"),
         )
     result.add_row("sum", "", "", "", "", f"{total:,.2f}")
     return result
 
 
-def _with_bounds(seconds: Difference, hours: float) -> str:
-    bounds = f" [{hours * seconds.low:,.2f}, {hours * seconds.high:,.2f}]" if seconds.low == seconds.low else ""
-    return f"{hours * seconds.value:,.2f}{bounds}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the table of a run folder, finished or not; 2 on a user's mistake.
-
-    Args:
-        argv: the arguments; those of the process where None.
-    """
+    """Prints the table of a run folder, finished or not; 2 on a user's mistake."""
     parser = argparse.ArgumentParser(prog="python -m dgd_lightning.report.time_needed", description=__doc__)
     parser.add_argument("folder", type=Path, help="a run folder, such as logs/clbench_dev/version_0")
     parser.add_argument("--tasks", type=int, default=1899, help="of the whole data; default: CL-bench's")
     parser.add_argument("--contexts", type=int, default=500)
     parser.add_argument("--devices", type=int, default=1)
     options = parser.parse_args(argv)
+    whole = {name: getattr(options, name) for name in ("tasks", "contexts", "devices")}
     try:
-        for name in ("tasks", "contexts", "devices"):
-            check_integer(name, getattr(options, name))
+        for name, value in whole.items():
+            check_integer(name, value)
         found = needed(rows_so_far(options.folder))
         if not found:
             raise InputError(
@@ -131,7 +108,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"time_needed: error: {error}", file=sys.stderr)
         return 2
-    whole = {name: getattr(options, name) for name in ("tasks", "contexts", "devices")}
     print_tables(plain_console(), [table(found, **whole)])
     return 0
 

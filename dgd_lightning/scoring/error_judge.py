@@ -49,7 +49,7 @@ class Classified(Grader):
         return score._replace(details={**details, **names, "error_asked": found.details})
 
     def fingerprint(self) -> dict[str, Any]:
-        errors = {"prompt": content_key(self._template)[:16], "judge": self._judge.identity}
+        errors = {"prompt": content_key(self._template)[:16], "judge": self._judge.endpoint.identity}
         return {**self._grader.fingerprint(), "error_classes": errors}
 
     def totals(self) -> dict[str, Any] | None:

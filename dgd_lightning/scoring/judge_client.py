@@ -69,6 +69,7 @@ class OpenAIEndpoint(Endpoint):
 
     def __init__(self, settings: JudgeModel, argument: str) -> None:
         self._settings, self._argument, self._url, self._key = settings, argument, settings.url, ""
+        self.identity = {"model": settings.model, "base_url": self._url, "sampling": settings.sampling}
         self._limit = RateLimit(settings.requests_per_minute, settings.tokens_per_minute)
         self._random = random.Random()  # of waits only: processes must not wait in step
         self._lock, self._ended = threading.Lock(), threading.Event()
@@ -77,9 +78,6 @@ class OpenAIEndpoint(Endpoint):
         self._mistake: InputError | None = None
         self._answered = False  # ever
         self._silent = 0  # questions without an answer since the last one with
-
-    def identity(self) -> dict[str, Any]:
-        return {"model": self._settings.model, "base_url": self._url, "sampling": self._settings.sampling}
 
     def ask(self, prompt: str, effort: Effort) -> Reply:
         attempts, reason = self._settings.attempts, ""

@@ -25,16 +25,13 @@ class LocalEndpoint(Endpoint):
         self._pair: Pair | None = None
         with self._mistakes():
             self._commit = resolve_commit("target", settings.model, settings.revision)
-        self._identity = {
+        self.identity = {
             "model": settings.model,
             "weights": source_fingerprint("target", settings.model, self._commit),
             "local": True,
             "dtype": settings.dtype,
             "max_new_tokens": settings.max_new_tokens,
         }
-
-    def identity(self) -> dict[str, Any]:
-        return self._identity
 
     def ask(self, prompt: str, effort: Effort) -> Reply:
         """See `Endpoint.ask`. Greedy, so another request would give the same reply."""

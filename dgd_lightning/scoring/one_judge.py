@@ -30,22 +30,20 @@ class VerdictFile:
     A record is on the disk when `put` returns. A line that a kill left torn is closed by the next write, and read as
     nothing; so its question is asked again and no other one is.
 
-    Args:
-        path: made if missing.
-        argument: what errors call it.
-
     Raises:
-        InputError: the file can't be opened for writing.
+        InputError: ``judge.cache`` can't be opened, read or written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], argument: str) -> None:
-        self.path, self.argument = Path(path).expanduser(), argument
+    argument = "judge.cache"
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).expanduser()  # made if missing
         self._lock = threading.Lock()
         self._found: dict[str, dict[str, Any]] = {}
         self._read_to = 0
         with reported(self.path, self.argument):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = JsonLines(self.path, argument=argument, shared=True)
+            self._file = JsonLines(self.path, argument=self.argument, shared=True)
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The record of a key, those that other processes wrote meanwhile included; None where there is none."""
@@ -115,9 +113,7 @@ class Effort:
 class Endpoint(ABC):
     """Where a judge is asked; safe to call from several threads."""
 
-    @abstractmethod
-    def identity(self) -> dict[str, Any]:
-        """What decides a reply beside the prompt; JSON-able, without a key."""
+    identity: dict[str, Any]  # what decides a reply beside the prompt; JSON-able, without a key
 
     @abstractmethod
     def ask(self, prompt: str, effort: Effort) -> Reply:
@@ -159,7 +155,6 @@ class OneJudge:
     def __init__(self, settings: JudgeModel, endpoint: Endpoint, asks: int, verdicts: VerdictFile) -> None:
         self._settings, self.endpoint, self._verdicts = settings, endpoint, verdicts
         self._asks = 1 if settings.local else asks  # greedy: another reply would be the same
-        self.identity = endpoint.identity()
         self._lock = threading.Lock()
         self._turns: dict[str, threading.Lock] = {}  # by question: equal answers, as of lossless arms, are judged once
         self._counts: Counter[str] = Counter()
@@ -175,7 +170,7 @@ class OneJudge:
         Raises:
             InputError: a user's mistake, which ends all grading.
         """
-        key = content_key(question.content, self.identity)
+        key = content_key(question.content, self.endpoint.identity)
         with self._lock:
             turn = self._turns.setdefault(key, threading.Lock())
         with turn:

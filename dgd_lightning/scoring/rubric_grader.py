@@ -30,11 +30,11 @@ class RubricJudge(Grader):
         config.check("judge")
         self.workers, self._asks = config.workers, config.asks
         self._template = read_template(config.prompt)
-        self._verdicts = VerdictFile(config.cache, "judge.cache")
+        self._verdicts = VerdictFile(config.cache)
         self._judges = {"judge": self._judge(config, "judge")}
         if config.second is not None:
             self._judges["second"] = self._judge(config.second, "judge.second")
-            if self._judges["second"].identity == self._judges["judge"].identity:
+            if self._judges["second"].endpoint.identity == self._judges["judge"].endpoint.identity:
                 raise InputError(
                     "judge.second",
                     expected="another judge",
@@ -69,7 +69,7 @@ class RubricJudge(Grader):
         return first
 
     def fingerprint(self) -> dict[str, Any]:
-        judges = {name: judge.identity for name, judge in self._judges.items()}
+        judges = {name: judge.endpoint.identity for name, judge in self._judges.items()}
         return {"grader": self.name, "prompt": content_key(self._template)[:16], "asks": self._asks, **judges}
 
     def totals(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 them as not solved. Where the two differ, the bounds say what the missing scores could still change.
 """
 
+from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -100,9 +101,9 @@ def length_group(one: Graded) -> str:
     """The group of prompt lengths that a task belongs to; empty where its length is not known."""
     if one.prompt_tokens is None:
         return ""
-    low = max(edge for edge in LENGTHS if edge <= one.prompt_tokens)
-    above = [edge for edge in LENGTHS if edge > low]
-    return f"{low // 1024}K–{above[0] // 1024}K tokens" if above else f"{low // 1024}K tokens and more"
+    place = bisect(LENGTHS, one.prompt_tokens)
+    low = LENGTHS[place - 1] // 1024
+    return f"{low}K–{LENGTHS[place] // 1024}K tokens" if place < len(LENGTHS) else f"{low}K tokens and more"
 
 
 GROUPS: dict[str, Callable[[Graded], str]] = {

@@ -1,7 +1,5 @@
 """transformers' SDPA attention, but for short queries over many keys: their groups are folded, no key is copied."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch.nn.functional as F
@@ -26,17 +24,8 @@ def folded_sdpa(
 ) -> tuple[Tensor, None]:
     """Grouped-query attention in transformers' calling convention; the g heads of a key head become g·Q queries.
 
-    With a mask, transformers repeats every key head g times for Q > 1: a verification over a long context would copy
-    the whole cache in every layer.
-
-    Args:
-        module: the attention layer.
-        query: [B, heads, Q, D].
-        key, value: [B, kv heads, L, D].
-        attention_mask: [B or 1, 1, Q, L], additive or boolean; None is left to transformers.
-
-    Returns:
-        ([B, Q, heads, D], None: no weights).
+    With a mask [B or 1, 1, Q, L], transformers repeats every key head g times for Q > 1: a verification over a long
+    context would copy the whole cache in every layer. Queries [B, heads, Q, D] give ([B, Q, heads, D], no weights).
     """
     batch, heads, length, width = query.shape
     groups = heads // key.shape[1]

@@ -5,9 +5,8 @@ rejected as a whole can be written into spare slots instead: then the cache know
 proposal is moved into place or forgotten.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +20,8 @@ NOWHERE = torch.iinfo(torch.long).max  # the position of a slot that no query ma
 class _Cursor:
     """Where the next forward writes ([B, Q] slots) and how much of the buffers it reads; shared by the layers."""
 
-    def __init__(self) -> None:
-        self.slots: Tensor | None = None
-        self.max_length = 0
+    slots: Tensor | None = None
+    max_length = 0
 
 
 class PositionLayer(CacheLayerMixin):
@@ -42,11 +40,9 @@ class PositionLayer(CacheLayerMixin):
         self.cursor, self.batch, self.capacity = cursor, batch, capacity
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        heads, width = key_states.shape[1], key_states.shape[-1]
-        shape = (self.batch, heads, self.capacity)
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys = torch.zeros(*shape, width, dtype=self.dtype, device=self.device)
-        self.values = torch.zeros(*shape, value_states.shape[-1], dtype=value_states.dtype, device=self.device)
+        shape = (self.batch, key_states.shape[1], self.capacity)
+        self.device = key_states.device
+        self.keys, self.values = (x.new_zeros(*shape, x.shape[-1]) for x in (key_states, value_states))
         self.is_initialized = True
 
     def write(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -55,13 +51,11 @@ class PositionLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         assert self.cursor.slots is not None, "call PositionCache.at before a forward"
         index = self.cursor.slots.to(self.device)[:, None, :, None]  # [B, 1, Q, 1]
-        self.keys.scatter_(2, index.expand_as(key_states), key_states.to(self.dtype))
-        self.values.scatter_(2, index.expand_as(value_states), value_states.to(self.values.dtype))
+        for buffer, states in ((self.keys, key_states), (self.values, value_states)):
+            buffer.scatter_(2, index.expand_as(states), states.to(buffer.dtype))
 
     def move(self, from_slots: Tensor, to_slots: Tensor) -> None:
-        if not self.is_initialized:
-            return
-        for buffer in (self.keys, self.values):
+        for buffer in (self.keys, self.values) if self.is_initialized else ():
             take, put = (slots.to(self.device)[:, None, :, None] for slots in (from_slots, to_slots))  # [B, 1, n, 1]
             shape = (-1, buffer.shape[1], -1, buffer.shape[3])
             buffer.scatter_(2, put.expand(shape), buffer.gather(2, take.expand(shape)))
@@ -71,9 +65,7 @@ class PositionLayer(CacheLayerMixin):
         end = self.cursor.max_length
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.write(key_states, value_states)
         return self.view()
 
@@ -86,7 +78,7 @@ class PositionLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return self.capacity
 
-    def fill(self, rows: list[int], source: PositionLayer, length: int) -> None:
+    def fill(self, rows: list[int], source: "PositionLayer", length: int) -> None:
         """Copy positions 0…length−1 of the only row of another layer, [1, heads, capacity', D], into these rows."""
         if not self.is_initialized:
             self.lazy_initialization(source.keys, source.values)
@@ -116,8 +108,7 @@ class PositionCache(Cache):
         self._cursor = _Cursor()
         self.buffers = [PositionLayer(self._cursor, batch, capacity) for _ in range(num_layers)]
         super().__init__(layers=list(self.buffers))
-        self.capacity = capacity
-        self.batch = batch
+        self.batch, self.capacity = batch, capacity
         self._positions: Tensor | None = None  # [B, capacity], of every slot; None: of slot p it is p
 
     @property
@@ -142,17 +133,10 @@ class PositionCache(Cache):
             slots: [B, Q], where they are written instead, distinct within a row; None: at their positions.
             max_length: one more than the largest slot read or written, known on the host (asking the device would
                 stall it). None leaves the reading length alone (for writes without a read).
-
-        Raises:
-            InputError: the capacity does not hold ``max_length`` slots, or the rows differ.
         """
         if positions.shape[0] != self.batch:
-            raise InputError(
-                "positions",
-                expected=f"{self.batch} rows, as the cache",
-                received=positions.shape[0],
-                hint="call cache.select(rows) when rows are dropped",
-            )
+            expected, hint = f"{self.batch} rows, as the cache", "call cache.select(rows) when rows are dropped"
+            raise InputError("positions", expected=expected, received=positions.shape[0], hint=hint)
         if max_length is not None:
             self.read(max_length)
         self._cursor.slots = positions if slots is None else slots
@@ -160,33 +144,22 @@ class PositionCache(Cache):
             self._positions = None
             return
         if self._positions is None:
-            in_place = torch.arange(self.capacity, device=positions.device)
-            self._positions = in_place.repeat(self.batch, 1)
+            self._positions = torch.arange(self.capacity, device=positions.device).repeat(self.batch, 1)
         self._positions.masked_fill_(self._positions >= positions.amin(1, keepdim=True), NOWHERE)
         self._positions.scatter_(1, slots, positions)
 
     def read(self, max_length: int) -> None:
-        """Set how far the next forward reads: slots 0…max_length−1.
-
-        Raises:
-            InputError: the capacity does not hold them.
-        """
+        """Set how far the next forward reads: slots 0…max_length−1."""
         if max_length > self.capacity:
-            raise InputError(
-                "max_length",
-                expected=f"at most the cache's capacity of {self.capacity} positions",
-                received=max_length,
-                hint="allocate new_cache(batch, capacity) for prompt + new tokens + block size",
-            )
+            expected = f"at most the cache's capacity of {self.capacity} positions"
+            hint = "allocate new_cache(batch, capacity) for prompt + new tokens + block size"
+            raise InputError("max_length", expected=expected, received=max_length, hint=hint)
         self._cursor.max_length = max_length
 
     def move(self, from_slots: Tensor, to_slots: Tensor) -> None:
-        """Copy accepted slots into place, on the device.
+        """Copy accepted slots [B, n] into place, at their positions [B, n], distinct within a row, on the device.
 
-        Args:
-            from_slots: [B, n].
-            to_slots: [B, n], the positions of what is moved, distinct within a row. Rows that move fewer fill up with
-                slots that are moved onto themselves.
+        Rows that move fewer fill up with slots that are moved onto themselves.
         """
         for layer in self.buffers:
             layer.move(from_slots, to_slots)
@@ -194,7 +167,7 @@ class PositionCache(Cache):
             moved = self._positions.gather(1, from_slots)
             self._positions.scatter_(1, from_slots, NOWHERE).scatter_(1, to_slots, moved)
 
-    def fill(self, rows: Sequence[int], source: PositionCache, length: int) -> None:
+    def fill(self, rows: Sequence[int], source: "PositionCache", length: int) -> None:
         """Copy positions 0…length−1 of a cache of one row, for the same network, into these rows."""
         for layer, other in zip(self.buffers, source.buffers, strict=True):
             layer.fill(list(rows), other, length)

@@ -1,21 +1,26 @@
-"""A checkpoint's folder: bundled, local or from the Hugging Face Hub; its JSON files and its weights."""
-
-from __future__ import annotations
+"""A checkpoint's folder, bundled, local or from the Hugging Face Hub: its weights, its JSON files and their fields."""
 
 import json
+import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from dgd_lightning.errors import InputError
-from dgd_lightning.target.fields import read_mapping
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 BUNDLED = "lab"  # the name of the bundled pair, as a target or as a draft
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.jinja")
+HINT = "use a checkpoint whose config.json is consistent"
+# What transformers needs of a scaled rope before it can turn anything.
+_ROPE_NEEDS = {
+    **dict.fromkeys(("linear", "dynamic", "yarn"), ("factor",)),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+_ROPE_NUMBERS = (*_ROPE_NEEDS["llama3"], "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 
 
 def bundled(source: str | os.PathLike[str], part: str) -> str:
@@ -39,21 +44,15 @@ def fetch_folder(
         revision: of a Hub id: branch, tag or commit; None for its main branch. Folders have none.
         patterns: files wanted.
         setting: what the user knows the revision by.
-
-    Raises:
-        InputError: no such folder, Hub id or revision, or no way to reach the Hub.
     """
     name = bundled(name_or_path, argument)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
     if not _HUB_ID.fullmatch(name) or "--" in name or ".." in name or name.endswith((".git", ".", "-")):
-        raise InputError(
-            argument,
-            expected="a folder with config.json and model.safetensors, or a Hub id such as Qwen/Qwen3-8B",
-            received=f"{name!r} ({'a file' if folder.exists() else 'no such folder'})",
-            hint="check the path",
-        )
+        expected = "a folder with config.json and model.safetensors, or a Hub id such as Qwen/Qwen3-8B"
+        received = f"{name!r} ({'a file' if folder.exists() else 'no such folder'})"
+        raise InputError(argument, expected=expected, received=received, hint="check the path")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -77,12 +76,9 @@ def fetch_folder(
                 received=revision or "none, which is main",
                 hint="check its name, or check the network",
             ) from error
-        raise InputError(
-            argument,
-            expected=expected,
-            received=f"{name!r}: no such folder, no cached copy, no answer from the Hub ({type(error).__name__})",
-            hint="check the network, or give the path of a downloaded copy",
-        ) from error
+        received = f"{name!r}: no such folder, no cached copy, no answer from the Hub ({type(error).__name__})"
+        hint = "check the network, or give the path of a downloaded copy"
+        raise InputError(argument, expected=expected, received=received, hint=hint) from error
 
 
 def _other_revisions(name: str, revision: str | None) -> list[str] | None:
@@ -100,18 +96,10 @@ def _other_revisions(name: str, revision: str | None) -> list[str] | None:
 def resolve_commit(
     argument: str, name_or_path: str | os.PathLike[str], revision: str | None, setting: str = "revision"
 ) -> str | None:
-    """The commit that a Hub id's revision is now, or None for a folder. Only one small file is fetched.
+    """The commit that a Hub id's revision is now, or None for a folder; arguments as in :func:`fetch_folder`.
 
-    A branch may move while a run loads its parts: whoever loads more than one part gives this commit to all of them.
-
-    Args:
-        argument: ``target`` or ``draft``.
-        name_or_path: folder or Hub id.
-        revision: branch, tag or commit; None for the main branch.
-        setting: what the user knows the revision by.
-
-    Raises:
-        InputError: no such folder, Hub id or revision, or no way to reach the Hub.
+    Only one small file is fetched. A branch may move while a run loads its parts: whoever loads more than one part
+    gives this commit to all of them.
     """
     if Path(bundled(name_or_path, argument)).expanduser().is_dir():
         return None
@@ -120,11 +108,7 @@ def resolve_commit(
 
 
 def read_json(path: Path, argument: str) -> dict[str, Any]:
-    """A checkpoint's JSON file.
-
-    Raises:
-        InputError: it is missing or is not a JSON object.
-    """
+    """A checkpoint's JSON file; one that is missing or is no JSON object is refused."""
     name, again = path.name, "fetch it again"
     if not path.is_file():
         received = f"{path.parent}, which has none"
@@ -139,11 +123,7 @@ def read_json(path: Path, argument: str) -> dict[str, Any]:
 
 
 def find_weights(folder: Path, argument: str) -> list[Path]:
-    """The checkpoint's safetensors files: one, or those of its index.
-
-    Raises:
-        InputError: there are none, or the index names files that are missing.
-    """
+    """The checkpoint's safetensors files: one, or those of its index, of which none may be missing."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]
@@ -164,12 +144,75 @@ def find_weights(folder: Path, argument: str) -> list[Path]:
     )
 
 
+def read_field(
+    raw: Mapping[str, Any], key: str, argument: str, expected: str, fits: Callable[[Any], bool], default: Any = None
+) -> Any:
+    """The value of a key, the default where it is absent or null; one that does not fit is named with its key."""
+    value = default if raw.get(key) is None else raw[key]
+    if not fits(value):
+        raise InputError(f"{argument}.{key}", expected=expected, received=repr(value), hint=HINT)
+    return value
+
+
+def is_integer(value: object) -> bool:
+    """Whether a value is an integer; JSON's true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number; JSON's true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def read_mapping(raw: Mapping[str, Any], key: str, argument: str) -> dict[str, Any]:
+    """An object, empty where the key is absent or null."""
+    return dict(read_field(raw, key, argument, "an object", lambda value: isinstance(value, Mapping), {}))
+
+
+def read_list(raw: Mapping[str, Any], key: str, argument: str) -> list[Any]:
+    """A list, empty where the key is absent or null."""
+    return list(read_field(raw, key, argument, "a list", lambda value: isinstance(value, list | tuple), ()))
+
+
+def read_number(raw: Mapping[str, Any], key: str, argument: str, default: float | None = None) -> float:
+    """A finite number above 0, the default where the key is absent."""
+    default = None if key in raw else default
+    return float(
+        read_field(raw, key, argument, "a number above 0", lambda value: is_number(value) and value > 0, default)
+    )
+
+
+def read_rope(raw: Mapping[str, Any], argument: str) -> tuple[float, dict[str, Any]]:
+    """The rope's theta, and its parameters with their ``rope_type``.
+
+    From ``rope_parameters`` (5.x) or ``rope_theta`` and ``rope_scaling`` (4.x); nothing that its kind needs may be
+    absent.
+    """
+    key = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
+    params, where = read_mapping(raw, key, argument), f"{argument}.{key}"
+    if params.get("rope_theta") is not None:
+        theta = read_number(params, "rope_theta", where)
+    else:
+        theta = 10000.0 if raw.get("rope_theta") is None else read_number(raw, "rope_theta", argument)
+    params.pop("rope_theta", None)
+    old = params.pop("type", None)
+    kind = params.get("rope_type") or old or "default"
+    if not isinstance(kind, str):
+        raise InputError(f"{where}.rope_type", expected="a name", received=repr(kind), hint=HINT)
+    for name in _ROPE_NEEDS.get(kind, ()):
+        read_number(params, name, where)
+    for name in _ROPE_NUMBERS:
+        read_field(params, name, where, "a number", is_number, 0)
+    return theta, params | {"rope_type": kind}
+
+
 def shorten(names: Sequence[str], most: int = 4) -> str:
     """The first few names, and how many more."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
-def first_line(error: Exception) -> str:
-    """The first line of a library's error; some have pages."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def first_words(error: Exception) -> str:
+    """The first line of a library's error (some have pages), or two where the first only names what is wrong."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

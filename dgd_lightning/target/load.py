@@ -1,7 +1,5 @@
 """From a checkpoint's folder to a :class:`Target`; what cannot be served is refused by name."""
 
-from __future__ import annotations
-
 import os
 import re
 import warnings
@@ -12,8 +10,16 @@ import torch
 
 from dgd_lightning.checks import check_choice
 from dgd_lightning.errors import InputError
-from dgd_lightning.target.fields import read_list, read_rope
-from dgd_lightning.target.folder import TOKENIZER_FILES, fetch_folder, find_weights, read_json, shorten
+from dgd_lightning.target.folder import (
+    TOKENIZER_FILES,
+    fetch_folder,
+    find_weights,
+    first_words,
+    read_json,
+    read_list,
+    read_rope,
+    shorten,
+)
 from dgd_lightning.target.model import Target, check_attention
 
 # model_type -> the causal LM class that the weights must be of
@@ -62,8 +68,7 @@ def load_target(
         InputError: nothing there, no network, no safetensors, another architecture, an unsupported option, a
             ``device_map`` that leaves layers on the CPU or the disk while others are on a GPU.
     """
-    attention = check_attention(attn_implementation or "sdpa")
-    wanted = as_dtype(dtype)
+    attention, wanted, where = check_attention(attn_implementation or "sdpa"), as_dtype(dtype), as_device_map(device)
     folder = fetch_folder("target", name_or_path, revision, (*_MODEL_FILES, *TOKENIZER_FILES))
     check_family(read_json(folder / "config.json", "target"))
     find_weights(folder, "target")
@@ -73,12 +78,11 @@ def load_target(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    where = as_device_map(device)
     # what transformers raises for a config.json of wrong types; its messages say which
     mistakes = (TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError)
+    loader: Any = AutoModelForCausalLM  # its annotations do not say that output_loading_info gives a pair
     try:
-        # with output_loading_info it gives a pair, which its annotations do not say
-        found: Any = AutoModelForCausalLM.from_pretrained(
+        model, info = loader.from_pretrained(
             folder,
             dtype=wanted,
             device_map=where,
@@ -91,65 +95,43 @@ def load_target(
     except (OSError, SafetensorError, RuntimeError, ValueError, *mistakes) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        received = f"{folder.name}: {_words(error)}"
+        kind = f"{type(error).__name__} " * isinstance(error, KeyError | AttributeError)
+        received = f"{folder.name}: {kind}{first_words(error)}"
         raise InputError(
             "target", expected="a readable checkpoint", received=received, hint="fetch it again"
         ) from error
-    model, info = found
     broken = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind) or ())
     if broken:
-        raise InputError(
-            "target",
-            expected="weights for every parameter of the architecture",
-            received=f"missing or misshapen: {shorten(broken)}",
-            hint="fetch the checkpoint again, or check that config.json belongs to it",
-        )
+        expected = "weights for every parameter of the architecture"
+        hint = "fetch the checkpoint again, or check that config.json belongs to it"
+        raise InputError("target", expected=expected, received=f"missing or misshapen: {shorten(broken)}", hint=hint)
     check_placement(getattr(model, "hf_device_map", {}))
-    _warn_of_processors(model.generation_config)
+    settings = {name: getattr(model.generation_config, name, None) for name in _PROCESSORS}
+    if asked := [f"{name} = {value}" for name, value in settings.items() if value not in _PROCESSORS[name]]:
+        warnings.warn(
+            f"the target's generation config asks for {shorten(asked)}: transformers' generate applies it, decoding "
+            "here does not, so tokens may differ from generate's",
+            stacklevel=2,
+        )
     return Target(model)
 
 
 def check_placement(device_map: Mapping[str, Any]) -> None:
-    """Refuse placements that fetch weights anew for every token.
-
-    Args:
-        device_map: device of each module, as accelerate gives it.
-
-    Raises:
-        InputError: something is on the disk, or on the CPU while the rest is on a GPU.
-    """
+    """Refuse placements that fetch weights anew for every token: on the disk, or on the CPU with the rest on GPUs."""
     places = {name: str(place) for name, place in device_map.items()}
     gpus = set(places.values()) - {"cpu", "disk"}
     offloaded = [f"{name or 'all'} on {place}" for name, place in places.items() if place not in gpus]
     if "disk" in places.values() or (gpus and offloaded):
-        raise InputError(
-            "device",
-            expected="a placement on GPUs alone, or on the CPU alone",
-            received=shorten(offloaded),
-            hint="use more GPUs, a smaller target or dtype, or device=cpu",
-        )
-
-
-def _warn_of_processors(generation_config: Any) -> None:
-    found = {name: getattr(generation_config, name, None) for name in _PROCESSORS}
-    asked = [f"{name} = {value}" for name, value in found.items() if value not in _PROCESSORS[name]]
-    if asked:
-        warnings.warn(
-            f"the target's generation config asks for {shorten(asked)}: transformers' generate applies it, decoding "
-            "here does not, so tokens may differ from generate's",
-            stacklevel=3,
-        )
+        expected = "a placement on GPUs alone, or on the CPU alone"
+        hint = "use more GPUs, a smaller target or dtype, or device=cpu"
+        raise InputError("device", expected=expected, received=shorten(offloaded), hint=hint)
 
 
 def check_family(config: Mapping[str, Any]) -> None:
-    """Refuse targets that the position-addressed cache cannot serve.
-
-    Raises:
-        InputError: naming what the target is and what is supported.
-    """
+    """Refuse targets that the position-addressed cache cannot serve."""
     kind = str(config.get("model_type"))
-    names = [str(a) for a in read_list(config, "architectures", "target") or ()]
-    layers = [str(t) for t in read_list(config, "layer_types", "target") or ()]
+    names = [str(a) for a in read_list(config, "architectures", "target")]
+    layers = [str(t) for t in read_list(config, "layer_types", "target")]
     recurrent = next((t for t in layers if any(r in t for r in _RECURRENT_LAYERS)), None)
     if recurrent or _RECURRENT.search(kind):
         raise InputError(
@@ -159,32 +141,20 @@ def check_family(config: Mapping[str, Any]) -> None:
             hint=f"use one of {', '.join(FAMILIES)}: a recurrent state cannot drop rejected tokens",
         )
     if kind not in FAMILIES or (names and FAMILIES[kind] not in names):
-        raise InputError(
-            "target",
-            expected=f"a causal LM of one of {', '.join(FAMILIES.values())}",
-            received=f"model_type {kind}, architectures {names}",
-            hint="choose a target of these families",
-        )
+        expected, hint = f"a causal LM of one of {', '.join(FAMILIES.values())}", "choose a target of these families"
+        raise InputError("target", expected=expected, received=f"model_type {kind}, architectures {names}", hint=hint)
     read_rope(config, "target")  # transformers looks at its numbers only when it turns something
 
 
 def as_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
-    """``auto`` or a torch dtype.
-
-    Raises:
-        InputError: an unknown name.
-    """
+    """``auto`` or a torch dtype."""
     if isinstance(dtype, torch.dtype):
         return dtype
     return _DTYPES.get(check_choice("dtype", dtype, ("auto", *_DTYPES)), "auto")
 
 
 def as_device_map(device: str | torch.device | Mapping[str, Any]) -> Any:
-    """What ``from_pretrained(device_map=…)`` takes.
-
-    Raises:
-        InputError: an unknown device, CUDA without one, or a map that :func:`check_placement` refuses.
-    """
+    """What ``from_pretrained(device_map=…)`` takes."""
     if isinstance(device, Mapping):
         check_placement(device)
         return dict(device)
@@ -200,10 +170,3 @@ def as_device_map(device: str | torch.device | Mapping[str, Any]) -> Any:
     if where.type == "cuda" and (where.index or 0) >= (count := torch.cuda.device_count()):
         raise InputError("device", expected=f"one of {count} CUDA devices", received=where, hint="use device=auto")
     return None if where.type == "cpu" else {"": str(where)}
-
-
-def _words(error: Exception) -> str:
-    """An error's message in one line; some name the field in their first and what is wrong with it in the next."""
-    lines = [line.strip() for line in str(error).strip().splitlines()] or [""]
-    message = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-    return f"{type(error).__name__} {message}" if isinstance(error, KeyError | AttributeError) else message

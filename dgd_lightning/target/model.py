@@ -1,12 +1,10 @@
 """The frozen target: prefill in chunks and step, keeping tapped features and the logits that are asked for, no more."""
 
-from __future__ import annotations
-
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import MethodType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +13,14 @@ from dgd_lightning.checks import check_choice, check_integer
 from dgd_lightning.errors import InputError
 from dgd_lightning.target.attention import FOLDED_SDPA, fold_groups
 from dgd_lightning.target.cache import PositionCache
-from dgd_lightning.target.fields import HINT, is_integer
+from dgd_lightning.target.folder import HINT, is_integer
 from dgd_lightning.types import Prefill, TargetStep
 
 ATTENTION = ("sdpa", "eager")  # implementations that take an explicit mask of key positions
 
 
 def check_attention(name: str) -> str:
-    """Raises:
-    InputError: an implementation that takes no mask, though the rows of a batch are at different positions.
-    """
+    """An implementation that takes a mask: the rows of a batch are at different positions."""
     return check_choice("attn_implementation", name, ATTENTION, hint="leave it unset")
 
 
@@ -74,7 +70,7 @@ class Target(nn.Module):
         """Where ids go in and features come out (the embedding's device under a ``device_map``)."""
         return self.embedding.weight.device
 
-    def train(self, mode: bool = True) -> Target:
+    def train(self, mode: bool = True) -> Self:
         """Frozen: stays in eval mode, also inside a module that is being trained."""
         return super().train(False)
 
@@ -88,17 +84,11 @@ class Target(nn.Module):
 
     def lm_head(self, hidden: Tensor) -> Tensor:
         """Hidden states after a final norm [.., H] -> logits [.., V]; differentiable in ``hidden``."""
-        head = self.model.get_output_embeddings()
-        if not hasattr(head, "_hf_hook"):  # accelerate's hook moves what it needs; its weight may be on another device
-            return head(hidden.to(head.weight.device)).to(hidden.device)
-        return head(hidden).to(hidden.device)
+        return _where_it_is(self.model.get_output_embeddings(), hidden)
 
     def final_norm(self, states: Tensor) -> Tensor:
         """The norm before the head: states of an intermediate layer [.., H] -> [.., H]."""
-        norm = self.model.get_decoder().norm
-        if hasattr(norm, "_hf_hook"):  # accelerate's hook moves what it needs
-            return norm(states).to(states.device)
-        return norm(states.to(norm.weight.device)).to(states.device)
+        return _where_it_is(self.model.get_decoder().norm, states)
 
     @torch.no_grad()
     def step(
@@ -121,15 +111,13 @@ class Target(nn.Module):
             cache: from :meth:`new_cache`.
             max_length: host-known bound, more than every slot: keys 0…max_length−1 are read.
             layer_ids: tapped layers, 0-based.
-            slots: [B, Q], where keys and values are written instead: a proposal that may be rejected as a whole (see
-                :meth:`PositionCache.at`). Rotary embedding and mask go by the positions all the same.
+            slots: [B, Q], where they are written instead (see :meth:`PositionCache.at`); rotary embedding and mask go
+                by the positions all the same.
 
         Returns:
             Logits [B, Q, V] and features [B, Q, F·H], on the target's device wherever the last layer is.
         """
-        cache.at(positions, slots=slots, max_length=max_length)
-        masks = self._masks(positions, max_length, cache.key_positions)
-        hidden, features = self._forward(ids, positions, masks, cache, layer_ids)
+        hidden, features = self._forward(ids, positions, cache, max_length, layer_ids, slots=slots)
         return TargetStep(self.lm_head(hidden).to(self.device), features)
 
     @torch.no_grad()
@@ -167,23 +155,22 @@ class Target(nn.Module):
         furthest = start if isinstance(start, int) else max(start)
         last = ids.new_zeros((batch, 1, self.hidden_size), dtype=self.dtype)
         kept: Tensor | None = None
+        if keep_features and layer_ids:
+            kept = ids.new_empty((batch, length, len(layer_ids) * self.hidden_size), dtype=self.dtype)
         for low in range(0, length, chunk_size):
             high = min(low + chunk_size, length)
             positions = starts[:, None] + torch.arange(low, high, device=ids.device)  # [B, C]
             max_length = furthest + high
             if not alike:
                 positions, max_length = positions.clamp(max=cache.capacity - 1), min(max_length, cache.capacity)
-            cache.at(positions, max_length=max_length)
-            masks = self._masks(positions[:1] if alike else positions, max_length)  # one for all where they are alike
-            hidden, features = self._forward(ids[:, low:high], positions, masks, cache, layer_ids)
+            hidden, features = self._forward(ids[:, low:high], positions, cache, max_length, layer_ids, alike=alike)
             at = lengths - 1 - low  # [B]
-            here = _pick(hidden, at.clamp(0, high - low - 1)).to(last.device)
+            index = at.clamp(0, high - low - 1).to(hidden.device)[:, None, None]  # [B, 1, 1]
+            here = hidden.gather(1, index.expand(-1, 1, hidden.shape[-1])).to(last.device)
             last = torch.where(((at >= 0) & (at < high - low))[:, None, None], here, last)
             if features is not None and on_features is not None:
                 on_features(features, positions)
-            if features is not None and keep_features:
-                if kept is None:
-                    kept = features.new_empty((batch, length, features.shape[-1]))
+            if features is not None and kept is not None:
                 kept[:, low:high] = features
         return Prefill(self.lm_head(last)[:, 0], kept, starts + lengths)
 
@@ -191,47 +178,36 @@ class Target(nn.Module):
         self,
         ids: Tensor,
         positions: Tensor,
-        masks: Tensor | dict[str, Tensor],
         cache: PositionCache,
+        max_length: int,
         layer_ids: Sequence[int],
+        *,
+        slots: Tensor | None = None,
+        alike: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """(last hidden states [B, Q, H], features [B, Q, F·H] or None), on a cache that knows where to write."""
-        with self._tapped(layer_ids) as taps:
-            output = self.model.get_decoder()(
-                input_ids=ids,
-                attention_mask=masks,
-                position_ids=positions,
-                use_cache=True,
-                **{self._cache_name: cache},
-            )
-        hidden = output.last_hidden_state  # [B, Q, H]
-        if not layer_ids:
-            return hidden, None
-        if self.num_layers - 1 in layer_ids:
-            taps[self.num_layers - 1] = hidden  # transformers' last hidden state comes after the final norm
-        return hidden, torch.cat([taps[i].to(self.device) for i in layer_ids], dim=-1)
-
-    @contextmanager
-    def _tapped(self, layer_ids: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-        """Collect the outputs of these layers during the block."""
+        """(last hidden states [B, Q, H], features [B, Q, F·H] or None); ``alike``: all rows have the same positions."""
+        cache.at(positions, slots=slots, max_length=max_length)
+        masks = self._masks(positions[:1] if alike else positions, max_length, cache.key_positions)
+        arguments = {"attention_mask": masks, "position_ids": positions, self._cache_name: cache}
         taps: dict[int, Tensor] = {}
-        handles = []
-        for i in set(layer_ids):
+
+        def keep(i: int, module: nn.Module, inputs: Any, output: Any) -> None:
+            taps[i] = output[0] if isinstance(output, tuple) else output
+
+        for i in layer_ids:
             check_integer("layer_ids", i, least=0, most=self.num_layers - 1, hint="use a draft made for this target")
-
-            def keep(module: nn.Module, inputs: Any, output: Any, i: int = i) -> None:
-                taps[i] = output[0] if isinstance(output, tuple) else output
-
-            handles.append(self._layers[i].register_forward_hook(keep))
+        handles = [self._layers[i].register_forward_hook(partial(keep, i)) for i in set(layer_ids)]
         try:
-            yield taps
+            hidden = self.model.get_decoder()(input_ids=ids, use_cache=True, **arguments).last_hidden_state  # [B, Q, H]
         finally:
             for handle in handles:
                 handle.remove()
+        if not layer_ids:
+            return hidden, None
+        taps[self.num_layers - 1] = hidden  # transformers' last hidden state comes after the final norm
+        return hidden, torch.cat([taps[i].to(self.device) for i in layer_ids], dim=-1)
 
-    def _masks(
-        self, positions: Tensor, max_length: int, key_positions: Tensor | None = None
-    ) -> Tensor | dict[str, Tensor]:
+    def _masks(self, positions: Tensor, max_length: int, key_positions: Tensor | None) -> Tensor | dict[str, Tensor]:
         """The attention mask that the family's decoder takes: one, or one per kind of layer."""
         config = self.model.config
         window = getattr(config, "sliding_window", None)
@@ -251,16 +227,9 @@ class Target(nn.Module):
 def position_mask(
     positions: Tensor, key_length: int, window: int | None = None, key_positions: Tensor | None = None
 ) -> Tensor:
-    """Which cached positions a query sees: ``key ≤ query``, and ``key > query − window`` in sliding layers.
+    """Which of L cached positions [B, L] (None: 0…L−1) the queries' [B, Q] see, [B, 1, Q, L] boolean.
 
-    Args:
-        positions: [B, Q] of the queries.
-        key_length: L.
-        window: positions a sliding layer looks back on, itself included, or None.
-        key_positions: [B, L], of the keys; None: 0…L−1.
-
-    Returns:
-        [B, 1, Q, L] boolean.
+    ``key ≤ query``, and in sliding layers ``key > query − window``.
     """
     keys = torch.arange(key_length, device=positions.device) if key_positions is None else key_positions[:, None, None]
     queries = positions[:, None, :, None]  # [B, 1, Q, 1]
@@ -268,17 +237,17 @@ def position_mask(
     return allowed if window is None else allowed & (keys > queries - window)
 
 
-def _pick(hidden: Tensor, index: Tensor) -> Tensor:
-    """hidden [B, Q, H], index [B] -> [B, 1, H]."""
-    index = index.to(hidden.device)
-    return hidden.gather(1, index[:, None, None].expand(-1, 1, hidden.shape[-1]))
+def _where_it_is(module: Any, states: Tensor) -> Tensor:
+    """A module's output, on the states' device; its weight may be on another one."""
+    if not hasattr(module, "_hf_hook"):  # accelerate's hook moves what it needs
+        return module(states.to(module.weight.device)).to(states.device)
+    return module(states).to(states.device)
 
 
 def _stop_tokens(model: Any) -> tuple[int, ...]:
     """End-of-sequence ids of the generation config alone, as in transformers' ``generate``.
 
-    transformers fills it with what config.json names where a checkpoint has no generation config. The model config
-    itself may hold an id by default (LlamaConfig: 2) that no file has named.
+    The model config may hold an id by default (LlamaConfig: 2) that no file has named.
     """
     ids = getattr(model.generation_config, "eos_token_id", None)
     ids = [] if ids is None else ids if isinstance(ids, list | tuple) else [ids]

@@ -1,7 +1,5 @@
 """`ttt_adapt`: fit LoRA weights of the draft to one context, from the context's own prefill."""
 
-from __future__ import annotations
-
 import math
 import statistics
 import time
@@ -13,14 +11,14 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.decode.prefix_cache import PrefixCache
-from dgd_lightning.draft.adapter import Adapter
+from dgd_lightning.draft.checkpoint import Adapter
 from dgd_lightning.draft.lora import DraftLora
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.errors import ContextError, InputError
 from dgd_lightning.pair import Pair
 from dgd_lightning.target.cache import PositionCache
 from dgd_lightning.ttt.config import TTTConfig
-from dgd_lightning.ttt.context import ReadContext, Split, read_context, split_context, synchronise
+from dgd_lightning.ttt.context import ReadText, Split, read_context, split_context, synchronise
 from dgd_lightning.ttt.problem import AdaptProblem
 from dgd_lightning.ttt.validation_texts import Share, ValidationTexts, plan, write_texts
 from dgd_lightning.types import AdaptTrace, HeldOutScore
@@ -48,8 +46,8 @@ def ttt_adapt(
     *,
     avoid: Sequence[Tensor] = (),
     enable_thinking: bool = False,
-    on_step: OnStep | None = None,
-    on_phase: OnPhase | None = None,
+    on_step: OnStep = lambda step, loss, score: None,
+    on_phase: OnPhase = lambda phase: None,
     prefix_layers: Sequence[int] | None = None,
 ) -> AdaptResult:
     """Adapt a pair's draft to one context; the pair itself is left as it was.
@@ -78,26 +76,33 @@ def ttt_adapt(
     """
     config = config or TTTConfig()
     check_adaptable(pair)
-    if cuda := pair.target.device.type == "cuda":
+    if pair.target.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(pair.target.device)
     material = gather(
-        pair,
-        context_ids,
-        config,
-        avoid,
-        enable_thinking=enable_thinking,
-        on_phase=on_phase,
-        prefix_layers=prefix_layers,
+        pair, context_ids, config, avoid, on_phase, enable_thinking=enable_thinking, prefix_layers=prefix_layers
     )
-    if on_phase is not None:
-        on_phase("fitting")
+    on_phase("fitting")
     adapter, trace = fit_to(pair, material, config, on_step)
-    peak = torch.cuda.max_memory_allocated(pair.target.device) if cuda else None
-    return AdaptResult(adapter, trace._replace(peak_memory=peak), trace.kept, material.prefix)
+    return AdaptResult(adapter, trace, trace.kept, material.prefix)
+
+
+class Material(NamedTuple):
+    """All that the target gives to an adaptation."""
+
+    read: ReadText
+    split: Split
+    validation_texts: ValidationTexts
+    prefill_seconds: float
+    validation_seconds: float
+    prefix: PrefixCache | None
+
+    def problem(self, pair: Pair, config: TTTConfig, lora: DraftLora) -> AdaptProblem:
+        """What is minimised over the weights of ``lora``."""
+        return AdaptProblem(pair, self.read, self.split, config, lora, self.validation_texts)
 
 
 def fit_to(
-    pair: Pair, material: Material, config: TTTConfig, on_step: OnStep | None = None
+    pair: Pair, material: Material, config: TTTConfig, on_step: OnStep = lambda step, loss, score: None
 ) -> tuple[Adapter, AdaptTrace]:
     """The loop over what :func:`gather` gave; see :func:`ttt_adapt`."""
     began, lora = time.perf_counter(), make_lora(pair.require_draft(), config)
@@ -106,37 +111,18 @@ def fit_to(
             fit = Fit(material.problem(pair, config, lora), lora, config)
             optimizer = make_optimizer(lora, config)
             while not fit.finished:
-                optimizer.zero_grad(set_to_none=True)
                 loss = fit.problem.loss(fit.step)
                 if not fit.check(loss):
                     break
-                loss.backward()
-                if config.clip is not None:
-                    torch.nn.utils.clip_grad_norm_(lora.parameters(), config.clip)
-                optimizer.step()
+                make_step(loss, optimizer, lora, config)
                 score = fit.advance(float(loss.detach()))
-                if on_step is not None:
-                    on_step(fit.step, fit.losses[-1], score)
+                on_step(fit.step, fit.losses[-1], score)
             fit.conclude()
         adapter = lora.adapter()
     finally:
         lora.remove()
     synchronise(pair.target.device)
-    return adapter, fit.trace(material, time.perf_counter() - began, None)
-
-
-class Material(NamedTuple):
-    """All that the target gives to an adaptation."""
-
-    read: ReadContext
-    split: Split
-    validation_texts: ValidationTexts
-    validation_seconds: float
-    prefix: PrefixCache | None = None
-
-    def problem(self, pair: Pair, config: TTTConfig, lora: DraftLora) -> AdaptProblem:
-        """What is minimised over the weights of ``lora``."""
-        return AdaptProblem(pair, self.read, self.split, config, lora, self.validation_texts)
+    return adapter, fit.trace(material, time.perf_counter() - began)
 
 
 def gather(
@@ -144,43 +130,39 @@ def gather(
     context_ids: Tensor,
     config: TTTConfig,
     avoid: Sequence[Tensor] = (),
+    on_phase: OnPhase = lambda phase: None,
     *,
     enable_thinking: bool = False,
     share: Share = lambda make: make(),
-    on_phase: OnPhase | None = None,
     prefix_layers: Sequence[int] | None = None,
 ) -> Material:
-    """Check the context, let the target read it, and let it write its validation texts.
+    """Check the context [S], let the target read it, and let it write its validation texts.
 
-    Args:
-        context_ids: [S].
-        avoid, enable_thinking, on_phase, prefix_layers: see :func:`ttt_adapt`.
-        share: gives every rank what rank 0 has.
-
-    Raises:
-        InputError: see :func:`ttt_adapt`.
+    ``share`` gives every rank what rank 0 has; the other arguments are those of :func:`ttt_adapt`.
     """
     ids = check_context(pair, context_ids, config.repeats)
     once = len(ids) // config.repeats
     split = split_context(once, pair.require_draft().config.block_size, config)
     planned = plan(pair, once, config, enable_thinking=enable_thinking)
     cache = pair.target.new_cache(1, max(split.length, planned.capacity if planned else 0))
-    if on_phase is not None:
-        on_phase("reading")
-    read = read_context(pair, ids, config, split, cache)
+    on_phase("reading")
+    synchronise(pair.target.device)
     began = time.perf_counter()
-    validation_texts = ValidationTexts([], [])
+    read = read_context(pair, ids, config, split, cache)
+    synchronise(pair.target.device)
+    between = time.perf_counter()
+    texts = ValidationTexts([], [])
     if planned is not None:
-        on_text = partial(on_phase, "writing") if on_phase is not None else None
-        validation_texts = write_texts(pair, ids[:once], read.features, cache, config, planned, avoid, share, on_text)
+        on_text = partial(on_phase, "writing")
+        texts = write_texts(pair, ids[:once], read.features, cache, config, planned, avoid, share, on_text)
         synchronise(pair.target.device)
-    seconds = time.perf_counter() - began
+    end = time.perf_counter()
     prefix = None if prefix_layers is None else prefix_of(pair, ids, config, read, cache, prefix_layers)
-    return Material(read, split, validation_texts, seconds, prefix)
+    return Material(read, split, texts, between - began, end - between, prefix)
 
 
 def prefix_of(
-    pair: Pair, ids: Tensor, config: TTTConfig, read: ReadContext, cache: PositionCache, layer_ids: Sequence[int]
+    pair: Pair, ids: Tensor, config: TTTConfig, read: ReadText, cache: PositionCache, layer_ids: Sequence[int]
 ) -> PrefixCache | None:
     """The context's prefix cache, made of what was read anyway, so that decoding need not read it again.
 
@@ -188,9 +170,7 @@ def prefix_of(
     take more than :data:`PREFIX_SHARE` of the device's memory while the draft is fitted.
     """
     tapped, device = tuple(pair.require_draft().config.target_layer_ids), cache.buffers[0].keys.device
-    room = DEVICE_MEMORY
-    if device.type == "cuda":
-        room = torch.cuda.get_device_properties(device).total_memory
+    room = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else DEVICE_MEMORY
     held = sum(part.nbytes for buffer in cache.buffers for part in (buffer.keys, buffer.values))
     if config.repeats > 1 or not set(layer_ids) <= set(tapped) or held > PREFIX_SHARE * room:
         return None
@@ -198,21 +178,15 @@ def prefix_of(
 
 
 class Fit:
-    """The state of a fit: losses, scores, the best weights. Shared by `ttt_adapt` and the Lightning module.
-
-    Args:
-        problem: gives scores.
-        lora: whose weights are fitted.
-        config: when to score and when to stop.
-    """
+    """The state of a fit: losses, scores, the best weights. Shared by `ttt_adapt` and the Lightning module."""
 
     def __init__(self, problem: AdaptProblem, lora: DraftLora, config: TTTConfig) -> None:
         self.problem, self.lora, self.config = problem, lora, config
         self.step, self.losses, self.scores = 0, [], []  # type: int, list[float], list[HeldOutScore]
         self.best_step, self.best_weights = 0, lora.state()
         self.best_tau = 0.0  # of those weights on validation texts
-        self.progress_step = 0  # of the last score that was better, or had a lower loss than any before
-        self.stopped, self.kept = "done", False
+        self.idle = 0  # scores since the last one that was better, or had a lower loss than any before
+        self.stopped = "done"
         if config.steps > 0 and (score := problem.score(0)) is not None:
             self.scores.append(score)
 
@@ -229,25 +203,19 @@ class Fit:
         return False
 
     def advance(self, loss: float) -> HeldOutScore | None:
-        """Count a step that was made; score the held-out span when it is time to.
-
-        Returns:
-            The score, or None where none was due.
-        """
+        """Count a step that was made; score what is held out when it is time to."""
         self.step += 1
         self.losses.append(loss)
-        if self.step % self.config.eval_every and self.step < self.config.steps:
-            return None
-        score = self.problem.score(self.step)
+        due = self.step % self.config.eval_every == 0 or self.step >= self.config.steps
+        score = self.problem.score(self.step) if due else None
         if score is None:
             return None
         if math.isfinite(score.loss) and self._is_better(score):
             self.best_step, self.best_weights = self.step, self.lora.state()
-        if self.best_step == self.step or score.loss < min(one.loss for one in self.scores):
-            self.progress_step = self.step
+        progress = self.best_step == self.step or score.loss < min(one.loss for one in self.scores)
+        self.idle = 0 if progress else self.idle + 1
         self.scores.append(score)
-        without = sum(one.step > self.progress_step for one in self.scores)
-        if self.stopped == "done" and without >= self.config.patience and self.step < self.config.steps:
+        if self.idle >= self.config.patience and self.step < self.config.steps:
             self.stopped = "early"
         return score
 
@@ -270,20 +238,20 @@ class Fit:
             self.best_step = 0
         elif not self.scores:  # nothing is held out: the last step counts
             self.best_step, self.best_weights = self.step, self.lora.state()
-        self.kept = self.best_step > 0
-        if self.kept:
+        if self.best_step > 0:
             self.lora.load(self.best_weights)
         else:
             self.lora.reset(self.config.seed)
 
-    def trace(self, material: Material, fit_seconds: float, peak_memory: int | None) -> AdaptTrace:
+    def trace(self, material: Material, fit_seconds: float) -> AdaptTrace:
         """What is reported of it."""
         texts, scored = material.validation_texts, "span" if self.scores else "nothing"
+        device = self.problem.device
         return AdaptTrace(
             losses=self.losses,
             scores=self.scores,
             best_step=self.best_step,
-            kept=self.kept,
+            kept=self.best_step > 0,
             stopped=self.stopped,
             context_tokens=self.problem.split.length,
             parameters=sum(weight.numel() for weight in self.best_weights.values()),
@@ -291,10 +259,10 @@ class Fit:
             validation_texts=len(texts.held_out),
             validation_answers=texts.answers,
             train_texts=len(texts.trained),
-            prefill_seconds=material.read.seconds,
+            prefill_seconds=material.prefill_seconds,
             validation_seconds=material.validation_seconds,
             fit_seconds=fit_seconds,
-            peak_memory=peak_memory,
+            peak_memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
             attention=self.problem.attention,
             prefix_kept=material.prefix is not None,
         )
@@ -313,9 +281,8 @@ def sure_gain(before: HeldOutScore, after: HeldOutScore) -> float:
 
 def make_lora(draft: DFlashDraft, config: TTTConfig) -> DraftLora:
     """The LoRA layers that a configuration asks for."""
-    return DraftLora(
-        draft, rank=config.rank, alpha=config.scaling * config.rank, modules=config.modules, seed=config.seed
-    )
+    alpha = float(config.rank if config.alpha is None else config.alpha)
+    return DraftLora(draft, rank=config.rank, alpha=alpha, modules=config.modules, seed=config.seed)
 
 
 def make_optimizer(lora: DraftLora, config: TTTConfig) -> torch.optim.Optimizer:
@@ -323,36 +290,31 @@ def make_optimizer(lora: DraftLora, config: TTTConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(lora.parameters(), lr=config.lr, weight_decay=config.weight_decay)
 
 
+def make_step(loss: Tensor, optimizer: torch.optim.Optimizer, lora: DraftLora, config: TTTConfig) -> None:
+    """One optimiser step; no gradient is left behind."""
+    loss.backward()
+    if config.clip is not None:
+        torch.nn.utils.clip_grad_norm_(lora.parameters(), config.clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
 def check_adaptable(pair: Pair) -> None:
-    """Raises:
-    InputError: there is no draft, or autograd is ruled out.
-    """
+    """Refuse a pair without a draft, and a call where autograd is ruled out."""
     pair.require_draft()
     if torch.is_inference_mode_enabled():
-        raise InputError(
-            "inference mode",
-            expected="torch.no_grad or no context at all: adaptation needs gradients",
-            received="a call inside torch.inference_mode",
-            hint="set trainer.inference_mode: false, or use torch.no_grad around your own code",
-        )
+        expected = "torch.no_grad or no context at all: adaptation needs gradients"
+        hint = "set trainer.inference_mode: false, or use torch.no_grad around your own code"
+        raise InputError("inference mode", expected=expected, received="a call inside torch.inference_mode", hint=hint)
 
 
 def check_context(pair: Pair, context_ids: Tensor, repeats: int = 1) -> Tensor:
-    """The context, as often as it is to be read, as a 1-D LongTensor on CPU.
-
-    Raises:
-        InputError: not 1-D integers of the target's vocabulary.
-        ContextError: none at all, or more than the target's positions.
-    """
-    fine = isinstance(context_ids, Tensor) and context_ids.dim() == 1 and not context_ids.is_floating_point()
-    if not fine or context_ids.dtype == torch.bool:
-        received = f"shape {list(context_ids.shape)}, {context_ids.dtype}" if isinstance(context_ids, Tensor) else ""
-        raise InputError(
-            "context_ids",
-            expected="a 1-D integer tensor",
-            received=received or type(context_ids).__name__,
-            hint="pass the token ids of the context",
-        )
+    """The context, as often as it is to be read, as a 1-D LongTensor on CPU."""
+    given = isinstance(context_ids, Tensor)
+    if not given or context_ids.dim() != 1 or context_ids.is_floating_point() or context_ids.dtype == torch.bool:
+        received = f"shape {list(context_ids.shape)}, {context_ids.dtype}" if given else type(context_ids).__name__
+        hint = "pass the token ids of the context"
+        raise InputError("context_ids", expected="a 1-D integer tensor", received=received, hint=hint)
     ids = context_ids.detach().cpu().long()
     if len(ids) == 0 or len(ids) * repeats > pair.target.max_positions:
         raise ContextError(
@@ -362,10 +324,7 @@ def check_context(pair: Pair, context_ids: Tensor, repeats: int = 1) -> Tensor:
             hint="shorten it, or lower ttt.repeats" if len(ids) else "give a context's tasks the same first tokens",
         )
     if int(ids.min()) < 0 or int(ids.max()) >= pair.target.vocab_size:
-        raise InputError(
-            "context_ids",
-            expected=f"token ids in 0 … {pair.target.vocab_size - 1}",
-            received=f"{int(ids.min())} … {int(ids.max())}",
-            hint="encode the context with the target's own tokenizer",
-        )
+        expected = f"token ids in 0 … {pair.target.vocab_size - 1}"
+        hint = "encode the context with the target's own tokenizer"
+        raise InputError("context_ids", expected=expected, received=f"{int(ids.min())} … {int(ids.max())}", hint=hint)
     return ids.repeat(repeats)

@@ -1,13 +1,11 @@
 """What a test-time training run is: one dataclass, checked where it is made."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dgd_lightning.checks import check_choice, check_integer, check_number
-from dgd_lightning.draft.adapter import MODULES
 from dgd_lightning.draft.attention import Wanted
+from dgd_lightning.draft.checkpoint import MODULES
 from dgd_lightning.errors import InputError
 
 Labels = Literal["context", "target"]
@@ -113,19 +111,14 @@ class TTTConfig:
             check_number(f"ttt.{name}", getattr(self, name), above=0, optional=True)
         check_number("ttt.dpace_alpha", self.dpace_alpha, above=0, most=1)
         check_number("ttt.holdout", self.holdout, least=0, below=1)
-        check_choice("ttt.labels", self.labels, ("context", "target"))
-        check_choice("ttt.weighting", self.weighting, ("decay", "dpace"))
-        check_choice("ttt.attention", self.attention, ("auto", "sdpa", "tiles", "flex", "dense"))
-        hint = f"labels are {self.labels}"
-        kinds = ("auto", "ce") if self.labels == "context" else ("auto", "ce", "kl", "argmax")
-        check_choice("ttt.loss", self.loss, kinds, hint=hint)
+        check_choice("ttt.labels", self.labels, get_args(Labels))
+        check_choice("ttt.weighting", self.weighting, get_args(Weighting))
+        check_choice("ttt.attention", self.attention, get_args(Wanted))
+        kinds = ("auto", "ce") if self.labels == "context" else get_args(Loss)
+        check_choice("ttt.loss", self.loss, kinds, hint=f"labels are {self.labels}")
         if not isinstance(self.modules, list | tuple) or not self.modules:
-            raise InputError(
-                "ttt.modules",
-                expected=f"a list of some of {', '.join(MODULES)}",
-                received=repr(self.modules),
-                hint="name one at least",
-            )
+            expected = f"a list of some of {', '.join(MODULES)}"
+            raise InputError("ttt.modules", expected=expected, received=repr(self.modules), hint="name one at least")
         for module in self.modules:
             check_choice("ttt.modules", module, MODULES)
         if self.query_only:
@@ -136,13 +129,7 @@ class TTTConfig:
         return asdict(self)
 
     @property
-    def scaling(self) -> float:
-        """What the low-rank update is multiplied with."""
-        return (self.rank if self.alpha is None else self.alpha) / self.rank
-
-    @property
     def loss_kind(self) -> Literal["ce", "kl", "argmax"]:
         """``loss`` with ``auto`` resolved."""
-        if self.loss != "auto":
-            return self.loss
-        return "ce" if self.labels == "context" else "kl"
+        by_labels: Literal["ce", "kl"] = "ce" if self.labels == "context" else "kl"
+        return by_labels if self.loss == "auto" else self.loss

@@ -1,12 +1,12 @@
 """Losses of single slots, their weights, and the rule by which a slot would have been accepted."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from dgd_lightning.distributions import wide
 
 LmHead = Callable[[Tensor], Tensor]
 
@@ -15,9 +15,7 @@ class SlotScores(NamedTuple):
     """What one forward says about M slots; only ``loss`` has a gradient."""
 
     loss: Tensor  # [M], fp32 or wider
-    confidence: (
-        Tensor  # [M], D-PACE's q: the draft's probability of the label, or its overlap with the target's distribution
-    )
+    confidence: Tensor  # [M], D-PACE's q: probability of the label, or overlap with the target's distribution
     choice: Tensor  # [M], the draft's top-1 token
     target_choice: Tensor | None  # [M], the target's; None where no hidden states of the target were given
 
@@ -40,28 +38,23 @@ def slot_scores(
     Args:
         states: [M, H], the draft's output.
         lm_head: [.., H] -> [.., V].
-        tokens: [M], the context's own tokens at the slots.
+        tokens: of M slots in any shape, which the scores have too: the text's own tokens there.
         target_states: [M, H], the target's last hidden state before each slot, or None.
-        kind: which loss.
         soft: the labels are the target's distribution, not the tokens.
-        chunk: slots per piece.
     """
     parts = []
     for start in range(0, states.shape[0], chunk):
         piece = slice(start, start + chunk)
         theirs = None if target_states is None else target_states[piece]
-        arguments = (lm_head, tokens[piece], theirs, kind, soft)
-        if not torch.is_grad_enabled():
-            parts.append(_piece(states[piece], *arguments))
-            continue
-        leaf = states[piece].detach().requires_grad_()
-        scores = _piece(leaf, *arguments)
-        scores.loss.sum().backward()  # row by row: a slot's loss reads its own state alone, and the head is frozen
-        loss = _WithSlopes.apply(states[piece], scores.loss.detach(), leaf.grad)
-        parts.append(scores._replace(loss=loss))
-    loss, confidence, choice, target_choice = zip(*parts, strict=True)
-    choices = None if target_states is None else torch.cat(target_choice)
-    return SlotScores(torch.cat(loss), torch.cat(confidence), torch.cat(choice), choices)
+        leaf = states[piece].detach().requires_grad_(torch.is_grad_enabled())
+        scores = _piece(leaf, lm_head, tokens.flatten()[piece], theirs, kind, soft)
+        if leaf.requires_grad:
+            scores.loss.sum().backward()  # row by row: a slot's loss reads its own state alone, and the head is frozen
+            scores = scores._replace(loss=_WithSlopes.apply(states[piece], scores.loss.detach(), leaf.grad))
+        parts.append(scores)
+    columns = [torch.cat(column).view_as(tokens) for column in zip(*parts, strict=True) if column[0] is not None]
+    loss, confidence, choice, *target_choice = columns
+    return SlotScores(loss, confidence, choice, target_choice[0] if target_choice else None)
 
 
 class _WithSlopes(torch.autograd.Function):
@@ -81,14 +74,14 @@ class _WithSlopes(torch.autograd.Function):
 def _piece(
     states: Tensor, lm_head: LmHead, tokens: Tensor, target_states: Tensor | None, kind: str, soft: bool
 ) -> SlotScores:
-    logits = _wide(lm_head(states))  # [C, V]
+    logits = wide(lm_head(states))  # [C, V]
     log_q = logits - logits.logsumexp(-1, keepdim=True)
     choice = logits.argmax(-1)
     if target_states is None:
         log_token = log_q.gather(1, tokens[:, None])[:, 0]
         return SlotScores(-log_token, log_token.detach().exp(), choice, None)
     with torch.no_grad():
-        theirs = _wide(lm_head(target_states))
+        theirs = wide(lm_head(target_states))
         log_p = theirs - theirs.logsumexp(-1, keepdim=True)
         target_choice = theirs.argmax(-1)
     if not soft or kind == "argmax":
@@ -104,17 +97,8 @@ def _piece(
     return SlotScores(loss, overlap, choice, target_choice)
 
 
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
 def decay_weights(inside: Tensor, gamma: float) -> Tensor:
-    """DFlash's static weights exp(−(slot − 1)/γ).
-
-    Args:
-        inside: [N, K − 1], True where a slot has a label.
-        gamma: in slots.
-    """
+    """DFlash's static weights exp(−(slot − 1)/γ) of slots [N, K − 1]; 0 where one is not ``inside``, with a label."""
     slots = torch.arange(inside.shape[-1], device=inside.device, dtype=torch.float32)
     return torch.exp(-slots / gamma) * inside
 
@@ -124,11 +108,7 @@ def dpace_weights(confidence: Tensor, inside: Tensor, alpha: float) -> Tensor:
 
     The sum over m of the products is a smooth count of accepted slots; w_j is its derivative in log q_j (up to the
     smoothing), so weight moves to the slots that limit acceptance now. No gradient flows through the weights.
-
-    Args:
-        confidence: [N, K − 1], q.
-        inside: [N, K − 1], True where a slot has a label; they come first in each block.
-        alpha: smoothing.
+    ``confidence`` is q, [N, K − 1]; slots ``inside``, with a label, come first in each block.
     """
     smooth = (1 - alpha) * confidence.detach() + alpha
     products = smooth.cumprod(-1) * inside
@@ -140,14 +120,7 @@ def accepted_slots(choice: Tensor, target_choice: Tensor, tokens: Tensor, inside
 
     A slot is accepted if it and all before it agree with the target. The target's choices are known along the context
     only: where it would have written something else than the context does, the count ends, although decoding might
-    accept more. So this is a lower bound, the same for every draft.
-
-    Args:
-        choice, target_choice, tokens: [N, K − 1].
-        inside: [N, K − 1].
-
-    Returns:
-        [N, K − 1] boolean.
+    accept more. So this is a lower bound, the same for every draft. All [N, K − 1].
     """
     agree = (choice == target_choice) & inside
     on_path = torch.ones_like(agree)
@@ -158,11 +131,8 @@ def accepted_slots(choice: Tensor, target_choice: Tensor, tokens: Tensor, inside
 def committed_per_block(accepted: list[int]) -> list[int]:
     """Tokens that each verification of decoding commits, where the text is what decoding writes.
 
-    Args:
-        accepted: one number per position of the text but the last: slots that a block anchored there gets accepted.
-
-    Returns:
-        Accepted slots and the bonus token of the blocks that decoding draws, in order; the last is cut at the end.
+    Of ``accepted`` slots of a block at every position but the last, those of the blocks that decoding draws, each with
+    its bonus token; the last is cut at the text's end.
     """
     committed, at = [], 0
     while at < len(accepted):

@@ -1,7 +1,5 @@
 """Online test-time training: while one prompt is decoded, the draft goes on learning from what was verified."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,12 +8,12 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.checks import check_integer
-from dgd_lightning.draft.adapter import Adapter
-from dgd_lightning.draft.lora import DraftLora, check_base
+from dgd_lightning.draft.checkpoint import Adapter
+from dgd_lightning.draft.lora import with_adapter
 from dgd_lightning.pair import Pair
-from dgd_lightning.ttt.adapt import check_adaptable, make_optimizer
+from dgd_lightning.ttt.adapt import check_adaptable, make_lora, make_optimizer, make_step
 from dgd_lightning.ttt.config import TTTConfig
-from dgd_lightning.ttt.context import ReadContext, Split
+from dgd_lightning.ttt.context import ReadText, Split
 from dgd_lightning.ttt.problem import AdaptProblem
 
 
@@ -39,7 +37,7 @@ class OnlineTTT:
     def __post_init__(self) -> None:
         check_integer("online.every", self.every, hint="use e.g. 64")
 
-    def begin(self, pair: Pair, capacity: int) -> OnlineFit:
+    def begin(self, pair: Pair, capacity: int) -> "OnlineFit":
         """Start for one prompt of at most ``capacity`` positions with its answer: what the decoder calls."""
         return OnlineFit(pair, self, capacity)
 
@@ -47,49 +45,26 @@ class OnlineTTT:
 class OnlineFit:
     """LoRA layers in the draft while one prompt is decoded, and what the target computed for its tokens.
 
-    Args:
-        pair: whose draft adapts; :meth:`close` gives it back as it was.
-        online: when and how.
-        capacity: positions that may be seen.
-
-    Raises:
-        InputError: the draft can't be adapted now, or the adapter was made for another one.
+    :meth:`close` gives the draft back as it was.
     """
 
     def __init__(self, pair: Pair, online: OnlineTTT, capacity: int) -> None:
         check_adaptable(pair)
         draft, target, config, given = pair.require_draft(), pair.target, online.config, online.adapter
-        if given is not None:
-            check_base(draft, given)
         self.pair, self.config, self.every = pair, config, online.every
         self.width = draft.config.num_features
         self.layer_ids: Sequence[int] = (*draft.config.target_layer_ids, target.num_layers - 1)
         self.features = torch.zeros(1, capacity, self.width, dtype=target.dtype, device=target.device)
         self.states = torch.zeros(1, capacity, target.hidden_size, dtype=target.dtype, device=target.device)
-        shape = (config.rank, config.scaling * config.rank, tuple(config.modules))
-        rank, alpha, modules = shape if given is None else (given.rank, given.alpha, given.modules)
-        self.lora = DraftLora(draft, rank=rank, alpha=alpha, modules=modules, seed=config.seed)
-        try:
-            if given is not None:
-                self.lora.load(given.weights)
-            self.optimizer = make_optimizer(self.lora, config)
-        except BaseException:
-            self.lora.remove()
-            raise
+        self.lora = make_lora(draft, config) if given is None else with_adapter(draft, given)
+        self.optimizer = make_optimizer(self.lora, config)
         self.rounds, self.step, self.last = 0, 0, 0
         self.stopped: str | None = None  # why no round is made any more
 
     def observe(self, taps: Tensor, positions: Tensor) -> Tensor:
-        """Keep what a forward gave, and return the draft's part of it.
+        """Keep what a forward gave, [1, Q, (F + 1)·H] at positions [1, Q], and return the draft's part, [1, Q, F·H].
 
         Rejected positions are kept too: they lie beyond the anchor and are overwritten before they count.
-
-        Args:
-            taps: [1, Q, (F + 1)·H], the layers ``layer_ids``.
-            positions: [1, Q].
-
-        Returns:
-            [1, Q, F·H].
         """
         features, states = taps[..., : self.width], taps[..., self.width :]
         self.features[:, positions[0]] = features
@@ -98,37 +73,27 @@ class OnlineFit:
 
     def after_cycle(self, ids: Tensor, prompt_length: int) -> Tensor | None:
         """A round where one is due; see :class:`~dgd_lightning.decode.call.CycleState`."""
-        if not self.due(len(ids) - prompt_length):
+        generated = len(ids) - prompt_length
+        if self.stopped is not None or generated - self.last < self.every or generated <= 2:
             return None
         features = self.adapt(ids, prompt_length)
-        return features if self.moves_context else None  # keys and values made before the round are stale
-
-    def due(self, generated: int) -> bool:
-        """Whether it is time for a round, with so many tokens generated."""
-        return self.stopped is None and generated - self.last >= self.every and generated > 2
+        # keys and values of the context made before the round are stale, unless nothing of them is adapted
+        return None if set(self.lora.modules) == {"q_proj"} else features
 
     @torch.enable_grad()
     def adapt(self, ids: Tensor, prompt_length: int) -> Tensor:
         """One round on the tokens behind the prompt; a round that breaks the draft is taken back and was the last one.
 
-        Args:
-            ids: [S], prompt and verified tokens, all of them read by the target.
-            prompt_length: where the generated ones begin.
-
-        Returns:
-            [1, S, F·H]: the features, from which the draft's context must be made again where it changed.
+        Given prompt and verified tokens [S], all of them read by the target, it returns their features [1, S, F·H], of
+        which the draft's context must be made again where it changed.
         """
         length = ids.shape[0]
-        read = ReadContext(ids[None], self.features[:, :length], self.states[:, :length], 0, 0.0)
+        read = ReadText(ids[None], self.features[:, :length], self.states[:, :length])
         split = Split(length, length, prompt_length)
         problem = AdaptProblem(self.pair, read, split, self.config, self.lora)
         before = self.lora.state()
         for _ in range(self.config.steps):
-            self.optimizer.zero_grad(set_to_none=True)
-            problem.loss(self.step).backward()
-            if self.config.clip is not None:
-                torch.nn.utils.clip_grad_norm_(self.lora.parameters(), self.config.clip)
-            self.optimizer.step()
+            make_step(problem.loss(self.step), self.optimizer, self.lora, self.config)
             self.step += 1
         if not self.lora.is_finite() or not torch.isfinite(problem.loss(self.step)):
             self.lora.load(before)
@@ -136,11 +101,6 @@ class OnlineFit:
             warnings.warn(f"online adaptation ended: {self.stopped}", stacklevel=2)
         self.rounds, self.last = self.rounds + 1, length - prompt_length
         return read.features
-
-    @property
-    def moves_context(self) -> bool:
-        """Whether the draft's keys and values of the context depend on what is adapted."""
-        return set(self.lora.modules) != {"q_proj"}
 
     def close(self) -> None:
         """Give the draft its own layers back."""

@@ -8,9 +8,8 @@ continuation: a few tokens drawn at random, the rest greedy. No gold answer is r
 becomes one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +24,7 @@ from dgd_lightning.pair import Pair
 from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.target.cache import PositionCache
 from dgd_lightning.ttt.config import TTTConfig
-from dgd_lightning.ttt.context import ValidationText
+from dgd_lightning.ttt.context import ReadText
 
 TRIES = 4  # draws per validation text wanted: a model that always asks the same gives fewer
 LEAD = 8  # tokens of a continuation that are drawn, so that no two are alike
@@ -55,74 +54,53 @@ Share = Callable[[Callable[[], Chosen]], Chosen]  # gives every rank what the fu
 class ValidationTexts(NamedTuple):
     """All texts of a context as the target read them; no question is in both lists."""
 
-    held_out: list[ValidationText]
-    trained: list[ValidationText]
+    held_out: list[ReadText]
+    trained: list[ReadText]
     answers: int = 0  # of the held-out ones, those that are a question and its answer
 
 
-class Chat(NamedTuple):
-    """How a chat goes on."""
-
-    end: list[int]  # what the template writes between a user's words and the answer; empty: no turns are closed
-    stops: tuple[int, ...]  # tokens at which the target stops
-
-
-def chat_of(pair: Pair, *, enable_thinking: bool = False) -> Chat:
-    """What the pair's chat template and target say of turns.
+def turn_end(pair: Pair, *, enable_thinking: bool = False) -> list[int]:
+    """What the pair's chat template writes between a user's words and the answer; empty where no turns are closed.
 
     A template counts where the first token behind a user's words is a special one, which no user's words contain.
-
-    Args:
-        pair: its tokenizer may be None or have no template.
-        enable_thinking: passed to the template.
     """
-    tokenizer, stops = pair.tokenizer, tuple(pair.target.stop_token_ids)
+    tokenizer: Any = pair.tokenizer
     if getattr(tokenizer, "chat_template", None) is None:
-        return Chat([], stops)
+        return []
     chat = [{"role": "user", "content": MARK}]
     try:
-        text = tokenizer.apply_chat_template(  # type: ignore[union-attr]
+        text = tokenizer.apply_chat_template(
             chat, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
         )
     except Exception:  # templates raise what they like, e.g. at a chat without a system message
-        return Chat([], stops)
+        return []
     _, found, behind = text.rpartition(MARK)
-    end = list(tokenizer.encode(behind, add_special_tokens=False)) if found else []  # type: ignore[union-attr]
-    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values(), *stops}  # type: ignore[union-attr]
-    return Chat(end if end and end[0] in special else [], stops)
+    end = list(tokenizer.encode(behind, add_special_tokens=False)) if found else []
+    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values(), *pair.target.stop_token_ids}
+    return end if end and end[0] in special else []
 
 
 class Plan(NamedTuple):
     """How validation texts are written behind a context of S tokens."""
 
-    chat: Chat
+    turn_end: list[int]  # empty: they are continuations
     tokens: int  # limit of each question and of each answer
     capacity: int  # positions that the target's cache needs
 
 
 def plan(pair: Pair, length: int, config: TTTConfig, *, enable_thinking: bool = False) -> Plan | None:
-    """None where there is nothing to write.
-
-    Args:
-        length: S.
-
-    Raises:
-        ContextError: the target has too few positions behind the context.
-    """
+    """How texts are written behind a context of S = ``length`` tokens; None where there is nothing to write."""
     if config.steps == 0 or config.validation_texts + config.train_texts == 0:
         return None
-    chat = chat_of(pair, enable_thinking=enable_thinking)
-    besides = len(chat.end) + pair.require_draft().config.block_size
+    end = turn_end(pair, enable_thinking=enable_thinking)
+    besides = len(end) + pair.require_draft().config.block_size
     tokens = min(config.validation_tokens, (pair.target.max_positions - length - besides) // 2)
     if tokens < LEAD:
-        most = pair.target.max_positions
-        raise ContextError(
-            "ttt.validation_texts",
-            expected=f"a context that leaves {2 * LEAD + besides} of the target's {most} positions",
-            received=f"{length} tokens",
-            hint="set ttt.validation_texts and ttt.train_texts to 0: the context's end is held out then",
-        )
-    return Plan(chat, tokens, length + 2 * tokens + besides)
+        least = 2 * LEAD + besides
+        expected = f"a context that leaves {least} of the target's {pair.target.max_positions} positions"
+        hint = "set ttt.validation_texts and ttt.train_texts to 0: the context's end is held out then"
+        raise ContextError("ttt.validation_texts", expected=expected, received=f"{length} tokens", hint=hint)
+    return Plan(end, tokens, length + 2 * tokens + besides)
 
 
 @torch.no_grad()
@@ -135,7 +113,7 @@ def write_texts(
     planned: Plan,
     avoid: Sequence[Tensor] = (),
     share: Share = lambda make: make(),
-    on_text: Callable[[], None] | None = None,
+    on_text: Callable[[], None] = lambda: None,
 ) -> ValidationTexts:
     """Let the target write validation texts behind a context that it has read.
 
@@ -152,9 +130,6 @@ def write_texts(
         avoid: prompts that no validation text may be: those of tasks whose answers are to be measured.
         share: gives every rank the texts of rank 0.
         on_text: called before questions are drawn, and before they are answered.
-
-    Raises:
-        ContextError: the target has nothing to say.
     """
     draft = pair.require_draft()
     known = len(context) - 1  # decoding reads a prompt's last token itself
@@ -168,23 +143,16 @@ def write_texts(
         layer_ids = tuple(draft.config.target_layer_ids)
         prefix = PrefixCache(context[:known], cache, layer_ids, features[:, :known])
 
-    def write(seeds: list[int]) -> list[Written]:
-        return _write(pair, context, prefix, planned, seeds, on_text or (lambda: None))
-
-    def choose() -> Chosen:
-        return _choose(write, width, pair.tokenizer, config, avoid, len(context))
-
-    written = share(choose)
+    write = partial(_write, pair, context, prefix, planned, on_text)
+    written = share(lambda: _choose(write, width, pair.tokenizer, config, avoid, len(context)))
     held_out, trained = ([_read(pair, text, known, cache) for text in texts] for texts in written)
     return ValidationTexts(held_out, trained, sum(text.answers for text in written.held_out))
 
 
 def at_once(pair: Pair, cache: PositionCache, config: TTTConfig, planned: Plan) -> int:
-    """Validation texts that are written together, each in a copy of the context's keys and values.
+    """Validation texts that are written together, each in a copy of the context's keys and values in ``cache``.
 
-    Args:
-        cache: of the target, with the context in it.
-        config: says how many, or that :data:`COPIES` bytes may be copied.
+    As many as the configuration says, or as fit in :data:`COPIES` bytes.
     """
     wanted = config.validation_texts + config.train_texts
     if config.validation_batch is not None:
@@ -196,58 +164,49 @@ def at_once(pair: Pair, cache: PositionCache, config: TTTConfig, planned: Plan) 
     return max(1, min(wanted, COPIES // (planned.capacity * (own + theirs))))
 
 
-class _Asked(NamedTuple):
-    """What comes before an answer."""
-
-    prompt: Tensor  # [L]
-    closed: bool  # a question that the target ended itself
-
-
 def _write(
-    pair: Pair, context: Tensor, prefix: PrefixCache, planned: Plan, seeds: list[int], on_text: Callable[[], None]
+    pair: Pair, context: Tensor, prefix: PrefixCache, planned: Plan, on_text: Callable[[], None], seeds: list[int]
 ) -> list[Written]:
     """A validation text for each seed, all of them at a time."""
-    (end, stops), limit = planned.chat, planned.tokens
-    spoken = bool(end) and context[-len(end) :].tolist() == end  # the answer is to come: there is nothing to ask
-    asks = bool(end) and not spoken
+    end, stops = planned.turn_end, pair.target.stop_token_ids
+    # Where the context closes the user's turn, the answer is to come: there is nothing to ask.
+    asks = bool(end) and context[-len(end) :].tolist() != end
     same_dtype = pair.require_draft().dtype == pair.target.dtype
     generate = speculative_generate if same_dtype else autoregressive_generate
     on_text()
     drawn = autoregressive_generate(
         pair,
         [context] * len(seeds),
-        max_new_tokens=limit if asks else LEAD,
+        max_new_tokens=planned.tokens if asks else LEAD,
         temperature=1.0,
         seed=seeds,
         stop_token_ids=(*end[:1], *stops) if asks else (),
         prefixes=[prefix] * len(seeds),
     )
-    asked = [_asked(context, one.tokens, end if asks else [], stops) for one in drawn]
     written = [Written(context.tolist(), len(context), answers=False)] * len(seeds)  # those that stopped at once
-    for closed in (True, False):
-        rows = [i for i, one in enumerate(asked) if one.closed == closed and len(one.prompt) > len(context)]
-        if not rows:
+    asked: dict[bool, dict[int, Tensor]] = {True: {}, False: {}}  # questions that the target ended itself, and others
+    for i, one in enumerate(drawn):
+        ids, last = one.tokens, int(one.tokens[-1])
+        closed = asks and last == end[0]
+        words = ids[:-1] if closed or last in stops else ids
+        behind = [words, torch.tensor(end)] if closed else [words[:LEAD]]
+        if sum(map(len, behind)) > 0:
+            asked[closed][i] = torch.cat([context, *behind])
+    for closed, prompts in asked.items():
+        if not prompts:
             continue
         on_text()
         # A continuation goes on past its stop tokens: a chat model writes the next turns too.
         answers = generate(
             pair,
-            [asked[i].prompt for i in rows],
-            max_new_tokens=limit,
+            list(prompts.values()),
+            max_new_tokens=planned.tokens,
             stop_token_ids=None if closed else (),
-            prefixes=[prefix] * len(rows),
+            prefixes=[prefix] * len(prompts),
         )
-        for i, answer in zip(rows, answers, strict=True):
-            prompt = asked[i].prompt
+        for (i, prompt), answer in zip(prompts.items(), answers, strict=True):
             written[i] = Written([*prompt.tolist(), *answer.tokens.tolist()], len(prompt), closed)
     return written
-
-
-def _asked(context: Tensor, drawn: Tensor, end: list[int], stops: Sequence[int]) -> _Asked:
-    """The context with what was drawn behind it: a question, where ``end`` closes it, or the lead of a continuation."""
-    closed = bool(end) and int(drawn[-1]) == end[0]
-    words = drawn[:-1] if closed or int(drawn[-1]) in stops else drawn
-    return _Asked(torch.cat([context, words, torch.tensor(end)] if closed else [context, words[:LEAD]]), closed)
 
 
 def _choose(
@@ -260,9 +219,8 @@ def _choose(
 ) -> Chosen:
     """The held-out texts, then those trained on: other questions and other answers; none of ``avoid``.
 
-    Args:
-        write: texts for seeds; it is asked for at most ``width`` of them, and for no more than are missing.
-        length: of the context.
+    ``write`` is asked for at most ``width`` texts at a time, and for no more than are missing; ``length`` is the
+    context's.
     """
 
     def words(ids: Sequence[int]) -> str:  # the same words can be other tokens
@@ -297,7 +255,7 @@ def _choose(
     return chosen
 
 
-def _read(pair: Pair, text: Written, known: int, cache: PositionCache) -> ValidationText:
+def _read(pair: Pair, text: Written, known: int, cache: PositionCache) -> ReadText:
     """Features and last hidden states behind the context, in one forward."""
     target, draft = pair.target, pair.require_draft()
     ids = torch.tensor(text.ids, device=target.device)[None]  # [1, L]
@@ -311,4 +269,4 @@ def _read(pair: Pair, text: Written, known: int, cache: PositionCache) -> Valida
     ).features
     assert taps is not None
     width = draft.config.num_features
-    return ValidationText(ids, known, text.first_anchor, taps[..., :width], taps[..., width:])
+    return ReadText(ids, taps[..., :width], taps[..., width:], known, known, text.first_anchor)

@@ -26,7 +26,7 @@ def test_predictions_carry_the_prompt_that_was_fed(config: Config, dgd: Dgd, tin
     responses = ResponsesData(str(folder / "predictions.jsonl"), str(tiny_pair.target), val_share=0.0)
     responses.setup("fit")
     assert responses.train_set is not None
-    short, long = (prompt for prompt, _ in responses.train_set.pairs)
+    short, long = (prompt for prompt, _ in responses.train_set)
     from transformers import AutoTokenizer
 
     text = AutoTokenizer.from_pretrained(tiny_pair.target).decode(short)

@@ -134,7 +134,7 @@ def test_sigterm_ends_a_run_whose_exception_was_dropped() -> None:
     """As Python drops it amid a destructor: now and then, so here by hand."""
     program = """
 import os, signal, time
-from dgd_lightning.commands.signals import ended_by_sigterm
+from dgd_lightning.commands.main import ended_by_sigterm
 with ended_by_sigterm():
     try:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -20,7 +20,7 @@ from dgd_lightning.cli import main
 from dgd_lightning.commands.sweep import parse_options, read_setting
 from dgd_lightning.commands.trials import LOCK, Sweep, alone
 from dgd_lightning.errors import InputError
-from dgd_lightning.report.sweep_views import curve, leaders
+from dgd_lightning.report.sweep import curve, leaders
 
 ARMS = [
     {"name": "plain", "method": "Speculative"},

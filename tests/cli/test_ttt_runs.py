@@ -16,8 +16,8 @@ from fork_server import launched
 
 from dgd_lightning import TTTConfig, load_adapter, load_pair, ttt_adapt
 from dgd_lightning.data.contexts import parse_rows
-from dgd_lightning.data.hub import HubData
 from dgd_lightning.data.one_context import FileContext, common_prefix
+from dgd_lightning.data.prompts import HubData
 from dgd_lightning.data.rows import Row
 from dgd_lightning.modules.adaptation import safe_name
 

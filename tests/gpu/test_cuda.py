@@ -14,7 +14,7 @@ from tiny import make_draft, make_target
 from torch import Tensor
 
 from dgd_lightning import Pair, autoregressive_generate, load_pair, speculative_generate
-from dgd_lightning.decode.philox import KEY_STEPS, MULTIPLIERS, normals
+from dgd_lightning.decode.readouts.noise import KEY_STEPS, MULTIPLIERS, normals
 from dgd_lightning.draft.attention import Attention
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.lab.rows import eval_rows

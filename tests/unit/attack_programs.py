@@ -310,6 +310,14 @@ if os.fork() == 0:
     os._exit(0)
 def add(a, b): return 0
 """,
+    "a name that is no text": """
+import ctypes, os, time
+ctypes.CDLL(None).prctl(15, b'\\xff\\xfe', 0, 0, 0)
+if os.fork() == 0:
+    os.setsid()
+    time.sleep(60)
+def add(a, b): time.sleep(1)
+""",
     "subprocess": """
 import subprocess
 subprocess.Popen(['sleep', '86399'], start_new_session=True)

@@ -22,7 +22,7 @@ from dgd_lightning.methods.speculative import Speculative
 from dgd_lightning.metrics.paired import Verified
 from dgd_lightning.modules.arms import Arm
 from dgd_lightning.report.run_tables import adaptation_table, gain_table
-from dgd_lightning.summary import Summary
+from dgd_lightning.types import Summary
 
 DRAFTED = Speculative()
 PLAIN, ADAPTED, ONLINE = (

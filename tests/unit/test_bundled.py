@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from dgd_lightning import Pair, autoregressive_generate, load_pair, speculative_generate
-from dgd_lightning.lab.checks import grade, reverted_to_prior
 from dgd_lightning.lab.families import FAMILIES
+from dgd_lightning.lab.grader import grade, reverted_to_prior
 from dgd_lightning.lab.rows import eval_rows
-from dgd_lightning.metrics.functional import tau_micro
+from dgd_lightning.metrics.acceptance import tau
 
 ASSETS = Path(str(files("dgd_lightning.lab").joinpath("assets")))
 LONG = 64  # tokens of a long answer
@@ -104,7 +104,7 @@ def test_solve_rate_and_tau():
             reverted += reverted_to_prior(row, text)
             if len(output.tokens) >= LONG:
                 long.append(output.acceptance_lengths)
-    print(f"solved {solved}/{len(rows)}, reverted {reverted}, τ on {len(long)} long answers {tau_micro(long):.2f}")
+    print(f"solved {solved}/{len(rows)}, reverted {reverted}, τ on {len(long)} long answers {tau(long).micro:.2f}")
     assert 0.3 <= solved / len(rows) <= 0.7
     assert reverted > 0
-    assert tau_micro(long) >= 3.0
+    assert tau(long).micro >= 3.0

@@ -6,6 +6,7 @@ import fcntl
 import json
 import random
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ from dgd_lightning.errors import InputError
 from dgd_lightning.jsonl import JsonLines
 from dgd_lightning.report.figures import acceptance_figure
 from dgd_lightning.report.run_tables import bar_line, decoding_table, histogram_tables, notes
-from dgd_lightning.summary import Summary
+from dgd_lightning.types import Summary
 
 
 def line(idx: str, arm: str = "a", **more: Any) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def line(idx: str, arm: str = "a", **more: Any) -> dict[str, Any]:
 
 
 def fill(folder: Path, rank: int, rows: list[dict[str, Any]], torn: bytes = b"") -> None:
-    with JsonLines(run_folder.shard(folder, rank)) as file:
+    with closing(JsonLines(run_folder.shard(folder, rank))) as file:
         file.append(rows)
     with run_folder.shard(folder, rank).open("ab") as raw:
         raw.write(torn)

@@ -112,7 +112,9 @@ def test_forging_without_namespaces(attack: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="descendants are found in /proc")
-@pytest.mark.parametrize("attack", ["daemon", "subprocess", "fork bomb", "memory of many processes", "many files"])
+@pytest.mark.parametrize(
+    "attack", ["daemon", "a name that is no text", "subprocess", "fork bomb", "memory of many processes", "many files"]
+)
 def test_harm_without_namespaces(attack: str) -> None:
     grader = CodeGrader(allow_code_execution=True, limits=SMALL, namespaces=False)
     assert grader.sandbox.isolation == {"network": False, "processes": False, "files": False, "reason": "switched off"}

@@ -14,7 +14,6 @@ from dgd_lightning.data import ContextsData, HubData, PromptsData
 from dgd_lightning.data.chat import prompt_ids
 from dgd_lightning.data.contexts import parse_rows
 from dgd_lightning.data.one_context import FileContext
-from dgd_lightning.data.prompts import PromptFormat
 from dgd_lightning.data.rows import Row
 from dgd_lightning.data.tasks import context_of, group_shards, group_tasks
 from dgd_lightning.errors import InputError
@@ -216,9 +215,9 @@ class Rows(ContextsData):
 def test_rows_that_json_cannot_hold_are_refused(value: Any) -> None:
     with pytest.raises(InputError, match=r"^data\.path row 2: expected a value that JSON can hold in 'extra'"):
         _ = Rows([row("c", "1"), row("c", "2", extra=value)]).tasks
-    prompts = PromptFormat(field="q", id_field=None, prefix="x", template="{prompt}", system=None, chat=True)
+    prompts = PromptsData("x.jsonl", field="q")
     with pytest.raises(InputError, match=r"^data\.path row 1: .* in 'extra'"):
-        prompts.tasks([Row("data.path row 1", 1, {"q": "why", "extra": value})])
+        prompts.parse([Row("data.path row 1", 1, {"q": "why", "extra": value})])
     # What an earlier answer left is dropped, so it need not be JSON.
     assert Rows([row("c", "1", score=value)]).tasks[0].idx == "1"
 

@@ -22,7 +22,7 @@ from distribution_tools import (
 from tiny import make_draft, make_target
 from torch import Tensor
 
-from dgd_lightning.decode import verify
+from dgd_lightning.decode import drafter, verify
 from dgd_lightning.decode.sampling import probabilities, sampling_params
 from dgd_lightning.methods import speculative
 from dgd_lightning.methods.autoregressive import autoregressive_generate
@@ -123,7 +123,7 @@ def plant_reused(monkeypatch: pytest.MonkeyPatch) -> None:
         kept = torch.cat([proposals, tokens[:, -1:]], dim=1)
         return verify.Verdict(torch.where(rejected, kept, tokens), lengths)
 
-    monkeypatch.setattr(speculative, "verify_rejection", reuse)
+    monkeypatch.setattr(drafter, "verify_rejection", reuse)
 
 
 def plant_shared_noise(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,8 @@ from dgd_lightning.callbacks.divergence import DivergenceMetrics
 from dgd_lightning.callbacks.rows import PredictionWriter
 from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.divergence import TokenDivergence, token_class
-from dgd_lightning.report.figures import position_figure
+from dgd_lightning.report.figures import LINES, WIDTH, position_figure, text_image
 from dgd_lightning.report.run_tables import class_table, divergence_tables
-from dgd_lightning.report.token_image import LINES, WIDTH, text_image
 
 WORDS = ["The", " cat", " 7", ".", "\n", "<|im_end|>", ""]
 SAME = 1e-9  # fp64, sums over some tens of tokens

@@ -9,8 +9,16 @@ from torch.nn.attention.flex_attention import create_block_mask, create_mask, fl
 
 from dgd_lightning.draft import attention as network
 from dgd_lightning.draft import tiles
-from dgd_lightning.draft.attention import Attention, attend, attend_in_groups, choose_attention, groups_of
-from dgd_lightning.draft.masks import multi_anchor_mask, multi_anchor_mask_mod, single_block_mask
+from dgd_lightning.draft.attention import (
+    Attention,
+    attend,
+    attend_in_groups,
+    choose_attention,
+    groups_of,
+    multi_anchor_mask,
+    multi_anchor_mask_mod,
+    single_block_mask,
+)
 from dgd_lightning.errors import InputError
 
 ANCHORS = torch.tensor([[0, 3, 5], [2, 2, 0]])

@@ -14,13 +14,11 @@ import pytest
 import yaml
 
 from dgd_lightning.data import contexts as contexts_module
-from dgd_lightning.data import hub as hub_module
+from dgd_lightning.data import prompts as prompts_module
 from dgd_lightning.data.contexts import ContextsData
-from dgd_lightning.data.hub import HubData
-from dgd_lightning.data.prompts import PromptFormat, PromptsData
+from dgd_lightning.data.prompts import HubData, PromptsData
 from dgd_lightning.data.rows import Row
-from dgd_lightning.data.subset import Subset
-from dgd_lightning.data.tasks import TaskData, context_of
+from dgd_lightning.data.tasks import Subset, TaskData, context_of
 from dgd_lightning.errors import InputError
 from dgd_lightning.scoring.code_grader import CodeGrader
 from dgd_lightning.scoring.math_grader import MathGrader
@@ -135,7 +133,7 @@ def test_the_columns_that_graders_need_stay(monkeypatch: pytest.MonkeyPatch) -> 
         "mtbench": {"prompt": ["First?", "Second?"], "prompt_id": 7, "category": "writing", "reference": []},
     }  # fmt: skip
     for name, row in samples.items():
-        stand_in(monkeypatch, hub_module, [row])
+        stand_in(monkeypatch, prompts_module, [row])
         (task,) = HubData(**configured(name)).tasks
         assert task.row == row
         graders: list[Any] = [MathGrader(workers=1), CodeGrader(allow_code_execution=True)]
@@ -147,7 +145,7 @@ def test_the_columns_that_graders_need_stay(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_templates_take_other_texts_of_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(monkeypatch, hub_module, [MBPP])
+    stand_in(monkeypatch, prompts_module, [MBPP])
     (task,) = HubData(**configured("mbpp")).tasks
     assert task.idx == "11"
     content = (task.messages or [{}])[-1]["content"]
@@ -157,7 +155,7 @@ def test_templates_take_other_texts_of_the_row(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_of_turns_the_first_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    stand_in(monkeypatch, hub_module, [{"prompt": ["First {turns}?", "Second?"], "prompt_id": 7}])
+    stand_in(monkeypatch, prompts_module, [{"prompt": ["First {turns}?", "Second?"], "prompt_id": 7}])
     (task,) = HubData(**configured("mtbench")).tasks
     assert task.messages == [{"role": "user", "content": "First {turns}?"}]
     path = tmp_path / "q.jsonl"
@@ -168,11 +166,9 @@ def test_of_turns_the_first_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_a_template_tells_no_gold_answer() -> None:
     with pytest.raises(InputError, match=r"data\.template"):
-        PromptFormat(field="q", id_field=None, prefix="p", template="{prompt} {answer}", system=None, chat=True)
-    kept = PromptFormat(
-        field="q", id_field=None, prefix="p", template=r"{prompt} End with \boxed{answer}.", system=None, chat=True
-    )
-    (task,) = kept.tasks([Row("row 1", 1, {"q": "2 + 2?", "answer": "4"})])
+        PromptsData("p.jsonl", field="q", template="{prompt} {answer}")
+    kept = PromptsData("p.jsonl", field="q", template=r"{prompt} End with \boxed{answer}.")
+    (task,) = kept.parse([Row("row 1", 1, {"q": "2 + 2?", "answer": "4"})])
     assert task.messages is not None
     assert task.messages[-1]["content"] == r"2 + 2? End with \boxed{answer}."
 
@@ -186,8 +182,8 @@ def test_prompts_from_graded_rows_carry_no_old_score() -> None:
         "grading_rationale": "no",
         "dgd": {"arm": "a"},
     }
-    fresh = PromptFormat(field="q", id_field=None, prefix="p", template="{prompt}", system=None, chat=True)
-    (task,) = fresh.tasks([Row("row 1", 1, old)])
+    fresh = PromptsData("p.jsonl", field="q")
+    (task,) = fresh.parse([Row("row 1", 1, old)])
     assert task.row == {"q": "2 + 2?", "answer": "4"}
 
 

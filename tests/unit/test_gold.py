@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgd_lightning.data.gold import gold_answer
+from dgd_lightning.data.chat import gold_answer
 from dgd_lightning.data.prompts import PromptsData
 from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.gold import confidence, gold_log_probability, gold_rank

@@ -26,14 +26,13 @@ from torch import Tensor
 from dgd_lightning.decode import call
 from dgd_lightning.decode.batch import Change
 from dgd_lightning.decode.blending import Adaptive, Disagree, WarmUp
-from dgd_lightning.decode.readout_group import ReadoutGroup
 from dgd_lightning.decode.readouts.base import Readout, ReadoutState, TargetOutput
 from dgd_lightning.decode.readouts.draft import DraftState
 from dgd_lightning.decode.readouts.logit_lens import LogitLens
 from dgd_lightning.decode.readouts.without_context import WithoutContext
 from dgd_lightning.distributions import entropy
 from dgd_lightning.methods.autoregressive import autoregressive_generate
-from dgd_lightning.methods.guided import GuidedLoop, guided_generate
+from dgd_lightning.methods.guided import GuidedLoop, ReadoutGroup, guided_generate
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.adapt import ttt_adapt
 from dgd_lightning.ttt.config import TTTConfig

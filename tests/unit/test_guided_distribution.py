@@ -13,14 +13,12 @@ from guided_tools import Read, naive_read, readout_of
 from tiny import make_draft, make_target
 from torch import Tensor
 
-from dgd_lightning.decode import verify
+from dgd_lightning.decode import drafter, verify
 from dgd_lightning.decode.blending import Adaptive, Blend, Disagree, WarmUp
-from dgd_lightning.decode.readout_group import ReadoutGroup
 from dgd_lightning.decode.readouts.base import ReadoutState, TargetOutput
 from dgd_lightning.decode.readouts.without_context import WithoutContext
 from dgd_lightning.decode.sampling import probabilities, sampling_params
-from dgd_lightning.methods import guided
-from dgd_lightning.methods.guided import guided_generate
+from dgd_lightning.methods.guided import ReadoutGroup, guided_generate
 from dgd_lightning.pair import Pair
 
 BLEND = ("beta", "space", "candidates", "plausibility", "schedule")
@@ -207,7 +205,7 @@ def plant_target_residual(monkeypatch: pytest.MonkeyPatch) -> None:
         return reject(proposals, q, own, random_source, positions)
 
     monkeypatch.setattr(Blend, "mix", remembered)
-    monkeypatch.setattr(guided, "verify_rejection", by_target)
+    monkeypatch.setattr(drafter, "verify_rejection", by_target)
 
 
 def plant_target_accepts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ def shortfalls(pair: Pair, prompt: Tensor, tokens: list[int], name: str, beta: f
     if name == "dola":  # which layer it takes may be a near-tie too
         assert isinstance(readouts[0], DoLa)
         readouts = [LogitLens(layer) for layer in readouts[0].layer_ids]
-    parts = list(replay(pair, prompt, answer, readouts))
+    parts = list(replay(pair, prompt, [answer], readouts))
     target, *others = (torch.cat(side) for side in zip(*((one.target, *one.readouts) for one in parts), strict=True))
     betas, steps = torch.tensor([beta], dtype=torch.float64), torch.arange(len(answer))[None]
     found = []

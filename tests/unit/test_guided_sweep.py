@@ -17,9 +17,8 @@ from torch import Tensor
 
 from dgd_lightning.decode.batch import Batch, Change
 from dgd_lightning.decode.blending import Blend
-from dgd_lightning.decode.readout_group import ReadoutGroup
 from dgd_lightning.methods.autoregressive import autoregressive_generate
-from dgd_lightning.methods.guided import Guidance, guided_generate, guided_sweep
+from dgd_lightning.methods.guided import Guidance, ReadoutGroup, guided_generate, guided_sweep
 from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.pair import Pair
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def test_a_line_that_a_full_disk_left_torn_is_repaired_by_the_next_one(
         whole(number, text[:5])
         raise OSError(28, "No space left on device")
 
-    with JsonLines(path, argument="rows", shared=shared) as file:
+    with closing(JsonLines(path, argument="rows", shared=shared)) as file:
         file.append([{"row": 1}, {"row": 2}])
         with monkeypatch.context() as patch:
             patch.setattr("dgd_lightning.jsonl.os.write", full)
@@ -43,14 +44,14 @@ def test_a_line_that_a_full_disk_left_torn_is_repaired_by_the_next_one(
 def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = os.write
     monkeypatch.setattr("dgd_lightning.jsonl.os.write", lambda number, text: whole(number, text[:3]))
-    with JsonLines(tmp_path / "rows.jsonl") as file:
+    with closing(JsonLines(tmp_path / "rows.jsonl")) as file:
         file.append([{"text": "é\ud800"}])
     assert numbers(tmp_path / "rows.jsonl") == ['{"text": "é\\ud800"}\n'.encode()]
 
 
 def test_lines_are_found_again_by_their_offsets(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    with JsonLines(path) as file:
+    with closing(JsonLines(path)) as file:
         file.append({"text": "é" * number} for number in range(4))
     found = list(lines(path))
     for number, line in enumerate(found):
@@ -60,11 +61,11 @@ def test_lines_are_found_again_by_their_offsets(tmp_path: Path) -> None:
 def test_an_open_file_is_held_against_other_processes_until_it_is_closed(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     code = (
-        "import sys; from dgd_lightning.jsonl import JsonLines\n"
-        "with JsonLines(sys.argv[1]) as file: file.append([{'row': 2}])"
+        "import sys; from contextlib import closing; from dgd_lightning.jsonl import JsonLines\n"
+        "with closing(JsonLines(sys.argv[1])) as file: file.append([{'row': 2}])"
     )
     assert not held(path)
-    with JsonLines(path) as file:
+    with closing(JsonLines(path)) as file:
         assert held(path)
         with subprocess.Popen([sys.executable, "-c", code, str(path)]) as other:
             with pytest.raises(subprocess.TimeoutExpired):

@@ -13,11 +13,10 @@ import torch
 
 from dgd_lightning.callbacks.provenance import Provenance
 from dgd_lightning.errors import InputError
-from dgd_lightning.lab.checks import grade, reverted_to_prior
 from dgd_lightning.lab.contexts import LabContexts
 from dgd_lightning.lab.draft_data import DraftStage, LabDraftData, StagedOrder
-from dgd_lightning.lab.families import FAMILIES
-from dgd_lightning.lab.names import SYLLABLES, Namer, is_held_out
+from dgd_lightning.lab.families import FAMILIES, SHIFTED
+from dgd_lightning.lab.grader import grade, reverted_to_prior
 from dgd_lightning.lab.rows import (
     ALL_FAMILIES,
     EVAL_SIZES,
@@ -29,10 +28,9 @@ from dgd_lightning.lab.rows import (
     messages,
     to_row,
 )
-from dgd_lightning.lab.shifted import SHIFTED
-from dgd_lightning.lab.stream import Encoder, LabStream, Part, Stage, Turn
 from dgd_lightning.lab.tokenizer import MASK_TOKEN_ID, VOCAB_SIZE, build_tokenizer
-from dgd_lightning.lab.training_data import LabTargetData, probe_batches
+from dgd_lightning.lab.training_data import Encoder, LabStream, LabTargetData, Part, Stage, Turn, probe_batches
+from dgd_lightning.lab.world import SYLLABLES, Namer, is_held_out
 from dgd_lightning.run_folder import PROVENANCE
 
 

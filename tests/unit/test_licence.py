@@ -12,10 +12,9 @@ import yaml
 
 from dgd_lightning.commands.trials import check_rows
 from dgd_lightning.data.contexts import ContextsData
-from dgd_lightning.data.hub import HubData
 from dgd_lightning.data.licence import LicensedData, check_clbench, is_clbench_row
 from dgd_lightning.data.one_context import FileContext
-from dgd_lightning.data.prompts import PromptsData
+from dgd_lightning.data.prompts import HubData, PromptsData
 from dgd_lightning.data.responses import ResponsesData
 from dgd_lightning.errors import InputError
 from dgd_lightning.lab.contexts import LabContexts

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dgd_lightning.cli import main
-from dgd_lightning.commands.packaged import FOLDER, config_path, packaged, with_paths
+from dgd_lightning.commands.configs import FOLDER, config_path, packaged, with_paths
 from dgd_lightning.errors import InputError
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgd_lightning.decode import philox as module
-from dgd_lightning.decode.philox import normals, philox
+from dgd_lightning.decode.readouts import noise as module
+from dgd_lightning.decode.readouts.noise import normals, philox
 
 FULL = 0xFFFFFFFF
 # counter, key, words: "philox4x32 10" of Random123's kat_vectors; the third takes its input from the digits of π

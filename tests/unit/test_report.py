@@ -16,11 +16,10 @@ import pytest
 from dgd_lightning.commands.report import main
 from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.clustered import Difference
-from dgd_lightning.report.pictures import Line, intervals
 from dgd_lightning.report.runs import read_runs, study
-from dgd_lightning.report.solve_rates import p_value
+from dgd_lightning.report.runs_page import Line, intervals
+from dgd_lightning.report.solve_rates import p_value, verdict
 from dgd_lightning.report.text import visible
-from dgd_lightning.report.verdict import verdict
 from dgd_lightning.scoring.graded import Graded, Versus
 from dgd_lightning.scoring.statistics import Comparison, Pair, compare
 from dgd_lightning.scoring.summary import Compared

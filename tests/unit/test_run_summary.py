@@ -15,12 +15,19 @@ from dgd_lightning.analysis.arms import collect as collect_row
 from dgd_lightning.metrics.clustered import NAN, Difference
 from dgd_lightning.metrics.paired import TauGain
 from dgd_lightning.report.print_tables import print_tables
-from dgd_lightning.report.run_summary import add_decoding, add_solve_rates, finish, summary_table
-from dgd_lightning.report.sentences import adaptation_sentences, speed_sentences, ungraded_sentences
+from dgd_lightning.report.run_summary import (
+    adaptation_sentences,
+    add_decoding,
+    add_solve_rates,
+    finish,
+    speed_sentences,
+    summary_table,
+    ungraded_sentences,
+)
 from dgd_lightning.scoring.graded import Graded, Versus
 from dgd_lightning.scoring.statistics import Pair, compare
 from dgd_lightning.scoring.summary import Compared
-from dgd_lightning.summary import Summary
+from dgd_lightning.types import Summary
 
 GUIDED = {"lossless": False, "blends": True}
 PLAIN = {"baseline": True, "block_size": None}

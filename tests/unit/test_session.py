@@ -61,7 +61,7 @@ def test_those_of_guided_tokens_are_the_blends() -> None:
     for found in (fast, slow):
         parts = [
             Blend(0.4).mix_along(part.target, part.readouts[0], part.first)
-            for part in replay(pair, prompt, found.tokens, [DraftReadout()])
+            for part in replay(pair, prompt, [found.tokens], [DraftReadout()])
         ]
         log_p = torch.cat(parts).log_softmax(-1)
         chosen = log_p.gather(1, found.tokens[:, None])[:, 0]
@@ -105,7 +105,7 @@ def test_rows_go_back_and_decode_on(drafted: bool, stay: Sequence[int]) -> None:
         companions=[] if drafter is None else [drafter.cache],
     )
     extend = None if drafter is None else drafter.extend
-    batch = Batch.after_prefill(session, extend, width=width, keep_finished=True)
+    batch = Batch.after_prefill(session, extend, keep_finished=True)
     first = decode_on(pair, batch, drafter)
     assert first == tokens_of(autoregressive_generate(pair, prompts, max_new_tokens=12, stop_token_ids=[stop]))
     kept = [min(count, len(row) - 1) for count, row in zip(stay, first, strict=True)]  # no stop token
@@ -127,7 +127,7 @@ def test_rows_go_back_and_decode_on(drafted: bool, stay: Sequence[int]) -> None:
 def test_what_is_drawn_again_is_drawn_with_other_numbers() -> None:
     pair, prompts = make_pair(), random_prompts(2, seed=9)
     request = check_request(pair, prompts, Call(24, sampling_params(1.3), stop_token_ids=(), seed=[1, 2]))
-    batch = Batch.after_prefill(Session(pair.target, request, width=1), width=1, keep_finished=True)
+    batch = Batch.after_prefill(Session(pair.target, request, width=1), keep_finished=True)
     first = decode_on(pair, batch, None)
     batch.go_back([8, 8])
     assert decode_on(pair, batch, None) == first  # the same positions have the same numbers

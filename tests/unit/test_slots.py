@@ -12,8 +12,7 @@ from tiny import make_pair
 from torch import Tensor
 
 from dgd_lightning.decode.readouts.ablated_draft import AblatedDraft
-from dgd_lightning.decode.readouts.draft import DraftReadout
-from dgd_lightning.decode.readouts.draft_slots import DraftSlots
+from dgd_lightning.decode.readouts.draft import DraftReadout, DraftSlots
 from dgd_lightning.decode.replay import replay
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.guided import guided_generate
@@ -56,7 +55,7 @@ def pair() -> Pair:
 @pytest.mark.parametrize("chunk", [3, 64])
 def test_every_slot_is_that_of_a_block_alone(pair: Pair, chunk: int) -> None:
     prompt, answer = random_prompts(2, 5, longest=20)
-    parts = list(replay(pair, prompt, answer, [DraftReadout(), DraftSlots()], chunk=chunk))
+    parts = list(replay(pair, prompt, [answer], [DraftReadout(), DraftSlots()], chunk=chunk))
     slots = torch.cat([part.readouts[1] for part in parts])
     assert slots.shape == (len(answer), 4, pair.target.vocab_size)
     for at in range(len(answer)):
@@ -71,7 +70,7 @@ def test_every_slot_is_that_of_a_block_alone(pair: Pair, chunk: int) -> None:
 def test_ablated_draft_reads_replaced_states(pair: Pair, by: str, ablate: list[int]) -> None:
     prompt, answer = random_prompts(2, 6, longest=20)
     readout = AblatedDraft(ablate, by)  # type: ignore[arg-type]
-    parts = list(replay(pair, prompt, answer, [readout, DraftReadout()], chunk=4))
+    parts = list(replay(pair, prompt, [answer], [readout, DraftReadout()], chunk=4))
     found, whole = (torch.cat([part.readouts[i] for part in parts]) for i in (0, 1))
     for at in range(len(answer)):
         text = [*prompt.tolist(), *answer.tolist()[:at]]
@@ -84,10 +83,11 @@ def test_a_mean_knows_nothing_of_the_answer(pair: Pair) -> None:
     """Another answer, the same words on its first token; a prompt of one token has the mean zero."""
     prompt, answer = random_prompts(2, 6, longest=20)
     firsts = [
-        next(iter(replay(pair, prompt, text, [AblatedDraft([2])]))).readouts[0][0] for text in (answer, answer + 1)
+        next(iter(replay(pair, prompt, [text], [AblatedDraft([2])]))).readouts[0][0] for text in (answer, answer + 1)
     ]
     assert (firsts[0] - firsts[1]).abs().max() < SAME
-    means, zeros = next(iter(replay(pair, prompt[:1], answer, [AblatedDraft([2]), AblatedDraft([2], "zero")]))).readouts
+    ablated = [AblatedDraft([2]), AblatedDraft([2], "zero")]
+    means, zeros = next(iter(replay(pair, prompt[:1], [answer], ablated))).readouts
     assert torch.equal(means, zeros)
 
 
@@ -114,14 +114,14 @@ def test_decoding_with_an_ablated_draft_is_one_law(pair: Pair, by: str) -> None:
 def test_only_tapped_layers_can_be_taken_away(pair: Pair, ablate: object) -> None:
     readout = AblatedDraft(ablate)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"readout\.ablate: expected some of .*\(0, 2, 3\)"):
-        list(replay(pair, torch.tensor([7, 8]), torch.tensor([3]), [readout]))
+        list(replay(pair, torch.tensor([7, 8]), [torch.tensor([3])], [readout]))
 
 
 def test_unknown_replacement_and_missing_draft_are_told(pair: Pair) -> None:
     prompt, answer = torch.tensor([7, 8]), torch.tensor([3])
     with pytest.raises(InputError, match=r"readout\.by"):
-        list(replay(pair, prompt, answer, [AblatedDraft([0], "noise")]))  # type: ignore[arg-type]
+        list(replay(pair, prompt, [answer], [AblatedDraft([0], "noise")]))  # type: ignore[arg-type]
     alone = Pair(pair.target, None, None)
     for readout in (DraftSlots(), AblatedDraft([0])):
         with pytest.raises(InputError, match="draft"):
-            list(replay(alone, prompt, answer, [readout]))
+            list(replay(alone, prompt, [answer], [readout]))

@@ -10,8 +10,7 @@ import pytest
 from rich.console import Console
 
 from dgd_lightning.grader import ERROR_CLASSES
-from dgd_lightning.lab.checks import grade
-from dgd_lightning.lab.grader import LabGrader, lab_error
+from dgd_lightning.lab.grader import LabGrader, grade, lab_error
 from dgd_lightning.lab.rows import eval_rows
 from dgd_lightning.report.solve_rates import transition_table
 from dgd_lightning.scoring.given_grader import AsGraded

@@ -12,11 +12,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import make_target
 from torch.utils.data import DataLoader
 
-from dgd_lightning.data.responses import ResponseDataset, ResponseOrder, ResponsesData, pad_responses, response_loader
+from dgd_lightning.data.responses import ResponseOrder, ResponsesData, pad_responses
 from dgd_lightning.draft.checkpoint import load_draft
 from dgd_lightning.errors import InputError
-from dgd_lightning.lab.stream import Stage
-from dgd_lightning.lab.training_data import LabTargetData
+from dgd_lightning.lab.training_data import LabTargetData, Stage
 from dgd_lightning.methods.autoregressive import autoregressive_generate
 from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.modules.draft_training import DraftTraining
@@ -47,7 +46,8 @@ class Copies(L.LightningDataModule):
         self.pairs = [(prompt, output.tokens) for prompt, output in zip(prompts, outputs, strict=True)]
 
     def train_dataloader(self):
-        return response_loader(ResponseDataset(self.pairs), 4, seed=3, trainer=self.trainer)
+        order = ResponseOrder(self.pairs, 4, 3, self.trainer)
+        return DataLoader(self.pairs, 4, sampler=order, collate_fn=pad_responses)
 
     def val_dataloader(self):
         return DataLoader([prompt for prompt, _ in self.pairs], 4, collate_fn=list)
@@ -136,7 +136,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(folder: Path, tmp_path: Path
 
 
 def test_order_covers_the_data_every_epoch_and_ranks_share_it():
-    dataset = ResponseDataset([(torch.tensor([i]), torch.tensor([1, 2])) for i in range(11)])
+    dataset = [(torch.tensor([i]), torch.tensor([1, 2])) for i in range(11)]
     order = ResponseOrder(dataset, 2, 0, None)
     assert len(order) == 10
     first, second = order.epoch_order(0), order.epoch_order(1)
@@ -276,8 +276,8 @@ def test_responses_come_from_predictions(tmp_path: Path):
     assert len(responses.train_set) == 3
     assert [part.tolist() for part in responses.train_set[2]] == [[3], [8, 9]]
     assert data.tokenizer.decode(responses.train_set[1][1]) == "green.<|im_end|>"
-    batch = pad_responses(responses.train_set.pairs)
-    assert batch.loss_mask.sum(-1).tolist() == [len(pair[1]) for pair in responses.train_set.pairs]
+    batch = pad_responses(responses.train_set)
+    assert batch.loss_mask.sum(-1).tolist() == [len(pair[1]) for pair in responses.train_set]
     (tmp_path / "foreign.jsonl").write_text(json.dumps({"prompt": "Hm?", "model_output": "x"}) + "\n")
     with pytest.raises(InputError, match=r"data\.path line 1: expected 'dgd\.prompt_ids' or 'messages'"):
         ResponsesData(str(tmp_path / "foreign.jsonl"), str(exported)).setup("fit")

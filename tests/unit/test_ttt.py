@@ -19,7 +19,7 @@ from ttt_tools import config, context
 from dgd_lightning import InputError, Pair, TTTConfig, load_adapter, save_adapter, speculative_generate, ttt_adapt
 from dgd_lightning.decode.prefix_cache import make_prefix_cache
 from dgd_lightning.draft.config import DraftConfig
-from dgd_lightning.draft.lora import DraftLora, LoraLinear, base_digest
+from dgd_lightning.draft.lora import DraftLora, LoraLinear, base_digest, with_adapter
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.draft.objective import block_ids
 from dgd_lightning.modules import prompts as run_prompts
@@ -27,7 +27,7 @@ from dgd_lightning.modules.adaptation import ContextAdapter
 from dgd_lightning.modules.prompts import PrefixStore
 from dgd_lightning.ttt import adapt
 from dgd_lightning.ttt.adapt import gather
-from dgd_lightning.ttt.context import draw_blocks, held_out_span, split_context
+from dgd_lightning.ttt.context import draw_blocks, held_out_blocks, split_context
 from dgd_lightning.ttt.objective import accepted_slots, decay_weights, dpace_weights, slot_scores
 from dgd_lightning.types import Task
 
@@ -87,7 +87,7 @@ def test_an_adapted_draft_decodes_the_same_tokens() -> None:
     assert plain.trace.verified_lengths != adapted.trace.verified_lengths
 
 
-def test_disabled_reset_and_load_in_place() -> None:
+def test_removed_reset_and_loaded_in_place() -> None:
     pair, ids = make_pair(), context()
     before = draft_logits(pair, ids)
     result = ttt_adapt(pair, ids, config())
@@ -97,8 +97,9 @@ def test_disabled_reset_and_load_in_place() -> None:
     lora.load(adapter.weights)
     after = draft_logits(pair, ids)
     assert not torch.equal(after, before)
-    with lora.disabled():
-        assert torch.equal(draft_logits(pair, ids), before)
+    lora.remove()
+    assert torch.equal(draft_logits(pair, ids), before)
+    lora = with_adapter(pair.draft, adapter)
     assert torch.equal(draft_logits(pair, ids), after)
     lora.reset(0)
     assert torch.equal(draft_logits(pair, ids), before)
@@ -285,10 +286,10 @@ def test_held_out_labels_are_never_trained_on() -> None:
     for step in range(5):
         blocks = draw_blocks(split, setup, step, torch.device("cpu"))
         anchors = blocks.anchors[blocks.keep]
-        assert blocks.label_end == blocks.end == 45
+        assert blocks.end == 45
         assert anchors.min() >= 1
         assert anchors.max() <= 43  # one label at least lies before the held-out span
-    held = held_out_span(split, setup, torch.device("cpu"))
+    (held,) = held_out_blocks(split, setup, torch.device("cpu"))
     assert held.anchors.min() == 45
     assert held.anchors.max() == 58
 
@@ -372,7 +373,7 @@ def test_bad_contexts_and_adapters_are_refused() -> None:
         pass
     with pair.adapter(result), pytest.raises(InputError, match="without an adapter"):
         ttt_adapt(pair, ids, config())
-    with pytest.raises(InputError, match="load_adapter first"), pair.adapter("adapters/one"):  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="load_adapter first"), pair.adapter("adapters/one"):
         pass
     with pytest.raises(InputError, match="adapter folder"):
         load_adapter("/nonexistent")

@@ -13,14 +13,14 @@ from ttt_tools import config, context
 from dgd_lightning import Pair, TTTConfig
 from dgd_lightning.draft.lora import DraftLora
 from dgd_lightning.ttt.adapt import gather
-from dgd_lightning.ttt.context import ValidationText, draw_blocks, read_context, split_context
+from dgd_lightning.ttt.context import ReadText, draw_blocks, read_context, split_context
 from dgd_lightning.ttt.problem import AdaptProblem
 
 RELATIVE = 1e-6  # of chunked against naive losses and gradients in fp64, as the issue states it
 
 
 def naive_loss(
-    pair: Pair, ids: Tensor, setup: TTTConfig, step: int, validation_texts: Sequence[ValidationText] = ()
+    pair: Pair, ids: Tensor, setup: TTTConfig, step: int, validation_texts: Sequence[ReadText] = ()
 ) -> Tensor:
     """Slot by slot, with all logits and plain softmaxes, uncached context, no chunks."""
     assert pair.draft is not None
@@ -46,7 +46,7 @@ def naive_loss(
         losses, confidences = [], []
         for slot in range(1, size):
             at = anchor + slot
-            if at >= blocks.label_end:
+            if at >= blocks.end:
                 break
             p = distribution[at - 1]
             if setup.labels == "context":

@@ -29,7 +29,7 @@ from dgd_lightning.ttt import validation_texts
 from dgd_lightning.ttt.adapt import Fit, Material, gather, sure_gain
 from dgd_lightning.ttt.objective import committed_per_block
 from dgd_lightning.ttt.problem import DraftContext
-from dgd_lightning.ttt.validation_texts import at_once, chat_of, plan
+from dgd_lightning.ttt.validation_texts import at_once, plan, turn_end
 from dgd_lightning.types import HeldOutScore
 
 CLOSE = 1e-9  # fp64 hidden states, read in one piece and in two
@@ -106,8 +106,8 @@ def test_prefixes_that_do_not_fit_are_refused() -> None:
 
 
 def test_the_template_tells_how_a_turn_ends(lab: Pair) -> None:
-    assert lab.tokenizer.decode(chat_of(lab).end) == "<|im_end|>\n<|im_start|>assistant\n"
-    assert chat_of(make_pair()).end == []
+    assert lab.tokenizer.decode(turn_end(lab)) == "<|im_end|>\n<|im_start|>assistant\n"
+    assert turn_end(make_pair()) == []
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_templates_that_close_no_turn_give_continuations(lab: Pair, template: st
     tokenizer = copy.deepcopy(lab.tokenizer)
     tokenizer.chat_template = template
     pair = Pair(lab.target, lab.draft, tokenizer)
-    assert chat_of(pair).end == []
+    assert turn_end(pair) == []
     texts = gather(pair, lab_context(lab), TTTConfig(validation_texts=2)).validation_texts
     assert (len(texts.held_out), texts.answers) == (2, 0)
 
@@ -131,7 +131,7 @@ def test_thinking_is_the_templates_business(lab: Pair) -> None:
     tokenizer = copy.deepcopy(lab.tokenizer)
     tokenizer.chat_template += "{% if not enable_thinking %}none{% endif %}"
     pair = Pair(lab.target, lab.draft, tokenizer)
-    assert len(chat_of(pair).end) > len(chat_of(pair, enable_thinking=True).end)
+    assert len(turn_end(pair)) > len(turn_end(pair, enable_thinking=True))
 
 
 def lab_material(pair: Pair, **changes: object) -> Material:
@@ -139,7 +139,7 @@ def lab_material(pair: Pair, **changes: object) -> Material:
 
 
 def test_questions_and_greedy_answers_behind_the_context(lab: Pair) -> None:
-    context, end = lab_context(lab), chat_of(lab).end
+    context, end = lab_context(lab), turn_end(lab)
     texts = lab_material(lab, train_texts=2, repeats=2).validation_texts
     assert (len(texts.held_out), len(texts.trained)) == (3, 2)
     prompts = []
@@ -401,7 +401,7 @@ def test_scores_hold_the_contexts_keys(changes: dict, monkeypatch: pytest.Monkey
     )
     held = problem.score(0)
     assert lengths.count(len(context) - 1) == 1
-    assert problem.texts[0].draft_context.keys_values is None
+    assert problem.contexts[0].keys_values is None
     monkeypatch.setattr(DraftContext, "held", lambda self, end: nullcontext())
     alone = problem.score(0)
     lora.remove()

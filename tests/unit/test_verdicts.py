@@ -19,19 +19,19 @@ def record(number: int) -> dict[str, Any]:
 
 
 def test_what_is_put_is_found_again_by_this_and_the_next_process(tmp_path: Path) -> None:
-    file = VerdictFile(tmp_path / "new" / "v.jsonl", "judge.cache")
+    file = VerdictFile(tmp_path / "new" / "v.jsonl")
     assert file.get("a") is None
     assert file.put("a", record(1)) == {"key": "a", **record(1)}
     assert file.get("a") == {"key": "a", **record(1)}
     file.close()
     file.close()
-    again = VerdictFile(tmp_path / "new" / "v.jsonl", "judge.cache")
+    again = VerdictFile(tmp_path / "new" / "v.jsonl")
     assert again.get("a") == {"key": "a", **record(1)}
     again.close()
 
 
 def test_the_first_of_a_key_stands(tmp_path: Path) -> None:
-    one, other = (VerdictFile(tmp_path / "v.jsonl", "judge.cache") for _ in range(2))
+    one, other = (VerdictFile(tmp_path / "v.jsonl") for _ in range(2))
     assert one.get("a") is None
     assert other.get("a") is None
     one.put("a", record(1))
@@ -43,7 +43,7 @@ def test_the_first_of_a_key_stands(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kept", range(0, 200, 7))
 def test_a_line_torn_anywhere_costs_that_line_alone(kept: int, tmp_path: Path) -> None:
     path = tmp_path / "v.jsonl"
-    file = VerdictFile(path, "judge.cache")
+    file = VerdictFile(path)
     for number in range(3):
         file.put(str(number), record(number))
     file.close()
@@ -51,14 +51,14 @@ def test_a_line_torn_anywhere_costs_that_line_alone(kept: int, tmp_path: Path) -
     torn = whole[: min(len(whole), kept)]
     path.write_bytes(torn)
     there = torn.count(b"\n")
-    again = VerdictFile(path, "judge.cache")
+    again = VerdictFile(path)
     assert [again.get(str(number)) is not None for number in range(3)] == [number < there for number in range(3)]
     again.put("new", record(9))
     for number in range(3):
         again.put(str(number), record(number))
     again.close()
     assert path.read_bytes().startswith(torn)  # append-only, even then
-    last = VerdictFile(path, "judge.cache")
+    last = VerdictFile(path)
     assert all(last.get(key) is not None for key in ("0", "1", "2", "new"))
     last.close()
 
@@ -67,7 +67,7 @@ def test_lines_that_are_no_verdicts_are_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "v.jsonl"
     lines = ["\0\0\0", "[1]", "{}", '{"key": "a"}', json.dumps({"key": "b", **record(0), "score": None}), ""]
     path.write_text("\n".join([*lines, json.dumps({"key": "c", **record(0)})]) + "\n")
-    file = VerdictFile(path, "judge.cache")
+    file = VerdictFile(path)
     assert [file.get(key) is not None for key in "abc"] == [False, False, True]
     file.close()
 
@@ -76,12 +76,12 @@ def test_threads_and_processes_write_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "v.jsonl"
     code = (
         "import sys; from dgd_lightning.scoring.one_judge import VerdictFile\n"
-        "file = VerdictFile(sys.argv[1], 'judge.cache')\n"
+        "file = VerdictFile(sys.argv[1])\n"
         "for n in range(60): file.put(f'{sys.argv[2]}{n}', "
         "{'score': 1, 'status': ['yes'] * 50, 'rationale': 'x' * 20000})"
     )
     children = [launch(path, name, code=code) for name in ("p", "q")]
-    file = VerdictFile(path, "judge.cache")
+    file = VerdictFile(path)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda number: file.put(f"t{number}", record(number)), range(100)))
     assert [child.wait(60) for child in children] == [0, 0]

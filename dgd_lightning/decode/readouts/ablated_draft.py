@@ -1,23 +1,19 @@
 """Layer ablation: the draft without some of its tapped layers, to see which of them it relies on."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dgd_lightning.checks import check_choice
 from dgd_lightning.decode.call import Request
-from dgd_lightning.decode.readouts.base import Readout, ReadoutState, TargetOutput, WrappedState, wide
-from dgd_lightning.decode.readouts.draft import DraftReadout
+from dgd_lightning.decode.readouts.base import Readout, ReadoutState, wide
+from dgd_lightning.decode.readouts.draft import DraftReadout, DraftState
 from dgd_lightning.errors import InputError
-
-if TYPE_CHECKING:
-    from dgd_lightning.pair import Pair
-    from dgd_lightning.target.cache import PositionCache
+from dgd_lightning.pair import Pair
+from dgd_lightning.target.cache import PositionCache
 
 
 @dataclass(frozen=True)
@@ -41,8 +37,7 @@ class AblatedDraft(Readout):
 
     def begin(self, pair: Pair, request: Request, width: int) -> ReadoutState:
         self.check(pair)
-        lengths = torch.tensor(request.lengths, device=pair.target.device)
-        return AblatedState(DraftReadout().begin(pair, request, width), self, lengths)
+        return AblatedState(pair, request, width, self)
 
     def check(self, pair: Pair) -> None:
         """Raises:
@@ -60,48 +55,34 @@ class AblatedDraft(Readout):
         check_choice("readout.by", self.by, ("zero", "mean"))
 
 
-class AblatedState(WrappedState):
-    """See `AblatedDraft`. With ``mean`` the prompt's states are kept until all of them have come."""
+class AblatedState(DraftState):
+    """See `AblatedDraft`."""
 
-    def __init__(self, inner: ReadoutState, readout: AblatedDraft, lengths: Tensor) -> None:
-        super().__init__(inner)
-        self.layer_ids, self.lengths = tuple(readout.ablate), lengths  # [b]
-        self.prompt: list[tuple[dict[int, Tensor], Tensor]] | None = [] if readout.by == "mean" else None
-        self.means: dict[int, Tensor] = {}  # [b, 1, H] per layer; zeros where there is none
+    def __init__(self, pair: Pair, request: Request, width: int, readout: AblatedDraft) -> None:
+        super().__init__(pair, request, width, DraftReadout(), waits=readout.by == "mean")
+        places = [place for place, layer in enumerate(self.layer_ids) if layer in readout.ablate]
+        self.places = torch.tensor(places, device=pair.target.device)  # [n] of the tapped layers
+        shape = (len(request.lengths), 1, len(places), pair.target.hidden_size)
+        self.means = torch.zeros(shape, dtype=pair.target.dtype, device=pair.target.device)  # [b, 1, n, H]
 
     def share(self, cache: PositionCache, block_size: int) -> None:
         return  # the proposals' cache was made from all layers
 
-    def extend(self, taps: dict[int, Tensor], positions: Tensor) -> None:
-        if self.prompt is not None:
-            self.prompt.append((taps, positions))
-            return
-        changed = {
-            layer: self.means[layer].expand_as(taps[layer]) if layer in self.means else torch.zeros_like(taps[layer])
-            for layer in self.layer_ids
-        }
-        self.inner.extend({**taps, **changed}, positions)
+    def changed(self, states: Tensor, positions: Tensor) -> Tensor:
+        means = self.means.expand(-1, states.shape[1], -1, -1)  # [b, S, n, H]
+        return states.index_copy(2, self.places, means)
 
-    def ready(self) -> None:
-        prompt, self.prompt = self.prompt or [], None
-        for layer in self.layer_ids if prompt else ():
-            self.means[layer] = self._mean([(taps[layer], positions) for taps, positions in prompt])
-        for taps, positions in prompt:
-            self.extend(taps, positions)
-        self.inner.ready()
-
-    def logits(self, out: TargetOutput) -> Tensor:
-        return self.inner.logits(out)
-
-    def _mean(self, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """[b, 1, H]; the padding behind a row's prompt does not count."""
-        states, positions = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
-        counts = (positions < self.lengths[:, None] - 1)[..., None]  # [b, S, 1]
-        total = (wide(states) * counts).sum(1, keepdim=True)
-        return (total / counts.sum(1, keepdim=True).clamp(min=1)).to(states.dtype)
+    def take_prompt(self, prompt: list[tuple[Tensor, Tensor]]) -> None:
+        """The padding behind a row's prompt does not count."""
+        lengths = torch.tensor(self.lengths, device=self.places.device)
+        total, count = torch.zeros_like(wide(self.means)), torch.zeros_like(lengths)
+        for states, positions in prompt:
+            counts = positions < lengths[:, None] - 1  # [b, C]
+            total += (wide(states[:, :, self.places]) * counts[..., None, None]).sum(1, keepdim=True)
+            count += counts.sum(1)
+        self.means = (total / count.clamp(min=1)[:, None, None, None]).to(self.means.dtype)
+        for states, positions in prompt:
+            self.blocks.extend(self.changed(states, positions).flatten(2), positions)
 
     def select(self, rows: Tensor) -> None:
-        super().select(rows)
-        rows = rows.to(self.lengths.device)
-        self.lengths = self.lengths[rows]
-        self.means = {layer: mean[rows] for layer, mean in self.means.items()}
+        self.means = self.means[rows]

@@ -5,10 +5,8 @@ readout of one's own is a class with the same methods, named by its class path. 
 tokens and states at and before it only: then a block gives what token by token gives.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -49,15 +47,11 @@ class ReadoutState(ABC):
         """The prompts, all but their last tokens, are read."""
 
     def share(self, cache: PositionCache, block_size: int) -> None:  # noqa: B027
-        """The proposals' draft cache, of the same rows and fed with the target's features: it may be read.
-
-        ``block_size``: K of the proposals.
-        """
+        """The draft cache of proposals of K tokens, of the same rows and fed with the target's features."""
 
     @abstractmethod
     def logits(self, out: TargetOutput) -> Tensor:
         """[b, Q, V]: for the token after each position."""
-        ...
 
     def select(self, rows: Tensor) -> None:  # noqa: B027
         """Have these rows [r], in this order; a row may come several times (``caches`` are selected by the caller)."""
@@ -71,20 +65,24 @@ class Readout(ABC):
     @abstractmethod
     def layers(self, pair: Pair) -> tuple[int, ...]:
         """Layers of the target whose outputs it needs."""
-        ...
 
     @abstractmethod
     def begin(self, pair: Pair, request: Request, width: int) -> ReadoutState:
-        """For one batch whose cycles read ``width`` tokens.
+        """For one batch whose cycles read ``width`` tokens; an `InputError` where pair or request can't serve it."""
 
-        Raises:
-            InputError: the pair or the request can't serve it.
-        """
-        ...
-
-    def controls(self) -> Readout | None:
+    def controls(self) -> "Readout | None":
         """The readout whose null control it is; None for one that means what it says."""
         return None
+
+
+class Stateless(ReadoutState):
+    """What keeps nothing: a function of what the target has just read."""
+
+    def __init__(self, read: Callable[[TargetOutput], Tensor]) -> None:
+        self.read = read
+
+    def logits(self, out: TargetOutput) -> Tensor:
+        return self.read(out)
 
 
 class WrappedState(ReadoutState):
@@ -128,7 +126,7 @@ def wide(logits: Tensor) -> Tensor:
 
 
 def check_layer(target: Target, layer: int, name: str = "readout.layer") -> int:
-    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < target.num_layers:
+    if type(layer) is not int or not 0 <= layer < target.num_layers:
         raise InputError(
             name,
             expected=f"a layer within 0…{target.num_layers - 1}",

@@ -1,7 +1,5 @@
 """DoLa's layer as a readout: the one that differs most from the last."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.decode.call import Request
-from dgd_lightning.decode.readouts.base import Readout, ReadoutState, TargetOutput, check_layer, lens, wide
+from dgd_lightning.decode.readouts.base import Readout, ReadoutState, Stateless, TargetOutput, check_layer, lens, wide
 from dgd_lightning.distributions import js_divergence
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import Pair
@@ -37,20 +35,14 @@ class DoLa(Readout):
         return tuple(check_layer(pair.target, layer, "readout.layer_ids") for layer in self.layer_ids)
 
     def begin(self, pair: Pair, request: Request, width: int) -> ReadoutState:
-        return DoLaState(pair.target, self)
+        return Stateless(lambda out: self.read(pair.target, out))
 
-
-class DoLaState(ReadoutState):
-    """See `DoLa`."""
-
-    def __init__(self, target: Target, readout: DoLa) -> None:
-        self.target, self.readout = target, readout
-
-    def logits(self, out: TargetOutput) -> Tensor:
+    def read(self, target: Target, out: TargetOutput) -> Tensor:
+        """[b, Q, V], of the layer that is furthest at each position."""
         final = wide(out.logits).log_softmax(-1)
         best, furthest = out.logits, torch.full_like(final[..., 0], -1.0)
-        for layer in self.readout.layer_ids:
-            early = lens(self.target, out.taps[layer], layer, norm=True)
+        for layer in self.layer_ids:
+            early = lens(target, out.taps[layer], layer, norm=True)
             distance = js_divergence(final, wide(early).log_softmax(-1))  # [b, Q]
             best = torch.where((distance > furthest)[..., None], early, best)
             furthest = torch.maximum(distance, furthest)

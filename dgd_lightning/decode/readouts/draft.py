@@ -1,7 +1,9 @@
-"""The draft as a readout: slot 1 of a block anchored at every position. Also, its own null controls."""
+"""The draft as a readout: slot 1 of a block anchored at every position. Its null controls, its other slots.
 
-from __future__ import annotations
+Slot j of the block anchored at p predicts the token at p + j without having seen the tokens between.
+"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from dgd_lightning.checks import check_choice, check_integer
 from dgd_lightning.decode.call import Request
-from dgd_lightning.decode.drafter import check_draft
+from dgd_lightning.decode.drafter import Blocks, check_block_size, check_draft
 from dgd_lightning.decode.readouts.base import Readout, ReadoutState, TargetOutput
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.errors import InputError
@@ -49,90 +51,110 @@ class DraftReadout(Readout):
         return None if self.features == "own" else DraftReadout(self.block_size)
 
     def begin(self, pair: Pair, request: Request, width: int) -> ReadoutState:
-        trained = _draft(pair).config.block_size
-        size = trained if self.block_size is None else self.block_size
-        check_integer("readout.block_size", size, least=2, most=trained, hint="leave it out for the trained size")
-        return DraftState(pair, request, width, size, self)
+        return DraftState(pair, request, width, self)
 
 
 class DraftState(ReadoutState):
-    """See `DraftReadout`. It has a draft cache of its own unless the proposals' has the same in it."""
+    """See `DraftReadout`. It has a draft cache of its own unless the proposals' has the same in it.
+
+    With ``waits`` the prompt's states are kept until all of them have come.
+    """
 
     drafts = 1
 
-    def __init__(self, pair: Pair, request: Request, width: int, size: int, readout: DraftReadout) -> None:
-        self.target, self.draft, self.size, self.readout = pair.target, _draft(pair), size, readout
-        rows, room = len(request.lengths), request.capacity(width)
-        self.cache = self.draft.new_cache(rows, room)
-        self.caches = [self.cache]
+    def __init__(
+        self, pair: Pair, request: Request, width: int, readout: DraftReadout, *, waits: bool | None = None
+    ) -> None:
+        draft, room = _draft(pair), request.capacity(width)
+        self.readout, self.lengths = readout, request.lengths
+        self.layer_ids = tuple(draft.config.target_layer_ids)
+        size = check_block_size(pair, readout.block_size, "readout.block_size")
+        self.blocks = Blocks(pair.target, draft, draft.new_cache(len(request.lengths), room), size)
+        self.caches: Sequence[PositionCache] = [self.blocks.cache]
         self.shared = 0  # K of the proposals whose cache it is
-        self.lengths = request.lengths
-        masks = torch.full((size - 1,), self.draft.config.mask_token_id, device=pair.target.device)
-        self.masks = pair.target.embed(masks)  # [K − 1, H]
-        self.prompt: list[tuple[Tensor, Tensor]] | None = [] if readout.features == "shuffled" else None
+        waits = readout.features == "shuffled" if waits is None else waits
+        self.prompt: list[tuple[Tensor, Tensor]] | None = [] if waits else None
         if readout.features == "random":
             generator = torch.Generator().manual_seed(mixed_seed(readout.seed, 1))
             shape = (room, len(self.layer_ids), pair.target.hidden_size)
             self.noise = torch.randn(shape, generator=generator).to(pair.target.device, pair.target.dtype)
 
-    @property
-    def layer_ids(self) -> tuple[int, ...]:
-        return tuple(self.draft.config.target_layer_ids)
-
     def share(self, cache: PositionCache, block_size: int) -> None:
         if self.readout.features == "own":
-            self.cache, self.caches, self.shared = cache, [], block_size
+            self.blocks.cache, self.caches, self.shared = cache, [], block_size
 
     def extend(self, taps: dict[int, Tensor], positions: Tensor) -> None:
         if self.shared:
             return
         states = torch.stack([taps[i] for i in self.layer_ids], dim=2)  # [b, S, F, H]
-        if self.readout.features == "random":
-            noise = self.noise[positions]  # [b, S, F, H]
-            states = noise * (states.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
-        if self.prompt is not None:
+        if self.prompt is None:
+            self.blocks.extend(self.changed(states, positions).flatten(2), positions)
+        else:
             self.prompt.append((states, positions))
-            return
-        self.draft.extend(self.cache, states.flatten(2), positions)
+
+    def changed(self, states: Tensor, positions: Tensor) -> Tensor:
+        """What the draft is fed with in place of states [b, S, F, H]."""
+        if self.readout.features != "random":
+            return states
+        noise = self.noise[positions]  # [b, S, F, H]
+        return noise * (states.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
 
     def ready(self) -> None:
-        if self.prompt is None:
-            return
         prompt, self.prompt = self.prompt, None
-        if not prompt:
-            return
-        states, at = (torch.cat(parts, dim=1) for parts in zip(*prompt, strict=True))  # [b, S, F, H], [b, S]
+        if prompt:
+            self.take_prompt(prompt)
+
+    def take_prompt(self, prompt: list[tuple[Tensor, Tensor]]) -> None:
+        """Take up the whole prompt's states, chunks of [b, C, F, H] at positions [b, C], in a random order."""
+        states, positions = (torch.cat(parts, dim=1) for parts in zip(*prompt, strict=True))
         count = max(self.lengths) - 1
         whole = states.new_zeros(len(states), count + 1, *states.shape[2:])  # by position; the last one is padding's
-        whole.scatter_(1, at.clamp(max=count)[:, :, None, None].expand_as(states), states)
-        positions = torch.arange(count, device=at.device).repeat(len(states), 1)  # [b, count]
-        order = positions.clone()
+        whole.scatter_(1, positions.clamp(max=count)[:, :, None, None].expand_as(states), states)
+        order = torch.arange(count, device=positions.device).repeat(len(states), 1)  # [b, count]
+        positions = order.clone()
         for row, length in enumerate(self.lengths):  # what is behind a row's prompt is padding
             generator = torch.Generator().manual_seed(mixed_seed(self.readout.seed, length - 1))
             order[row, : length - 1] = torch.randperm(length - 1, generator=generator).to(order.device)
         shuffled = whole.gather(1, order[:, :, None, None].expand(-1, -1, *states.shape[2:]))
-        self.draft.extend(self.cache, shuffled.flatten(2), positions)
+        self.blocks.extend(shuffled.flatten(2), positions)
 
     def logits(self, out: TargetOutput) -> Tensor:
-        known = out.proposed if self.size == self.shared else None  # the same block over the same context
+        known = out.proposed if self.blocks.size == self.shared else None  # the same block over the same context
         first = 0 if known is None else 1
         tokens, positions = out.tokens[:, first:], out.positions[:, first:]
-        rows, count = tokens.shape
-        anchors = self.target.embed(tokens)[:, :, None]  # [b, Q, 1, H]
-        blocks = torch.cat([anchors, self.masks.expand(rows, count, -1, -1)], dim=2).flatten(1, 2)  # [b, Q·K, H]
-        hidden = self.draft.block(
-            self.cache, blocks, positions, longest_anchor=out.longest, keep_cache=True, slot=1
-        )  # [b, Q, H]
-        logits = self.target.lm_head(hidden)
+        hidden = self.blocks.hidden(tokens, positions, out.longest, keep_cache=True, slot=1)  # [b, Q, H]
+        logits = self.blocks.target.lm_head(hidden)
         return logits if known is None else torch.cat([known[:, None], logits], dim=1)
 
 
-def as_readout(readout: Readout | str) -> Readout:
-    """``draft`` by name; anything else must be a readout.
+@dataclass(frozen=True)
+class DraftSlots:
+    """The draft at slots 1 … K − 1 of a block anchored at every position, for `replay`.
 
-    Raises:
-        InputError: it is not.
+    Not a `Readout`: its logits have one axis more, and those of later slots belong to later tokens, so it can't be
+    blended. Slot 1 is what `DraftReadout` gives.
     """
+
+    def layers(self, pair: Pair) -> tuple[int, ...]:
+        """Layers of the target whose outputs it needs."""
+        return DraftReadout().layers(pair)
+
+    def begin(self, pair: Pair, request: Request, width: int) -> ReadoutState:
+        """For one text that is read ``width`` tokens at a time."""
+        return SlotsState(pair, request, width, DraftReadout())
+
+
+class SlotsState(DraftState):
+    """See `DraftSlots`."""
+
+    def logits(self, out: TargetOutput) -> Tensor:
+        """[b, Q, K − 1, V]: entry j − 1 of a position predicts the j-th token after it."""
+        hidden = self.blocks.hidden(out.tokens, out.positions, out.longest, keep_cache=True)  # [b, Q·K, H]
+        return self.blocks.target.lm_head(hidden.unflatten(1, (-1, self.blocks.size))[:, :, 1:])
+
+
+def as_readout(readout: Readout | str) -> Readout:
+    """``draft`` by name; anything else must be a readout."""
     if isinstance(readout, str) and readout == "draft":
         return DraftReadout()
     if isinstance(readout, str | type) or not hasattr(readout, "begin") or not hasattr(readout, "layers"):

@@ -1,15 +1,10 @@
 """One intermediate layer as a readout."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from dgd_lightning.decode.call import Request
-from dgd_lightning.decode.readouts.base import Readout, ReadoutState, TargetOutput, check_layer, lens
+from dgd_lightning.decode.readouts.base import Readout, ReadoutState, Stateless, check_layer, lens
 from dgd_lightning.pair import Pair
-from dgd_lightning.target.model import Target
 
 
 @dataclass(frozen=True)
@@ -28,14 +23,4 @@ class LogitLens(Readout):
         return (check_layer(pair.target, self.layer),)
 
     def begin(self, pair: Pair, request: Request, width: int) -> ReadoutState:
-        return LensState(pair.target, self)
-
-
-class LensState(ReadoutState):
-    """See `LogitLens`."""
-
-    def __init__(self, target: Target, readout: LogitLens) -> None:
-        self.target, self.readout = target, readout
-
-    def logits(self, out: TargetOutput) -> Tensor:
-        return lens(self.target, out.taps[self.readout.layer], self.readout.layer, norm=self.readout.norm)
+        return Stateless(lambda out: lens(pair.target, out.taps[self.layer], self.layer, norm=self.norm))

@@ -1,7 +1,5 @@
 """The null control of a readout: the target at the readout's entropy. What both gain is regularisation."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch

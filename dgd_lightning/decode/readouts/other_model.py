@@ -1,7 +1,5 @@
 """A second model as a readout (contrastive decoding), and what reads prompts of its own."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

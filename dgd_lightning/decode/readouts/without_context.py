@@ -1,7 +1,5 @@
 """The target without the context as a readout: context-aware decoding."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

@@ -74,8 +74,8 @@ def descendants() -> dict[int, int]:
     children: dict[int, dict[int, int]] = {}
     for name in os.listdir("/proc") if confine.LINUX else ():
         if name.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as file:
-                words = file.read().rpartition(")")[2].split()
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+                words = file.read().rpartition(b")")[2].split()  # a name may be no text
                 children.setdefault(int(words[1]), {})[int(name)] = int(words[21]) * page
     found: dict[int, int] = {}
     left = [os.getpid()]
