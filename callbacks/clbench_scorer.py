@@ -60,10 +60,24 @@ class CLBenchScorer(FinishedRows):
             records = (row["dgd"] for row in run_folder.read_predictions(self.folder))
             blending = {record["arm"] for record in records if record.get("blends")}
             summary.sentences += verdict(run.compared, run.scores, blending)
-        if run.counts.left:
-            summary.pointers.append(f"{run.counts.left} answers need a judge or a sandbox: dgd score {self.folder}")
+        summary.pointers += self._left(run.counts.left)
         if (writer := tensorboard(trainer)) is not None:
             _log(writer, run.scores, run.compared)
+
+    def _left(self, answers: int) -> list[str]:
+        """Where answers that nobody here graded are graded; some rows carry nothing that any grader reads."""
+        if not answers:
+            return []
+        graders = package_graders({**self.options, "leave": False})
+        rows = [row for row in run_folder.read_predictions(self.folder) if row["model_output"] is not None]
+        ungradable = sum(not any(grader.takes(row) for grader in graders) for row in rows)
+        for grader in graders:
+            grader.close()
+        reasons = {
+            f"a judge or a sandbox (dgd score {self.folder})": answers - ungradable,
+            "fields that a grader reads": ungradable,
+        }
+        return [f"answers not graded for want of {why}: {count}" for why, count in reasons.items() if count]
 
 
 def _log(writer: Any, scores: Sequence[Graded], found: Sequence[Compared]) -> None:

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(
             "trainer.accelerator" if device else "configuration",
             expected="a device that this machine has" if device else "a combination that Lightning accepts",
-            received=error,
+            received=f"a configuration of which it says: {error}",
             hint="add --trainer.accelerator cpu, or auto" if device else "change the named argument",
         ) from error
     except Exception as error:
@@ -100,22 +100,23 @@ def with_arm(error: InputError, argv: Sequence[str]) -> InputError:
             refused = error.received in (str(value), repr(value)) and (field != error.argument or "method." in path)
             if here and (refused or (field != error.argument and "unknown key" in error.received)):
                 return error.named(f"model.arms[{arm.get('name')}].{path}")
-    missing = field.removeprefix("method.")
-    for arm in _arms(argv) if error.received == "nothing" and missing != field else ():
-        method = arm.get("method")
-        name = method.get("class_path") if isinstance(method, dict) else method
-        own = {path for path, _ in _settings(method)}
-        if missing in _fields(str(name)) and missing not in own:
+    parent, _, leaf = field.rpartition(".")
+    for arm in _arms(argv) if error.received == "nothing" else ():
+        given = dict(_settings(arm))
+        kind = given.get(f"{parent}.class_path", given.get(parent))
+        if leaf in _fields(str(kind)) and field not in given:
             return error.named(f"model.arms[{arm.get('name')}].{field}")
     return error
 
 
-def _fields(method: str) -> list[str]:
-    """Settings of a method's class, by its short name or class path."""
-    from dgd_lightning.methods.base import Method  # with torch, which is imported by now
+def _fields(kind: str) -> list[str]:
+    """Settings of a method or a readout, by its short name or class path."""
+    from dgd_lightning.decode.readouts.base import Readout  # with torch, which is imported by now
+    from dgd_lightning.methods.base import Method
 
-    kinds: list[Any] = [kind for kind in Method.__subclasses__() if kind.__name__ == method.rpartition(".")[2]]
-    return [one.name for kind in kinds if is_dataclass(kind) for one in fields(kind)]
+    kinds: list[Any] = [*Method.__subclasses__(), *Readout.__subclasses__()]
+    named = [one for one in kinds if one.__name__ == kind.rpartition(".")[2] and is_dataclass(one)]
+    return [one.name for found in named for one in fields(found)]
 
 
 def _settings(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

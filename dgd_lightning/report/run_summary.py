@@ -43,6 +43,8 @@ def add_solve_rates(summary: Summary, scores: Sequence[Graded], found: Sequence[
     for one in found:
         if not one.versus.control:
             points = change(one.result).replace("none", "+0.0").replace(" [", "\n[")
+            if one.versus.other_sampling:  # no arm that could be the baseline has this arm's
+                points += f"\nvs {one.versus.base}\n(other sampling)"
             summary.add_cell(one.versus.arm, "points vs\nbaseline", points)
 
 

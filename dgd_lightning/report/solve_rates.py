@@ -110,7 +110,7 @@ def comparison_table(found: Sequence[Compared]) -> Table:
 
 def base_name(versus: Versus) -> str:
     """What an arm is compared with, as tables name it."""
-    return f"{versus.base} (null control)" if versus.control else versus.base
+    return versus.base + " (null control)" * versus.control + " (other sampling)" * versus.other_sampling
 
 
 def outcome_table(scores: Sequence[Graded]) -> Table:

@@ -41,6 +41,7 @@ class Versus(NamedTuple):
     arm: str
     base: str
     control: bool  # whether the base is the arm's null control
+    other_sampling: bool = False  # whether the base was drawn with another temperature, top_k or top_p
 
 
 def graded(row: dict[str, Any]) -> Graded:
@@ -118,7 +119,7 @@ def comparisons(arms: Sequence[ArmFacts]) -> list[Versus]:
         elif base is None and plain:
             base = plain[0]
         if base is not None:
-            found.append(Versus(arm.name, base.name, False))
+            found.append(Versus(arm.name, base.name, False, base.sampling != arm.sampling))
         found += [Versus(arm.name, other.name, True) for other in arms if other.control_of == arm.name]
     return found
 

@@ -82,6 +82,11 @@ def test_guided_arms_give_what_the_function_gives(
             "model.arms[x].method.readout.layer",
             ("0…",),
         ),
+        (
+            {"method": made("Guided", beta=0.3, readout=made("LogitLens"))},
+            "model.arms[x].method.readout.layer",
+            ("received nothing",),
+        ),
     ],
 )
 def test_bad_guidance_is_one_line(

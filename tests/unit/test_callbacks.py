@@ -289,14 +289,16 @@ def test_scorer_leaves_rows_that_it_cannot_grade(tmp_path: Path) -> None:
         {"idx": str(i), "rubrics": ["It is red."], "metadata": value, "model_output": "red", "dgd": {"arm": "a"}}
         for i, value in enumerate(metadata)
     ]
+    rows.append({"idx": "bare", "metadata": {}, "model_output": "red", "dgd": {"arm": "a"}})
     (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     writer = PredictionWriter()
     writer.folder = tmp_path
     trainer = SimpleNamespace(callbacks=[writer], is_global_zero=True, logger=None)
     module = SimpleNamespace(summary=Summary())
     CLBenchScorer().on_predict_end(trainer, module)  # type: ignore[arg-type]
-    (table,), (pointer,) = module.summary.details, module.summary.pointers
-    assert pointer.startswith("6 answers need a judge")
+    (table,), (judged, bare) = module.summary.details, module.summary.pointers
+    assert judged == f"answers not graded for want of a judge or a sandbox (dgd score {tmp_path}): 6"
+    assert bare == "answers not graded for want of fields that a grader reads: 1"
     assert module.summary.cells == {"a": {"solved": "100.0%"}}
     assert [list(column.cells) for column in table.columns] == [["a"], ["100.0% [3, 100]\n1/1"], ["100.0%\n1/1"]]
 

@@ -135,6 +135,17 @@ def filled() -> Summary:
     return summary
 
 
+def test_a_baseline_of_another_sampling_is_named() -> None:
+    pairs = [Pair(str(n), float(n < 6), float(n < 9)) for n in range(12)]
+    cells = []
+    for other in (False, True):
+        summary = Summary()
+        add_solve_rates(summary, [], [Compared(Versus("warm", "greedy", False, other), compare(pairs), 0.25)])
+        cells.append(summary.cells["warm"]["points vs\nbaseline"])
+    same, different = cells
+    assert different == f"{same}\nvs greedy\n(other sampling)"
+
+
 def test_the_table_fits_80_columns_and_turns_below() -> None:
     for width in (80, 60):
         console = Console(file=io.StringIO(), width=width)

@@ -71,9 +71,9 @@ def test_comparisons_leave_out_what_has_one_law() -> None:
         Versus("guided", "plain", False),
         Versus("guided", "noise", True),
         Versus("noise", "plain", False),
-        Versus("warm", "plain", False),
+        Versus("warm", "plain", False, True),
         Versus("warm guided", "warm", False),
-        Versus("cold only", "plain", False),
+        Versus("cold only", "plain", False, True),
     ]
     assert comparisons([ArmFacts("guided", "Guided", False, GREEDY, None)]) == []
     late = [*arms[1:3], arms[0]._replace(baseline=True)]  # rates and speed-ups refer to one arm
