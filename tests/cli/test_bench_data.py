@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from cli_tools import Config, Dgd, predictions, write_jsonl
 
-from dgd_lightning.data.contexts import STALE
+from dgd_lightning.data.rows import STALE
 
 TOKENS = 4  # new ones per task: what is read and written is tested here, not how well it is answered
 ARMS = [{"name": "ar", "method": "Autoregressive"}, {"name": "dflash", "method": "Speculative"}]

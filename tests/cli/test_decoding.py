@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cli_tools import Config, Dgd, TinyPair
+from cli_tools import SHORT, Config, Dgd, TinyPair
 from hub_cache import NEW, OLD, add_snapshot, set_ref, use
 from tiny import make_pair
 
@@ -125,7 +125,7 @@ def test_warm_up_wherever_a_group_is_left(
     assert dgd("predict", "--config", config({"warmup": True})).code == 0
     # Three arms are warmed up unseen, then decode the groups left in sight of the progress bar.
     left = {"nothing": 3, "first group": 2, "all": 0}[done]
-    assert calls == [(8, True)] * (3 if left else 0) + [(12, False)] * (3 * left)
+    assert calls == [(8, True)] * (3 if left else 0) + [(SHORT, False)] * (3 * left)
 
 
 def test_progress_announces_the_prefill(monkeypatch: pytest.MonkeyPatch) -> None:

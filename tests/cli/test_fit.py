@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_tools import Config, Dgd, TinyPair, predictions, write_jsonl, write_training
+from cli_tools import SHORT, Config, Dgd, TinyPair, predictions, write_jsonl, write_training
 
 from dgd_lightning.data.responses import ResponsesData
 from dgd_lightning.draft.checkpoint import load_draft
@@ -32,8 +32,8 @@ def test_predictions_carry_the_prompt_that_was_fed(config: Config, dgd: Dgd, tin
     text = AutoTokenizer.from_pretrained(tiny_pair.target).decode(short)
     assert "Be brief." in text
     assert "Say: Hm?!" in text
-    assert len(long) == 512 - 12  # cut as the target's was
-    assert [len(short), len(long)] == [min(row["dgd"]["prompt_tokens"], 500) for row in rows]
+    assert len(long) == 512 - SHORT  # cut as the target's was
+    assert [len(short), len(long)] == [min(row["dgd"]["prompt_tokens"], 512 - SHORT) for row in rows]
 
     training = tmp_path / "train.yaml"
     training.write_text(f"""

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from cli_tools import VOCAB, Config, Dgd, TinyPair, byte_tokenizer, chat_row, predictions, ranks_of, write_jsonl
+from cli_tools import SHORT, VOCAB, Config, Dgd, TinyPair, byte_tokenizer, chat_row, predictions, ranks_of, write_jsonl
 from fork_server import Launched, launch
 from tiny import hf_model
 
 from dgd_lightning import run_folder
 from dgd_lightning.modules.group_decoder import GroupDecoder
 
-SHORT = {"role": "user", "content": "Hm?"}
+QUESTION = {"role": "user", "content": "Hm?"}
 LAUNCH_SECONDS = 300  # to write the first row; a second on a free core
 
 
@@ -205,7 +205,7 @@ def test_warm_up_fits_a_short_target(config: Config, dgd: Dgd, tmp_path: Path) -
     byte_tokenizer().save_pretrained(tmp_path / "short")
     long = chat_row(0, 0)
     long["messages"][1]["content"] = "x" * 100
-    data = {"path": str(write_jsonl(tmp_path / "mixed.jsonl", [long, chat_row(1, 0, messages=[SHORT])]))}
+    data = {"path": str(write_jsonl(tmp_path / "mixed.jsonl", [long, chat_row(1, 0, messages=[QUESTION])]))}
     arms = [{"name": "ar", "method": "Autoregressive"}]
     short = {"target": str(tmp_path / "short"), "draft": None, "arms": arms, "too_long": "skip", "warmup": True}
     run = dgd("predict", "--config", config(model=short, data=data))
@@ -221,16 +221,16 @@ def test_too_long(config: Config, dgd: Dgd, tmp_path: Path) -> None:
 
     run = dgd("predict", "--config", config(model={"arms": arms}, data={"path": path}))
     assert run.code == 2
-    assert run.err.startswith("dgd: error: task t0-0: expected at most 500 prompt tokens")
+    assert run.err.startswith(f"dgd: error: task t0-0: expected at most {512 - SHORT} prompt tokens")
 
     run = dgd("predict", "--config", config(model={"arms": arms, "too_long": "skip"}, data={"path": path}))
     assert run.code == 0
     assert "(1 skipped)" in run.out
     skipped = predictions(run_of(tmp_path, 0))[1]
     assert skipped["model_output"] is None
-    assert "at most 500 fit" in skipped["dgd"]["skipped"]
+    assert f"at most {512 - SHORT} fit" in skipped["dgd"]["skipped"]
 
     run = dgd("predict", "--config", config(model={"arms": arms, "too_long": "truncate_left"}, data={"path": path}))
     assert run.code == 0
     record = predictions(run_of(tmp_path, 1))[1]["dgd"]
-    assert record["prompt_tokens"] - record["truncated_tokens"] == 500
+    assert record["prompt_tokens"] - record["truncated_tokens"] == 512 - SHORT

@@ -64,7 +64,7 @@ def test_fit_makes_the_adapter_of_ttt_adapt(dgd: Dgd, tiny_pair: TinyPair, tmp_p
     ours = load_adapter(folder / "adapters" / "guide")
 
     pair = load_pair(tiny_pair.target, tiny_pair.draft, device="cpu")
-    _, ids = FileContext(str(tmp_path / "guide.txt")).context(pair.tokenizer)
+    _, (ids,) = FileContext(str(tmp_path / "guide.txt")).prompts(pair.tokenizer)
     result = ttt_adapt(pair, ids, TTTConfig(**FIT))
     assert ours.weights.keys() == result.adapter.weights.keys()
     assert result.kept

@@ -305,7 +305,8 @@ def test_what_was_lacking_is_said(scores: list[tuple[int, float, float]], words:
 
 def test_gains_below_the_least_are_not_worth_it(lab: Pair) -> None:
     context = lab_context(lab, "ledger")
-    knobs = {"steps": 8, "lr": 1e-2, "rank": 16, "eval_every": 8, "anchors_per_step": 32, "validation_texts": 3}
+    knobs = {"steps": 4, "lr": 2e-2, "rank": 16, "eval_every": 4, "anchors_per_step": 32}
+    knobs |= {"validation_texts": 3, "validation_tokens": 40}
     result = ttt_adapt(lab, context, TTTConfig(**knobs, min_gain=0.02))
     assert result.kept
     gain = max(score.tau for score in result.trace.scores) / result.trace.scores[0].tau - 1
