@@ -148,8 +148,8 @@ def test_predict_on_two_ranks_gives_the_rows_of_one(config: Config, contexts: Pa
     assert found[0] == found[1]
 
 
-REHEARSED = {"steps": 8, "lr": 1e-2, "rank": 16, "eval_every": 8, "anchors_per_step": 32}
-REHEARSED |= {"validation_texts": 3, "train_texts": 1, "validation_tokens": 40}
+REHEARSED = {"steps": 4, "lr": 2e-2, "rank": 16, "eval_every": 4, "anchors_per_step": 32}
+REHEARSED |= {"validation_texts": 3, "train_texts": 1, "validation_tokens": 40, "min_gain": 0.02}
 
 
 def lab_fit(tmp_path: Path, out: Path) -> Path:
