@@ -6,6 +6,7 @@ prefer another one? Where two loops first differ they stand behind the same text
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import pytest
@@ -100,27 +101,31 @@ def decode(pair: Pair, prompts: list[Tensor], name: str, beta: float, **knobs: A
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", READOUTS)
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+CASES = [(name, (torch.float32, torch.bfloat16)[at % 2], BETAS[at // 2 % 2]) for at, name in enumerate(READOUTS)]
+OTHERS = [
+    pytest.param(*case, marks=pytest.mark.slow)
+    for case in itertools.product(READOUTS, (torch.float32, torch.bfloat16), BETAS)
+    if case not in CASES
+]
+
+
+@pytest.mark.parametrize(("name", "dtype", "beta"), [*CASES, *OTHERS], ids=str)
 def test_tokens_differ_only_at_near_ties(
-    every: bool, name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    name: str, dtype: torch.dtype, beta: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each readout, type and β meets each other one; all three of them in all ways in the slow test."""
+    """Each readout meets a type and a β, each type each β; everything meets everything in the slow tests."""
     pair, prompts = make_pair(dtype=dtype, block_size=8), random_prompts(4, seed=2)
-    turn = (READOUTS.index(name) + (dtype == torch.bfloat16)) % 2
-    for beta in BETAS if every else BETAS[turn : turn + 1]:
-        slow = decode(pair, prompts, name, beta, speculative=False)
-        fast = [decode(pair, prompts, name, beta)]  # a random draft: hardly a proposal is accepted
-        with monkeypatch.context() as patches:
-            known_proposals(patches, prompts, slow, 0.8)
-            fast.append(decode(pair, prompts, name, beta))
-        known: dict[tuple[int, ...], Tensor] = {}
-        for tokens in fast:
-            found = part(pair, prompts, slow, tokens, name, beta, known)
-            told = f"{name}, β {beta}: {found.differing} rows differ, largest margin there {found.margin:.2g}"
-            assert found.margin < near_tie(dtype, beta), told
-            assert found.largest < near_tie(dtype, beta), f"{name}, β {beta}: a token is {found.largest:.2g} behind"
+    slow = decode(pair, prompts, name, beta, speculative=False)
+    fast = [decode(pair, prompts, name, beta)]  # a random draft: hardly a proposal is accepted
+    with monkeypatch.context() as patches:
+        known_proposals(patches, prompts, slow, 0.8)
+        fast.append(decode(pair, prompts, name, beta))
+    known: dict[tuple[int, ...], Tensor] = {}
+    for tokens in fast:
+        found = part(pair, prompts, slow, tokens, name, beta, known)
+        told = f"{name}, β {beta}: {found.differing} rows differ, largest margin there {found.margin:.2g}"
+        assert found.margin < near_tie(dtype, beta), told
+        assert found.largest < near_tie(dtype, beta), f"{name}, β {beta}: a token is {found.largest:.2g} behind"
 
 
 def read_slot_2(monkeypatch: pytest.MonkeyPatch) -> None:

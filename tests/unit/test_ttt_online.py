@@ -26,8 +26,18 @@ def online(every: int = 8, **changes: object) -> OnlineTTT:
     return OnlineTTT(every, TTTConfig(**knobs))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("modules", [["q_proj"], ["fc", "q_proj", "k_proj", "v_proj"]])
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
+ALL = ["fc", "q_proj", "k_proj", "v_proj"]
+
+
+@pytest.mark.parametrize(
+    ("temperature", "modules"),
+    [
+        (0.0, ALL),
+        (0.8, ["q_proj"]),
+        pytest.param(0.0, ["q_proj"], marks=pytest.mark.slow),
+        pytest.param(0.8, ALL, marks=pytest.mark.slow),
+    ],
+)
 def test_output_is_the_targets_and_the_draft_is_given_back(temperature: float, modules: list[str]) -> None:
     pair, ids = make_pair(), prompt()
     knobs = {"max_new_tokens": 80, "temperature": temperature, "seed": 3}
