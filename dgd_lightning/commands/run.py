@@ -21,11 +21,16 @@ from dgd_lightning.commands.main import ended_by_sigterm
 from dgd_lightning.errors import InputError
 from dgd_lightning.old_rows import upgraded_arm
 
+STARTS = re.compile(r"--(config|model|print_config)\b|--.*help$|-h$")  # one of these is needed, to run anything
+EXAMPLES = {"predict": "quickstart", "fit": "ttt/lab", "test": "diagnostic/lab"}
 OPTION = re.compile(r"--model(\.init_args)?\.arms\+?(=(?P<value>.*))?", re.S)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run a LightningCLI subcommand. Importing Lightning takes seconds, so it happens here, not at the top."""
+    if not any(map(STARTS.match, argv[1:])):
+        hint = f"use e.g. `dgd {argv[0]} --config {EXAMPLES.get(argv[0], 'FILE.yaml')}`; `dgd configs` lists more"
+        raise InputError("--config", expected="a configuration", received="none", hint=hint)
     check_config_files(argv)
     check_arms_form(argv)
     with bootstrap():
@@ -74,21 +79,37 @@ def check_arms_form(argv: Sequence[str]) -> None:
     What can't be read is left to the parser.
     """
     for arm in _arms(argv):
+        if not isinstance(arm, dict):
+            hint = "write {name: plain, method: Speculative}"
+            raise InputError("model.arms", expected="a name and a method per arm", received=repr(arm), hint=hint)
         argument = f"model.arms[{arm.get('name')}].method"
-        if not isinstance(arm.get("method", ""), str | dict):
+        method = arm.get("method", "")
+        if not isinstance(method, str | dict):
             hint = "write Speculative, or {class_path: Guided, init_args: {beta: 0.3}}"
-            raise InputError(argument, expected="a method's class", received=arm["method"], hint=hint)
+            raise InputError(argument, expected="a method's class", received=method, hint=hint)
+        if isinstance(method, dict) and (loose := method.keys() - {"class_path", "init_args", "dict_kwargs"}):
+            inside = {key: method[key] for key in sorted(loose)} | dict(method.get("init_args") or {})
+            raise InputError(
+                argument,
+                expected="a method's class, with its settings in init_args",
+                received=f"{', '.join(sorted(loose))} beside class_path",
+                hint=f"write {_flow({'class_path': method.get('class_path', 'Guided'), 'init_args': inside})}",
+            )
         if (new := upgraded_arm(arm)) is None:
             continue
         beside = ", ".join(key for key in arm if key not in new)
         given = f"{arm.get('method', 'nothing')}{f' and {beside} beside it' if beside else ''}"
-        shown = yaml.safe_dump(new, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)
         raise InputError(
             argument,
             expected="a method's class, with its settings in init_args",
             received=f"{given} (the form of before 0.2)",
-            hint=f"write {shown}",
+            hint=f"write {_flow(new)}",
         )
+
+
+def _flow(value: Any) -> str:
+    """YAML in one line."""
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)
 
 
 def with_arm(error: InputError, argv: Sequence[str]) -> InputError:
@@ -128,7 +149,8 @@ def _settings(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from _settings(one, path if inner else f"{path}.{key}".lstrip("."))
 
 
-def _arms(argv: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _arms(argv: Sequence[str]) -> Iterator[Any]:
+    """The arms that the command line and its files name: mappings, unless somebody wrote something else."""
     configs = config_places(argv)
     for place, argument in enumerate(argv):
         following = "".join(argv[place + 1 : place + 2])
@@ -140,7 +162,7 @@ def _arms(argv: Sequence[str]) -> Iterator[dict[str, Any]]:
             found = (model.get("init_args") or model).get("arms") if isinstance(model, dict) else None
         elif match := OPTION.fullmatch(argument):
             found = _read(match["value"] if match["value"] is not None else following)
-        yield from (arm for arm in (found if isinstance(found, list) else [found]) if isinstance(arm, dict))
+        yield from found if isinstance(found, list) else [found] if isinstance(found, dict) else []
 
 
 def _read(source: Path | str) -> Any:

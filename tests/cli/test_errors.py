@@ -202,6 +202,24 @@ def test_an_arm_of_before_gets_its_new_form(dgd: Dgd, tmp_path: Path, old: str, 
     check(run, f"model.arms[{old[7]}].method", f"write {OLD_ARMS[old]}", "before 0.2")
 
 
+def test_settings_beside_a_class_path_are_shown_inside(dgd: Dgd, tmp_path: Path) -> None:
+    arms = "[{name: g, method: {class_path: Guided, beta: 0.3, init_args: {space: probs}}}]"
+    run = dgd("predict", f"--model.arms={arms}")
+    shown = "write {class_path: Guided, init_args: {beta: 0.3, space: probs}}"
+    check(run, "model.arms[g].method", "beta beside class_path", shown)
+    check(dgd("predict", "--model.arms=[Speculative]"), "model.arms", "'Speculative'", "{name: plain, method: Spec")
+
+
+@pytest.mark.parametrize("command", ["predict", "fit", "test", "validate"])
+def test_a_command_alone_asks_for_a_configuration(command: str) -> None:
+    """Before anything large is imported: a process of its own would otherwise take seconds."""
+    code = "import sys; from dgd_lightning.commands.main import main; code = main(sys.argv[1:]);"
+    code += "assert 'torch' not in sys.modules; sys.exit(code)"
+    run = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert run.stderr.startswith("dgd: error: --config: expected a configuration, received none. Hint: use e.g. `dgd ")
+
+
 @pytest.mark.parametrize(
     "arms",
     [
@@ -246,7 +264,7 @@ def test_broken_yaml(dgd: Dgd, tmp_path: Path) -> None:
         "model:\n  class_path: Decoding\n  init_args:\n    target: lab\n   draft: lab\n"
     )
     check(dgd("predict", "--config", tmp_path / "shifted.yaml"), "--config", "line 5")
-    check(dgd("predict"), "model", "nothing")
+    check(dgd("predict"), "--config", "received none")
     check(dgd("decode"), "subcommand", "predict")
 
 
