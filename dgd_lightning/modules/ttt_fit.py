@@ -20,7 +20,7 @@ from dgd_lightning.draft.checkpoint import save_adapter
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.adaptation import ADAPTERS, TRACE, best_score, safe_name, save_trace
 from dgd_lightning.modules.pair_source import PairSource
-from dgd_lightning.ttt.adapt import AdaptResult, Fit, gather, make_lora, make_optimizer
+from dgd_lightning.ttt.adapt import Fit, gather, make_lora, make_optimizer
 from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.validation_texts import Chosen
 from dgd_lightning.types import AdaptTrace
@@ -165,7 +165,6 @@ class TestTimeTraining(L.LightningModule):
         """Keeps the best weights, or none, and writes the adapter; also where there was no step to make."""
         self.fit.conclude()
         trace = self.fit.trace(self.material, time.perf_counter() - self.began)
-        self.result = AdaptResult(self.lora.adapter(), trace, trace.kept)
         if self.trainer.logger is not None:
             self.trainer.logger.log_metrics({"ttt/kept_step": trace.best_step}, len(trace.losses))  # 0: none
         log_dir = self.trainer.log_dir  # a collective: every rank asks
@@ -176,16 +175,15 @@ class TestTimeTraining(L.LightningModule):
         folders = [Path(folder) for folder in (own, self.export_dir if trace.kept else None) if folder]
         for folder in folders:
             if trace.kept:
-                save_adapter(self.result.adapter, folder)
+                save_adapter(self.lora.adapter(), folder)
             save_trace(trace, folder)
-        print(report(self.context_id, self.result, self.ttt))
+        print(report(self.context_id, trace, self.ttt))
         for folder in folders:
             print(f"adapter:    {folder}" if trace.kept else f"trace:      {folder / TRACE}")
 
 
-def report(context_id: str, result: AdaptResult, config: TTTConfig) -> str:
+def report(context_id: str, trace: AdaptTrace, config: TTTConfig) -> str:
     """A fit in a few lines, for people."""
-    trace = result.trace
     lines = [
         f"context {context_id}: {trace.context_tokens} tokens, {trace.parameters:,} LoRA parameters, "
         f"prefill {trace.prefill_seconds:.2f} s, {len(trace.losses)} steps in {trace.fit_seconds:.2f} s"
@@ -201,7 +199,7 @@ def report(context_id: str, result: AdaptResult, config: TTTConfig) -> str:
             f"stopped early, after step {len(trace.losses)} of {config.steps}: {config.patience} scores in a row "
             "were no better and had no lower loss (ttt.patience)"
         )
-    lines.append(f"kept the weights of step {trace.best_step}" if result.kept else _rolled_back(trace, config))
+    lines.append(f"kept the weights of step {trace.best_step}" if trace.kept else _rolled_back(trace, config))
     return "\n".join(lines)
 
 

@@ -95,6 +95,15 @@ def test_a_fit_ends_with_what_it_kept_and_where_it_is(
     assert all(any(word in line for line in lines) for word in words), lines
 
 
+def test_nothing_is_exported_where_nothing_is_kept(dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path) -> None:
+    data, out = {"path": str(text_file(tmp_path))}, tmp_path / "out"
+    run = dgd("fit", "--config", fit_yaml(tmp_path, tiny_pair, data, ttt={**FIT, "lr": 0.0}, export_dir=str(out)))
+    assert run.code == 0, run.err
+    assert "kept nothing" in run.out
+    assert "adapter:" not in run.out
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("command", ["fit", "predict"])
 @pytest.mark.parametrize(
     ("arguments", "argument", "words"),
