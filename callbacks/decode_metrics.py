@@ -20,13 +20,7 @@ from dgd_lightning.report.run_summary import (
     speed_sentences,
     ungraded_sentences,
 )
-from dgd_lightning.report.run_tables import (
-    adaptation_table,
-    decoding_table,
-    gain_table,
-    histogram_tables,
-    notes,
-)
+from dgd_lightning.report.run_tables import adaptation_table, decoding_table, gain_table, histogram_tables, notes
 
 
 class DecodeMetrics(RowSums):

@@ -99,7 +99,8 @@ class ContextAdapter:
             prefixes.take(context_id, result.prefix)
             result = result._replace(prefix=None)  # the store alone holds it
         if self.folder is not None:
-            save_fit(result, self.folder / safe_name(context_id))
+            save_adapter(result.adapter, folder := self.folder / safe_name(context_id))
+            save_trace(result.trace, folder)
         return Adapted(result, summary(result.trace), {f"ttt_{name}": getattr(result.trace, name) for name in COSTS})
 
 
@@ -139,11 +140,10 @@ def summary(trace: AdaptTrace) -> dict[str, Any]:
     }
 
 
-def save_fit(result: AdaptResult, folder: Path) -> None:
-    """Write an adapter, and its whole trace beside it; numbers that are not finite become null."""
-    save_adapter(result.adapter, folder)
-    scores = [score._asdict() | {"loss": finite(score.loss)} for score in result.trace.scores]
-    record = {**result.trace._asdict(), "scores": scores, "losses": list(map(finite, result.trace.losses))}
+def save_trace(trace: AdaptTrace, folder: Path) -> None:
+    """Write the whole trace of a fit; numbers that are not finite become null."""
+    scores = [score._asdict() | {"loss": finite(score.loss)} for score in trace.scores]
+    record = {**trace._asdict(), "scores": scores, "losses": list(map(finite, trace.losses))}
     with whole_files(folder, TRACE) as scratch:
         (scratch / TRACE).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 

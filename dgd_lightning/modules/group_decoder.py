@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dgd_lightning.data.tasks import context_of
+from dgd_lightning.data.tasks import by_context
 from dgd_lightning.decode.call import Call, Progress
 from dgd_lightning.decode.sampling import sampling_params
 from dgd_lightning.draft.checkpoint import Adapter
@@ -109,9 +109,8 @@ class GroupDecoder:
             self.on_note(f"out of memory with {len(tasks)} tasks together: going on with {size}, for all arms alike")
 
     def _part(self, tasks: list[Task], turn: int, tasks_together: int | None) -> list[dict[str, Any]]:
-        members: dict[str, list[Task]] = {}  # an adapter belongs to one context: without adapters, one part is enough
-        for task in tasks:
-            members.setdefault(context_of(task) if self.adapt else "", []).append(task)
+        # an adapter belongs to one context: without adapters, one part is enough
+        members = by_context(tasks) if self.adapt else {"": tasks}
         order = self.together if turn % 2 == 0 else self.together[::-1]
         return [row for name, own in members.items() for row in self._rows(name, own, order, tasks_together)]
 

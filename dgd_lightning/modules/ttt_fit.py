@@ -16,10 +16,11 @@ from torch import Tensor
 
 from dgd_lightning.data.licence import check_clbench
 from dgd_lightning.data.one_context import common_prefix
+from dgd_lightning.draft.checkpoint import save_adapter
 from dgd_lightning.errors import InputError
-from dgd_lightning.modules.adaptation import ADAPTERS, best_score, safe_name, save_fit
+from dgd_lightning.modules.adaptation import ADAPTERS, TRACE, best_score, safe_name, save_trace
 from dgd_lightning.modules.pair_source import PairSource
-from dgd_lightning.ttt.adapt import AdaptResult, Fit, gather, make_lora, make_optimizer
+from dgd_lightning.ttt.adapt import Fit, gather, make_lora, make_optimizer
 from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.validation_texts import Chosen
 from dgd_lightning.types import AdaptTrace
@@ -36,7 +37,8 @@ class TestTimeTraining(L.LightningModule):
         target: Hub id or folder of the target, or ``lab``.
         draft: Hub id or folder of the draft, or ``lab``.
         ttt: the fit; ``clip`` is the Trainer's here (``trainer.gradient_clip_val``).
-        export_dir: where the adapter goes too, beside the run folder's ``adapters/<context id>/``; None: nowhere else.
+        export_dir: where the adapter goes too, beside the run folder's ``adapters/<context id>/``, if it is kept; None:
+            nowhere else.
         accept_clbench_license: you have obtained permission to adapt to CL-bench's contexts, which its licence forbids.
         pair: see `PairSource`; ``dtype`` is the pair's, LoRA weights are fp32 or wider.
     """
@@ -163,24 +165,25 @@ class TestTimeTraining(L.LightningModule):
         """Keeps the best weights, or none, and writes the adapter; also where there was no step to make."""
         self.fit.conclude()
         trace = self.fit.trace(self.material, time.perf_counter() - self.began)
-        self.result = AdaptResult(self.lora.adapter(), trace, trace.kept)
         if self.trainer.logger is not None:
             self.trainer.logger.log_metrics({"ttt/kept_step": trace.best_step}, len(trace.losses))  # 0: none
         log_dir = self.trainer.log_dir  # a collective: every rank asks
         if not self.trainer.is_global_zero:
             return
         own = log_dir and Path(log_dir, ADAPTERS, safe_name(self.context_id))
-        folders = [Path(folder) for folder in (own, self.export_dir) if folder]
+        # where nothing was kept there is no adapter to export, and an earlier one there stays beside its own trace
+        folders = [Path(folder) for folder in (own, self.export_dir if trace.kept else None) if folder]
         for folder in folders:
-            save_fit(self.result, folder)
-        print(report(self.context_id, self.result, self.ttt))
+            if trace.kept:
+                save_adapter(self.lora.adapter(), folder)
+            save_trace(trace, folder)
+        print(report(self.context_id, trace, self.ttt))
         for folder in folders:
-            print(f"adapter:    {folder}")
+            print(f"adapter:    {folder}" if trace.kept else f"trace:      {folder / TRACE}")
 
 
-def report(context_id: str, result: AdaptResult, config: TTTConfig) -> str:
+def report(context_id: str, trace: AdaptTrace, config: TTTConfig) -> str:
     """A fit in a few lines, for people."""
-    trace = result.trace
     lines = [
         f"context {context_id}: {trace.context_tokens} tokens, {trace.parameters:,} LoRA parameters, "
         f"prefill {trace.prefill_seconds:.2f} s, {len(trace.losses)} steps in {trace.fit_seconds:.2f} s"
@@ -196,7 +199,7 @@ def report(context_id: str, result: AdaptResult, config: TTTConfig) -> str:
             f"stopped early, after step {len(trace.losses)} of {config.steps}: {config.patience} scores in a row "
             "were no better and had no lower loss (ttt.patience)"
         )
-    lines.append(f"kept the weights of step {trace.best_step}" if result.kept else _rolled_back(trace, config))
+    lines.append(f"kept the weights of step {trace.best_step}" if trace.kept else _rolled_back(trace, config))
     return "\n".join(lines)
 
 

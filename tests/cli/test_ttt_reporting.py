@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,10 @@ def end_of_fit(dgd: Dgd, path: Path, tmp_path: Path) -> tuple[list[str], float]:
     folder = tmp_path / "logs" / "fit" / "version_0"
     lines = run.out.splitlines()
     lines = lines[next(i for i, line in enumerate(lines) if line.startswith("context guide: ")) :]
+    own = folder / "adapters" / "guide"
+    saved = (own / "adapter_model.safetensors").exists()
     assert lines[-3:] == [
-        f"adapter:    {folder / 'adapters' / 'guide'}",
+        f"adapter:    {own}" if saved else f"trace:      {own / 'trace.json'}",
         f"run folder: {folder}",
         f"curves:     tensorboard --logdir {folder.parent}",
     ]
@@ -86,7 +89,19 @@ def test_a_fit_ends_with_what_it_kept_and_where_it_is(
     path = fit_yaml(tmp_path, tiny_pair, {"path": str(text_file(tmp_path))}, ttt={**FIT, **ttt})
     lines, step = end_of_fit(dgd, path, tmp_path)
     assert step == kept
+    folder = tmp_path / "logs" / "fit" / "version_0" / "adapters" / "guide"
+    assert json.loads((folder / "trace.json").read_text())["best_step"] == kept
+    assert (len(list(folder.iterdir())) > 1) == (kept > 0)  # what changes nothing is not saved as an adapter
     assert all(any(word in line for line in lines) for word in words), lines
+
+
+def test_nothing_is_exported_where_nothing_is_kept(dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path) -> None:
+    data, out = {"path": str(text_file(tmp_path))}, tmp_path / "out"
+    run = dgd("fit", "--config", fit_yaml(tmp_path, tiny_pair, data, ttt={**FIT, "lr": 0.0}, export_dir=str(out)))
+    assert run.code == 0, run.err
+    assert "kept nothing" in run.out
+    assert "adapter:" not in run.out
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("command", ["fit", "predict"])
