@@ -158,7 +158,7 @@ def test_questions_and_greedy_answers_behind_the_context(lab: Pair) -> None:
 @pytest.mark.parametrize(("chat", "repeats"), [(True, 2), (False, 1)], ids=["answers", "continuations"])
 def test_texts_written_together_are_those_written_one_by_one(lab: Pair, chat: bool, repeats: int) -> None:
     pair, context = Pair(lab.target, lab.draft, lab.tokenizer if chat else None), lab_context(lab)
-    knobs = {"validation_texts": 3, "train_texts": 2, "repeats": repeats, "validation_tokens": 24}
+    knobs = {"validation_texts": 3, "train_texts": 2, "repeats": repeats, "validation_tokens": 12}
     found = [
         gather(pair, context, TTTConfig(**knobs, validation_batch=batch)).validation_texts for batch in (1, 2, None)
     ]
@@ -214,7 +214,7 @@ def test_no_validation_text_is_a_task_and_no_trained_one_held_out(lab: Pair) -> 
 
 def test_a_whole_prompt_is_continued_not_asked(lab: Pair) -> None:
     prompt = lab_prompt(lab)  # a single task's context is its prompt: the answer is to come
-    texts = gather(lab, prompt, TTTConfig(validation_texts=2), avoid=[prompt]).validation_texts
+    texts = gather(lab, prompt, TTTConfig(validation_texts=2, validation_tokens=SHORT), avoid=[prompt]).validation_texts
     assert texts.answers == 0
     for text in texts.held_out:
         assert torch.equal(text.ids[0, : len(prompt)], prompt)
