@@ -143,8 +143,6 @@ class ProjectCLI(LightningCLI):
 
     def test(self, **kwargs: Any) -> None:
         """Test; a diagnostic after the checks of predict, since it writes rows too."""
-        if isinstance(self.model, Decoding):
-            raise InputError("subcommand", expected="predict, for Decoding", received="test", hint="run `dgd predict`")
         if self._makes_rows():
             self._check_rows_run(Diagnostic)
         self.trainer.test(**kwargs)
@@ -173,6 +171,10 @@ class ProjectCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs it; where it fails, launched ranks are ended too: they would wait for this one for ever."""
+        for kind, own in ((Decoding, "predict"), (Diagnostic, "test")):
+            if isinstance(self.model, kind) and subcommand != own:
+                expected = f"{own}, for {kind.__name__}"
+                raise InputError("subcommand", expected=expected, received=subcommand, hint=f"run `dgd {own}`")
         try:
             super()._run_subcommand(subcommand)
         except Exception:

@@ -278,9 +278,10 @@ def test_clbench_rows_have_no_answer_and_are_not_adapted_to(dgd: Dgd, tiny_pair:
 def test_modules_and_commands_that_do_not_go_together(
     dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path, config: Config
 ) -> None:
-    check_error(dgd("predict", "--config", written(tmp_path, tiny_pair)), "model", "Decoding")
-    check_error(dgd("validate", "--config", written(tmp_path, tiny_pair)), "configuration", "val")
-    check_error(dgd("test", "--config", config()), "subcommand", "dgd predict")
+    check_error(dgd("predict", "--config", written(tmp_path, tiny_pair)), "subcommand", "dgd test")
+    check_error(dgd("validate", "--config", written(tmp_path, tiny_pair)), "subcommand", "dgd test")
+    for command in ("test", "fit", "validate"):
+        check_error(dgd(command, "--config", config()), "subcommand", "dgd predict")
     (tmp_path / "guide.txt").write_text("The heron haunts the marsh.")
     where = {"data_class": "FileContext", "data": {"path": str(tmp_path / "guide.txt")}}
     check_error(dgd("test", "--config", written(tmp_path, tiny_pair, **where)), "data", "TaskData")
