@@ -61,7 +61,7 @@ def finish(summary: Summary, folder: Path, *, verbose: bool) -> None:
     for sentence in summary.sentences[:MOST]:
         console.print(sentence, highlight=False)
     more = len(summary.sentences) - MOST
-    extra = f"{more} more sentences and all tables" if more > 0 else "all tables"
+    extra = f"{more} more sentence{'s' if more > 1 else ''} and all tables" if more > 0 else "all tables"
     pointers = [*summary.pointers, *([] if verbose and more <= 0 else [f"{extra}: {folder / FILE}"])]
     print_tables(console, ["", *pointers])
 
