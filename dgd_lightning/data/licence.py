@@ -51,10 +51,7 @@ class LicensedData(LightningDataModule):
 def check_clbench(data: Any, accepted: bool, argument: str) -> None:
     """Refuses to fit anything to CL-bench's rows; a module that is no `LicensedData` is its author's to answer for.
 
-    Args:
-        data: a data module.
-        accepted: the user has obtained permission.
-        argument: what asks for the fit.
+    ``accepted``: the user has obtained permission; ``argument``: what asks for the fit.
     """
     if getattr(data, "is_clbench", False) and not accepted:
         raise refusal(argument)

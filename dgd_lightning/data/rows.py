@@ -156,11 +156,7 @@ def field(row: Row, path: str, kind: type | tuple[type, ...], what: str) -> Any:
 
 
 def carried(row: Row) -> dict[str, Any]:
-    """What predictions carry on of a row: all but what an earlier run wrote.
-
-    Raises:
-        InputError: it holds what JSON can't (bytes, dates, images).
-    """
+    """What predictions carry on of a row: all but what an earlier run wrote; JSON must be able to hold it."""
     kept = {key: value for key, value in row.value.items() if key not in STALE}
     for key, value in kept.items():
         try:

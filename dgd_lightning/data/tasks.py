@@ -93,13 +93,7 @@ def group_tasks(tasks: Sequence[Task], batch_size: int) -> list[list[Task]]:
 
 
 def group_shards(groups: Sequence[Sequence[Task]], ranks: int, *, together: bool = False) -> list[list[int]]:
-    """Indices of the groups that each rank decodes: in turn.
-
-    Args:
-        groups: from :func:`group_tasks`.
-        ranks: how many.
-        together: a context's groups go to one rank, which alone adapts to it.
-    """
+    """Indices of the groups that each rank decodes, in turn; ``together``: all of a context on the same rank."""
     shards: list[list[int]] = [[] for _ in range(ranks)]
     turn, before = -1, None
     for number, group in enumerate(groups):

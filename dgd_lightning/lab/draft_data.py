@@ -94,9 +94,7 @@ class DraftStage:
 class StagedOrder(Sampler[list[int]]):
     """Endless batches of indices into the stages' data sets laid end to end; batch i depends on (seed, i) alone.
 
-    Args:
-        counts, steps: conversations and batches of each stage; the last stage goes on.
-        first: where a resumed run starts.
+    ``counts`` and ``steps``: conversations and batches of each stage, the last of which goes on.
     """
 
     def __init__(self, counts: list[int], steps: list[int], batch_size: int, seed: int, first: int = 0) -> None:
