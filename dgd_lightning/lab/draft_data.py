@@ -153,9 +153,8 @@ class LabDraftData(L.LightningDataModule):
 
     def fingerprint(self) -> str:
         """Short hash of everything that shapes the conversations and their order, for the run's provenance."""
-        stages = [asdict(stage) for stage in self.stages]
         answers = [self.target, self.max_new_tokens, self.generation_batch]
-        settings = [stages, answers, self.batch_size, self.val_prompts, self.seed]
+        settings = [[*map(asdict, self.stages)], answers, self.batch_size, self.val_prompts, self.seed]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
     def setup(self, stage: str) -> None:
