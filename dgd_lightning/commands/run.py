@@ -21,7 +21,7 @@ from dgd_lightning.commands.main import ended_by_sigterm
 from dgd_lightning.errors import InputError
 from dgd_lightning.old_rows import upgraded_arm
 
-STARTS = re.compile(r"--(config|model|print_config)\b|--.*help$|-h$")  # one of these is needed, to run anything
+STARTS = re.compile(r"-c$|--(config|model|print_config)\b|--.*help$|-h$")  # one of these is needed, to run anything
 EXAMPLES = {"predict": "quickstart", "fit": "ttt/lab", "test": "diagnostic/lab"}
 OPTION = re.compile(r"--model(\.init_args)?\.arms\+?(=(?P<value>.*))?", re.S)
 
@@ -79,7 +79,7 @@ def check_arms_form(argv: Sequence[str]) -> None:
     What can't be read is left to the parser.
     """
     for arm in _arms(argv):
-        if not isinstance(arm, dict):
+        if not isinstance(arm, dict) or not arm.keys() & {"name", "method"}:
             hint = "write {name: plain, method: Speculative}"
             raise InputError("model.arms", expected="a name and a method per arm", received=repr(arm), hint=hint)
         argument = f"model.arms[{arm.get('name')}].method"
@@ -88,7 +88,8 @@ def check_arms_form(argv: Sequence[str]) -> None:
             hint = "write Speculative, or {class_path: Guided, init_args: {beta: 0.3}}"
             raise InputError(argument, expected="a method's class", received=method, hint=hint)
         if isinstance(method, dict) and (loose := method.keys() - {"class_path", "init_args", "dict_kwargs"}):
-            inside = {key: method[key] for key in sorted(loose)} | dict(method.get("init_args") or {})
+            given = method.get("init_args")
+            inside = {key: method[key] for key in sorted(loose)} | (given if isinstance(given, dict) else {})
             raise InputError(
                 argument,
                 expected="a method's class, with its settings in init_args",

@@ -34,6 +34,11 @@ def shown(value: float, form: str) -> str:
     return form.format(value) if value == value else "–"
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 context``, ``2,000 contexts``."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def resampled(
     columns: Sequence[np.ndarray] | np.ndarray, statistic: Callable[..., np.ndarray], *, seed: int = 0
 ) -> Difference:

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from dgd_lightning.metrics.clustered import NAN, Difference, clustered_mean
+from dgd_lightning.metrics.clustered import NAN, Difference, clustered_mean, counted
 
 TARGET, DRAFT, ADAPTED = "target", "draft", "draft + TTT"  # names of readers
 SHUFFLED, RANDOM = "shuffled features", "random features"
@@ -118,7 +118,8 @@ def verdict(name: str, target: Wins, control: Wins, unsure: str) -> Verdict:
     Both are compared by rank on the tokens that decide (``unsure``: which these are, in words). The null control is the
     same network fed with random features.
     """
-    where = f"where the target is unsure (top-1 token {unsure}; {target.tokens} tokens of {target.contexts} contexts)"
+    of = f"{counted(target.tokens, 'token')} of {counted(target.contexts, 'context')}"
+    where = f"where the target is unsure (top-1 token {unsure}; {of})"
     if target.tokens < FEWEST_TOKENS or target.contexts < FEWEST_CONTEXTS:
         return Verdict(
             False,

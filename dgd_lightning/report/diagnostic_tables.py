@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dgd_lightning.analysis.diagnosis import ALL, MAIN, Cell, Diagnosis
-from dgd_lightning.metrics.clustered import shown
+from dgd_lightning.metrics.clustered import counted, shown
 from dgd_lightning.metrics.diagnosis import ADAPTED, DRAFT, PERCENT, RANDOM, SHUFFLED, TARGET, Wins
 from dgd_lightning.report.print_tables import new_table
 
@@ -37,11 +37,12 @@ def report(found: Diagnosis, *, whole: bool) -> Group:
 
 
 def _about(found: Diagnosis) -> Text:
-    what = [f"{found.tasks} gold answers of {found.contexts} contexts, {len(found.bucket):,} tokens"]
+    answers, tokens = counted(found.tasks, "gold answer"), counted(len(found.bucket), "token")
+    what = [f"{answers} of {counted(found.contexts, 'context')}, {tokens}"]
     if found.kept is not None:
         what.append(f"adapters kept for {found.kept} of them (elsewhere the adapted draft is the draft)")
     if found.skipped:
-        what.append(f"{found.skipped} tasks skipped, too long")
+        what.append(f"{counted(found.skipped, 'task')} skipped, too long")
     return Text("; ".join(what) + ".")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from dgd_lightning.analysis.adaptation import Counts, Gain, Record
 from dgd_lightning.analysis.arms import ArmStats
 from dgd_lightning.analysis.divergence import COLUMNS, ArmDivergence
+from dgd_lightning.metrics.clustered import counted
 from dgd_lightning.report.canvas import empty_figure
 from dgd_lightning.report.text import visible
 
@@ -59,7 +60,7 @@ def held_out_figure(records: Sequence[Record]) -> Any:
         axes.plot(range(1, len(means) + 1), means, marker="o", color=colour, label=f"{when} adaptation")
     axes.set(xlabel="slot of the block", ylabel="share accepted up to here", ylim=(0, 1))
     axes.set_xticks(range(1, len(means) + 1))
-    axes.set_title(f"Held-out blocks, mean over {len(records)} contexts", loc="left")
+    axes.set_title(f"Held-out blocks, mean over {counted(len(records), 'context')}", loc="left")
     axes.legend()
     return figure
 

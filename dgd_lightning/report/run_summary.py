@@ -14,7 +14,7 @@ from rich.table import Table
 from dgd_lightning.analysis.adaptation import Gain
 from dgd_lightning.analysis.arms import ArmStats, baseline_of, speed_up
 from dgd_lightning.files import whole_files
-from dgd_lightning.metrics.clustered import shown
+from dgd_lightning.metrics.clustered import counted, shown
 from dgd_lightning.metrics.diagnosis import FEWEST_CONTEXTS
 from dgd_lightning.report.print_tables import WIDTH, plain_console, print_tables
 from dgd_lightning.report.run_tables import tasks_of
@@ -61,7 +61,7 @@ def finish(summary: Summary, folder: Path, *, verbose: bool) -> None:
     for sentence in summary.sentences[:MOST]:
         console.print(sentence, highlight=False)
     more = len(summary.sentences) - MOST
-    extra = f"{more} more sentence{'s' if more > 1 else ''} and all tables" if more > 0 else "all tables"
+    extra = f"{counted(more, 'more sentence')} and all tables" if more > 0 else "all tables"
     pointers = [*summary.pointers, *([] if verbose and more <= 0 else [f"{extra}: {folder / FILE}"])]
     print_tables(console, ["", *pointers])
 
@@ -124,12 +124,12 @@ def _gain(gain: Gain) -> str:
     tau, against = gain.tau, f"in {gain.arm} against {gain.base}"
     if not tau.contexts:
         return f"nothing was verified {against} in the same context"
-    numbers = f"τ {tau.base:.2f} → {tau.tau:.2f}, {tau.ratio.text('{:+.1%}')} over {tau.contexts} contexts"
+    numbers = f"τ {tau.base:.2f} → {tau.tau:.2f}, {tau.ratio.text('{:+.1%}')} over {counted(tau.contexts, 'context')}"
     if tau.contexts < FEWEST_CONTEXTS:
         return f"too few contexts to say what changed {against} ({numbers}; {FEWEST_CONTEXTS} are the least)"
     low, high = tau.difference.low, tau.difference.high
     if low == high == 0:
-        return f"τ did not change {against} (τ {tau.tau:.2f} in {tau.contexts} contexts)"
+        return f"τ did not change {against} (τ {tau.tau:.2f} in {counted(tau.contexts, 'context')})"
     changed = "τ rose" if low > 0 else "τ fell" if high < 0 else "no change of τ found"
     return f"{changed} {against} ({numbers})"
 

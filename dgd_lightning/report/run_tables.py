@@ -8,7 +8,7 @@ from rich.table import Table
 from dgd_lightning.analysis.adaptation import Adaptations, Gain
 from dgd_lightning.analysis.arms import ArmStats, Cost, speed_up
 from dgd_lightning.analysis.divergence import CLASSES, ArmDivergence
-from dgd_lightning.metrics.clustered import shown
+from dgd_lightning.metrics.clustered import counted, shown
 from dgd_lightning.report.print_tables import new_table
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -140,7 +140,7 @@ def _mean_table(title: str, caption: str, numbers: Numbers, stats: Mapping[str, 
             found = arm.interval(name)
             interval = f"{form.format(found.low)}…{form.format(found.high)}" if found.bounded else ""
             cells.append(f"{form.format(found.value)}\n{interval}")
-        about = f"β {arm.beta:g}, {len(arm.contexts)} contexts, {arm.tokens:,} tokens"
+        about = f"β {arm.beta:g}, {counted(len(arm.contexts), 'context')}, {counted(arm.tokens, 'token')}"
         table.add_row(f"{arm.name}\n{about}", *cells)
     return table
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dgd_lightning.errors import InputError
+from dgd_lightning.metrics.clustered import counted
 from dgd_lightning.scoring.graded import ArmFacts, Graded, Versus, arm_facts, comparisons, graded
 from dgd_lightning.scoring.judge_text import rubric_texts
 from dgd_lightning.scoring.score_run import rows_of
@@ -89,14 +90,14 @@ def _shared_tasks(runs: Sequence[Run], common: bool) -> tuple[set[str], str]:
     if all(own == shared for own in tasks):
         return shared, ""
     differ = "; ".join(
-        f"{run.label} has {len(own)} tasks, {len(own - shared)} of them "
+        f"{run.label} has {counted(len(own), 'task')}, {len(own - shared)} of them "
         f"{'alone' if len(runs) == 2 else 'not in all runs'}"
         for run, own in zip(runs, tasks, strict=True)
     )
     if not common or not shared:
         hint = f"--common true compares over the {len(shared)} that all have" if shared else "name other runs"
         raise InputError("runs", expected="runs on the same tasks", received=differ, hint=hint)
-    return shared, f"only the {len(shared)} common tasks: {differ}"
+    return shared, f"only the {counted(len(shared), 'common task')}: {differ}"
 
 
 def _check_same_arms(runs: Sequence[Run]) -> None:

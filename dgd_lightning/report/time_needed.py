@@ -17,7 +17,7 @@ from rich.table import Table
 
 from dgd_lightning.checks import check_integer
 from dgd_lightning.errors import InputError
-from dgd_lightning.metrics.clustered import NAN, Difference, clustered_mean, shown
+from dgd_lightning.metrics.clustered import NAN, Difference, clustered_mean, counted, shown
 from dgd_lightning.report.print_tables import new_table, plain_console, print_tables
 from dgd_lightning.run_folder import PREDICTIONS, batch_share, rows_so_far
 
@@ -68,7 +68,8 @@ def _seconds(record: dict[str, Any]) -> float:
 def table(found: Sequence[Needed], *, tasks: int, contexts: int, devices: int) -> Table:
     """Hours of the whole data on so many devices that work side by side, per part and in total."""
     numbers = ("measured", "new tokens per task", "tokens/s", "seconds each", "hours")
-    result = new_table(f"{tasks:,} tasks of {contexts:,} contexts on {devices} device(s)", ["part"], numbers)
+    size = f"{counted(tasks, 'task')} of {counted(contexts, 'context')} on {counted(devices, 'device')}"
+    result = new_table(size, ["part"], numbers)
     total = 0.0
     for one in found:
         hours = (contexts if one.part == "adapting" else tasks) / devices / 3600

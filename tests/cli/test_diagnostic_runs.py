@@ -225,8 +225,8 @@ def test_too_long_answers(dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path) -> None
     assert not folder_of(tmp_path).exists()
     run = dgd("test", "--config", written(tmp_path, tiny_pair, rows, model={"too_long": "skip"}))
     assert run.code == 0
-    assert "1 gold answers of 1 contexts" in run.out
-    assert "1 tasks skipped, too long" in run.out
+    assert "1 gold answer of 1 context," in run.out
+    assert "1 task skipped, too long" in run.out
     assert "more than fit" in rows_of(folder_of(tmp_path))[1]["dgd"]["skipped"]
     run = dgd("test", "--config", written(tmp_path, tiny_pair, rows[1:], model={"too_long": "skip"}))
     assert run.code == 0

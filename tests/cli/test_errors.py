@@ -207,7 +207,10 @@ def test_settings_beside_a_class_path_are_shown_inside(dgd: Dgd, tmp_path: Path)
     run = dgd("predict", f"--model.arms={arms}")
     shown = "write {class_path: Guided, init_args: {beta: 0.3, space: probs}}"
     check(run, "model.arms[g].method", "beta beside class_path", shown)
-    check(dgd("predict", "--model.arms=[Speculative]"), "model.arms", "'Speculative'", "{name: plain, method: Spec")
+    arms = "[{name: g, method: {class_path: Guided, beta: 0.3, init_args: 3}}]"
+    check(dgd("predict", f"--model.arms={arms}"), "model.arms[g].method", "init_args: {beta: 0.3}}")
+    for arms in ("[Speculative]", "{mine: {class_path: Guided}}"):
+        check(dgd("predict", f"--model.arms={arms}"), "model.arms", "a name and a method", "{name: plain, method: Spec")
 
 
 @pytest.mark.parametrize("command", ["predict", "fit", "test", "validate"])

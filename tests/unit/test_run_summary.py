@@ -12,10 +12,11 @@ from rich.table import Table
 from dgd_lightning.analysis.adaptation import Gain
 from dgd_lightning.analysis.arms import ArmStats
 from dgd_lightning.analysis.arms import collect as collect_row
-from dgd_lightning.metrics.clustered import NAN, Difference
+from dgd_lightning.metrics.clustered import NAN, Difference, counted
 from dgd_lightning.metrics.paired import TauGain
 from dgd_lightning.report.print_tables import print_tables
 from dgd_lightning.report.run_summary import (
+    MOST,
     adaptation_sentences,
     add_decoding,
     add_solve_rates,
@@ -133,6 +134,15 @@ def filled() -> Summary:
     summary.details += [Table("only in detail"), "a remark in detail"]
     summary.pointers.append("case studies: there")
     return summary
+
+
+def test_one_is_no_plural(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert [counted(number, "context") for number in (0, 1, 2000)] == ["0 contexts", "1 context", "2,000 contexts"]
+    for more, words in ((1, "1 more sentence and"), (2, "2 more sentences and"), (0, "all tables:")):
+        summary = Summary()
+        summary.sentences += ["Said."] * (MOST + more)
+        finish(summary, tmp_path, verbose=False)
+        assert words in capsys.readouterr().out
 
 
 def test_a_baseline_of_another_sampling_is_named() -> None:

@@ -32,6 +32,7 @@ from dgd_lightning.ttt.problem import DraftContext
 from dgd_lightning.ttt.validation_texts import at_once, plan, turn_end
 from dgd_lightning.types import HeldOutScore
 
+SHORT = 24  # tokens of an answer: the lab's own are often shorter
 CLOSE = 1e-9  # fp64 hidden states, read in one piece and in two
 
 
@@ -123,7 +124,7 @@ def test_templates_that_close_no_turn_give_continuations(lab: Pair, template: st
     tokenizer.chat_template = template
     pair = Pair(lab.target, lab.draft, tokenizer)
     assert turn_end(pair) == []
-    texts = gather(pair, lab_context(lab), TTTConfig(validation_texts=2)).validation_texts
+    texts = gather(pair, lab_context(lab), TTTConfig(validation_texts=2, validation_tokens=16)).validation_texts
     assert (len(texts.held_out), texts.answers) == (2, 0)
 
 
@@ -135,7 +136,7 @@ def test_thinking_is_the_templates_business(lab: Pair) -> None:
 
 
 def lab_material(pair: Pair, **changes: object) -> Material:
-    return gather(pair, lab_context(pair), TTTConfig(**{"validation_texts": 3, **changes}))  # type: ignore[arg-type]
+    return gather(pair, lab_context(pair), TTTConfig(**{"validation_texts": 3, "validation_tokens": SHORT, **changes}))  # type: ignore[arg-type]
 
 
 def test_questions_and_greedy_answers_behind_the_context(lab: Pair) -> None:
@@ -149,7 +150,7 @@ def test_questions_and_greedy_answers_behind_the_context(lab: Pair) -> None:
         assert torch.equal(ids[: len(context)], context)
         assert prompt[-len(end) :].tolist() == end
         # Written in a cache that holds the context's second reading and other validation texts, as if from nothing.
-        assert torch.equal(autoregressive_generate(lab, [prompt], max_new_tokens=64)[0].tokens, answer)
+        assert torch.equal(autoregressive_generate(lab, [prompt], max_new_tokens=SHORT)[0].tokens, answer)
         prompts.append(tuple(prompt.tolist()))
     assert len(set(prompts)) == 5
 
@@ -157,7 +158,7 @@ def test_questions_and_greedy_answers_behind_the_context(lab: Pair) -> None:
 @pytest.mark.parametrize(("chat", "repeats"), [(True, 2), (False, 1)], ids=["answers", "continuations"])
 def test_texts_written_together_are_those_written_one_by_one(lab: Pair, chat: bool, repeats: int) -> None:
     pair, context = Pair(lab.target, lab.draft, lab.tokenizer if chat else None), lab_context(lab)
-    knobs = {"validation_texts": 3, "train_texts": 2, "repeats": repeats, "validation_tokens": 24}
+    knobs = {"validation_texts": 3, "train_texts": 2, "repeats": repeats, "validation_tokens": 12}
     found = [
         gather(pair, context, TTTConfig(**knobs, validation_batch=batch)).validation_texts for batch in (1, 2, None)
     ]
@@ -200,7 +201,7 @@ def test_features_are_those_of_a_prefill_of_the_whole_text() -> None:
 
 def test_no_validation_text_is_a_task_and_no_trained_one_held_out(lab: Pair) -> None:
     context = lab_context(lab)
-    config = TTTConfig(validation_texts=2, train_texts=3)
+    config = TTTConfig(validation_texts=2, train_texts=3, validation_tokens=SHORT)
     texts = gather(lab, context, config).validation_texts
     avoided = [text.ids[0, : text.first_anchor] for text in (texts.held_out[0], *texts.trained)]
     again = gather(lab, context, config, avoid=avoided).validation_texts
@@ -213,7 +214,7 @@ def test_no_validation_text_is_a_task_and_no_trained_one_held_out(lab: Pair) -> 
 
 def test_a_whole_prompt_is_continued_not_asked(lab: Pair) -> None:
     prompt = lab_prompt(lab)  # a single task's context is its prompt: the answer is to come
-    texts = gather(lab, prompt, TTTConfig(validation_texts=2), avoid=[prompt]).validation_texts
+    texts = gather(lab, prompt, TTTConfig(validation_texts=2, validation_tokens=SHORT), avoid=[prompt]).validation_texts
     assert texts.answers == 0
     for text in texts.held_out:
         assert torch.equal(text.ids[0, : len(prompt)], prompt)
@@ -222,7 +223,8 @@ def test_a_whole_prompt_is_continued_not_asked(lab: Pair) -> None:
 
 def test_pairs_of_two_dtypes_write_texts() -> None:
     pair = load_pair("lab", "lab", device="cpu", dtype="bfloat16", draft_dtype="float32")
-    assert len(gather(pair, lab_context(pair), TTTConfig(validation_texts=2)).validation_texts.held_out) == 2
+    material = gather(pair, lab_context(pair), TTTConfig(validation_texts=2, validation_tokens=8))
+    assert len(material.validation_texts.held_out) == 2
 
 
 # How adaptations are judged.
@@ -231,7 +233,7 @@ def test_pairs_of_two_dtypes_write_texts() -> None:
 @pytest.mark.parametrize("chat", [True, False], ids=["answers", "continuations"])
 def test_tau_of_validation_texts_is_that_of_decoding_them(lab: Pair, chat: bool) -> None:
     pair = lab if chat else Pair(lab.target, lab.draft, None)
-    config = TTTConfig(validation_texts=4, anchors_per_step=16)
+    config = TTTConfig(validation_texts=4, validation_tokens=SHORT, anchors_per_step=16)
     material = gather(pair, lab_context(lab), config)
     assert (material.validation_texts.answers > 0) == chat
     lora = DraftLora(lab.draft, rank=8, alpha=8, modules=config.modules, seed=0)
@@ -241,7 +243,7 @@ def test_tau_of_validation_texts_is_that_of_decoding_them(lab: Pair, chat: bool)
     for text in material.validation_texts.held_out:
         stops = None if chat else []
         output = speculative_generate(
-            pair, [text.ids[0, : text.first_anchor]], max_new_tokens=64, stop_token_ids=stops
+            pair, [text.ids[0, : text.first_anchor]], max_new_tokens=SHORT, stop_token_ids=stops
         )[0]
         assert torch.equal(output.tokens, text.ids[0, text.first_anchor :])
         lengths += output.acceptance_lengths
