@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 def whole_files(folder: Path, *names: str) -> Iterator[Path]:
     """A scratch folder for the block; at its end files move into ``folder``, so that a reader sees old or new ones.
 
-    Where the block raises, nothing moves.
-
-    Args:
-        folder: made if missing.
-        names: files that the block writes into the scratch folder; each replaces its namesake, in this order.
+    The files of these names move, in this order; where the block raises, nothing moves.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
@@ -32,11 +28,7 @@ def whole_files(folder: Path, *names: str) -> Iterator[Path]:
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """safetensors' ``save_file``, readable for all as other files are.
-
-    Raises:
-        OSError: it can't be written; safetensors raises an error of its own.
-    """
+    """safetensors' ``save_file``, readable for all as other files are, whose errors are the system's."""
     from safetensors import SafetensorError  # with torch, which those who only score need not wait for
     from safetensors.torch import save_file
 

@@ -89,15 +89,7 @@ class JsonLines:
 
     By default this process has the file for itself until it closes it: opening waits for another one that holds it, and
     a torn last line is cut off. A shared file is locked while it is written, and a torn line in it is closed, so that
-    nothing that is there is ever changed.
-
-    Args:
-        path: made if missing.
-        argument: what errors call it; the path, where it is None.
-        shared: several processes write.
-
-    Raises:
-        OSError: it can't be opened for writing.
+    nothing that is there is ever changed. Errors call the file ``argument``, or by its path.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, argument: str | None = None, shared: bool = False) -> None:

@@ -39,11 +39,7 @@ def choose_version(root: Path, wanted: str | None) -> int:
     """The newest unfinished version of this configuration that no living process writes, or a new one.
 
     A new one's folder is made here, so that of several runs that start together each gets its own; until it names its
-    configuration, no other run takes it.
-
-    Args:
-        root: ``logs/<name>``.
-        wanted: configuration hash; None never continues a version.
+    configuration, no other run takes it. Where ``wanted``, a configuration's hash, is None, no version is continued.
     """
     versions = sorted((int(p.name[8:]) for p in root.glob("version_*") if p.name[8:].isdecimal()), reverse=True)
     for version in versions if wanted is not None else []:
@@ -103,11 +99,7 @@ def sources(folder: Path, name: str = PREDICTIONS) -> list[Path]:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a merged file or a shard, each after the byte where it begins; a torn last line is left out.
-
-    Raises:
-        InputError: a line other than a torn last one is no row.
-    """
+    """Rows of a merged file or a shard, each after the byte where it begins; a torn last line is left out."""
     for number, (offset, line) in enumerate(jsonl.lines(path), 1):
         try:
             row = json.loads(line)
@@ -163,11 +155,7 @@ def _is_whole(folder: Path, rank: int, name: str) -> bool:
 
 
 def await_shards(folder: Path, ranks: Iterable[int], name: str, seconds: float) -> None:
-    """Returns when these ranks have marked their shards as whole; says for whom it waits.
-
-    Raises:
-        InputError: they have not within so many seconds; all that was written stays.
-    """
+    """Returns when these ranks have marked their shards as whole, within so many seconds; says for whom it waits."""
     started, next_word = time.monotonic(), FIRST_WORD
     while missing := [shard(folder, rank, name).name for rank in ranks if not _is_whole(folder, rank, name)]:
         waited, shards = time.monotonic() - started, ", ".join(missing)

@@ -72,7 +72,7 @@ def mistake_behind(error: BaseException) -> InputError | None:
 def from_parser_message(message: str) -> InputError:
     """The one-line form of what jsonargparse's ``ArgumentError`` says, naming the innermost argument that is wrong."""
     path = ".".join(dict.fromkeys(_KEY.findall(message))) or "command line"
-    for recognise in (_unknown, _required, _bad_class, bad_file, _choice, _type):
+    for recognise in (_unknown, _required, _bad_class, bad_file, _value):
         if (error := recognise(message, path)) is not None:
             return error
     return InputError(path, expected="a valid value", received=_short(message, 300), hint="see `dgd SUBCOMMAND --help`")
@@ -214,24 +214,15 @@ def bad_file(message: str, path: str = "config") -> InputError | None:
     return None
 
 
-def _choice(message: str, path: str) -> InputError | None:
+def _value(message: str, path: str) -> InputError | None:
     if match := re.search(r"argument (\S+): invalid choice: '([^']+)' \(choose from (.+)\)", message):
         return InputError(match[1], expected=f"one of {match[3]}", received=match[2], hint="use one of those")
-    return None
-
-
-def _type(message: str, path: str) -> InputError | None:
     match = _TYPE.search(message)
     allowed = _LITERAL.search(match[1]) if match else None
     if (match := match or _UNION.search(message)) is None:
         return None
     close = difflib.get_close_matches(match[2], re.findall(r"'([^']+)'", allowed[1]) if allowed else [], n=1)
     hint = f"did you mean '{close[0]}'?" if close else "correct the value"
-    return InputError(path, expected=_type_name(match[1]), received=_short(match[2]), hint=hint)
-
-
-def _type_name(text: str) -> str:
-    """A type in words: ``one of context, target`` for a Literal."""
-    text = _LITERAL.sub(lambda match: "one of " + match[1].replace("'", ""), text)
-    text = re.sub(r"<class '([^']+)'>", r"\1", text).replace("typing.", "").replace("NoneType", "null")
-    return _short(text)
+    kind = _LITERAL.sub(lambda literal: "one of " + literal[1].replace("'", ""), match[1])
+    kind = re.sub(r"<class '([^']+)'>", r"\1", kind).replace("typing.", "").replace("NoneType", "null")
+    return InputError(path, expected=_short(kind), received=_short(match[2]), hint=hint)

@@ -45,9 +45,7 @@ def import_plugins() -> None:
 class RunLogger(TensorBoardLogger):
     """TensorBoard in ``LOGS_DIR/NAME/version_N``, a folder that rank 0 chooses when it is first asked for it.
 
-    Args:
-        version: one to go on with; None chooses.
-        wanted: configuration hash of versions that may be continued; None takes a new one.
+    A ``version`` that is given is gone on with; else one of the configuration hash ``wanted`` may be, or it is new.
     """
 
     def __init__(self, logs_dir: Path, name: str, version: int | None, wanted: str | None) -> None:

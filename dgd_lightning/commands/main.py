@@ -48,11 +48,7 @@ END_SECONDS = 5.0  # from SIGTERM to an end without ceremony
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one `dgd` command.
 
-    Args:
-        argv: the arguments after the program's name; those of the process where None.
-
-    Returns:
-        0 on success, 2 on a user's mistake (one line on stderr), 130 after Ctrl-C, 143 after SIGTERM.
+    It gives 0 on success, 2 on a user's mistake (one line on stderr), 130 after Ctrl-C, 143 after SIGTERM.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):

@@ -7,7 +7,6 @@ Reads run folders that `dgd score` has graded, and graded files of CL-bench's ow
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import Namespace
 
@@ -15,7 +14,7 @@ from dgd_lightning.commands.errors import command_parser, parsed
 from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
 from dgd_lightning.report.print_tables import plain_console, print_tables
-from dgd_lightning.report.runs import Run, read_runs, study
+from dgd_lightning.report.runs import read_runs, study
 from dgd_lightning.report.runs_page import page
 from dgd_lightning.report.solve_rates import agreement_table, score_tables, shown_arms, verdict
 from dgd_lightning.report.text import visible
@@ -37,10 +36,24 @@ def main(argv: Sequence[str]) -> int:
         table.title = f"{table.title}{subject.note}"
         table.min_width = min(len(table.title), console.width)
     sentences = verdict(found, subject.scores)
-    remarks = [remark for run in subject.runs if (remark := _remark(run))]
+    remarks = [
+        f"{run.label}: {run.without_status} answers have score 0 and no rubric's status; perhaps their judge failed. "
+        "They count as not solved, as in CL-bench's own script; `dgd score --regrade true` judges anew."
+        for run in subject.runs
+        if run.without_status
+    ]
     numbers = {
         "verdict": sentences,
-        "runs": [_about(run) for run in subject.runs],
+        "runs": [
+            {
+                "name": run.label,
+                "file": str(run.file),
+                "arms": [arm.name for arm in run.arms],
+                "tasks": len(run.tasks),
+                "zeros_without_status": run.without_status,
+            }
+            for run in subject.runs
+        ],
         "note": subject.note.strip(" ()") or None,
         "judges": plain(judges) if judges.tasks else None,
         **summary(subject.scores, found),
@@ -78,23 +91,3 @@ def parse_options(argv: list[str]) -> Namespace:
     parser.add_argument("--against", type=str | None, default=None, help="arm that all others are compared with")
     parser.add_argument("--out", type=str | None, default=None, help="folder; else that of a single run, or this one")
     return parsed(parser, argv)
-
-
-def _about(run: Run) -> dict[str, Any]:
-    """What the numbers are of."""
-    return {
-        "name": run.label,
-        "file": str(run.file),
-        "arms": [arm.name for arm in run.arms],
-        "tasks": len(run.tasks),
-        "zeros_without_status": run.without_status,
-    }
-
-
-def _remark(run: Run) -> str:
-    if not run.without_status:
-        return ""
-    return (
-        f"{run.label}: {run.without_status} answers have score 0 and no rubric's status; perhaps their judge failed. "
-        "They count as not solved, as in CL-bench's own script; `dgd score --regrade true` judges anew."
-    )

@@ -21,7 +21,7 @@ from dgd_lightning.commands.main import ended_by_sigterm
 from dgd_lightning.errors import InputError
 from dgd_lightning.old_rows import upgraded_arm
 
-STARTS = re.compile(r"--(config|model|print_config)\b|--.*help$|-h$")  # one of these is needed, to run anything
+STARTS = re.compile(r"-c$|--(config|model|print_config)\b|--.*help$|-h$")  # one of these is needed, to run anything
 EXAMPLES = {"predict": "quickstart", "fit": "ttt/lab", "test": "diagnostic/lab"}
 OPTION = re.compile(r"--model(\.init_args)?\.arms\+?(=(?P<value>.*))?", re.S)
 

@@ -154,11 +154,7 @@ class Sweep:
         return self.study.get_trials(states=(self.optuna.trial.TrialState.COMPLETE,))
 
     def _take_up(self) -> list[dict[str, Any]]:
-        """Queues trials that a killed sweep left running again, with the same settings and folders.
-
-        Returns:
-            The parameters of all trials that wait in the queue.
-        """
+        """Queues again what a killed sweep left running, in the same folders; gives the parameters of all that wait."""
         state = self.optuna.trial.TrialState
         for trial in self.study.get_trials(states=(state.RUNNING,)):
             self.study.tell(trial.number, state=state.FAIL)

@@ -13,11 +13,7 @@ GOLD_FIELDS = ("metadata.lab.answer", "solution", "canonical_solution", "answer"
 
 
 def prompt_text(tokenizer: Any, task: Task, *, enable_thinking: bool) -> str:
-    """The text that the model reads for a task; the template gets ``enable_thinking`` (Qwen3's know it).
-
-    Raises:
-        InputError: no tokenizer; messages and no chat template; or a template that refuses the messages.
-    """
+    """The text that the model reads for a task; the template gets ``enable_thinking`` (Qwen3's know it)."""
     if tokenizer is None:
         raise InputError(
             "target",
@@ -75,11 +71,7 @@ def prompt_ids(tokenizer: Any, task: Task, *, enable_thinking: bool) -> Tensor:
 
 
 def gold_answer(task: Task, field: str | None = None) -> str:
-    """The text of a task's gold answer, in a field of its row (dotted path); None looks for one of ``GOLD_FIELDS``.
-
-    Raises:
-        InputError: there is none (CL-bench's rows have rubrics, and no answer), or it is no text.
-    """
+    """The text of a task's gold answer, in a field of its row (dotted path); None looks for one of ``GOLD_FIELDS``."""
     names = GOLD_FIELDS if field is None else (field,)
     found = next((value for name in names if (value := _value(task.row, name)) is not None), None)
     if not isinstance(found, str) or not found.strip():

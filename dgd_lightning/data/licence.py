@@ -14,12 +14,10 @@ COLUMNS = {"rubrics", "context_category", "sub_category"}  # any of them beside 
 
 
 def is_clbench_row(row: dict[str, Any], source: str | Path = "") -> bool:
-    """Whether a row may be CL-bench's and does not come from the lab.
+    """Whether a row may be CL-bench's and does not come from the lab, however much of it is left.
 
-    Args:
-        row: as read, however much of it is left; metadata may be flattened, or JSON in a text. It may be CL-bench's if
-            it has a context's id, and rubrics or a category.
-        source: the file or `datasets` id; all that comes from one that is named after CL-bench may be CL-bench's.
+    It may be if it has a context's id, and rubrics or a category (metadata may be flattened, or JSON in a text), or if
+    its source, a file or `datasets` id, is named after CL-bench.
     """
     metadata = row.get("metadata")
     inner = re.findall(r"\w+", metadata) if isinstance(metadata, str) else metadata
@@ -51,10 +49,7 @@ class LicensedData(LightningDataModule):
 def check_clbench(data: Any, accepted: bool, argument: str) -> None:
     """Refuses to fit anything to CL-bench's rows; a module that is no `LicensedData` is its author's to answer for.
 
-    Args:
-        data: a data module.
-        accepted: the user has obtained permission.
-        argument: what asks for the fit.
+    ``accepted``: the user has obtained permission; ``argument``: what asks for the fit.
     """
     if getattr(data, "is_clbench", False) and not accepted:
         raise refusal(argument)

@@ -152,11 +152,7 @@ class ResponsesData(LicensedData):
         return resolve_commit("data.target", bundled(self.target, "target"), self.revision, "data.revision")
 
     def setup(self, stage: str) -> None:
-        """Reads and encodes the file.
-
-        Raises:
-            InputError: it can't be read, a row lacks a field or has a wrong one, or no answered row is left.
-        """
+        """Reads and encodes the file."""
         if self.train_set is not None:
             return
         folder = fetch_folder("data.target", bundled(self.target, "target"), self.commit, ("config.json",))

@@ -61,24 +61,17 @@ def read_jsonl(path: Path) -> Iterator[Row]:
         yield _row("line", number, _parse(line, f"{SOURCE} line {number}"))
 
 
-def read_json_array(path: Path) -> Iterator[Row]:
-    """Objects of a JSON file that holds one array."""
-    text = "\n".join(line for _, line in read_lines(path))
-    items = _parse(text, SOURCE)
-    if not isinstance(items, list) or not items:
-        wanted, received = "a JSON array of objects", f"{_kind(items)} in {path}"
-        raise InputError(SOURCE, expected=wanted, received=received, hint="use one array, or JSONL")
-    for number, item in enumerate(items, 1):
-        yield _row("item", number, item)
-
-
 def read_prompt_rows(path: Path) -> Iterable[Row]:
     """Rows of a prompts file by the end of its name; a text file gives rows with the one field ``prompt``."""
     kind = Path(path.name.removesuffix(".gz")).suffix.lower()
     if kind == ".jsonl":
         return read_jsonl(path)
     if kind == ".json":
-        return read_json_array(path)
+        items = _parse("\n".join(line for _, line in read_lines(path)), SOURCE)
+        if not isinstance(items, list) or not items:
+            wanted, received = "a JSON array of objects", f"{_kind(items)} in {path}"
+            raise InputError(SOURCE, expected=wanted, received=received, hint="use one array, or JSONL")
+        return (_row("item", number, item) for number, item in enumerate(items, 1))
     return (_row("line", number, {"prompt": line}) for number, line in read_lines(path))
 
 
@@ -156,11 +149,7 @@ def field(row: Row, path: str, kind: type | tuple[type, ...], what: str) -> Any:
 
 
 def carried(row: Row) -> dict[str, Any]:
-    """What predictions carry on of a row: all but what an earlier run wrote.
-
-    Raises:
-        InputError: it holds what JSON can't (bytes, dates, images).
-    """
+    """What predictions carry on of a row: all but what an earlier run wrote; JSON must be able to hold it."""
     kept = {key: value for key, value in row.value.items() if key not in STALE}
     for key, value in kept.items():
         try:

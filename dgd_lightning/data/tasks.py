@@ -93,13 +93,7 @@ def group_tasks(tasks: Sequence[Task], batch_size: int) -> list[list[Task]]:
 
 
 def group_shards(groups: Sequence[Sequence[Task]], ranks: int, *, together: bool = False) -> list[list[int]]:
-    """Indices of the groups that each rank decodes: in turn.
-
-    Args:
-        groups: from :func:`group_tasks`.
-        ranks: how many.
-        together: a context's groups go to one rank, which alone adapts to it.
-    """
+    """Indices of the groups that each rank decodes, in turn; ``together``: all of a context on the same rank."""
     shards: list[list[int]] = [[] for _ in range(ranks)]
     turn, before = -1, None
     for number, group in enumerate(groups):
@@ -167,7 +161,8 @@ class TaskData(LicensedData):
         """The tasks to decode, in the order of their source."""
         tasks = self.read()
         for argument, names in self.filters.items():
-            tasks = _keep(tasks, argument, names)
+            if names is not None:
+                tasks = _keep(tasks, argument, {names} if isinstance(names, str) else set(names))
         if self.subset is not None:
             tasks = self.subset.of(tasks)
         return tasks[: self.limit]
@@ -238,11 +233,8 @@ def tasks_by_context(data: Any, wanted_by: str) -> dict[str, list[Task]]:
     return by_context(data.tasks)
 
 
-def _keep(tasks: list[Task], argument: str, names: Names) -> list[Task]:
-    if names is None:
-        return tasks
+def _keep(tasks: list[Task], argument: str, wanted: set[str]) -> list[Task]:
     key = "context_category" if argument == "category" else argument
-    wanted = {names} if isinstance(names, str) else set(names)
     found = {str(_metadata(task).get(key)) for task in tasks}
     if missing := wanted - found:
         raise InputError(

@@ -21,11 +21,7 @@ _SENTENCE_END = re.compile(r"[.!?]\s+")
 
 
 def without_context(task: Task, others: Sequence[Task]) -> Task:
-    """The task with nothing of its context; ``others``: the other tasks of its context that the run has.
-
-    Raises:
-        InputError: nothing is left, or there was no context.
-    """
+    """The task with nothing of its context; ``others``: the other tasks of its context that the run has."""
     first = own_part(_first_text(task), [_first_text(other) for other in others])
     if task.messages is None:
         left, bare = first, task._replace(prompt=first)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.checks import check_integer, check_number
-from dgd_lightning.distributions import real_dtype
+from dgd_lightning.distributions import real_dtype, wide
 
 MIN_TEMPERATURE = 1e-4  # below it fp32 logits overflow when divided, and the distribution is the argmax's anyway
 
@@ -42,7 +42,7 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
 
     Logits [.., V] of any float dtype give [.., V] in fp32 or wider; temperature 0 gives the argmax's one-hot vector.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # [.., V]
+    logits = wide(logits)  # [.., V]
     if params.greedy:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
     scaled = (logits - logits.amax(-1, keepdim=True)) / params.temperature  # [.., V], at most 0: cannot overflow

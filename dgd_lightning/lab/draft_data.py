@@ -94,9 +94,7 @@ class DraftStage:
 class StagedOrder(Sampler[list[int]]):
     """Endless batches of indices into the stages' data sets laid end to end; batch i depends on (seed, i) alone.
 
-    Args:
-        counts, steps: conversations and batches of each stage; the last stage goes on.
-        first: where a resumed run starts.
+    ``counts`` and ``steps``: conversations and batches of each stage, the last of which goes on.
     """
 
     def __init__(self, counts: list[int], steps: list[int], batch_size: int, seed: int, first: int = 0) -> None:
@@ -155,9 +153,8 @@ class LabDraftData(L.LightningDataModule):
 
     def fingerprint(self) -> str:
         """Short hash of everything that shapes the conversations and their order, for the run's provenance."""
-        stages = [asdict(stage) for stage in self.stages]
         answers = [self.target, self.max_new_tokens, self.generation_batch]
-        settings = [stages, answers, self.batch_size, self.val_prompts, self.seed]
+        settings = [[*map(asdict, self.stages)], answers, self.batch_size, self.val_prompts, self.seed]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
     def setup(self, stage: str) -> None:

@@ -76,21 +76,17 @@ def _found(text: str, value: str) -> int:
 
 
 def _ordered(text: str, items: list[str]) -> bool:
-    start = 0
     for item in items:
-        at = _found(text[start:], item)
-        if at < 0:
+        if (at := _found(text, item)) < 0:
             return False
-        start += at + len(item)
+        text = text[at + len(item) :]
     return True
 
 
 def reverted_to_prior(row: dict[str, Any], text: str) -> bool:
     """Whether the answer gives the prior that the context contradicts, and not the context's value."""
-    lab = row["metadata"]["lab"]
-    if lab["prior_answer"] is None:
-        return False
-    return _found(text, lab["prior_answer"]) >= 0 and _found(text, lab["checks"][0]["value"]) < 0
+    prior, checks = row["metadata"]["lab"]["prior_answer"], row["metadata"]["lab"]["checks"]
+    return prior is not None and _found(text, prior) >= 0 and _found(text, checks[0]["value"]) < 0
 
 
 def lab_error(row: dict[str, Any], text: str) -> str:

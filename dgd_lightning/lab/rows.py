@@ -112,11 +112,7 @@ def eval_rows(
 ) -> list[dict[str, Any]]:
     """Rows of held-out contexts: per context one long task where it has one, and short ones of every prior kind.
 
-    Args:
-        contexts_per_family: contexts of each family.
-        families: names of families.
-        sizes: smallest and largest number of facts, inclusive; None takes ``EVAL_SIZES``.
-        seed: added to the evaluation seed; 0 is the bundled set.
+    ``sizes``: smallest and largest number of facts, inclusive; None takes ``EVAL_SIZES``. Seed 0 is the bundled set.
     """
     rows = []
     for family in families:

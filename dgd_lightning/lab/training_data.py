@@ -14,6 +14,7 @@ from typing import NamedTuple
 import lightning as L
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
@@ -268,11 +269,8 @@ def probe_batches(encoder: Encoder, contexts: int, sizes: tuple[int, int], batch
     batches = []
     for start in range(0, len(samples), batch_size):
         part = samples[start : start + batch_size]
-        length = max(len(ids) for ids, _, _ in part)
-        input_ids = torch.zeros(len(part), length, dtype=torch.long)
-        answer_mask = torch.zeros(len(part), length, dtype=torch.bool)
-        for row, (ids, weights, _) in enumerate(part):
-            input_ids[row, : len(ids)] = torch.tensor(ids)
-            answer_mask[row, : len(ids)] = torch.tensor(weights) > encoder.context_weight
-        batches.append(ProbeBatch(input_ids, answer_mask, [group for _, _, group in part]))
+        input_ids = pad_sequence([torch.tensor(ids) for ids, _, _ in part], batch_first=True)
+        answers = [torch.tensor(weights) > encoder.context_weight for _, weights, _ in part]
+        groups = [group for _, _, group in part]
+        batches.append(ProbeBatch(input_ids, pad_sequence(answers, batch_first=True), groups))
     return batches

@@ -122,13 +122,9 @@ class LabContext(NamedTuple):
 
 
 class World:
-    """What a family needs to write one context.
+    """What a family needs to write one context: of ``size`` facts, steps or rows, with the names of a split.
 
-    Args:
-        rng: the only source of randomness.
-        split: whose names may be used.
-        size: how many facts, steps or rows the context has.
-        contradict: share of the facts with a prior that go against it.
+    ``rng`` is the only source of randomness; ``contradict``: share of the facts with a prior that go against it.
     """
 
     def __init__(self, rng: random.Random, split: Split, size: int, contradict: float) -> None:

@@ -19,10 +19,10 @@ from dgd_lightning.decode.blending import Blend, Constant, Schedule, Space
 from dgd_lightning.decode.call import Call, CallOptions, Request, call_of, check_request
 from dgd_lightning.decode.drafter import Drafter, Proposal, check_block_size, judge, propose
 from dgd_lightning.decode.nested import readout_key
-from dgd_lightning.decode.readouts.base import Readout, TargetOutput, split_taps, wide
+from dgd_lightning.decode.readouts.base import Readout, TargetOutput, split_taps
 from dgd_lightning.decode.readouts.draft import as_readout
 from dgd_lightning.decode.session import Session
-from dgd_lightning.distributions import real_dtype
+from dgd_lightning.distributions import real_dtype, wide
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.base import Guidance, Method, check_single_beta
 from dgd_lightning.pair import Pair

@@ -17,9 +17,10 @@ from dgd_lightning.decode.call import Call, CallOptions, call_of
 from dgd_lightning.decode.drafter import check_block_size
 from dgd_lightning.decode.nested import of_prompt
 from dgd_lightning.decode.random_source import row_seeds
-from dgd_lightning.decode.readouts.base import Readout, wide
+from dgd_lightning.decode.readouts.base import Readout
 from dgd_lightning.decode.readouts.draft import DraftReadout, as_readout
 from dgd_lightning.decode.replay import replay
+from dgd_lightning.distributions import wide
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.autoregressive import Autoregressive
 from dgd_lightning.methods.base import Guidance, Method, check_single_beta, choose_among

@@ -7,16 +7,21 @@ from types import MethodType
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from dgd_lightning.checks import check_choice, check_integer
 from dgd_lightning.errors import InputError
-from dgd_lightning.target.attention import FOLDED_SDPA, fold_groups
 from dgd_lightning.target.cache import PositionCache
 from dgd_lightning.target.folder import HINT, is_integer
 from dgd_lightning.types import Prefill, TargetStep
 
 ATTENTION = ("sdpa", "eager")  # implementations that take an explicit mask of key positions
+FOLDED_SDPA = "dgd_sdpa"  # the registered name of `folded_sdpa`; users know it as sdpa
+FOLD_ROWS = 256  # up to here g·Q rows of the mask cost less than g copies of the keys and values
 
 
 def check_attention(name: str) -> str:
@@ -29,7 +34,7 @@ class Target(nn.Module):
 
     Features of layer id i are transformers' ``hidden_states[i + 1]``: the layer's output, and after the final norm for
     the last layer. In float64 the norms and the expert router keep float64 (transformers narrows them to fp32).
-    A model that runs ``sdpa`` is set to a variant that copies no keys for short queries (``target.attention``).
+    A model that runs ``sdpa`` is set to a variant that copies no keys for short queries (`folded_sdpa`).
 
     Args:
         model: a loaded causal LM of a supported family (:func:`dgd_lightning.target.load.load_target`).
@@ -42,9 +47,8 @@ class Target(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         config = model.config
-        if config._attn_implementation != FOLDED_SDPA:
-            check_attention(config._attn_implementation)
-        fold_groups(model)
+        if config._attn_implementation != FOLDED_SDPA and check_attention(config._attn_implementation) == "sdpa":
+            model.set_attn_implementation(FOLDED_SDPA)
         self.model = model.eval().requires_grad_(False)
         self.vocab_size: int = config.vocab_size
         self.hidden_size: int = config.hidden_size
@@ -237,6 +241,38 @@ def position_mask(
     return allowed if window is None else allowed & (keys > queries - window)
 
 
+def folded_sdpa(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Grouped-query attention in transformers' calling convention; the g heads of a key head become g·Q queries.
+
+    With a mask [B or 1, 1, Q, L], transformers repeats every key head g times for Q > 1: a verification over a long
+    context would copy the whole cache in every layer. Queries [B, heads, Q, D] give ([B, Q, heads, D], no weights).
+    """
+    batch, heads, length, width = query.shape
+    groups = heads // key.shape[1]
+    if attention_mask is None or attention_mask.shape[1] != 1 or not 1 < groups <= FOLD_ROWS // length:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    folded = query.reshape(batch, -1, groups * length, width)  # [B, kv heads, g·Q, D]
+    mask = attention_mask.repeat(1, 1, groups, 1) if length > 1 else attention_mask  # one row serves all
+    mixed = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+    mixed = mixed.reshape(batch, heads, length, value.shape[-1])
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(FOLDED_SDPA, folded_sdpa)
+AttentionMaskInterface.register(FOLDED_SDPA, sdpa_mask)  # a name without masks would get none, not even causal ones
+
+
 def _where_it_is(module: Any, states: Tensor) -> Tensor:
     """A module's output, on the states' device; its weight may be on another one."""
     if not hasattr(module, "_hf_hook"):  # accelerate's hook moves what it needs
@@ -265,7 +301,7 @@ def _keep_float64(model: Any) -> None:
         return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon))
 
     def route(self: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = nn.functional.linear(x.reshape(-1, self.hidden_dim), self.weight)  # [B·Q, experts]
+        logits = F.linear(x.reshape(-1, self.hidden_dim), self.weight)  # [B·Q, experts]
         weights, experts = logits.softmax(-1).topk(self.top_k, dim=-1)
         if self.norm_topk_prob:
             weights = weights / weights.sum(-1, keepdim=True)

@@ -181,9 +181,16 @@ def test_details_are_kept_and_printed_on_request(tmp_path: Path, capsys: pytest.
         assert word in kept
         assert word in whole
     assert f"all tables: {tmp_path / 'summary.txt'}" in short
-    many = Summary(sentences=[f"sentence {n}." for n in range(8)])
-    finish(many, tmp_path, verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("total", "words"), [(5, "all tables:"), (6, "1 more sentence and all tables:"), (8, "3 more sentences and all")]
+)
+def test_only_so_many_sentences_are_printed(
+    total: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(Summary(sentences=[f"said {n}." for n in range(total)]), tmp_path, verbose=False)
     printed = capsys.readouterr().out
-    assert printed.count("sentence ") == 5
-    assert "3 more sentences and all tables:" in printed
-    assert (tmp_path / "summary.txt").read_text().count("sentence ") == 8
+    assert printed.count("said ") == 5
+    assert f"\n{words}" in printed
+    assert (tmp_path / "summary.txt").read_text().count("said ") == total

@@ -14,9 +14,8 @@ from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from dgd_lightning.errors import InputError
-from dgd_lightning.target import attention
-from dgd_lightning.target.attention import FOLD_ROWS, FOLDED_SDPA, folded_sdpa
-from dgd_lightning.target.model import Target, position_mask
+from dgd_lightning.target import model as target_model
+from dgd_lightning.target.model import FOLD_ROWS, FOLDED_SDPA, Target, folded_sdpa, position_mask
 
 EXACT = {"atol": 1e-13, "rtol": 1e-13}  # fp64 sums in another order
 
@@ -52,7 +51,7 @@ def test_a_verification_copies_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
         lengths.append(query.shape[2])
         return sdpa_attention_forward(module, query, *arguments, **kwargs)
 
-    monkeypatch.setattr(attention, "sdpa_attention_forward", watched)
+    monkeypatch.setattr(target_model, "sdpa_attention_forward", watched)
     target = make_target()  # two heads to a key head
     cache = target.new_cache(1, 300)
     target.prefill(torch.zeros(1, 200, dtype=torch.long), [200], cache)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from dgd_lightning.checks import check_choice
 from dgd_lightning.decode.call import Request
-from dgd_lightning.decode.readouts.base import Readout, ReadoutState, wide
+from dgd_lightning.decode.readouts.base import Readout, ReadoutState
 from dgd_lightning.decode.readouts.draft import DraftReadout, DraftState
+from dgd_lightning.distributions import wide
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import Pair
 from dgd_lightning.target.cache import PositionCache

@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from dgd_lightning.decode.call import Request
@@ -118,11 +117,6 @@ def lens(target: Target, states: Tensor, layer: int, *, norm: bool) -> Tensor:
     if norm and layer != target.num_layers - 1:
         states = target.final_norm(states)
     return target.lm_head(states)
-
-
-def wide(logits: Tensor) -> Tensor:
-    """fp32 or wider."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def check_layer(target: Target, layer: int, name: str = "readout.layer") -> int:

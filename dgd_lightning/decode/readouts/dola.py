@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.decode.call import Request
-from dgd_lightning.decode.readouts.base import Readout, ReadoutState, Stateless, TargetOutput, check_layer, lens, wide
-from dgd_lightning.distributions import js_divergence
+from dgd_lightning.decode.readouts.base import Readout, ReadoutState, Stateless, TargetOutput, check_layer, lens
+from dgd_lightning.distributions import js_divergence, wide
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import Pair
 from dgd_lightning.target.model import Target

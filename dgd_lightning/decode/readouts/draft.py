@@ -4,7 +4,7 @@ Slot j of the block anchored at p predicts the token at p + j without having see
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
@@ -125,6 +125,19 @@ class DraftState(ReadoutState):
         hidden = self.blocks.hidden(tokens, positions, out.longest, keep_cache=True, slot=1)  # [b, Q, H]
         logits = self.blocks.target.lm_head(hidden)
         return logits if known is None else torch.cat([known[:, None], logits], dim=1)
+
+
+@dataclass(frozen=True)
+class Imitation(Readout):
+    """A null control: what is like another readout in one respect, and knows nothing of what it knows."""
+
+    like: Readout = field(default_factory=DraftReadout)
+
+    def layers(self, pair: Pair) -> tuple[int, ...]:
+        return self.like.layers(pair)
+
+    def controls(self) -> Readout | None:
+        return self.like
 
 
 @dataclass(frozen=True)

@@ -1,32 +1,24 @@
 """The null control of a readout: the target at the readout's entropy. What both gain is regularisation."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dgd_lightning.decode.call import Request
-from dgd_lightning.decode.readouts.base import Readout, ReadoutState, TargetOutput, WrappedState, wide
-from dgd_lightning.decode.readouts.draft import DraftReadout
-from dgd_lightning.distributions import entropy
+from dgd_lightning.decode.readouts.base import ReadoutState, TargetOutput, WrappedState
+from dgd_lightning.decode.readouts.draft import Imitation
+from dgd_lightning.distributions import entropy, wide
 from dgd_lightning.pair import Pair
 
 
 @dataclass(frozen=True)
-class MatchedEntropy(Readout):
+class MatchedEntropy(Imitation):
     """The target at the temperature at which its entropy is another readout's.
 
     Args:
         like: that readout.
     """
-
-    like: Readout = field(default_factory=DraftReadout)
-
-    def layers(self, pair: Pair) -> tuple[int, ...]:
-        return self.like.layers(pair)
-
-    def controls(self) -> Readout | None:
-        return self.like
 
     def begin(self, pair: Pair, request: Request, width: int) -> ReadoutState:
         return EntropyState(self.like.begin(pair, request, width))

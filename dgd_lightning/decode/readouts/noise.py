@@ -7,15 +7,15 @@ of Random123. Words are 32-bit and held in int64 tensors, so nothing waits for t
 
 import math
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dgd_lightning.decode.call import Request
-from dgd_lightning.decode.readouts.base import Readout, ReadoutState, TargetOutput, WrappedState, wide
-from dgd_lightning.decode.readouts.draft import DraftReadout
-from dgd_lightning.distributions import real_dtype
+from dgd_lightning.decode.readouts.base import ReadoutState, TargetOutput, WrappedState
+from dgd_lightning.decode.readouts.draft import Imitation
+from dgd_lightning.distributions import real_dtype, wide
 from dgd_lightning.pair import Pair
 from dgd_lightning.seeds import mixed_seed
 
@@ -29,7 +29,7 @@ Words4 = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Noise(Readout):
+class Noise(Imitation):
     """The target plus Gaussian noise with, at every token, the size of another readout's correction.
 
     The noise has, exactly, the norm of the correction ``readout − target`` less its mean over the vocabulary.
@@ -39,14 +39,7 @@ class Noise(Readout):
         seed: of the noise, together with the prompt, the position and the token: batch, rank and device change nothing.
     """
 
-    like: Readout = field(default_factory=DraftReadout)
     seed: int = 0
-
-    def layers(self, pair: Pair) -> tuple[int, ...]:
-        return self.like.layers(pair)
-
-    def controls(self) -> Readout | None:
-        return self.like
 
     def begin(self, pair: Pair, request: Request, width: int) -> ReadoutState:
         return NoiseState(self.like.begin(pair, request, width), request, self.seed, pair.target.device)
