@@ -45,6 +45,7 @@ class CLBenchScorer(FinishedRows):
         try:
             graders = package_graders(self.options)
             run = grade_run(source(self.folder), graders, leave=True)
+            left = self._left(run.counts.left)
         except InputError as error:  # the answers are there: hours of decoding must not end in a traceback
             rank_zero_warn(f"not all answers are graded: {error}; `dgd score {self.folder}` goes on")
             return
@@ -60,7 +61,7 @@ class CLBenchScorer(FinishedRows):
             records = (row["dgd"] for row in run_folder.read_predictions(self.folder))
             blending = {record["arm"] for record in records if record.get("blends")}
             summary.sentences += verdict(run.compared, run.scores, blending)
-        summary.pointers += self._left(run.counts.left)
+        summary.pointers += left
         if (writer := tensorboard(trainer)) is not None:
             _log(writer, run.scores, run.compared)
 
@@ -69,10 +70,12 @@ class CLBenchScorer(FinishedRows):
         if not answers:
             return []
         graders = package_graders({**self.options, "leave": False})
-        rows = [row for row in run_folder.read_predictions(self.folder) if row["model_output"] is not None]
-        ungradable = sum(not any(grader.takes(row) for grader in graders) for row in rows)
-        for grader in graders:
-            grader.close()
+        try:
+            answered = (row for row in run_folder.read_predictions(self.folder) if row["model_output"] is not None)
+            ungradable = sum(not any(grader.takes(row) for grader in graders) for row in answered)
+        finally:
+            for grader in graders:
+                grader.close()
         reasons = {
             f"a judge or a sandbox (dgd score {self.folder})": answers - ungradable,
             "fields that a grader reads": ungradable,

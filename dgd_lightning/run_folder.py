@@ -6,6 +6,7 @@
 import contextlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -187,6 +188,8 @@ def merge(folder: Path, order: Sequence[Key], name: str = PREDICTIONS) -> int:
     The result depends on the rows alone: not on ranks, on kills, or on how often it is done.
     """
     places = index(folder, name)
+    for left in folder.glob(".writing-*"):  # by a merge that was killed: rank 0 alone writes here
+        shutil.rmtree(left, ignore_errors=True)
     rows = [places[wanted] for wanted in order if wanted in places]  # copied one by one: memory need not hold them
     with whole_files(folder, name) as scratch, contextlib.ExitStack() as stack:
         files = {path: stack.enter_context(path.open("rb")) for path in {path for path, _ in rows}}

@@ -21,7 +21,7 @@ from dgd_lightning.commands.main import ended_by_sigterm
 from dgd_lightning.errors import InputError
 from dgd_lightning.old_rows import upgraded_arm
 
-STARTS = re.compile(r"-c$|--(config|model|print_config)\b|--.*help$|-h$")  # one of these is needed, to run anything
+STARTS = re.compile(r"-c$|--(config|model|print_config)\b|--.*help(=|$)|-h$")  # one of these is needed, to run anything
 EXAMPLES = {"predict": "quickstart", "fit": "ttt/lab", "test": "diagnostic/lab"}
 OPTION = re.compile(r"--model(\.init_args)?\.arms\+?(=(?P<value>.*))?", re.S)
 
@@ -160,7 +160,8 @@ def _arms(argv: Sequence[str]) -> Iterator[Any]:
             path = Path(configs[place])
             config = _read(path) if path.is_file() else None
             model = config.get("model") if isinstance(config, dict) else None
-            found = (model.get("init_args") or model).get("arms") if isinstance(model, dict) else None
+            if isinstance(model, dict) and str(model.get("class_path", "Decoding")).rpartition(".")[2] == "Decoding":
+                found = (model.get("init_args") or model).get("arms")
         elif match := OPTION.fullmatch(argument):
             found = _read(match["value"] if match["value"] is not None else following)
         yield from found if isinstance(found, list) else [found] if isinstance(found, dict) else []

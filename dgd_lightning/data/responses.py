@@ -251,4 +251,5 @@ class ResponsesData(LicensedData):
         """Lists of prompts."""
         return DataLoader(self.val_prompts, self.val_batch_size, collate_fn=list)  # type: ignore[arg-type]
 
-    test_dataloader = val_dataloader
+    def test_dataloader(self) -> DataLoader[list[Tensor]]:
+        return self.val_dataloader()

@@ -139,7 +139,7 @@ class Blend:
         )
         if not callable(self.schedule) or isinstance(self.schedule, type):
             hint = "use Adaptive('js')"  # a class is no schedule until it is made
-            raise InputError("schedule", expected="None or a Schedule", received=repr(self.schedule), hint=hint)
+            raise InputError("schedule", expected="a Schedule", received=repr(self.schedule), hint=hint)
 
     def betas(self, rows: int) -> list[float]:
         """One β per row."""

@@ -163,12 +163,11 @@ class LabDraftData(L.LightningDataModule):
         if stage != "fit" or self.dataset is not None:
             return
         pair = load_pair(self.target, None)
-        self.dataset = []
+        parts: list[list[Conversation]] = []
         for i, part in enumerate(self.stages):
             prompts = part.draw(part.prompts, mixed_seed(self.seed, i), "train")
-            answered = worth_training(self.answer(pair, prompts))
-            self.counts.append(len(answered))
-            self.dataset += answered
+            parts.append(worth_training(self.answer(pair, prompts)))
+        self.counts, self.dataset = [len(part) for part in parts], [one for part in parts for one in part]
 
     def answer(self, pair: Pair, prompts: Prompts) -> list[Conversation]:
         """Prompts with the target's greedy responses; those of about one length are decoded together."""
@@ -193,4 +192,5 @@ class LabDraftData(L.LightningDataModule):
         prompts = replace(last, long_share=float(last.has_long)).draw(self.val_prompts, self.seed, "eval").ids
         return DataLoader(prompts, batch_size=16, collate_fn=list)  # type: ignore[arg-type]
 
-    test_dataloader = val_dataloader
+    def test_dataloader(self) -> DataLoader[list[Tensor]]:
+        return self.val_dataloader()

@@ -250,7 +250,8 @@ class LabTargetData(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[ProbeBatch]:
         return DataLoader(probe_batches(self.encoder, self.probes, self.probe_sizes), batch_size=None)  # type: ignore[arg-type]
 
-    test_dataloader = val_dataloader
+    def test_dataloader(self) -> DataLoader[ProbeBatch]:
+        return self.val_dataloader()
 
 
 def probe_batches(encoder: Encoder, contexts: int, sizes: tuple[int, int], batch_size: int = 32) -> list[ProbeBatch]:

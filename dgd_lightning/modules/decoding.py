@@ -65,6 +65,7 @@ class Decoding(LightningModule):
         target: str,
         draft: str | None,
         arms: list[Arm],
+        *,
         max_new_tokens: int = 512,
         enable_thinking: bool = False,
         too_long: TooLong = "error",

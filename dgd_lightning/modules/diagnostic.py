@@ -56,6 +56,7 @@ class Diagnostic(LightningModule):
         self,
         target: str,
         draft: str | None,
+        *,
         layers: list[int] | None = None,
         slots: bool = True,
         readouts: dict[str, Readout] | None = None,

@@ -67,6 +67,7 @@ class DraftTraining(L.LightningModule):
         self,
         target: str,
         draft: str | None = None,
+        *,
         num_layers: int = 5,
         block_size: int = 16,
         target_layer_ids: list[int] | None = None,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dgd_lightning.data.licence import check_clbench
 from dgd_lightning.data.one_context import common_prefix
-from dgd_lightning.draft.checkpoint import save_adapter
+from dgd_lightning.draft.checkpoint import CONFIG, WEIGHTS, save_adapter
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.adaptation import ADAPTERS, TRACE, best_score, safe_name, save_trace
 from dgd_lightning.modules.pair_source import PairSource
@@ -48,6 +48,7 @@ class TestTimeTraining(L.LightningModule):
         target: str,
         draft: str,
         ttt: TTTConfig,
+        *,
         export_dir: Path | None = None,
         accept_clbench_license: bool = False,
         **pair: Any,
@@ -171,11 +172,15 @@ class TestTimeTraining(L.LightningModule):
         if not self.trainer.is_global_zero:
             return
         own = log_dir and Path(log_dir, ADAPTERS, safe_name(self.context_id))
-        # where nothing was kept there is no adapter to export, and an earlier one there stays beside its own trace
+        # Where nothing was kept there is no adapter to export, and an earlier one there stays beside its own trace; in
+        # the run's folder one that a killed start left would stand beside another trace.
         folders = [Path(folder) for folder in (own, self.export_dir if trace.kept else None) if folder]
         for folder in folders:
             if trace.kept:
                 save_adapter(self.lora.adapter(), folder)
+            else:
+                for name in (WEIGHTS, CONFIG):
+                    (folder / name).unlink(missing_ok=True)
             save_trace(trace, folder)
         print(report(self.context_id, trace, self.ttt))
         for folder in folders:

@@ -68,12 +68,12 @@ def study(runs: Sequence[Run], *, pool: bool, common: bool, against: str | None)
         # Rows of another program name no arm, and go by their file.
         names = {arm.name: run.label if arm.name == run.file.stem else prefix + arm.name for arm in run.arms}
         scores += [one._replace(arm=names[one.arm], idx=before + one.idx) for one in run.scores if one.idx in shared]
-        if not pool or run is runs[0]:
-            controls = [None if arm.control_of is None else names.get(arm.control_of) for arm in run.arms]
-            named = zip(run.arms, names.values(), controls, strict=True)
-            own = [arm._replace(name=name, control_of=control) for arm, name, control in named]
-            arms += own
-            wanted += comparisons(own)  # baselines are those of the same run
+        controls = [None if arm.control_of is None else names.get(arm.control_of) for arm in run.arms]
+        named = zip(run.arms, names.values(), controls, strict=True)
+        own = [arm._replace(name=name, control_of=control) for arm, name, control in named]
+        own = [arm for arm in own if arm.name not in {known.name for known in arms}]  # of pooled runs: once
+        arms += own
+        wanted += comparisons(own)  # baselines are those of the same run
     if against is not None:
         if against not in (every := [arm.name for arm in arms]):
             raise InputError(

@@ -183,11 +183,13 @@ class OneJudge:
                     record = self._verdicts.put(key, {**found, **self._taken(effort, begun)})
                 except NoAnswer as error:
                     outcome, failure = "failed", f"judge_error: {error}"
+                finally:  # whatever ends it: this was paid for
+                    with self._lock:
+                        self._spent.requests += effort.requests
+                        self._spent.faults.update(effort.faults)
+                        self._spent.count_tokens(effort.tokens_in, effort.tokens_out)
             with self._lock:
                 self._counts[outcome] += 1
-                self._spent.requests += effort.requests
-                self._spent.faults.update(effort.faults)
-                self._spent.count_tokens(effort.tokens_in, effort.tokens_out)
             details = self._details(record or self._taken(effort, begun))
             return Answer(record, failure, {**details, "cached": outcome == "cached"})
 

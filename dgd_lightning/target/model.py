@@ -159,8 +159,6 @@ class Target(nn.Module):
         furthest = start if isinstance(start, int) else max(start)
         last = ids.new_zeros((batch, 1, self.hidden_size), dtype=self.dtype)
         kept: Tensor | None = None
-        if keep_features and layer_ids:
-            kept = ids.new_empty((batch, length, len(layer_ids) * self.hidden_size), dtype=self.dtype)
         for low in range(0, length, chunk_size):
             high = min(low + chunk_size, length)
             positions = starts[:, None] + torch.arange(low, high, device=ids.device)  # [B, C]
@@ -174,7 +172,8 @@ class Target(nn.Module):
             last = torch.where(((at >= 0) & (at < high - low))[:, None, None], here, last)
             if features is not None and on_features is not None:
                 on_features(features, positions)
-            if features is not None and kept is not None:
+            if features is not None and keep_features:
+                kept = features.new_empty(batch, length, features.shape[-1]) if kept is None else kept
                 kept[:, low:high] = features
         return Prefill(self.lm_head(last)[:, 0], kept, starts + lengths)
 

@@ -46,8 +46,8 @@ def ttt_adapt(
     *,
     avoid: Sequence[Tensor] = (),
     enable_thinking: bool = False,
-    on_step: OnStep = lambda step, loss, score: None,
-    on_phase: OnPhase = lambda phase: None,
+    on_step: OnStep | None = None,
+    on_phase: OnPhase | None = None,
     prefix_layers: Sequence[int] | None = None,
 ) -> AdaptResult:
     """Adapt a pair's draft to one context; the pair itself is left as it was.
@@ -75,6 +75,8 @@ def ttt_adapt(
         ContextError: a context that is too short or too long, or behind which the target has nothing to say.
     """
     config = config or TTTConfig()
+    on_step = on_step or (lambda step, loss, score: None)
+    on_phase = on_phase or (lambda phase: None)
     check_adaptable(pair)
     if pair.target.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(pair.target.device)

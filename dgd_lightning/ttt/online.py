@@ -57,7 +57,11 @@ class OnlineFit:
         self.features = torch.zeros(1, capacity, self.width, dtype=target.dtype, device=target.device)
         self.states = torch.zeros(1, capacity, target.hidden_size, dtype=target.dtype, device=target.device)
         self.lora = make_lora(draft, config) if given is None else with_adapter(draft, given)
-        self.optimizer = make_optimizer(self.lora, config)
+        try:
+            self.optimizer = make_optimizer(self.lora, config)
+        except BaseException:
+            self.lora.remove()
+            raise
         self.rounds, self.step, self.last = 0, 0, 0
         self.stopped: str | None = None  # why no round is made any more
 

@@ -213,6 +213,12 @@ def test_settings_beside_a_class_path_are_shown_inside(dgd: Dgd, tmp_path: Path)
         check(dgd("predict", f"--model.arms={arms}"), "model.arms", "a name and a method", "{name: plain, method: Spec")
 
 
+def test_help_needs_no_configuration(dgd: Dgd) -> None:
+    for asked in (["--data.help=PromptsData"], ["--data.help", "PromptsData"]):
+        run = dgd("predict", *asked)
+        assert (run.code, "--data.init_args.path" in run.out or "--data.path" in run.out) == (0, True), run.err
+
+
 @pytest.mark.parametrize("command", ["predict", "fit", "test", "validate"])
 def test_a_command_alone_asks_for_a_configuration(command: str) -> None:
     """Before anything large is imported: a process of its own would otherwise take seconds."""
@@ -257,7 +263,7 @@ def test_predict_needs_tasks(config: Config, dgd: Dgd) -> None:
     del settings["data"]
     path.write_text(yaml.safe_dump(settings))
     check(dgd("predict", "--config", path), "data", "ContextsData, ", "received nothing")
-    check(dgd("fit", "--config", config()), "configuration", "training_step")
+    check(dgd("fit", "--config", config()), "subcommand", "predict, for Decoding")
 
 
 def test_broken_yaml(dgd: Dgd, tmp_path: Path) -> None:

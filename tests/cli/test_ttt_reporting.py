@@ -104,6 +104,20 @@ def test_nothing_is_exported_where_nothing_is_kept(dgd: Dgd, tiny_pair: TinyPair
     assert not out.exists()
 
 
+def test_no_adapter_of_a_killed_start_is_left_beside_another_trace(
+    dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path
+) -> None:
+    path = fit_yaml(tmp_path, tiny_pair, {"path": str(text_file(tmp_path))}, ttt={**FIT, "lr": 0.0})
+    assert dgd("fit", "--config", path).code == 0
+    version = tmp_path / "logs" / "fit" / "version_0"
+    (version / "DONE").unlink(missing_ok=True)
+    stale = version / "adapters" / "guide" / "adapter_model.safetensors"
+    stale.write_bytes(b"of another fit")
+    assert dgd("fit", "--config", path).code == 0
+    folders = sorted((tmp_path / "logs" / "fit").glob("version_*"))
+    assert not (folders[-1] / "adapters" / "guide" / "adapter_model.safetensors").exists()
+
+
 @pytest.mark.parametrize("command", ["fit", "predict"])
 @pytest.mark.parametrize(
     ("arguments", "argument", "words"),

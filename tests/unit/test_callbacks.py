@@ -47,7 +47,7 @@ def test_merge_depends_on_rows_alone(tmp_path: Path) -> None:
     rows, results = [line(idx, arm) for idx, arm in ORDER], set()
     for ranks in (1, 2, 3):
         folder = tmp_path / str(ranks)
-        folder.mkdir()
+        (folder / ".writing-killed").mkdir(parents=True)  # what a merge left that was killed
         shuffled = random.Random(ranks).sample(rows, len(rows))
         for rank in range(ranks):
             fill(folder, rank, shuffled[rank::ranks] + shuffled[:1], torn=b'{"idx": "t9", "dg')

@@ -359,3 +359,14 @@ def test_studies_keep_contexts_of_pooled_tasks(tmp_path: Path) -> None:
     pooled = study(runs, pool=True, common=False, against=None)
     assert len({one.idx for one in pooled.scores}) == 12
     assert {one.context for one in pooled.scores} == {"context-0", "context-1"}
+
+
+def test_pooled_files_of_another_program_are_arms_each(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        rows = [{"idx": f"t{n}", "model_output": "x", "score": n % 2, "requirement_status": []} for n in range(4)]
+        (tmp_path / name / "graded.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runs = read_runs([tmp_path / name / "graded.jsonl" for name in ("a", "b")])
+    one, other = (run.label for run in runs)
+    assert [versus[:2] for versus in study(runs, pool=True, common=False, against=other).wanted] == [(one, other)]
+    assert [versus[:2] for versus in study(runs, pool=True, common=False, against=one).wanted] == [(other, one)]
