@@ -12,14 +12,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from dgd_lightning.metrics.clustered import NAN, Difference, clustered_mean, counted
+from dgd_lightning.metrics.clustered import FEWEST_CONTEXTS, NAN, Difference, counted, sign_flip
 
 TARGET, DRAFT, ADAPTED = "target", "draft", "draft + TTT"  # names of readers
 SHUFFLED, RANDOM = "shuffled features", "random features"
 By = Literal["rank", "probability"]
 PERCENT = "{:+.0%}"
 FEWEST_TOKENS = 30  # in the deciding bucket, below which nothing is said
-FEWEST_CONTEXTS = 5  # a bootstrap over fewer clusters has intervals that are too narrow
 
 
 class Reader(NamedTuple):
@@ -101,7 +100,7 @@ def wins(ours: Reader, theirs: Reader, context: np.ndarray, *, by: By = "rank") 
         return Wins(0, 0, NAN, NAN, Difference(NAN))
     better, worse = a < b, a > b
     _, index = np.unique(context, return_inverse=True)
-    net = clustered_mean(np.bincount(index, weights=better.astype(float) - worse), np.bincount(index))
+    net, _ = sign_flip(np.bincount(index, weights=better.astype(float) - worse), np.bincount(index))
     return Wins(len(a), int(index.max()) + 1, float(better.mean()), float(worse.mean()), net)
 
 
