@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from dgd_lightning.grader import ERROR_CLASSES
+from dgd_lightning.scoring.harness_rules import FILTERS
 from dgd_lightning.scoring.judge_text import status_of
 from dgd_lightning.types import Score
 
@@ -22,6 +23,7 @@ class Graded(NamedTuple):
     reverted: bool | None  # to a prior that the context contradicts; None where there is none
     prompt_tokens: int | None = None
     error_class: str | None = None  # why it failed, one of `grader.ERROR_CLASSES`; None where that is not known
+    lm_eval: tuple[int, ...] | None = None  # 1 or 0 by each of lm-evaluation-harness' `FILTERS`; None: not GSM8K
 
 
 class ArmFacts(NamedTuple):
@@ -52,6 +54,7 @@ def graded(row: dict[str, Any]) -> Graded:
     context, category, sub_category = ("" if value is None else str(value) for value in named.values())
     length, details = record.get("prompt_tokens"), score.details or {}
     error, reverted = details.get("error_class"), details.get("reverted_to_prior")
+    harness = details.get("lm_eval")
     return Graded(
         str(row["idx"]),
         str(record.get("arm", "")),
@@ -63,6 +66,7 @@ def graded(row: dict[str, Any]) -> Graded:
         reverted if isinstance(reverted, bool) else None,
         length if isinstance(length, int) and length >= 0 else None,
         error if error in ERROR_CLASSES and score.value is not None and score.value < 1.0 else None,
+        tuple(int(harness.get(name) == 1) for name in FILTERS) if isinstance(harness, dict) else None,
     )
 
 
