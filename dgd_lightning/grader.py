@@ -61,7 +61,7 @@ class Grader(ABC):
 
         Returns:
             ``error_class``: one of `ERROR_CLASSES`; ``reverted_to_prior``: whether the answer gives what the context
-            contradicts; or nothing.
+            contradicts; ``lm_eval``: other verdicts, see `scoring.harness_rules`; or nothing.
         """
         return {}
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from dgd_lightning.clbench import with_context
 from dgd_lightning.data.messages import read_question
 from dgd_lightning.data.rows import carried, field, load_rows, tasks_of
 from dgd_lightning.data.tasks import TaskData
@@ -17,6 +18,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 def parse_row(row: Row) -> Task:
     """The task of one CL-bench row; raises InputError where a field is missing, or not as it should be."""
+    row = row._replace(value=with_context(row.value))
     messages = read_question(row, "messages")
     field(row, "rubrics", list, "a list")
     for key in METADATA:
@@ -53,4 +55,5 @@ class ContextsData(TaskData):
         """See `TaskData.read`."""
         if self.hub is None:
             return parse_rows(read_rows(self.path))
-        return parse_rows(load_rows(self.hub, split=self.split, revision=self.revision))
+        rows, self.data_commit = load_rows(self.hub, split=self.split, revision=self.revision)
+        return parse_rows(rows)

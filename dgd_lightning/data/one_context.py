@@ -76,8 +76,8 @@ class FileContext(OneContext):
         return kind_of(self.path) not in ("prompts", "text")
 
     def rows_used(self) -> Iterable[dict[str, Any]]:
-        """See `LicensedData.rows_used`; a text is a row without fields."""
-        return [task.row for task in self._tasks()] if self.rows else [{}]
+        """See `LicensedData.rows_used`; a text is a row with that one field."""
+        return [task.row for task in self._tasks()] if self.rows else [{"text": self._text()}]
 
     def fingerprint(self) -> str:
         """Hash of the file and of what is taken of it."""
@@ -103,17 +103,21 @@ class FileContext(OneContext):
         if self.rows:
             tasks = self._tasks()
             return context_of(tasks[0]), task_prompts(tokenizer, tasks)
+        text = self._text()
+        if tokenizer is None:
+            raise InputError(
+                "model.target", expected="a folder with a tokenizer", received="none", hint="add the tokenizer's files"
+            )
+        return stem(self.path), [torch.tensor(tokenizer.encode(text, add_special_tokens=False), dtype=torch.long)]
+
+    def _text(self) -> str:
         with opened(self.path) as file:
             text = file.read().removesuffix("\n")
         if not text.strip():
             raise InputError(
                 "data.path", expected="a text", received=f"the empty file {self.path}", hint="check the file"
             )
-        if tokenizer is None:
-            raise InputError(
-                "model.target", expected="a folder with a tokenizer", received="none", hint="add the tokenizer's files"
-            )
-        return stem(self.path), [torch.tensor(tokenizer.encode(text, add_special_tokens=False), dtype=torch.long)]
+        return text
 
 
 def task_prompts(tokenizer: Any, tasks: Sequence[Task]) -> list[Tensor]:

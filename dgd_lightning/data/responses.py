@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from dgd_lightning.checks import check_integer, check_number, check_unicode
+from dgd_lightning.clbench import is_clbench_row
 from dgd_lightning.data.chat import prompt_ids
-from dgd_lightning.data.licence import LicensedData, is_clbench_row
+from dgd_lightning.data.licence import LicensedData
 from dgd_lightning.data.messages import Message, read_messages, read_question
 from dgd_lightning.data.rows import field
 from dgd_lightning.errors import InputError

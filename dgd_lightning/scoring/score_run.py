@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from dgd_lightning import jsonl, run_folder
 from dgd_lightning.checks import check_unicode
+from dgd_lightning.clbench import with_context
 from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
 from dgd_lightning.grader import Grader, grader_for, remarked
@@ -135,7 +136,7 @@ def rows_of(path: Path, *, graded: bool = False) -> Iterator[Row]:
                 hint="delete the repeated row",
             )
         seen.add(run_folder.key(row))
-        yield upgraded(row)
+        yield upgraded(with_context(row))
 
 
 def read_scores(path: Path) -> dict[Key, Record]:

@@ -169,7 +169,7 @@ class Bytes:
 @pytest.mark.parametrize("name", ["x.jsonl", "x.ndjson", "x", "x.json", "x.parquet"])
 def test_contexts_of_all_kinds(tmp_path: Path, name: str) -> None:
     rows = [context_row("1"), context_row("2")]
-    content = parquet(rows) if name == "x.parquet" else UTF8(json.dumps(rows) if "json" == name[2:] else lines(rows))
+    content = parquet(rows) if name == "x.parquet" else UTF8(json.dumps(rows) if name[2:] == "json" else lines(rows))
     (tmp_path / name).write_bytes(content)
     path = str(tmp_path / name)
     assert [task.messages for task in ContextsData(path).tasks] == [row["messages"] for row in rows]
@@ -233,9 +233,7 @@ def test_half_characters_are_refused_when_read(tmp_path: Path, row: dict[str, An
         _ = PromptsData(str(tmp_path / "x.jsonl"), field="q", id_field="id").tasks
 
 
-def test_ids_that_utf8_cannot_hold_are_refused_by_scoring(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ids_that_utf8_cannot_hold_are_refused_by_scoring(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "x.jsonl"
     for row in ({"idx": f"a{HALF}"}, {"metadata": {"task_id": HALF}}):
         path.write_text(json.dumps({**row, "model_output": "x", "score": 1, "requirement_status": []}) + "\n")
