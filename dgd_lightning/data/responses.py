@@ -78,7 +78,7 @@ def chat_and_answer(row: Row, *, answered: bool) -> tuple[list[Message], str]:
             row.place,
             expected=f"'model_output', or a chat in {chat!r} that ends with the assistant's answer, a text alone",
             received=f"{len(asked) + 1} messages, the last with {', '.join(last)} and the role {last['role']}",
-            hint="add the answer",
+            hint="add the answer, as text alone",
         )
     return asked, last["content"]
 

@@ -19,7 +19,7 @@ from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
 from dgd_lightning.grader import Grader, grader_for, remarked
 from dgd_lightning.old_rows import upgraded
-from dgd_lightning.row_files import read_rows, shown, stem
+from dgd_lightning.row_files import kind_of, read_rows, shown, stem
 from dgd_lightning.scoring.graded import Graded, comparisons, read_graded
 from dgd_lightning.scoring.summary import Compared, compared, summary
 from dgd_lightning.types import Score
@@ -111,7 +111,17 @@ def rows_of(path: Path, *, graded: bool = False) -> Iterator[Row]:
         InputError: the file can't be read, or a row has no answer field.
     """
     seen: set[Key] = set()
+    typed = (
+        {"score", "requirement_status", "rubrics", "metadata", "dgd"} if kind_of(path, str(path)) == "table" else set()
+    )
     for place, number, row in read_rows(path, str(path)):
+        if lost := sorted(typed & row.keys()):
+            raise InputError(
+                place,
+                expected=f"{', '.join(lost)} as JSON has them",
+                received="texts, as all cells of a table are",
+                hint="save the rows as JSONL or Parquet",
+            )
         if graded and "score" in row and not isinstance(row.get("model_output"), str):
             row["model_output"] = None
         if not isinstance(row.get("model_output", 0), str | None):

@@ -33,15 +33,22 @@ def without(key: str) -> dict[str, Any]:
 BAD_DATA = {
     "empty": ([], "data.path", "empty file"),
     "malformed": ([chat_row(0, 0), '{"messages": ['], "data.path line 2", "valid JSON"),
-    "no object": (["[1, 2]"], "data.path line 1", "a JSON object"),
-    "no messages": ([without("messages")], "data.path line 1", "'messages'"),
-    "no rubrics": ([without("rubrics")], "data.path line 1", "'rubrics'"),
-    "no task id": ([without("task_id")], "data.path line 1", "'metadata.task_id'"),
-    "no category": ([without("context_category")], "data.path line 1", "'metadata.context_category'"),
-    "metadata text": ([chat_row(0, 0, metadata="x")], "data.path line 1", "'metadata.context_id'"),
-    "role": ([chat_row(0, 0, messages=[{"role": "me", "content": "x"}])], "data.path line 1", "'role'"),
-    "content": ([chat_row(0, 0, messages=[{"role": "user", "content": 3}])], "data.path line 1", "'content'"),
-    "twice": ([chat_row(0, 0), chat_row(1, 0), chat_row(0, 0)], "data.path line 3", "already at data.path line 1"),
+    "no object": ([chat_row(0, 0), "[1, 2]"], "data.path line 2", "a JSON object"),
+    "a half": (
+        [chat_row(0, 0, metadata={**chat_row(0, 0)["metadata"], "task_id": "\ud800"})],
+        "data.path line 1",
+        "UTF-8",
+    ),
+    "answered": (
+        [chat_row(0, 0, messages=[*chat_row(0, 0)["messages"], {"role": "assistant", "content": "x"}])],
+        "data.path line 1",
+        "to be answered",
+    ),
+    "unread": (
+        [chat_row(0, 0, messages=[{"role": "user", "content": "x", "name": "Ann"}])],
+        "task t0-0",
+        "received name",
+    ),
 }
 
 
@@ -52,6 +59,35 @@ def test_bad_data(config: Config, dgd: Dgd, tmp_path: Path, case: str) -> None:
         word = "'metadata.task_id'"
     path = write_jsonl(tmp_path / "bad.jsonl", rows)
     check(dgd("predict", "--config", config(data={"path": str(path)})), argument, word)
+
+
+def test_a_table_s_answers_reach_no_prompt(config: Config, dgd: Dgd, tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text('question,answer\n"1 + 1, in words?",#### GOLD\n')
+    arms = [{"name": "ar", "method": "Autoregressive"}]
+    data = {"path": str(tmp_path / "q.csv"), "field": "question"}
+    path = config(model={"arms": arms, "draft": None, "max_new_tokens": 1}, data=data, data_class="PromptsData")
+    assert dgd("predict", "--config", path).code == 0
+    (row,) = run_folder.read_predictions(tmp_path / "logs/run/version_0")
+    assert (row["question"], row["answer"]) == ("1 + 1, in words?", "#### GOLD")
+    assert byte_tokenizer().decode(row["dgd"]["prompt_ids"]) == "<s>user:1 + 1, in words?<e><s>assistant:"
+    (tmp_path / "q.data").write_text("question,answer\nWhy?,because\n")
+    check(dgd("predict", "--config", path, "--data.path", str(tmp_path / "q.data")), "data.path", "q.data", ".csv")
+
+
+@pytest.mark.parametrize("name", ["../out", "/tmp/out", "a/b", "a\\b", "..", ".", "", "a\nb"])
+def test_names_stay_in_their_folder(config: Config, dgd: Dgd, tmp_path: Path, name: str) -> None:
+    check(dgd("predict", "--config", config(), "--name", name), "name", "the name of one folder", repr(name))
+    assert not (tmp_path / "logs").exists()
+    if name == "../out":
+        search = ["--base", str(config()), "--arm", "dflash", "--search", "{model.arms: [1]}"]
+        check(dgd("sweep", *search, "--objective", "tau", "--name", name), "name", "the name of one folder")
+        for kind, leaving in (
+            ("TensorBoardLogger", {"name": name}),
+            ("CSVLogger", {"name": "x", "version": "../../y"}),
+        ):
+            logger = {"class_path": kind, "init_args": {"save_dir": str(tmp_path / "logs"), **leaving}}
+            check(dgd("predict", "--config", config(trainer={"logger": logger})), "trainer.logger", "save_dir")
+        assert not list(tmp_path.glob("**/version_0"))
 
 
 def test_missing_data_file(config: Config, dgd: Dgd) -> None:

@@ -191,16 +191,19 @@ def test_a_context_of_plain_text_is_read_as_it_is(tmp_path: Path) -> None:
 
 def test_scores_and_reports_of_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "gpt-5.1.csv"
-    path.write_text("idx,model_output,score,requirement_status\na,x,1,\nb,y,0,\n")
-    assert source(path).graded.name == "gpt-5.1_graded.jsonl"
-    (run,) = read_runs([str(path)])
-    assert (run.label, [(one.idx, one.arm, one.score) for one in run.scores]) == (
-        "gpt-5.1",
-        [("a", "gpt-5.1", 1.0), ("b", "gpt-5.1", 0.0)],
-    )
     path.write_text("question,answer,model_output\n1 + 1?,#### 2,so 2\n1 + 2?,#### 3,so 4\n")
     assert main(["score", str(path)]) == 0
     assert [json.loads(line)["score"] for line in source(path).graded.read_text().splitlines()] == [1, 0]
+    assert source(path).graded.name == "gpt-5.1_graded.jsonl"
+    (run,) = read_runs([str(source(path).graded)])
+    assert (run.label, [(one.idx, one.arm, one.score) for one in run.scores]) == (
+        "gpt-5.1",
+        [("1", "gpt-5.1", 1.0), ("2", "gpt-5.1", 0.0)],
+    )
+    # a text "1" is no score, and contexts written as text would be lost
+    path.write_text("model_output,score,metadata\nx,1,{}\n")
+    with pytest.raises(InputError, match="row 1: expected metadata, score as JSON has them, received texts"):
+        read_runs([str(path)])
     assert stem(Path("x.jsonl.gz")) == "x"
     assert stem(Path("gpt-5.1")) == "gpt-5.1"
 
@@ -210,7 +213,7 @@ def test_lists_of_ids_may_have_a_byte_order_mark(tmp_path: Path) -> None:
         (tmp_path / "ids.txt").write_bytes("a # why\r\n\r\nb\n".encode(encoding))
         assert read_excluded(str(tmp_path / "ids.txt"), []) == {"a", "b"}
     (tmp_path / "ids.txt").write_bytes(b"\xe9")
-    with pytest.raises(InputError, match="^exclude: expected UTF-8 text"):
+    with pytest.raises(InputError, match=r"^exclude: expected UTF-8 text"):
         read_excluded(str(tmp_path / "ids.txt"), [])
 
 
