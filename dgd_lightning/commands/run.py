@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
 
         import_plugins()
     try:
-        with ended_by_sigterm() if argv[0] in ("predict", "test") else nullcontext():
+        with ended_by_sigterm(argv[0]) if argv[0] in ("predict", "test") else nullcontext():
             ProjectCLI(args=list(argv))
     except ArgumentError as error:
         raise with_arm(from_parser_message(str(error)), argv) from error

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.clustered import counted
+from dgd_lightning.run_folder import newest_version
 from dgd_lightning.scoring.graded import ArmFacts, Graded, Versus, arm_facts, comparisons, graded
 from dgd_lightning.scoring.judge_text import rubric_texts
 from dgd_lightning.scoring.score_run import rows_of
@@ -133,7 +134,7 @@ def _read(place: Path, label: str) -> Run:
             "runs",
             expected=f"a folder with {GRADED}, or a file of graded rows",
             received=place,
-            hint=f"dgd score {place}" if place.is_dir() else "check the path",
+            hint=f"dgd score {newest_version(place) or place}" if place.is_dir() else "check the path",
         )
     scores: list[Graded] = []
     arms: dict[str, ArmFacts] = {}

@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 from dgd_lightning import jsonl, run_folder
 from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
-from dgd_lightning.grader import Grader, grader_for, remarked
+from dgd_lightning.grader import Grader, grader_for
 from dgd_lightning.old_rows import upgraded
 from dgd_lightning.scoring.graded import Graded, comparisons, read_graded
 from dgd_lightning.scoring.summary import Compared, compared, summary
-from dgd_lightning.types import Score
 
 Row = dict[str, Any]
 Key = run_folder.Key
@@ -85,13 +84,13 @@ def source(path: str | Path) -> Source:
     if path.is_dir():
         rows = path / run_folder.PREDICTIONS
         if not rows.is_file():
-            unfinished = any(path.glob(run_folder.SHARDS[0]))
-            raise InputError(
-                "runs",
-                expected=f"a folder with {run_folder.PREDICTIONS}",
-                received=f"{path}, whose run is not finished" if unfinished else path,
-                hint="let `dgd predict` finish: the same command continues it" if unfinished else "name a run folder",
-            )
+            received, hint = f"{path}", "name a run folder"
+            if any(path.glob(run_folder.SHARDS[0])):
+                received += ", whose run is not finished"
+                hint = "let `dgd predict` finish: the same command continues it"
+            elif (newest := run_folder.newest_version(path)) is not None:
+                hint = f"name one of its versions: {newest}"
+            raise InputError("runs", expected=f"a folder with {run_folder.PREDICTIONS}", received=received, hint=hint)
         return Source(rows, *(path / name for name in ("scores.jsonl", "graded.jsonl", "scores.json")))
     if not path.is_file():
         raise InputError("runs", expected="a run folder or a JSONL file", received=path, hint="check the path")
@@ -187,7 +186,7 @@ def score_rows(
     tally: Counter[str] = Counter()
 
     def grade(row: Row, answer: str, grader: Grader, key: str) -> Record:
-        score = remarked(row, answer, grader.grade(row, answer), graders)
+        score = grader.grade(row, answer)
         place = run_folder.key(row)
         return Record(*place, key, score.value, score.status, score.rationale, grader.name, score.details)
 
@@ -220,8 +219,7 @@ def score_rows(
             place, key = run_folder.key(row), content_key(row, grader.name, prints[grader.name])
             before = known.get(place)
             if before is not None and before.key == key and before.finished:
-                score = Score(before.score, before.requirement_status, before.grading_rationale, before.details)
-                found[place] = before._replace(details=remarked(row, answer, score, graders).details)
+                found[place] = before
                 tally["reused"] += 1
                 continue
             pending.add(pools[grader.name].submit(grade, row, answer, grader, key))
