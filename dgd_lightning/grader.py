@@ -56,6 +56,15 @@ class Grader(ABC):
     def fingerprint(self) -> dict[str, Any]:
         """Everything that can change a score (model, prompt hash, time limit …), JSON-able; never a key."""
 
+    def remarks(self, row: dict[str, Any], answer: str, score: Score) -> dict[str, Any]:
+        """What a row that this grader takes says of an answer, whoever scored it; see `remarked`.
+
+        Returns:
+            ``lm_eval``: other verdicts, see `scoring.harness_rules`; or nothing. Never a class of errors: that is a part
+            of a verdict, and goes with it.
+        """
+        return {}
+
     def totals(self) -> dict[str, Any] | None:
         """What this process asked of others and what that cost, for scores.json; None where nobody is asked."""
         return None
@@ -80,8 +89,17 @@ def grader_for(row: dict[str, Any], graders: Sequence[Grader]) -> Grader:
         "row",
         expected=f"what one of the graders needs ({', '.join(grader.name for grader in graders) or 'there are none'})",
         received=f"a row with fields {', '.join(map(str, row)) or 'none'}",
-        hint="`dgd show` shows such answers; docs/scoring.md has the fields that each grader reads",
+        hint="see docs/scoring.md for the fields that each grader reads",
     )
+
+
+def remarked(row: dict[str, Any], answer: str, score: Score, graders: Sequence[Grader]) -> Score:
+    """The score with the remarks of all graders that take the row among its details."""
+    remarks: dict[str, Any] = {}
+    for grader in graders:
+        if grader.takes(row):
+            remarks |= grader.remarks(row, answer, score)
+    return score._replace(details=(score.details or {}) | remarks) if remarks else score
 
 
 def checked(row: dict[str, Any], answer: str, graders: Sequence[Grader]) -> Score | None:

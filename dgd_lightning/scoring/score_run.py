@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dgd_lightning import jsonl, run_folder
+from dgd_lightning.clbench import with_context
 from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
-from dgd_lightning.grader import Grader, grader_for
+from dgd_lightning.grader import Grader, grader_for, remarked
 from dgd_lightning.old_rows import upgraded
 from dgd_lightning.scoring.graded import Graded, comparisons, read_graded
 from dgd_lightning.scoring.summary import Compared, compared, summary
+from dgd_lightning.types import Score
 
 Row = dict[str, Any]
 Key = run_folder.Key
@@ -138,7 +140,7 @@ def rows_of(path: Path, *, graded: bool = False) -> Iterator[Row]:
                     hint="delete the repeated line",
                 )
             seen.add(run_folder.key(row))
-            yield upgraded(row)
+            yield upgraded(with_context(row))
 
 
 def read_scores(path: Path) -> dict[Key, Record]:
@@ -186,7 +188,7 @@ def score_rows(
     tally: Counter[str] = Counter()
 
     def grade(row: Row, answer: str, grader: Grader, key: str) -> Record:
-        score = grader.grade(row, answer)
+        score = remarked(row, answer, grader.grade(row, answer), graders)
         place = run_folder.key(row)
         return Record(*place, key, score.value, score.status, score.rationale, grader.name, score.details)
 
@@ -219,7 +221,8 @@ def score_rows(
             place, key = run_folder.key(row), content_key(row, grader.name, prints[grader.name])
             before = known.get(place)
             if before is not None and before.key == key and before.finished:
-                found[place] = before
+                score = Score(before.score, before.requirement_status, before.grading_rationale, before.details)
+                found[place] = before._replace(details=remarked(row, answer, score, graders).details)
                 tally["reused"] += 1
                 continue
             pending.add(pools[grader.name].submit(grade, row, answer, grader, key))
