@@ -60,8 +60,8 @@ class Grader(ABC):
         """What a row that this grader takes says of an answer, whoever scored it; see `remarked`.
 
         Returns:
-            ``lm_eval``: other verdicts, see `scoring.harness_rules`; or nothing. Never a class of errors: that is a part
-            of a verdict, and goes with it.
+            ``lm_eval``: other verdicts, see `scoring.harness_rules`; or nothing. Never a class of errors: that is
+            part of a verdict.
         """
         return {}
 
