@@ -14,7 +14,7 @@ from dgd_lightning.modules.arms import (
     Arm,
     Source,
     check_arms,
-    check_blocks,
+    check_on_pair,
     check_ttt,
     leaves_out_context,
     loaded_methods,
@@ -127,7 +127,7 @@ class Decoding(LightningModule):
             return
         pair = self.source.load(self.trainer)
         self.second_models = self.trainer.strategy.broadcast(self.second_models)
-        check_blocks(self.arms, pair)
+        check_on_pair(self.arms, pair)
         model_type = str(getattr(pair.target.model.config, "model_type", ""))
         if self.enable_thinking and pair.draft is not None and model_type.startswith("qwen3"):
             why = "the published Qwen3 drafts were trained without thinking"

@@ -62,12 +62,15 @@ class GroupDecoder:
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Refuse prompts that are too long, or of which nothing is left without context, before hours are spent."""
-        bare = any(leaves_out_context(method) for method in self.methods.values())
+        bare = [name for name, method in self.methods.items() if leaves_out_context(method)]
         for task in tasks:
             if self.settings.too_long == "error":
                 self.prompts.check_fit(task)
-            if bare:
-                self.prompts.bare(task)
+            try:
+                if bare:
+                    self.prompts.bare(task)
+            except InputError as error:
+                raise error.named(f"{error.argument}, readout WithoutContext of arm {', '.join(bare)}") from error
 
     def warm_up(self, task: Task) -> None:
         """Decode a few tokens, so that no arm's first timing pays for kernels and allocators."""
@@ -204,6 +207,10 @@ class GroupDecoder:
             else:
                 outputs = methods[0].generate_together(self.pair, prompts, methods, call)
         except InputError as error:
+            if error.argument.startswith("readout"):
+                raise error.named(
+                    f"model.arms[{', '.join(arm.name for arm in arms)}].method.{error.argument}"
+                ) from error
             if not error.argument.startswith("prefixes"):
                 raise
             raise InputError(
