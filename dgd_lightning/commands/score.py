@@ -86,7 +86,7 @@ def make_graders(options: Namespace) -> list[Grader]:
     if not options.taxonomy or judge is None:
         return graders
     errors = judge.error_judge()
-    return [Classified(one, errors, graders, judge.workers) if one.cost in (READ, ASK) else one for one in graders]
+    return [Classified(one, errors, judge.workers) if one.cost in (READ, ASK) else one for one in graders]
 
 
 def read_excluded(path: str | None, sources: Sequence[Source]) -> frozenset[str]:

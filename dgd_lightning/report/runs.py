@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.clustered import counted
 from dgd_lightning.row_files import stem
+from dgd_lightning.run_folder import newest_version
 from dgd_lightning.scoring.given_grader import AsGraded
 from dgd_lightning.scoring.graded import ArmFacts, Graded, Versus, arm_facts, comparisons, graded, odd_score
 from dgd_lightning.scoring.judge_text import rubric_texts
@@ -141,7 +142,7 @@ def _read(place: Path, label: str) -> Run:
             "runs",
             expected=f"a folder with {GRADED}, or a file of graded rows",
             received=place,
-            hint=f"dgd score {place}" if place.is_dir() else "check the path",
+            hint=f"dgd score {newest_version(place) or place}" if place.is_dir() else "check the path",
         )
     scores: list[Graded] = []
     arms: dict[str, ArmFacts] = {}

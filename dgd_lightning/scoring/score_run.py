@@ -88,13 +88,13 @@ def source(path: str | Path) -> Source:
     if path.is_dir():
         rows = path / run_folder.PREDICTIONS
         if not rows.is_file():
-            unfinished = any(path.glob(run_folder.SHARDS[0]))
-            raise InputError(
-                "runs",
-                expected=f"a folder with {run_folder.PREDICTIONS}",
-                received=f"{path}, whose run is not finished" if unfinished else path,
-                hint="let `dgd predict` finish: the same command continues it" if unfinished else "name a run folder",
-            )
+            received, hint = f"{path}", "name a run folder"
+            if any(path.glob(run_folder.SHARDS[0])):
+                received += ", whose run is not finished"
+                hint = "let `dgd predict` finish: the same command continues it"
+            elif (newest := run_folder.newest_version(path)) is not None:
+                hint = f"name one of its versions: {newest}"
+            raise InputError("runs", expected=f"a folder with {run_folder.PREDICTIONS}", received=received, hint=hint)
         return Source(rows, *(path / name for name in ("scores.jsonl", "graded.jsonl", "scores.json")))
     if not path.is_file():
         raise InputError("runs", expected="a run folder or a file of rows", received=path, hint="check the path")
