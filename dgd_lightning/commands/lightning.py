@@ -232,7 +232,7 @@ class ProjectCLI(LightningCLI):
     def _logger(self) -> RunLogger:
         files = self._get(self.config, "config") or [self.subcommand]
         name = self._get(self.config, "name")
-        name = Path(str(files[-1])).stem if name is None else check_folder_name("name", name)
+        name = check_folder_name("name", Path(str(files[-1])).stem if name is None else name)
         logs_dir = Path(self._get(self.config, "logs_dir")).expanduser()
         require_writable(logs_dir / name, "logs_dir")
         version = wanted = None
