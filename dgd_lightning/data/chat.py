@@ -29,20 +29,11 @@ def prompt_text(tokenizer: Any, task: Task, *, enable_thinking: bool) -> str:
         assert task.prompt is not None
         return check_unicode(f"task {task.idx}", task.prompt)
     template, tools = getattr(tokenizer, "chat_template", None), _tools(task)
-    named = isinstance(template, dict) and not {"default", "tool_use" if tools else "default"} & template.keys()
-    if named or not template:
-        found = f"only {', '.join(sorted(template))}, and none that is the default" if named else "none"
-        use = "save the one that you want as chat_template.jinja in the target's folder"
-        raise InputError(
-            "target",
-            expected="a tokenizer with a chat template",
-            received=f"{found}, for the chat of {task.idx!r}",
-            hint=use if named else "use an instruct model, or read raw prompts with PromptsData and data.chat: false",
-        )
+    _require_template(template, task, tools)
 
     def render(messages: list[Message], tools: list[Any] | None) -> str:
         options = {"tools": tools} if tools else {}
-        return tokenizer.apply_chat_template(  # type: ignore[no-any-return]
+        return tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking, **options
         )
 
@@ -60,9 +51,8 @@ def prompt_text(tokenizer: Any, task: Task, *, enable_thinking: bool) -> str:
             unread = render(messages, left) == text
         except Exception:  # what a template can't do without, it reads
             unread = False
-        if unread and (
-            part != "reasoning_content" or part not in str(template)
-        ):  # of earlier turns, left out by design
+        by_design = part == "reasoning_content" and part in str(template)  # that of earlier turns
+        if unread and not by_design:
             raise InputError(
                 f"task {task.idx}",
                 expected="a chat of which the tokenizer's chat template reads everything",
@@ -70,6 +60,20 @@ def prompt_text(tokenizer: Any, task: Task, *, enable_thinking: bool) -> str:
                 hint="take it out of the rows, write it into a message's content, or use another target",
             )
     return check_unicode(f"task {task.idx}", text)
+
+
+def _require_template(template: Any, task: Task, tools: list[Any] | None) -> None:
+    """Raises InputError where a tokenizer's chat template is none, or several by name and none that would be taken."""
+    received, hint = "none", "use an instruct model, or read raw prompts with PromptsData and data.chat: false"
+    if isinstance(template, dict):
+        if {"default", "tool_use" if tools else "default"} & template.keys():
+            return
+        received = f"several ({', '.join(sorted(template))}), and none is the default"
+        hint = "save the one that you want as chat_template.jinja in the target's folder"
+    elif template:
+        return
+    received = f"{received}, for the chat of {task.idx!r}"
+    raise InputError("target", expected="a tokenizer with a chat template", received=received, hint=hint)
 
 
 def _tools(task: Task) -> list[Any] | None:

@@ -47,8 +47,9 @@ def _message(row: Row, path: str, turn: Any) -> Message:
         found = {"role": SPEAKERS[found.pop("from")], "content": found.pop("value", None), **found}
     content = found.get("content", "" if found.get("tool_calls") else None)
     if isinstance(content, list):
-        texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        content = "\n".join(texts) if len(texts) == len(content) and all(isinstance(t, str) for t in texts) else None
+        parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
+        content = "\n".join(texts) if len(texts) == len(content) else None
     if not isinstance(content, str) or found.get("role") not in ROLES:
         raise InputError(
             row.place,

@@ -139,7 +139,9 @@ def test_named_templates(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer({"short": PLAIN, "tool_use": FULL})  # type: ignore[arg-type]
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match=r"^target: .* received only short, tool_use, .* as chat_template\.jinja in"):
+    with pytest.raises(
+        InputError, match=r"^target: .* received several \(short, tool_use\), .* as chat_template\.jinja in"
+    ):
         prompt_text(load_tokenizer(tmp_path), task_of(chat), enable_thinking=False)
     with_tools = prompt_text(load_tokenizer(tmp_path), task_of(chat, tools=TOOLS), enable_thinking=False)
     assert with_tools.startswith("<tools>")  # transformers' own rule
