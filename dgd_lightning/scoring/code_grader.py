@@ -180,9 +180,9 @@ class CodeGrader(Grader):
                     if line == secret + b"\n":
                         return Outcome(found, len(task["tests"]), None)
                     words = _words(line)
-        passed, failure = words.get("passed"), words.get("failure")
-        possible = range(len(task["tests"]))
-        return Outcome(found, passed if passed in possible else 0, str(failure)[:2000] if failure else SILENT)
+        passed, failure = words.get("passed", 0), words.get("failure")
+        counted = isinstance(passed, int) and passed in range(len(task["tests"]))
+        return Outcome(found, passed if counted else 0, str(failure)[:2000] if failure else SILENT)
 
 
 def _send(channel: socket.socket, message: bytes, behind: bytes = b"") -> None:

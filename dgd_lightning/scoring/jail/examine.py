@@ -12,7 +12,8 @@ from typing import Any
 
 CHANNEL = 3  # file descriptor
 SECRET = 32  # bytes
-__builtins__: Any = dict(vars(builtins))  # of the functions below, whatever a program does to the common ones
+BUILT_IN = dict(vars(builtins))  # names; of the functions below, whatever a program does to the common ones
+globals()["__builtins__"] = BUILT_IN
 
 
 def examine(own: int, loaded: bytes, names: list[str], program: dict[str, Any], space: dict[str, Any]) -> None:
@@ -50,11 +51,6 @@ def examine(own: int, loaded: bytes, names: list[str], program: dict[str, Any], 
         return say({"failure": told(error, tests), "passed": passed})
     write(CHANNEL, exactly(SECRET) + b"\n")
     return None
-
-
-def clean() -> dict[str, Any]:
-    """A copy of the built-in names as they were before the program ran."""
-    return dict(__builtins__)
 
 
 def exactly(size: int) -> bytes:
