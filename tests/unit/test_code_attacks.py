@@ -191,14 +191,14 @@ def port() -> Iterator[int]:
     thread.join()
 
 
-@pytest.mark.parametrize("kind", ["isolated", "bare"])
-@pytest.mark.parametrize("finder", FINDERS)
+@pytest.mark.parametrize(
+    ("kind", "finder"),
+    [*(("isolated", finder) for finder in FINDERS), ("bare", "environment"), ("bare", "network")],
+)
 def test_reach(
-    finder: str, kind: str, tmp_path: Path, port: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    kind: str, finder: str, tmp_path: Path, port: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grader: CodeGrader = request.getfixturevalue(kind)
-    on = grader.sandbox.isolation["files"]
-    assert on is (kind == "isolated")
     (tmp_path / "key").write_text(SECRET)
     monkeypatch.setenv("DGD_TEST_KEY", SECRET)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -210,10 +210,8 @@ def test_reach(
         "test": f"def check(candidate):\n    assert candidate() == {SECRET!r}\n",
     }
     score = graded(grader, program, row)
-    if on or finder == "environment":
-        assert score.value == 0.0, score
-    elif finder == "network":  # the same program does succeed where nothing stops it, so the check above can fail
-        assert score.value == 1.0, score
+    # the network's program does succeed where nothing stops it, so the check can fail
+    assert score.value == float((kind, finder) == ("bare", "network")), score
 
 
 def test_the_graders_own_environment_stays(grader: CodeGrader) -> None:

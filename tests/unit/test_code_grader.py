@@ -357,12 +357,17 @@ def test_what_a_program_has_to_define(grader: CodeGrader) -> None:
 
 
 @pytest.mark.slow
-def test_canonical_solutions(bench_data: Path, grader: CodeGrader) -> None:
-    with gzip.open(bench_data / "HumanEval.jsonl.gz", "rt") as file:
-        rows = [json.loads(line) for line in file]
-    assert len(rows) == 164
-    failed = [row["task_id"] for row in rows if grader.grade(row, row["canonical_solution"]).value != 1.0]
-    assert failed == []
+@pytest.mark.parametrize(
+    ("name", "rows", "solution"), [("HumanEval", 164, "canonical_solution"), ("MBPP", 974, "code")]
+)
+def test_reference_solutions(bench_data: Path, grader: CodeGrader, name: str, rows: int, solution: str) -> None:
+    with gzip.open(bench_data / f"{name}.jsonl.gz", "rt") as file:
+        problems = [json.loads(line) for line in file]
+    assert len(problems) == rows
+    answers = [row[solution] if name == "HumanEval" else fenced(row[solution]) for row in problems]
+    with ThreadPoolExecutor(2) as threads:
+        scores = threads.map(grader.grade, problems, answers)
+    assert [row["task_id"] for row, score in zip(problems, scores, strict=True) if score.value != 1.0] == []
 
 
 def test_a_stopped_grader_kills_what_runs_and_scores_nothing() -> None:

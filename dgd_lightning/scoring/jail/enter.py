@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import signal
 import sys
 import time
@@ -181,6 +180,8 @@ def main() -> None:
     end = "error" if wrong else watch(order, child)
     sweep(child)
     if order.folder:
+        import shutil  # seldom needed, and slow to import
+
         shutil.rmtree(order.folder, ignore_errors=True)  # whoever made it may be dead
     say({"end": end})
 
