@@ -59,6 +59,8 @@ def parse_options(argv: list[str]) -> Namespace:
     parser.add_argument("--taxonomy", type=bool, default=False, help="ask the judge why failed answers failed")
     code = "run programs that a model wrote, for HumanEval and MBPP (or set HF_ALLOW_CODE_EVAL=1)"
     parser.add_argument("--allow_code_execution", type=bool, default=False, help=code)
+    bare = "run them also where the kernel shuts off neither your files nor the network"
+    parser.add_argument("--allow_no_isolation", type=bool, default=False, help=bare)
     parser.add_argument("--code_workers", type=int, default=2, help="programs run at once")
     parser.add_argument("--math_workers", type=int, default=2, help="answers compared at once")
     parser.add_argument("--regrade", type=bool, default=False, help="grade rows anew that came with a score")
