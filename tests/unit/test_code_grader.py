@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from dgd_lightning.commands.score import parse_options
 from dgd_lightning.errors import InputError
 from dgd_lightning.scoring.code_grader import OPT_IN, CodeGrader, task_of
 from dgd_lightning.scoring.jail.completion import find_program
@@ -234,6 +235,10 @@ def test_another_permission_is_needed_without_isolation() -> None:
     with pytest.raises(InputError, match="--allow_no_isolation true") as raised:
         without_isolation().grade(HUMAN_EVAL, BODY)
     assert "switched off" in str(raised.value)
+    options = parse_options(["run", "--allow_code_execution", "true", "--allow_no_isolation", "true"])
+    grader = CodeGrader.from_options(vars(options))
+    assert grader is not None
+    assert (grader.allowed, grader.allow_no_isolation) == (True, True)
     assert without_isolation(allow_no_isolation=True).grade(HUMAN_EVAL, BODY).value == 1.0
 
 
