@@ -20,12 +20,13 @@ from dgd_lightning import __version__
 from dgd_lightning.checks import check_integer
 from dgd_lightning.commands.errors import from_parser_message, mistake_behind
 from dgd_lightning.decode.call import Call
+from dgd_lightning.decode.readouts.draft import as_readout
 from dgd_lightning.decode.replay import replay_rows
 from dgd_lightning.decode.sampling import sampling_params
 from dgd_lightning.decode.stop_strings import answer_text
 from dgd_lightning.distributions import wide
 from dgd_lightning.errors import InputError
-from dgd_lightning.methods.base import Guidance, Method
+from dgd_lightning.methods.base import Method
 from dgd_lightning.methods.guided import Guided
 from dgd_lightning.modules.arms import Arm, leaves_out_context, loaded_methods, pinned_models, row_seed
 from dgd_lightning.pair import load_pair, resolve_commits
@@ -53,11 +54,7 @@ ROOMS = ("methods", "decode.readouts", "decode")  # of methods, and of what thei
 GENERATION = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p", "seed")
 
 
-class Scored(NamedTuple):
-    """A continuation behind a context."""
-
-    log_likelihood: float  # ln of its probability
-    greedy: bool  # whether each of its tokens is the likeliest
+Score = tuple[float, bool]  # ln of a continuation's probability; whether each of its tokens is the likeliest
 
 
 class Request(NamedTuple):
@@ -135,12 +132,8 @@ class DGD(TemplateLM):
             draft_revision=commits.draft,
         )
         if self.pair.tokenizer is None:
-            raise InputError(
-                "target",
-                expected="a folder or Hub id with a tokenizer",
-                received=target,
-                hint="add the tokenizer's files",
-            )
+            expected = "a folder or Hub id with a tokenizer"
+            raise InputError("target", expected=expected, received=target, hint="add the tokenizer's files")
         models = pinned_models([arm])
         self.method = loaded_methods([arm], models, self.pair.target)[arm.name]
         self.method.block(self.pair)
@@ -225,7 +218,7 @@ class DGD(TemplateLM):
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
-    ) -> list[tuple[float, bool]]:
+    ) -> list[Score]:
         """Of each (key, context, continuation); the key, if any, is what the harness' cache knows it by."""
         if self.method.blends and not isinstance(self.method, Guided):
             raise InputError(
@@ -234,7 +227,7 @@ class DGD(TemplateLM):
                 received=self.method.name,
                 hint="use tasks that generate answers, or method=Guided",
             )
-        results: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
+        results: list[Score] = [(0.0, True)] * len(requests)
         grouped: dict[tuple[int, ...], Request] = {}  # what has one context is read behind one reading of it
         for number, (_, context, continuation) in enumerate(requests):
             if len(continuation) > self.max_length:
@@ -253,9 +246,9 @@ class DGD(TemplateLM):
             for batch in self._batches(grouped.values()):
                 for request, scores in zip(batch, self._scores(batch), strict=True):
                     for number, score in zip(request.numbers, scores, strict=True):
-                        results[number] = tuple(score)
+                        results[number] = score
                         if requests[number][0] is not None:
-                            self.cache_hook.add_partial("loglikelihood", requests[number][0], tuple(score))
+                            self.cache_hook.add_partial("loglikelihood", requests[number][0], score)
                     bar.update(len(scores))
         return results
 
@@ -274,13 +267,14 @@ class DGD(TemplateLM):
         if batch:
             yield batch
 
-    def _scores(self, batch: Sequence[Request]) -> list[list[Scored]]:
+    def _scores(self, batch: Sequence[Request]) -> list[list[Score]]:
         """Of every continuation, by the target's distribution at temperature 1, or by the blended one."""
-        guidance: Guidance | None = self.method.guidance_of({}) if isinstance(self.method, Guided) else None
+        guidance = self.method.guidance_of({}) if isinstance(self.method, Guided) else None
+        readouts = [] if guidance is None else [as_readout(guidance.readout)]
         contexts = [torch.tensor(one.context) for one in batch]
         continuations = [[torch.tensor(ids) for ids in one.continuations] for one in batch]
-        scores = [[Scored(0.0, True)] * len(own) for own in continuations]
-        for part in replay_rows(self.pair, contexts, continuations, [guidance.readout] if guidance else []):
+        scores: list[list[Score]] = [[(0.0, True)] * len(own) for own in continuations]
+        for part in replay_rows(self.pair, contexts, continuations, readouts):
             logits = wide(part.target)  # [B, Q, V]
             if guidance is not None:
                 betas = torch.tensor(guidance.blend.betas(len(batch)), dtype=logits.dtype, device=logits.device)
@@ -290,10 +284,9 @@ class DGD(TemplateLM):
             likeliest = (logits.argmax(-1) == part.tokens).tolist()
             for row, own in enumerate(continuations):
                 if part.answer < len(own) and (left := len(own[part.answer]) - part.first) > 0:
-                    before = scores[row][part.answer]
-                    scores[row][part.answer] = Scored(
-                        before.log_likelihood + sum(log_p[row][:left]), before.greedy and all(likeliest[row][:left])
-                    )
+                    total, greedy = scores[row][part.answer]
+                    total, greedy = total + sum(log_p[row][:left]), greedy and all(likeliest[row][:left])
+                    scores[row][part.answer] = total, greedy
         return scores
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
