@@ -24,6 +24,7 @@ from dgd_lightning.callbacks import (
     PredictionWriter,
     Provenance,
 )
+from dgd_lightning.commands.given import check_checkpoint
 from dgd_lightning.data import TaskData
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.arms import loose_controls
@@ -122,15 +123,8 @@ class ProjectCLI(LightningCLI):
         self.model.verbose = self._get(self.config, "verbose")
 
     def before_instantiate_classes(self) -> None:
-        """Refuses a ``--ckpt_path`` that is not there; ``best`` and ``last`` never are in this run's new folder."""
-        path = self._get(self.config, "ckpt_path")
-        if path is not None and str(path) != "hpc" and "://" not in str(path) and not Path(path).exists():
-            raise InputError(
-                "ckpt_path",
-                expected="an existing checkpoint",
-                received=path,
-                hint="give the path of one, such as logs/NAME/version_N/checkpoints/last.ckpt",
-            )
+        """Refuses a ``--ckpt_path`` that is not there."""
+        check_checkpoint(self._get(self.config, "ckpt_path"))
 
     def predict(self, **kwargs: Any) -> None:
         """Predict without holding the rows in memory, after checks that need no launched ranks."""
