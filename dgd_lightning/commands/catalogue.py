@@ -73,13 +73,22 @@ def lightning_callbacks() -> list[str]:
 
 
 def concrete(name: str) -> bool:
-    """Whether a class of the package can be made: nothing in it is left for others to write."""
-    return re.search(r"@abstractmethod|raise NotImplementedError", ast.unparse(_node(name))) is None
+    """Whether a class of the package is for use in YAML: nothing is left for others to write, and it is no base."""
+    written: set[str] = set()
+    for one in filter(ours, (name, *_ancestors(name))):
+        for function in (part for part in _node(one).body if isinstance(part, ast.FunctionDef)):
+            marks = [*function.decorator_list, *(part for part in function.body if isinstance(part, ast.Raise))]
+            left = any(re.search("abstractmethod|NotImplementedError", ast.unparse(mark)) for mark in marks)
+            if left and function.name not in written:
+                return False
+            written.add(function.name)
+    path, _ = _classes()[name]  # type: ignore[misc]
+    return path.parent != Path(__file__).parent and not about(name).startswith("Base of ")
 
 
 def about(name: str) -> str:
     """The first paragraph of what a class of the package says of itself."""
-    return " ".join((ast.get_docstring(_node(name)) or "").partition("\n\n")[0].split())
+    return _plain((ast.get_docstring(_node(name)) or "").partition("\n\n")[0])
 
 
 @cache
@@ -144,7 +153,12 @@ def _node(name: str) -> ast.ClassDef:
 
 def _documented(node: ast.ClassDef | ast.FunctionDef) -> dict[str, str]:
     found = docstring_parser.parse(ast.get_docstring(node) or "").params
-    return {one.arg_name: " ".join((one.description or "").split()) for one in found}
+    return {name: _plain(one.description or "") for one in found for name in one.arg_name.split(", ")}
+
+
+def _plain(text: str) -> str:
+    """A docstring's text in one line, as it is read in a terminal: names without their markup."""
+    return re.sub(r":\w+:`~?(?:\w+\.)*(\w+)`", r"\1", " ".join(text.split())).replace("``", "")
 
 
 def _arguments(function: ast.FunctionDef, texts: dict[str, str]) -> Parameters:

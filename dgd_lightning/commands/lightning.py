@@ -24,7 +24,7 @@ from dgd_lightning.callbacks import (
     PredictionWriter,
     Provenance,
 )
-from dgd_lightning.commands.given import check_checkpoint
+from dgd_lightning.commands.given import OPTIONS, check_checkpoint
 from dgd_lightning.data import TaskData
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.arms import loose_controls
@@ -100,11 +100,9 @@ class ProjectCLI(LightningCLI):
         return super().init_parser(**{**kwargs, "exit_on_error": False, "prog": "dgd"})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        name = "The run goes to LOGS_DIR/NAME/version_N. Default: the config file's name."
-        verbose = "Print all tables, which else go to summary.txt in the run folder."
-        parser.add_argument("--name", type=str | None, default=None, help=name)
-        parser.add_argument("--logs_dir", type=str, default="logs", help="Folder of all runs.")
-        parser.add_argument("--verbose", action="store_true", help=verbose)
+        parser.add_argument("--name", type=str | None, default=None, help=OPTIONS["name"])
+        parser.add_argument("--logs_dir", type=str, default="logs", help=OPTIONS["logs_dir"])
+        parser.add_argument("--verbose", action="store_true", help=OPTIONS["verbose"])
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static in Lightning, which asks the instance
         """The one that was asked for (a parser of each costs as much again), with the arguments of the Trainer's method

@@ -15,6 +15,7 @@ from jsonargparse import ArgumentError
 from dgd_lightning.commands.bootstrap import bootstrap
 from dgd_lightning.commands.errors import as_written, from_parser_message, mistake_behind
 from dgd_lightning.commands.given import Given, check_given, given
+from dgd_lightning.commands.help import text as help_text
 from dgd_lightning.commands.main import ended_by_sigterm
 from dgd_lightning.errors import InputError
 from dgd_lightning.old_rows import upgraded_arm
@@ -25,6 +26,9 @@ EXAMPLES = {"predict": "quickstart", "fit": "ttt/lab", "test": "diagnostic/lab"}
 
 def main(argv: Sequence[str]) -> int:
     """Run a LightningCLI subcommand. Importing Lightning takes seconds, so it happens here, not at the top."""
+    if (shown := help_text(argv)) is not None:
+        print(shown)
+        return 0
     if not any(map(STARTS.match, argv[1:])):
         hint = f"use e.g. `dgd {argv[0]} --config {EXAMPLES.get(argv[0], 'FILE.yaml')}`; `dgd configs` lists more"
         raise InputError("--config", expected="a configuration", received="none", hint=hint)
