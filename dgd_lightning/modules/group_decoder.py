@@ -35,6 +35,7 @@ class GroupSettings:
     max_new_tokens: int
     too_long: TooLong
     stop_token_ids: list[int] | None
+    stop_strings: list[str] | None
     seed: int
     join_arms: bool
     divergence: DivergenceSettings | None
@@ -156,6 +157,7 @@ class GroupDecoder:
                         by_index.get(i),
                         pair=self.pair,
                         limit=limit,
+                        stop_strings=self.settings.stop_strings,
                         prefix_tokens=known.get(i, 0),
                         prefix_seconds=stored.seconds if arms is order[0] else 0.0,  # once, by the arms that waited
                         without_context=self.prompts.bare(task) if bare and i in by_index else None,
@@ -196,6 +198,7 @@ class GroupDecoder:
         call = call._replace(
             sampling=sampling_params(**arms[0].sampling()),
             stop_token_ids=self.settings.stop_token_ids,
+            stop_strings=self.settings.stop_strings,
             on_progress=partial(report, name) if report else None,
         )
         try:
