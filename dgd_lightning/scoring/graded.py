@@ -83,18 +83,38 @@ def read_graded(rows: Iterable[dict[str, Any]]) -> tuple[list[Graded], list[ArmF
 def read_score(row: dict[str, Any]) -> Score:
     """The score in a row, however a program wrote it; None where it is none from 0 to 1.
 
-    Statuses that say neither yes nor no stay as they are and do not count as rubrics that hold.
+    Of other programs' scores that are no plain 0 or 1 (:func:`odd_score`) none is solved, as CL-bench's script counts
+    them. Statuses that say neither yes nor no stay as they are and do not count as rubrics that hold.
     """
     value, status, details = row.get("score"), row.get("requirement_status"), row.get("dgd", {}).get("grading")
     try:
-        number = float(value) if isinstance(value, bool | int | float | str) else math.nan
-    except (ValueError, OverflowError):
+        number = float(value) if isinstance(value, bool | int | float) else math.nan
+    except OverflowError:
         number = math.nan
+    if odd_score(row):
+        number = 0.0
     return Score(
         number if 0.0 <= number <= 1.0 else None,
         [status_of(one) or str(one) for one in status] if isinstance(status, list) else [],
         str(row.get("grading_rationale", "")),
         details if isinstance(details, dict) else None,
+    )
+
+
+def odd_score(row: dict[str, Any]) -> bool:
+    """Whether another program wrote a text or a fraction as score: CL-bench's ``eval.py`` takes ``score == 1`` alone.
+
+    Our own graders may give shares.
+    """
+    value, ours = row.get("score"), row.get("dgd", {}).get("grader")
+    return isinstance(value, str) or (not ours and isinstance(value, float) and 0.0 < value < 1.0)
+
+
+def odd_scores(count: int) -> str:
+    """What a user is told of so many of them."""
+    return (
+        f"{count} answers came with a text or a fraction as score. They count as not solved: CL-bench's script "
+        "takes the number 1 alone."
     )
 
 
