@@ -26,6 +26,7 @@ from dgd_lightning.callbacks import (
     Provenance,
 )
 from dgd_lightning.checks import check_folder_name
+from dgd_lightning.commands.given import OPTIONS, check_checkpoint
 from dgd_lightning.data import TaskData
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.arms import loose_controls
@@ -101,11 +102,9 @@ class ProjectCLI(LightningCLI):
         return super().init_parser(**{**kwargs, "exit_on_error": False, "prog": "dgd"})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        name = "The run goes to LOGS_DIR/NAME/version_N. Default: the config file's name."
-        verbose = "Print all tables, which else go to summary.txt in the run folder."
-        parser.add_argument("--name", type=str | None, default=None, help=name)
-        parser.add_argument("--logs_dir", type=str, default="logs", help="Folder of all runs.")
-        parser.add_argument("--verbose", action="store_true", help=verbose)
+        parser.add_argument("--name", type=str | None, default=None, help=OPTIONS["name"])
+        parser.add_argument("--logs_dir", type=str, default="logs", help=OPTIONS["logs_dir"])
+        parser.add_argument("--verbose", action="store_true", help=OPTIONS["verbose"])
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static in Lightning, which asks the instance
         """The one that was asked for (a parser of each costs as much again), with the arguments of the Trainer's method
@@ -124,15 +123,8 @@ class ProjectCLI(LightningCLI):
         self.model.verbose = self._get(self.config, "verbose")
 
     def before_instantiate_classes(self) -> None:
-        """Refuses a ``--ckpt_path`` that is not there; ``best`` and ``last`` never are in this run's new folder."""
-        path = self._get(self.config, "ckpt_path")
-        if path is not None and str(path) != "hpc" and "://" not in str(path) and not Path(path).exists():
-            raise InputError(
-                "ckpt_path",
-                expected="an existing checkpoint",
-                received=path,
-                hint="give the path of one, such as logs/NAME/version_N/checkpoints/last.ckpt",
-            )
+        """Refuses a ``--ckpt_path`` that is not there."""
+        check_checkpoint(self._get(self.config, "ckpt_path"))
 
     def predict(self, **kwargs: Any) -> None:
         """Predict without holding the rows in memory, after checks that need no launched ranks."""

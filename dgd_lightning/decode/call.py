@@ -126,8 +126,11 @@ class Request(NamedTuple):
         return max(self.lengths) + self.max_new_tokens + width
 
 
-def check_request(pair: Pair, prompts: Sequence[Tensor], call: Call) -> Request:
-    """Check a call with its prompts, and pad them; a prompt with its new tokens must fit the target's positions."""
+def check_request(pair: Pair, prompts: Sequence[Tensor], call: Call, *, unread: int = 0) -> Request:
+    """Check a call with its prompts, and pad them; a prompt with its new tokens must fit the target's positions.
+
+    ``unread``: how many of the last new tokens need no position, since no forward will read them.
+    """
     target, new = pair.target, check_integer("max_new_tokens", call.max_new_tokens)
     count = check_integer("num_return_sequences", call.num_return_sequences)
     if isinstance(prompts, Tensor) or len(prompts) == 0:
@@ -139,7 +142,7 @@ def check_request(pair: Pair, prompts: Sequence[Tensor], call: Call) -> Request:
         )
     rows = [check_prompt(f"prompts[{i}]", prompt, target.vocab_size) for i, prompt in enumerate(prompts)]
     for i, row in enumerate(rows):
-        if len(row) + new > target.max_positions:
+        if len(row) + new - unread > target.max_positions:
             raise InputError(
                 f"prompts[{i}]",
                 expected=f"prompt + max_new_tokens of at most {target.max_positions} positions",
