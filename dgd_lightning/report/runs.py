@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 
 from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.clustered import counted
-from dgd_lightning.scoring.graded import ArmFacts, Graded, Versus, arm_facts, comparisons, graded
+from dgd_lightning.row_files import stem
+from dgd_lightning.run_folder import newest_version
+from dgd_lightning.scoring.given_grader import AsGraded
+from dgd_lightning.scoring.graded import ArmFacts, Graded, Versus, arm_facts, comparisons, graded, odd_score
 from dgd_lightning.scoring.judge_text import rubric_texts
 from dgd_lightning.scoring.score_run import rows_of
 
@@ -22,7 +25,8 @@ class Run(NamedTuple):
     scores: list[Graded]
     arms: list[ArmFacts]
     twice: list[Row]  # of rows that two judges graded: what `agreement` reads
-    without_status: int  # answers with rubrics and score 0, but no rubric's status: perhaps their judge failed
+    without_status: int  # answers with score 0, but no rubric's status: perhaps their judge failed
+    odd: int  # scores that are a text or a fraction
 
     @property
     def tasks(self) -> set[str]:
@@ -66,7 +70,7 @@ def study(runs: Sequence[Run], *, pool: bool, common: bool, against: str | None)
     for run in runs:
         prefix, before = "" if pool or len(runs) == 1 else f"{run.label}/", f"{run.label}: " if pool else ""
         # Rows of another program name no arm, and go by their file.
-        names = {arm.name: run.label if arm.name == run.file.stem else prefix + arm.name for arm in run.arms}
+        names = {arm.name: run.label if arm.name == stem(run.file) else prefix + arm.name for arm in run.arms}
         scores += [one._replace(arm=names[one.arm], idx=before + one.idx) for one in run.scores if one.idx in shared]
         controls = [None if arm.control_of is None else names.get(arm.control_of) for arm in run.arms]
         named = zip(run.arms, names.values(), controls, strict=True)
@@ -82,6 +86,11 @@ def study(runs: Sequence[Run], *, pool: bool, common: bool, against: str | None)
         wanted = [Versus(arm.name, against, False, blends=arm.blends) for arm in arms if arm.name != against]
         wanted += [Versus(arm.control_of, arm.name, True) for arm in arms if arm.control_of is not None]
     return Study(list(runs), scores, wanted, f" ({note})" if note else "")
+
+
+def as_graded(row: Row) -> bool:
+    """Whether another program gave the row its score, in CL-bench's form."""
+    return "requirement_status" in row and row["dgd"].get("grader") in (None, AsGraded.name)
 
 
 def _shared_tasks(runs: Sequence[Run], common: bool) -> tuple[set[str], str]:
@@ -123,7 +132,7 @@ def _labels(places: Sequence[Path]) -> list[str]:
 
 
 def _stem(place: Path) -> str:
-    return place.name if place.is_dir() else place.stem.removesuffix(SUFFIX)
+    return place.name if place.is_dir() else stem(place).removesuffix(SUFFIX)
 
 
 def _read(place: Path, label: str) -> Run:
@@ -133,24 +142,25 @@ def _read(place: Path, label: str) -> Run:
             "runs",
             expected=f"a folder with {GRADED}, or a file of graded rows",
             received=place,
-            hint=f"dgd score {place}" if place.is_dir() else "check the path",
+            hint=f"dgd score {newest_version(place) or place}" if place.is_dir() else "check the path",
         )
     scores: list[Graded] = []
     arms: dict[str, ArmFacts] = {}
     twice: list[Row] = []
-    scored, without_status = False, 0
+    scored, without_status, odd = False, 0, 0
     for row in rows_of(file, graded=True):
         one = graded(row)
         scores.append(one)
         arms.setdefault(one.arm, arm_facts(row))
         scored = scored or "score" in row
         answered = isinstance(row["model_output"], str) and row["model_output"].strip()
-        if one.score == 0.0 and answered and not one.satisfied[1] and rubric_texts(row.get("rubrics")):
-            without_status += 1
+        judged = rubric_texts(row.get("rubrics")) or ("rubrics" not in row and as_graded(row))
+        without_status += bool(one.score == 0.0 and answered and not one.satisfied[1] and judged)
+        odd += odd_score(row)
         grading = row["dgd"].get("grading")
         if isinstance(grading, dict) and isinstance(grading.get("second"), dict):
             kept = {name: row.get(name) for name in ("score", "requirement_status")}
             twice.append({**kept, "dgd": {"grading": {"second": grading["second"]}}})
     if not scored:
         raise InputError("runs", expected="rows with a score", received=file, hint=f"dgd score {place}")
-    return Run(label, file, scores, list(arms.values()), twice, without_status)
+    return Run(label, file, scores, list(arms.values()), twice, without_status, odd)

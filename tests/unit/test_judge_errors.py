@@ -201,6 +201,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "judge.requests_per_minute": {"requests_per_minute": -1},
     "judge.price_out": {"price_in": 1.0},
     "judge.sampling": {"sampling": {"model": "other"}},
+    "judge.reasoning_effort": {"reasoning_effort": "low", "sampling": {"reasoning_effort": "high"}},
+    "judge.second.reasoning_effort": {"second": JudgeModel("lab", local=True, reasoning_effort="low")},
     "judge.second.model": {"second": JudgeModel("")},
     "judge.second": {"second": JudgeModel("fair", base_url="http://127.0.0.1:9/v1")},
 }
@@ -306,7 +308,7 @@ def test_a_mistake_is_told_while_another_request_is_silent(tmp_path: Path) -> No
         server.delay_from = 1
         judge = make_judge(server.url, tmp_path / "v.jsonl", timeout=60.0)
         stored = time.monotonic()
-        with pytest.raises(InputError, match="row: expected what one of the graders needs"):
+        with pytest.raises(InputError, match="row 2: expected what one of the graders needs"):
             score_rows(source(path), [judge])
         judge.close()
         assert time.monotonic() - stored < 20
