@@ -83,8 +83,8 @@ def final_answer(text: str, kind: Kind) -> Found | None:
        than a comma, "and", "or" and perhaps ``x =`` stands between them;
     2. ``####`` before a number or a formula; before words, or a heading's number, it is a heading of Markdown;
     3. what "the answer is", in one of some twenty languages, says in its sentence, where that is a result;
-    4. "words": the last bold text; "words" and "formula": the last formula (``$…$``, ``\(…\)``, ``\[…\]``), those joined
-       to it as boxes are;
+    4. "words": the last bold text; "words" and "formula": the last formula (``$…$``, ``\(…\)``, ``\[…\]``), those
+       joined to it as boxes are;
     5. the last number, or the last bold one of its line; "words" and "formula": else the last line.
 
     What follows an end-of-turn token, or another "Question:" behind a stated result, is left out.
