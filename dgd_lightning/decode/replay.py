@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.decode.call import Call, check_prompt, check_request
+from dgd_lightning.decode.finite import not_finite, peaks
 from dgd_lightning.decode.readouts.base import Readout, TargetOutput, split_taps
 from dgd_lightning.decode.readouts.draft import DraftSlots
 from dgd_lightning.decode.session import Session
@@ -30,7 +31,13 @@ class Replayed(NamedTuple):
 
 @torch.no_grad()
 def replay(
-    pair: Pair, prompt: Tensor, answers: Sequence[Tensor], readouts: Sequence[Readout | DraftSlots], *, chunk: int = 64
+    pair: Pair,
+    prompt: Tensor,
+    answers: Sequence[Tensor],
+    readouts: Sequence[Readout | DraftSlots],
+    *,
+    chunk: int = 64,
+    name: str = "prompt",
 ) -> Iterator[Replayed]:
     """Read a prompt once, and behind it one answer after the other, chunk by chunk.
 
@@ -40,13 +47,17 @@ def replay(
         answers: [T] each: decoded ones or gold answers.
         readouts: read beside the target, each from the same forward of it.
         chunk: tokens of an answer per forward; memory holds chunk · V logits per readout.
+        name: what the prompt is called in errors.
 
     Yields:
         The chunks of the first answer in order, then those of the next.
+
+    Raises:
+        InputError: logits that are no numbers, or a prompt or an answer that can't be read.
     """
     answers = [check_prompt("answer", answer, pair.target.vocab_size) for answer in answers]
     longest = max(map(len, answers), default=1)
-    request, width = check_request(pair, [prompt], Call(longest)), min(chunk, longest)
+    request, width = check_request(pair, [prompt], Call(longest, names=[name])), min(chunk, longest)
     layer_ids = tuple(dict.fromkeys(layer for readout in readouts for layer in readout.layers(pair)))
     states = [readout.begin(pair, request, width) for readout in readouts]
     session = Session(pair.target, request, width=width, layer_ids=layer_ids)
@@ -69,4 +80,9 @@ def replay(
             logits, features = session.step(tokens, positions, max_length=high)
             extend(features, positions)
             out = TargetOutput(tokens, positions, logits, split_taps(features, layer_ids), high - 1)
-            yield Replayed(number, first, chosen, logits[0], [state.logits(out)[0] for state in states])
+            part = Replayed(number, first, chosen, logits[0], [state.logits(out)[0] for state in states])
+            highest = [peaks(one).view(len(chosen), -1).sum(1) for one in (part.target, *part.readouts)]  # [Q] each
+            if not sum(highest).sum().isfinite():
+                whose = ["target", *(f"readout {type(readout).__name__}" for readout in readouts)]
+                raise not_finite(name, zip(whose, highest, strict=True), low + 1, pair.target.dtype)
+            yield part

@@ -89,6 +89,8 @@ class ContextAdapter:
                 break
             except (ContextError, torch.OutOfMemoryError) as error:
                 why, no_room = " ".join(str(error).split()), isinstance(error, torch.OutOfMemoryError)
+            except InputError as error:  # the pair's: no other context would fare better
+                raise error.named(f"context {context_id}") if error.argument == "context" else error from error
             # Here, not above: what was caught holds on to the tensors of the fit.
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -99,7 +101,9 @@ class ContextAdapter:
             prefixes.take(context_id, result.prefix)
             result = result._replace(prefix=None)  # the store alone holds it
         if self.folder is not None:
-            save_adapter(result.adapter, folder := self.folder / safe_name(context_id))
+            folder = self.folder / safe_name(context_id)
+            if result.trace.stopped in ("done", "early"):
+                save_adapter(result.adapter, folder)
             save_trace(result.trace, folder)
         return Adapted(result, summary(result.trace), {f"ttt_{name}": getattr(result.trace, name) for name in COSTS})
 
