@@ -30,12 +30,19 @@ class CLBenchScorer(FinishedRows):
     Args:
         judge: of rows with rubrics that no program checks; None leaves them.
         allow_code_execution: run programs that the model wrote, in a sandbox; HF_ALLOW_CODE_EVAL=1 says so too.
+        allow_no_isolation: run them also where the kernel shuts off neither your files nor the network.
         workers: programs and answers looked at at once.
     """
 
-    def __init__(self, judge: JudgeConfig | None = None, allow_code_execution: bool = False, workers: int = 2) -> None:
+    def __init__(
+        self,
+        judge: JudgeConfig | None = None,
+        allow_code_execution: bool = False,
+        workers: int = 2,
+        allow_no_isolation: bool = False,
+    ) -> None:
         self.options: dict[str, Any] = {"judge": judge, "allow_code_execution": allow_code_execution, "leave": True}
-        self.options |= {"code_workers": workers, "math_workers": workers}
+        self.options |= {"allow_no_isolation": allow_no_isolation, "code_workers": workers, "math_workers": workers}
         for grader in package_graders(self.options):  # what can be known before hours of decoding
             grader.close()
 

@@ -78,7 +78,7 @@ class DecodeMetrics(RowSums):
         if not any("solved" in cells for cells in summary.cells.values()):
             summary.sentences += ungraded_sentences(self.stats)
         finish(summary, self.folder, verbose=getattr(pl_module, "verbose", False))
-        print(f"run folder: {self.folder}")
+        print(f"run folder: {self.folder}\nanswers:    dgd show {self.folder}")
         print(f"curves:     tensorboard --logdir {self.folder.parent}")
 
 

@@ -15,6 +15,7 @@ from dgd_lightning.callbacks.rows import add_scalars, tensorboard, written_folde
 from dgd_lightning.files import whole_files
 from dgd_lightning.report.diagnostic_figures import figures
 from dgd_lightning.report.diagnostic_tables import report
+from dgd_lightning.report.print_tables import print_tables
 
 REPORT, SUMMARY, PLOTS = "diagnostic.txt", "diagnostic_summary.json", "plots"
 WIDTH = 132  # columns of the tables where stdout is no terminal, and of the file
@@ -40,7 +41,7 @@ class DiagnosticReport(Callback):
         if not found.tasks:
             return
         plain = Console(file=io.StringIO(), width=WIDTH)
-        plain.print(report(found, whole=True))
+        print_tables(plain, report(found, whole=True))
         pictures = figures(found)
         with whole_files(self.folder, REPORT, SUMMARY) as scratch:
             (scratch / REPORT).write_text(plain.file.getvalue(), encoding="utf-8")  # type: ignore[attr-defined]
@@ -59,7 +60,7 @@ class DiagnosticReport(Callback):
             print(f"no answer fits the target: {self.found.skipped} tasks were skipped")
         else:
             shown = report(self.found, whole=getattr(pl_module, "verbose", False))
-            Console(width=None if sys.stdout.isatty() else WIDTH).print(shown)
+            print_tables(Console(width=None if sys.stdout.isatty() else WIDTH), shown)
             print(f"all tables: {self.folder / REPORT}")
             print(f"pictures:   {self.folder / PLOTS}")
         print(f"run folder: {self.folder}")

@@ -42,12 +42,13 @@ class DecodeProgress(RankZeroProgress):
         self.done = self.total = 0
         self.started = self.shown = 0.0
         self.fresh = 0  # groups decoded in this session, what the time left is reckoned from
-        self.arm, self.arm_started = "", 0.0
+        # of this group, by arm: every batch's last state, when it was prefilled, and when it was last heard of
+        self.batches: dict[str, list[tuple[DecodeState, float, float]]] = {}
 
     def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
         if not self.enabled:
             return
-        self.stats, self.done, self.fresh = {}, 0, 0
+        self.stats, self.batches, self.done, self.fresh = {}, {}, 0, 0
         self.total = int(sum(trainer.num_predict_batches))
         self.started = self.shown = time.monotonic()
         pl_module.decoder.on_progress = self._within_group
@@ -61,6 +62,7 @@ class DecodeProgress(RankZeroProgress):
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any, **__: Any) -> None:
         if self.enabled:
+            self.batches = {}
             self.done += 1
             self.fresh += bool(outputs)
             for row in outputs:
@@ -81,15 +83,18 @@ class DecodeProgress(RankZeroProgress):
         self.on_predict_end()
 
     def _within_group(self, arm: str, state: DecodeState) -> None:
-        now = time.monotonic()
-        if arm != self.arm or state.verifications == 0:
-            self.arm, self.arm_started = arm, now
-        note = f"{arm}: {state.active} rows active, {state.tokens} tokens"
-        committed, seconds = state.tokens - state.rows, now - self.arm_started
+        now, batches = time.monotonic(), self.batches.setdefault(arm, [])
+        if not batches or (not state.verifications and batches[-1][0].verifications):  # another batch begins
+            batches.append((state, now, now))
+        batches[-1] = (state, batches[-1][1] if state.verifications else now, now)
+        tokens = sum(one.tokens for one, _, _ in batches)
+        committed, seconds = tokens - sum(one.rows for one, _, _ in batches), sum(end - at for _, at, end in batches)
+        verifications = sum(one.verifications for one, _, _ in batches)
+        note = f"{arm}: {state.active} rows active, {tokens} tokens"
         if state.tokens == 0:
             note = f"{arm}: prefill of {state.rows} rows"
-        elif state.verifications and seconds > 0:
-            note += f", τ {committed / state.verifications:.2f}, {committed / seconds:.1f} tokens/s"
+        elif verifications and seconds > 0:
+            note += f", τ {committed / verifications:.2f}, {committed / seconds:.1f} tokens/s"
         self._show_in_time(note, begins=state.tokens == 0)
 
     def _adapting(self, context: str, step: int, what: str) -> None:

@@ -41,6 +41,7 @@ class Provenance(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if hasattr(data, "fingerprint"):
             hashes["data_hash"] = data.fingerprint()
+            hashes["data_commit"] = getattr(data, "data_commit", None)  # of the Hub, as its revision was looked up
             if hasattr(pl_module, "row_names"):  # its fingerprint says what shapes the rows
                 hashes["config_hash"] = run_folder.config_hash(pl_module, data)
         if hasattr(pl_module, "fingerprint"):

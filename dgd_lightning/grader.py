@@ -60,8 +60,8 @@ class Grader(ABC):
         """What a row that this grader takes says of an answer, whoever scored it; see `remarked`.
 
         Returns:
-            ``error_class``: one of `ERROR_CLASSES`; ``reverted_to_prior``: whether the answer gives what the context
-            contradicts; or nothing.
+            ``lm_eval``: other verdicts, see `scoring.harness_rules`; or nothing. Never a class of errors: that is
+            part of a verdict.
         """
         return {}
 

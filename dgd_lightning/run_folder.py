@@ -60,6 +60,12 @@ def choose_version(root: Path, wanted: str | None) -> int:
             version += 1
 
 
+def newest_version(root: Path) -> Path | None:
+    """The last version of a run's folder ``logs/<name>``, which holds rows of no run itself; None for any other."""
+    found = [path for path in root.glob("version_*") if path.name[8:].isdecimal()]
+    return max(found, key=lambda path: int(path.name[8:]), default=None)
+
+
 def discard_start(folder: Path) -> None:
     """Removes a version that holds what every start writes, without a row, and nothing else.
 

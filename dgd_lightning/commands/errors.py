@@ -192,7 +192,8 @@ def _bad_class(message: str, path: str) -> InputError | None:
     if problem and (classes := _CLASS.findall(message)):
         if problem[1].startswith("No module"):
             hint = "check class_path, and that the folder of its file is on PYTHONPATH"
-        return InputError(f"{path}.class_path", expected=expected, received=f"{classes[-1]} ({problem[1]})", hint=hint)
+        given = problem[1].split()[2] if problem[1].startswith("Import path") else classes[-1]
+        return InputError(f"{path}.class_path", expected=expected, received=f"{given} ({problem[1]})", hint=hint)
     if match := re.search(r"'([^']+)' is not a subclass of (\w+)", message):
         return InputError(f"{path}.class_path", expected=f"a subclass of {match[2]}", received=match[1], hint=hint)
     return None

@@ -26,6 +26,7 @@ from dgd_lightning.callbacks import (
 )
 from dgd_lightning.data import TaskData
 from dgd_lightning.errors import InputError
+from dgd_lightning.modules.arms import loose_controls
 from dgd_lightning.modules.decoding import Decoding
 from dgd_lightning.modules.diagnostic import Diagnostic
 from dgd_lightning.modules.training import require_writable
@@ -135,8 +136,8 @@ class ProjectCLI(LightningCLI):
         """Predict without holding the rows in memory, after checks that need no launched ranks."""
         self._check_rows_run(Decoding)
         if self.trainer.is_global_zero:
-            for arm in self.model.arms:
-                print(f"arm {arm.describe()}", flush=True)
+            arms = self.model.arms
+            print("\n".join([*(f"arm {arm.describe()}" for arm in arms), *loose_controls(arms)]), flush=True)
         self.trainer.predict(return_predictions=False, **kwargs)
 
     def test(self, **kwargs: Any) -> None:

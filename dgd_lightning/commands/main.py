@@ -25,6 +25,7 @@ subcommands:
   test       read gold answers with target, draft, controls and layers: a go/no-go table and verdict;
              or run the test loop of a training module
   sweep      search settings of a predict run with Optuna, one process a trial
+  show       the answers of a run, task by task
   score      grade the answers of finished runs: by program, by math-verify, in a sandbox, or by a judge
   report     one page about graded runs: solve rates, what arms changed, a verdict
   configs    list the configurations that come with the package; copy one to change it
@@ -38,9 +39,9 @@ All keys of one class:                       dgd predict --model.help Decoding  
 # Subcommand -> the file of this room whose `main` runs it with the whole argument list. Imported when asked for:
 # Lightning takes seconds, and `dgd score` needs none of it.
 COMMANDS = dict.fromkeys(("fit", "validate", "test", "predict"), "run")
-COMMANDS |= {name: name for name in ("sweep", "score", "report", "configs")}
+COMMANDS |= {name: name for name in ("sweep", "show", "score", "report", "configs")}
 LAUNCHED_RANK_WAITS = 5.0  # seconds
-INTERRUPTED = "dgd: interrupted; the same command continues an unfinished predict, score or diagnostic run"
+CONTINUED = ("predict", "test", "score", "sweep")  # what was done of them is kept
 TERMINATED = 128 + signal.SIGTERM
 END_SECONDS = 5.0  # from SIGTERM to an end without ceremony
 
@@ -61,14 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_choice("subcommand", argv[0], COMMANDS, hint="see `dgd --help`")
         return import_module(f"dgd_lightning.commands.{COMMANDS[argv[0]]}").main(with_paths(argv))
     except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
+        print(ended("interrupted", argv[0]), file=sys.stderr)
         return 130
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into exit code 1
-            print(INTERRUPTED, file=sys.stderr)
+            print(ended("interrupted", argv[0]), file=sys.stderr)
             return 130
         if stop.code == TERMINATED or type(stop).__name__ == "SIGTERMException":
-            print(INTERRUPTED.replace("interrupted", "terminated"), file=sys.stderr)
+            print(ended("terminated", argv[0]), file=sys.stderr)
             return TERMINATED
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as error:
@@ -80,8 +81,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+def ended(how: str, subcommand: str) -> str:
+    """What is said of a command that a signal has ended."""
+    what = "an unfinished diagnostic" if subcommand == "test" else "it"
+    return f"dgd: {how}{f'; the same command continues {what}' if subcommand in CONTINUED else ''}"
+
+
 @contextmanager
-def ended_by_sigterm() -> Iterator[None]:
+def ended_by_sigterm(subcommand: str) -> Iterator[None]:
     """SIGTERM ends the block as Ctrl-C does. (Lightning notes it, and looks at the note in fits alone.)
 
     Python drops what a handler raises amid a destructor or a callback of the collector, so a process that is still in
@@ -90,7 +97,7 @@ def ended_by_sigterm() -> Iterator[None]:
     timers: list[threading.Timer] = []
 
     def leave() -> None:
-        print(INTERRUPTED.replace("interrupted", "terminated"), file=sys.stderr, flush=True)
+        print(ended("terminated", subcommand), file=sys.stderr, flush=True)
         os._exit(TERMINATED)
 
     def end(*_: object) -> None:

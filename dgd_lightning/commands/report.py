@@ -18,6 +18,7 @@ from dgd_lightning.report.runs import read_runs, study
 from dgd_lightning.report.runs_page import page
 from dgd_lightning.report.solve_rates import agreement_table, score_tables, shown_arms, verdict
 from dgd_lightning.report.text import visible
+from dgd_lightning.scoring.graded import odd_scores
 from dgd_lightning.scoring.statistics import agreement
 from dgd_lightning.scoring.summary import compared, plain, summary
 
@@ -38,10 +39,12 @@ def main(argv: Sequence[str]) -> int:
     sentences = verdict(found, subject.scores)
     remarks = [
         f"{run.label}: {run.without_status} answers have score 0 and no rubric's status; perhaps their judge failed. "
-        "They count as not solved, as in CL-bench's own script; `dgd score --regrade true` judges anew."
+        "They count as not solved; CL-bench's script leaves answers out whose judge failed. "
+        "`dgd score --regrade true` judges anew."
         for run in subject.runs
         if run.without_status
     ]
+    remarks += [f"{run.label}: {odd_scores(run.odd)}" for run in subject.runs if run.odd]
     numbers = {
         "verdict": sentences,
         "runs": [

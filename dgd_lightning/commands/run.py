@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
 
         import_plugins()
     try:
-        with ended_by_sigterm() if argv[0] in ("predict", "test") else nullcontext():
+        with ended_by_sigterm(argv[0]) if argv[0] in ("predict", "test") else nullcontext():
             ProjectCLI(args=list(argv))
     except ArgumentError as error:
         raise with_arm(from_parser_message(str(error)), argv) from error
@@ -119,7 +119,8 @@ def with_arm(error: InputError, argv: Sequence[str]) -> InputError:
     for arm in _arms(argv):
         for path, value in _settings(arm):
             here = f".{path}".endswith(f".{field}") or field == f"{path}.class_path"
-            refused = error.received in (str(value), repr(value)) and (field != error.argument or "method." in path)
+            same = error.received in (str(value), repr(value)) or error.received.startswith(f"{value} (")
+            refused = same and (field != error.argument or "method." in path)
             if here and (refused or (field != error.argument and "unknown key" in error.received)):
                 return error.named(f"model.arms[{arm.get('name')}].{path}")
     parent, _, leaf = field.rpartition(".")

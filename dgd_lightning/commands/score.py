@@ -18,9 +18,12 @@ from dgd_lightning.checks import check_integer
 from dgd_lightning.commands.errors import command_parser, parsed
 from dgd_lightning.errors import InputError
 from dgd_lightning.grader import ASK, READ, Grader, package_graders
+from dgd_lightning.metrics.clustered import counted
 from dgd_lightning.report.print_tables import plain_console, print_tables
 from dgd_lightning.report.solve_rates import rate_table, score_tables
+from dgd_lightning.scoring.clbench_file import export
 from dgd_lightning.scoring.error_judge import Classified
+from dgd_lightning.scoring.graded import odd_score, odd_scores
 from dgd_lightning.scoring.judge_config import JudgeConfig
 from dgd_lightning.scoring.rubric_grader import RubricJudge
 from dgd_lightning.scoring.score_run import Counts, Source, grade_run, rows_of, source
@@ -32,6 +35,10 @@ def main(argv: Sequence[str]) -> int:
     """Run `dgd score RUN… [--judge.model NAME …]`."""
     options = parse_options(list(argv)[1:])
     sources = [source(run) for run in options.runs]
+    if options.export_clbench is not None:
+        rows = export(sources, options.arm, Path(options.export_clbench))
+        print(f"{counted(rows, 'row')} for CL-bench's script: eval.py --input {options.export_clbench}")
+        return 0
     excluded = read_excluded(options.exclude, sources)
     graders = make_graders(options)
     try:
@@ -51,10 +58,15 @@ def parse_options(argv: list[str]) -> Namespace:
     parser.add_argument("--taxonomy", type=bool, default=False, help="ask the judge why failed answers failed")
     code = "run programs that a model wrote, for HumanEval and MBPP (or set HF_ALLOW_CODE_EVAL=1)"
     parser.add_argument("--allow_code_execution", type=bool, default=False, help=code)
+    bare = "run them also where the kernel shuts off neither your files nor the network"
+    parser.add_argument("--allow_no_isolation", type=bool, default=False, help=bare)
     parser.add_argument("--code_workers", type=int, default=2, help="programs run at once")
     parser.add_argument("--math_workers", type=int, default=2, help="answers compared at once")
     parser.add_argument("--regrade", type=bool, default=False, help="grade rows anew that came with a score")
     parser.add_argument("--exclude", type=str | None, default=None, help="file of task ids: rates also without them")
+    export = "write one arm's answers to this file for CL-bench's own eval.py, and grade nothing"
+    parser.add_argument("--export_clbench", type=str | None, default=None, help=export)
+    parser.add_argument("--arm", type=str | None, default=None, help="of a run of several: the one to export")
     options = parsed(parser, argv)
     for key in ("code_workers", "math_workers"):
         check_integer(key, options[key])
@@ -75,7 +87,7 @@ def make_graders(options: Namespace) -> list[Grader]:
     if not options.taxonomy or judge is None:
         return graders
     errors = judge.error_judge()
-    return [Classified(one, errors, graders, judge.workers) if one.cost in (READ, ASK) else one for one in graders]
+    return [Classified(one, errors, judge.workers) if one.cost in (READ, ASK) else one for one in graders]
 
 
 def read_excluded(path: str | None, sources: Sequence[Source]) -> frozenset[str]:
@@ -117,6 +129,9 @@ def score_one(where: Source, graders: Sequence[Grader], excluded: frozenset[str]
         tables.insert(1, rate_table(run.kept))
         tables[1].title = f"Without the {len(excluded)} excluded tasks"
     print_tables(plain_console(), tables)
+    rows = rows_of(where.rows)
+    if odd := sum(odd_score(row) and any(one.cost == READ and one.takes(row) for one in graders) for row in rows):
+        print(odd_scores(odd))
     if lost := sum(one.score is None for one in run.scores):
         print(
             f"{lost} of {len(run.scores)} answers have no score: grading_rationale in {where.graded} says why. "

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from dgd_lightning.errors import InputError
 from dgd_lightning.report.sweep import BEST, TRIALS, leaders, write_sweep
-from dgd_lightning.run_folder import read_predictions
+from dgd_lightning.run_folder import newest_version, read_predictions
 from dgd_lightning.seeds import mixed_seed
 
 JOURNAL, LOCK = "journal.log", "sweep.lock"
@@ -234,8 +234,8 @@ class Sweep:
         """The objective of a finished trial; NaN where nothing was verified."""
         from dgd_lightning.analysis.adaptation import collect, gain_of
 
-        versions = (self.root / folder).glob("version_*")
-        version = max(versions, key=lambda path: int(path.name[8:]))
+        version = newest_version(self.root / folder)
+        assert version is not None  # the command has ended well
         check_rows(version)
         counts, _ = collect(read_predictions(version))
         gain = gain_of(counts, self.options.against or self.options.arm, self.options.arm).tau

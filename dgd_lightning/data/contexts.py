@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from dgd_lightning.clbench import with_context
 from dgd_lightning.data.rows import Row, carried, field, load_rows, read_jsonl, tasks_of
 from dgd_lightning.data.tasks import TaskData
 from dgd_lightning.errors import InputError
@@ -17,6 +18,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 def parse_row(row: Row) -> Task:
     """The task of one CL-bench row; raises InputError where a field is missing, or not as it should be."""
+    row = row._replace(value=with_context(row.value))
     messages = field(row, "messages", list, "a list of messages")
     if not messages:
         raise InputError(
@@ -67,4 +69,5 @@ class ContextsData(TaskData):
         """See `TaskData.read`."""
         if self.hub is None:
             return parse_rows(read_jsonl(self.path))
-        return parse_rows(load_rows(self.hub, split=self.split, revision=self.revision))
+        rows, self.data_commit = load_rows(self.hub, split=self.split, revision=self.revision)
+        return parse_rows(rows)

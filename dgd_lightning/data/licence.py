@@ -1,29 +1,15 @@
-"""CL-bench's licence: evaluation only. Which rows are its, and the refusal to fit anything to them."""
+"""CL-bench's and CL-bench Life's licence, evaluation only: the refusal to fit anything to their rows."""
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
+from dgd_lightning.clbench import is_clbench_row
 from dgd_lightning.errors import InputError
 
 CLBENCH = "CL-bench's licence is evaluation only: it forbids training, adapting, calibrating and any parameter updating"
-COLUMNS = {"rubrics", "context_category", "sub_category"}  # any of them beside a context's id
-
-
-def is_clbench_row(row: dict[str, Any], source: str | Path = "") -> bool:
-    """Whether a row may be CL-bench's and does not come from the lab, however much of it is left.
-
-    It may be if it has a context's id, and rubrics or a category (metadata may be flattened, or JSON in a text), or if
-    its source, a file or `datasets` id, is named after CL-bench.
-    """
-    metadata = row.get("metadata")
-    inner = re.findall(r"\w+", metadata) if isinstance(metadata, str) else metadata
-    names = {str(key).rpartition(".")[2] for key in (*row, *(inner if isinstance(inner, list | dict) else ()))}
-    named = "clbench" in re.sub(r"[^a-z]", "", Path(source).name.lower())
-    return "lab" not in names and (named or ("context_id" in names and not names.isdisjoint(COLUMNS)))
 
 
 def holds_clbench(rows: Iterable[dict[str, Any]], source: str | Path, said: bool | None) -> bool:

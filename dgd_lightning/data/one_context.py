@@ -82,8 +82,8 @@ class FileContext(OneContext):
         return ".jsonl" in map(str.lower, self.path.suffixes)
 
     def rows_used(self) -> Iterable[dict[str, Any]]:
-        """See `LicensedData.rows_used`; a text is a row without fields."""
-        return [task.row for task in self._tasks()] if self.rows else [{}]
+        """See `LicensedData.rows_used`; a text is a row with that one field."""
+        return [task.row for task in self._tasks()] if self.rows else [{"text": self._text()}]
 
     def fingerprint(self) -> str:
         """Hash of the file and of what is taken of it."""
@@ -109,6 +109,14 @@ class FileContext(OneContext):
         if self.rows:
             tasks = self._tasks()
             return context_of(tasks[0]), task_prompts(tokenizer, tasks)
+        text = self._text()
+        if tokenizer is None:
+            raise InputError(
+                "model.target", expected="a folder with a tokenizer", received="none", hint="add the tokenizer's files"
+            )
+        return self.path.stem, [torch.tensor(tokenizer.encode(text, add_special_tokens=False), dtype=torch.long)]
+
+    def _text(self) -> str:
         require_file(self.path)
         try:
             text = "\n".join(self.path.read_text(encoding="utf-8-sig").splitlines())
@@ -120,11 +128,7 @@ class FileContext(OneContext):
             raise InputError(
                 "data.path", expected="a text", received=f"the empty file {self.path}", hint="check the file"
             )
-        if tokenizer is None:
-            raise InputError(
-                "model.target", expected="a folder with a tokenizer", received="none", hint="add the tokenizer's files"
-            )
-        return self.path.stem, [torch.tensor(tokenizer.encode(text, add_special_tokens=False), dtype=torch.long)]
+        return text
 
 
 def task_prompts(tokenizer: Any, tasks: Sequence[Task]) -> list[Tensor]:

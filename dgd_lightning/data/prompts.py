@@ -123,7 +123,7 @@ class HubData(PromptsData):
     def read(self) -> list[Task]:
         """See `TaskData.read`."""
         filtered = self.subset is not None or any(names is not None for names in self.filters.values())
-        rows = load_rows(str(self.path), **self.source, limit=None if filtered else self.limit)
+        rows, self.data_commit = load_rows(str(self.path), **self.source, limit=None if filtered else self.limit)
         return parse_rows(rows) if self.format == "contexts" else self.parse(rows)
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from dgd_lightning.checks import check_integer, check_number
+from dgd_lightning.clbench import is_clbench_row
 from dgd_lightning.data.chat import prompt_ids, require_unicode
-from dgd_lightning.data.licence import LicensedData, is_clbench_row
+from dgd_lightning.data.licence import LicensedData
 from dgd_lightning.data.rows import Row, field, read_jsonl, require_file
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import load_tokenizer

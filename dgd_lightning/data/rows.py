@@ -1,7 +1,9 @@
 """Rows of JSON, JSONL (plain or gzipped) and text files, and of `datasets`, each with its place for one-line errors."""
 
+import contextlib
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -75,6 +77,13 @@ def read_prompt_rows(path: Path) -> Iterable[Row]:
     return (_row("line", number, {"prompt": line}) for number, line in read_lines(path))
 
 
+class HubRows(NamedTuple):
+    """Rows of a `datasets` id or folder."""
+
+    rows: Iterator[Row]
+    commit: str | None  # that the id's revision stands for; None for a folder
+
+
 def load_rows(
     path: str,
     *,
@@ -83,19 +92,49 @@ def load_rows(
     name: str | None = None,
     streaming: bool = False,
     limit: int | None = None,
-) -> Iterator[Row]:
-    """Rows of ``datasets.load_dataset(path, name, split=…)``; code of a data set is never run."""
+) -> HubRows:
+    """Rows of ``datasets.load_dataset(path, name, split=…)``, and the commit that they are of.
+
+    Code of a data set is never run. Offline, `datasets` takes whichever commit is cached last, whatever the revision:
+    one that was asked for and is not that commit is refused.
+    """
     import datasets
 
+    asked = f"{path!r}, name {name!r}, split {split!r}"
+    with _loading(asked):
+        builder = datasets.load_dataset_builder(path, name, revision=revision)
+    commit = builder.hash if re.fullmatch("[0-9a-f]{40}", str(builder.hash)) else None  # else a hash of local files
+    if revision not in (None, commit) and type(builder).__name__ == "Cache":
+        raise InputError(
+            "data.revision",
+            expected=f"the cached commit {commit}, as the Hub can't be reached to look up another",
+            received=revision,
+            hint="go online, or set data.revision to that commit",
+        )
+
+    def rows() -> Iterator[Row]:
+        with _loading(asked):
+            if streaming:
+                data = builder.as_streaming_dataset(split=split)
+            else:
+                builder.download_and_prepare()
+                data = builder.as_dataset(split=split)
+            for number, row in enumerate(islice(data, limit), 1):
+                yield _row("row", number, dict(row))
+
+    return HubRows(rows(), commit)
+
+
+@contextlib.contextmanager
+def _loading(asked: str) -> Iterator[None]:
+    """Brings what can go wrong, of dozens of kinds (the library's own, the file system's, the net's), into one."""
     try:
-        data = datasets.load_dataset(path, name, split=split, revision=revision, streaming=streaming)
-        for number, row in enumerate(islice(data, limit), 1):
-            yield _row("row", number, dict(row))
-    except Exception as error:  # dozens of kinds: the library's own, the file system's, the net's
+        yield
+    except Exception as error:
         raise InputError(
             SOURCE,
             expected="a `datasets` id or folder with this name, split and revision",
-            received=f"{path!r}, name {name!r}, split {split!r}: {type(error).__name__}: {str(error)[:200]}",
+            received=f"{asked}: {type(error).__name__}: {str(error)[:200]}",
             hint="check the id and the split, log in for gated data, or download it and give a file or a folder",
         ) from error
 

@@ -148,6 +148,8 @@ class TaskData(LicensedData):
         self.subset, self.clbench = subset, clbench
         self.filters = {"category": category, "sub_category": sub_category}
 
+    data_commit: str | None = None  # of a `datasets` id's revision, once it is read
+
     def read(self) -> list[Task]:
         """All tasks in the order of their source.
 

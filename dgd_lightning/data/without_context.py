@@ -8,12 +8,14 @@ A context is what its tasks share (`data.tasks.context_of`), so their texts show
 - An only user message (the lab's, or the first turn of CL-bench's dialogues) loses the beginning that it shares with
   the first user messages of the context's other tasks, in whole lines, or whole sentences where it is one line. Where
   theirs are the same word for word, or there is no other task, its last paragraph stays.
+- What CL-bench Life marks as the task (``<|TASK|>``) is all that stays of a message with that mark.
 - A raw prompt is treated as such a message.
 """
 
 import re
 from collections.abc import Sequence
 
+from dgd_lightning.clbench import TASK
 from dgd_lightning.errors import InputError
 from dgd_lightning.types import Task
 
@@ -27,7 +29,7 @@ def without_context(task: Task, others: Sequence[Task]) -> Task:
         left, bare = first, task._replace(prompt=first)
     else:
         asked = [message for message in task.messages if message["role"] == "user"]
-        left = first if len(asked) == 1 else asked[-1]["content"] if asked else ""
+        left = first if len(asked) == 1 else _marked(asked[-1]["content"]) if asked else ""
         shared = all(_systems(other) == _systems(task) for other in others)
         bare = task._replace(messages=[*([] if shared else _systems(task)), {"role": "user", "content": left}])
     if not left.strip():
@@ -49,6 +51,8 @@ def without_context(task: Task, others: Sequence[Task]) -> Task:
 
 def own_part(text: str, others: Sequence[str]) -> str:
     """The end of a text that is not shared with other texts; empty where they all go on after it."""
+    if TASK in text:
+        return _marked(text)
     if all(other == text for other in others):
         return re.split(r"\n\s*\n", text.rstrip())[-1]
     first, last = min(text, *others), max(text, *others)  # what these two share, all do
@@ -58,6 +62,11 @@ def own_part(text: str, others: Sequence[str]) -> str:
         return ""
     ends = [shared.rfind("\n") + 1] if "\n" in shared else [match.end() for match in _SENTENCE_END.finditer(shared)]
     return text[max(ends, default=0) :]
+
+
+def _marked(text: str) -> str:
+    """What follows the mark, if there is one."""
+    return text.rpartition(TASK)[2].lstrip() if TASK in text else text
 
 
 def _first_text(task: Task) -> str:

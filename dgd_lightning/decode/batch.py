@@ -17,6 +17,7 @@ from dgd_lightning.decode.finite import not_finite, peaks
 from dgd_lightning.decode.random_source import TARGET, RandomSource, RandomTable, random_table
 from dgd_lightning.decode.sampling import SamplingParams, log_normalisers, probabilities
 from dgd_lightning.decode.session import OnFeatures, Session
+from dgd_lightning.decode.stop_strings import GrowingText
 from dgd_lightning.decode.verify import Verdict
 from dgd_lightning.distributions import real_dtype, uniforms_on
 from dgd_lightning.errors import InputError
@@ -90,6 +91,9 @@ class Batch:
         self.verified: list[list[int]] = [[] for _ in range(batch)]
         self.accepted: list[list[int]] = [[] for _ in range(batch)]
         self.watched: list[tuple[str, Tensor]] = []  # of this cycle: whose logits, and their `peaks` [b, Q]
+        strings = request.stop_strings
+        self.texts = [] if strings is None else [GrowingText(strings) for _ in range(batch)]  # of all rows, or of none
+        self.completed: set[int] = set()  # rows that ended with a stop string
         self.sequence_of, self.count = list(range(prompts)), prompts  # each row's sequence; sequences in the caches
         sequences = (list(range(prompts)), request.rows) if share_sequences else (request.rows, list(range(batch)))
         self._change(Change(list(range(batch)), *sequences))
@@ -172,7 +176,7 @@ class Batch:
         self.watched = [(what, _of_committed(highest, cut, slots)) for what, highest in self.watched]
         sound = sum(highest for _, highest in self.watched).sum(1).isfinite()  # [b]: one number tells of all
         news = torch.stack([lengths, cut, self.done.long(), sound.long()])  # [4, b]
-        self._news = torch.cat([news, tokens.T]) if self.share_sequences else news  # [4 + Q, b]
+        self._news = torch.cat([news, tokens.T]) if self.share_sequences or self.texts else news  # [4 + Q, b]
 
     def synchronise(self, *, first: bool = False) -> None:
         """Tell the host what was committed, and drop finished rows once they are half of the batch."""
@@ -180,6 +184,8 @@ class Batch:
         if not all(sound):
             raise self._not_finite(sound.index(0))
         self.watched = []
+        if self.texts:
+            self._end_at_strings(cuts, done, list(zip(*tokens, strict=True)))
         for row, length, cut, is_done in zip(self.live, lengths, cuts, done, strict=True):
             if cut == 0:  # finished in an earlier cycle
                 continue
@@ -205,6 +211,25 @@ class Batch:
         name = self.request.names[self.request.rows[row]]
         return not_finite(name, found, self.ends[row] + 1, self.session.target.dtype)
 
+    def _end_at_strings(self, cuts: list[int], done: list[int], tokens: Sequence[Sequence[int]]) -> None:
+        """End rows at their first token that completes a stop string: the host has their texts, and tells the device.
+
+        Args:
+            cuts, done: [b] of each row, tokens just committed and whether it is finished; changed where a row ends.
+            tokens: [b][Q]
+        """
+        before, device = list(cuts), self.index.device
+        ended = [self.texts[row].append(own[:cut]) for row, own, cut in zip(self.live, tokens, cuts, strict=True)]
+        for place, kept in enumerate(ended):
+            if kept is not None:
+                cuts[place], done[place] = kept, 1
+                self.completed.add(self.live[place])
+        if any(kept is not None for kept in ended):
+            over = [was - cut for was, cut in zip(before, cuts, strict=True)]
+            self.anchors = self.anchors - torch.tensor(over, device=device)
+            self.done = torch.tensor(done, dtype=torch.bool, device=device)
+            self.last = self.tokens[self.index, self.anchors - self.starts]
+
     def ids_read(self) -> Tensor:
         """[S], of a batch of one row: prompt and committed tokens that the target has read, all but the last one."""
         return torch.cat([self.request.ids[0].to(self.tokens.device), self.tokens[0]])[: self.ends[0]]
@@ -215,7 +240,7 @@ class Batch:
         Caches keep what they have: it lies beyond the rows' ends, hidden until it is overwritten.
 
         Args:
-            lengths: R numbers of new tokens that stay, none of them a stop token; with 0 the prompt alone is left,
+            lengths: R numbers of new tokens that stay, none of which ends a row; with 0 the prompt alone is left,
                 and a cycle gives the first token too.
             random_source: for the tokens to come: the old one has the same numbers for the same positions.
         """
@@ -228,6 +253,9 @@ class Batch:
         self.done = torch.zeros_like(self.done)
         self.ends = [start + count - 1 for start, count in zip(self.lengths, lengths, strict=True)]
         self.active = list(self.live)
+        self.completed.clear()
+        for text, count in zip(self.texts, lengths, strict=False):  # none without stop strings
+            text.go_back(count)
         self.random_source = self.sequence_random = random_source or self.random_source
         for accepted, verified, count in zip(self.accepted, self.verified, lengths, strict=True):
             while sum(accepted) > max(0, count - 1):  # the first token belongs to no verification
@@ -288,7 +316,7 @@ class Batch:
                 log_normalisers=scores[1, row, :count].clone() if self.request.log_probs else None,
             )
             row_tokens = tokens[row, :count].clone()
-            stopped = int(row_tokens[-1]) in self.request.stop_token_ids
+            stopped = row in self.completed or int(row_tokens[-1]) in self.request.stop_token_ids
             outputs.append(DecodeOutput(row_tokens, self.accepted[row], "stop" if stopped else "length", trace))
         return outputs
 

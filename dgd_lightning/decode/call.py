@@ -10,6 +10,7 @@ from dgd_lightning.checks import check_integer
 from dgd_lightning.decode.prefix_cache import PrefixCache, check_prefixes
 from dgd_lightning.decode.random_source import RandomSource, row_seeds
 from dgd_lightning.decode.sampling import GREEDY, SamplingParams, sampling_params
+from dgd_lightning.decode.stop_strings import StopStrings, check_stop_strings
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import Pair
 
@@ -56,7 +57,8 @@ class Call(NamedTuple):
     """What all ways to decode take beside a pair and prompts.
 
     ``max_new_tokens``: limit per row, the stop token included. ``stop_token_ids``: None for the target's own, an empty
-    list for none. ``seed``: one integer (row seeds are derived from it), one per row, or None for fresh entropy.
+    list for none. ``stop_strings``: a row ends with the first token that completes one of them in the text of its
+    new tokens. ``seed``: one integer (row seeds are derived from it), one per row, or None for fresh entropy.
     ``num_return_sequences``: rows per prompt. ``prefixes``: what of each prompt has been read already, or None in its
     place. ``on_progress``: called after the prefill and after every cycle. ``log_probs``: report the log-probability
     of every token. ``random_source``: in place of the seeded one, for tests that enumerate every outcome. ``names``:
@@ -66,6 +68,7 @@ class Call(NamedTuple):
     max_new_tokens: int
     sampling: SamplingParams = GREEDY
     stop_token_ids: Sequence[int] | None = None
+    stop_strings: Sequence[str] | None = None
     seed: int | Sequence[int] | None = None
     num_return_sequences: int = 1
     prefixes: Sequence[PrefixCache | None] | None = None
@@ -88,6 +91,7 @@ class CallOptions(TypedDict, total=False):
     top_k: int | None
     top_p: float | None
     stop_token_ids: Sequence[int] | None
+    stop_strings: Sequence[str] | None
     seed: int | Sequence[int] | None
     num_return_sequences: int
     prefixes: Sequence[PrefixCache | None] | None
@@ -117,6 +121,7 @@ class Request(NamedTuple):
     max_new_tokens: int
     sampling: SamplingParams
     stop_token_ids: tuple[int, ...]
+    stop_strings: StopStrings | None  # None for none
     seeds: list[int] | None  # one per row; None for greedy decoding
     rows: list[int]  # R numbers of prompts, prompt by prompt: rows of one prompt share its prefill
     prefixes: list[PrefixCache | None]  # B, what of each prompt has been read already
@@ -157,6 +162,7 @@ def check_request(pair: Pair, prompts: Sequence[Tensor], call: Call) -> Request:
         max_new_tokens=new,
         sampling=call.sampling,
         stop_token_ids=_stop_tokens(pair, call.stop_token_ids),
+        stop_strings=check_stop_strings(pair.tokenizer, call.stop_strings),
         seeds=None if call.sampling.greedy else row_seeds(call.seed, len(rows) * count),
         rows=[i for i in range(len(rows)) for _ in range(count)],
         prefixes=check_prefixes(call.prefixes, rows, rows_per_prompt=count),

@@ -6,7 +6,7 @@ from typing import Any
 from dgd_lightning.grader import CHECK, FORMAT, IGNORED, INCOMPLETE, MISUSED, OTHER, Grader
 from dgd_lightning.types import Score
 
-VERSION = 1  # of the rules below: other rules, another number, and lab answers are graded anew
+VERSION = 2  # of the rules below: other rules, another number, and lab answers are graded anew
 _FORM = ("sentence", "equals")  # checks of how something is said
 _FOREIGN = (ValueError, LookupError, TypeError, AttributeError)  # what checks raise that nobody here wrote
 
@@ -21,22 +21,18 @@ class LabGrader(Grader):
         return isinstance(metadata, dict) and isinstance(metadata.get("lab"), dict) and "checks" in metadata["lab"]
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
-        """See `Grader.grade`; ``status`` has an entry per rubric, ``details`` the error class of a failed answer."""
+        """See `Grader.grade`; ``status`` has an entry per rubric.
+
+        ``details``: the error class of a failed answer, and whether it gives a prior that the context contradicts.
+        """
         try:
             score = grade(row, answer)
-            return score if score.value == 1.0 else score._replace(details={"error_class": lab_error(row, answer)})
+            details: dict[str, Any] = {} if score.value == 1.0 else {"error_class": lab_error(row, answer)}
+            if row["metadata"]["lab"].get("prior") == "contradict":
+                details["reverted_to_prior"] = reverted_to_prior(row, answer)
+            return score._replace(details=details or None)
         except _FOREIGN as error:
             return Score(None, [], f"lab_error: {type(error).__name__}: {error}")
-
-    def remarks(self, row: dict[str, Any], answer: str, score: Score) -> dict[str, Any]:
-        try:
-            failed = score.value is not None and score.value < 1.0
-            found: dict[str, Any] = {"error_class": lab_error(row, answer)} if failed else {}
-            if row["metadata"]["lab"].get("prior") == "contradict":
-                found["reverted_to_prior"] = reverted_to_prior(row, answer)
-            return found
-        except _FOREIGN:
-            return {}
 
     def fingerprint(self) -> dict[str, Any]:
         return {"grader": self.name, "taxonomy": VERSION}

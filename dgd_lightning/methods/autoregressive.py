@@ -46,8 +46,8 @@ def autoregressive_generate(
         prompts: 1-D integer tensors of any lengths, B of them.
         max_new_tokens: limit per row, the stop token included.
         options: ``temperature`` (0, the default: greedy), ``top_k``, ``top_p``, and what
-            :class:`~dgd_lightning.decode.call.Call` explains: ``stop_token_ids``, ``seed``, ``num_return_sequences``,
-            ``prefixes``, ``on_progress``, ``log_probs``, ``random_source``.
+            :class:`~dgd_lightning.decode.call.Call` explains: ``stop_token_ids``, ``stop_strings``, ``seed``,
+            ``num_return_sequences``, ``prefixes``, ``on_progress``, ``log_probs``, ``random_source``.
 
     Returns:
         Outputs in the order of the prompts, ``num_return_sequences`` per prompt; every acceptance length is 1.

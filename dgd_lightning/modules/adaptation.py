@@ -15,7 +15,7 @@ from torch import Tensor
 from dgd_lightning.data.licence import check_clbench
 from dgd_lightning.data.one_context import common_prefix
 from dgd_lightning.data.tasks import tasks_by_context
-from dgd_lightning.draft.checkpoint import Adapter, save_adapter
+from dgd_lightning.draft.checkpoint import CONFIG, WEIGHTS, Adapter, save_adapter
 from dgd_lightning.errors import ContextError, InputError
 from dgd_lightning.files import whole_files
 from dgd_lightning.modules.prompts import PrefixStore
@@ -101,10 +101,7 @@ class ContextAdapter:
             prefixes.take(context_id, result.prefix)
             result = result._replace(prefix=None)  # the store alone holds it
         if self.folder is not None:
-            folder = self.folder / safe_name(context_id)
-            if result.trace.stopped in ("done", "early"):
-                save_adapter(result.adapter, folder)
-            save_trace(result.trace, folder)
+            save_adapted(result.adapter, result.trace, self.folder / safe_name(context_id))
         return Adapted(result, summary(result.trace), {f"ttt_{name}": getattr(result.trace, name) for name in COSTS})
 
 
@@ -144,8 +141,16 @@ def summary(trace: AdaptTrace) -> dict[str, Any]:
     }
 
 
-def save_trace(trace: AdaptTrace, folder: Path) -> None:
-    """Write the whole trace of a fit; numbers that are not finite become null."""
+def save_adapted(adapter: Adapter, trace: AdaptTrace, folder: Path) -> None:
+    """Write a fit's adapter, if it is kept, and its whole trace; numbers that are not finite become null.
+
+    One of a killed start would stand beside another fit's trace: where nothing is kept it is removed.
+    """
+    if trace.kept:
+        save_adapter(adapter, folder)
+    else:
+        for name in (WEIGHTS, CONFIG):
+            (folder / name).unlink(missing_ok=True)
     scores = [score._asdict() | {"loss": finite(score.loss)} for score in trace.scores]
     record = {**trace._asdict(), "scores": scores, "losses": list(map(finite, trace.losses))}
     with whole_files(folder, TRACE) as scratch:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from dgd_lightning.checks import check_integer
-from dgd_lightning.decode.nested import changed, nested, readout_key
+from dgd_lightning.decode.nested import changed, held, nested, readout_key
 from dgd_lightning.decode.readouts.base import Readout
 from dgd_lightning.decode.readouts.draft import DraftReadout
 from dgd_lightning.decode.readouts.other_model import OtherModel
@@ -160,13 +160,23 @@ def check_ttt(arms: Sequence[Arm], adapts: bool) -> None:
         )
 
 
-def check_blocks(arms: Sequence[Arm], pair: Pair) -> None:
-    """Refuses arms whose blocks are longer than those the draft was trained with."""
-    for arm in arms:
+def check_on_pair(arms: Sequence[Arm], pair: Pair) -> None:
+    """Refuses arms whose blocks are longer than those the draft was trained with, and readouts of layers that the
+    target has not; errors name the arm and the readout in it."""
+
+    def check(holder: Any, place: str) -> None:
+        for name, readout in held(holder).items():
+            check(readout, f"{place}.{name}")
         try:
-            arm.method.block(pair)
+            if isinstance(holder, Method):
+                holder.block(pair)
+            holder.layers(pair)
         except InputError as error:
-            raise error.named(f"model.arms[{arm.name}].method.{error.argument}") from error
+            field = error.argument.rpartition(".")[2] if isinstance(holder, Readout) else error.argument
+            raise error.named(f"{place}.{field}") from error
+
+    for arm in arms:
+        check(arm.method, f"model.arms[{arm.name}].method")
 
 
 def control_of(arms: Sequence[Arm]) -> dict[str, str]:
@@ -180,6 +190,17 @@ def control_of(arms: Sequence[Arm]) -> dict[str, str]:
         if twin is not None:
             found[arm.name] = twin.name
     return found
+
+
+def loose_controls(arms: Sequence[Arm]) -> list[str]:
+    """A sentence for each null control that controls none of these arms."""
+    originals = {arm.name: arm.method.controls() for arm in arms}
+    return [
+        f"arm {name} is the null control of no arm here: none has {original.name} with the readout that it imitates, "
+        "and is else alike"
+        for name, original in originals.items()
+        if original is not None and name not in control_of(arms)
+    ]
 
 
 def joined(arms: Sequence[Arm], join: bool) -> list[list[Arm]]:
@@ -219,7 +240,7 @@ def pinned_models(arms: Sequence[Arm]) -> dict[Source, str | None]:
     commits: dict[Source, str | None] = {}
     for arm in arms:
         for one in nested(arm.method):
-            source, where = _source(one), f"model.arms[{arm.name}].readout"
+            source, where = _source(one), f"model.arms[{arm.name}].method.readout"
             if source is not None and source not in commits:
                 commits[source] = resolve_commit(f"{where}.model", *source, setting=f"{where}.revision")
     return commits

@@ -14,7 +14,7 @@ from dgd_lightning.modules.arms import (
     Arm,
     Source,
     check_arms,
-    check_blocks,
+    check_on_pair,
     check_ttt,
     leaves_out_context,
     loaded_methods,
@@ -42,6 +42,7 @@ class Decoding(LightningModule):
         too_long: a prompt that does not fit the target with its new tokens: ``error``; ``skip`` writes a row without an
             answer; ``truncate_left`` drops the prompt's first tokens.
         stop_token_ids: None for the target's own; an empty list for none.
+        stop_strings: an answer ends before the first of these texts; None for none.
         seed: from which each task's seed is derived, for arms with a temperature.
         warmup: decode a few tokens before the first timing.
         ttt: adapt the draft to every context (what the prompts of its tasks begin with) before its tasks are decoded by
@@ -70,6 +71,7 @@ class Decoding(LightningModule):
         enable_thinking: bool = False,
         too_long: TooLong = "error",
         stop_token_ids: list[int] | None = None,
+        stop_strings: list[str] | None = None,
         seed: int = 0,
         warmup: bool = True,
         ttt: TTTConfig | None = None,
@@ -85,7 +87,9 @@ class Decoding(LightningModule):
         check_arms(arms, draft)
         check_ttt(arms, ttt is not None)
         self.source = PairSource(target, draft, **pair)
-        self.settings = GroupSettings(max_new_tokens, too_long, stop_token_ids, seed, join_arms, divergence)
+        self.settings = GroupSettings(
+            max_new_tokens, too_long, stop_token_ids, stop_strings, seed, join_arms, divergence
+        )
         self.arms, self.ttt, self.divergence = arms, ttt, divergence
         self.enable_thinking, self.warmup, self.reuse_prefix = enable_thinking, warmup, reuse_prefix
         self.save_adapters, self.accept_clbench_license = save_adapters, accept_clbench_license
@@ -123,7 +127,7 @@ class Decoding(LightningModule):
             return
         pair = self.source.load(self.trainer)
         self.second_models = self.trainer.strategy.broadcast(self.second_models)
-        check_blocks(self.arms, pair)
+        check_on_pair(self.arms, pair)
         model_type = str(getattr(pair.target.model.config, "model_type", ""))
         if self.enable_thinking and pair.draft is not None and model_type.startswith("qwen3"):
             why = "the published Qwen3 drafts were trained without thinking"

@@ -35,6 +35,7 @@ class GroupSettings:
     max_new_tokens: int
     too_long: TooLong
     stop_token_ids: list[int] | None
+    stop_strings: list[str] | None
     seed: int
     join_arms: bool
     divergence: DivergenceSettings | None
@@ -61,12 +62,15 @@ class GroupDecoder:
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Refuse prompts that are too long, or of which nothing is left without context, before hours are spent."""
-        bare = any(leaves_out_context(method) for method in self.methods.values())
+        bare = [name for name, method in self.methods.items() if leaves_out_context(method)]
         for task in tasks:
             if self.settings.too_long == "error":
                 self.prompts.check_fit(task)
-            if bare:
-                self.prompts.bare(task)
+            try:
+                if bare:
+                    self.prompts.bare(task)
+            except InputError as error:
+                raise error.named(f"{error.argument}, readout WithoutContext of arm {', '.join(bare)}") from error
 
     def warm_up(self, task: Task) -> None:
         """Decode a few tokens, so that no arm's first timing pays for kernels and allocators."""
@@ -154,6 +158,7 @@ class GroupDecoder:
                         by_index.get(i),
                         pair=self.pair,
                         limit=limit,
+                        stop_strings=self.settings.stop_strings,
                         prefix_tokens=known.get(i, 0),
                         prefix_seconds=stored.seconds if arms is order[0] else 0.0,  # once, by the arms that waited
                         without_context=self.prompts.bare(task) if bare and i in by_index else None,
@@ -195,6 +200,7 @@ class GroupDecoder:
         call = call._replace(
             sampling=sampling_params(**arms[0].sampling()),
             stop_token_ids=self.settings.stop_token_ids,
+            stop_strings=self.settings.stop_strings,
             on_progress=partial(report, name) if report else None,
         )
         try:
@@ -203,6 +209,10 @@ class GroupDecoder:
             else:
                 outputs = methods[0].generate_together(self.pair, prompts, methods, call)
         except InputError as error:
+            if error.argument.startswith("readout"):
+                raise error.named(
+                    f"model.arms[{', '.join(arm.name for arm in arms)}].method.{error.argument}"
+                ) from error
             if not error.argument.startswith("prefixes"):
                 raise
             raise InputError(

@@ -11,6 +11,7 @@ from dgd_lightning.checks import check_integer, check_number
 from dgd_lightning.decode.blending import Blend
 from dgd_lightning.decode.readouts.draft import DraftReadout, as_readout
 from dgd_lightning.decode.replay import Replayed, replay
+from dgd_lightning.decode.stop_strings import answer_text
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.base import Guidance
 from dgd_lightning.metrics.divergence import TokenDivergence, token_divergence
@@ -30,6 +31,7 @@ def prediction_row(
     *,
     pair: Pair,  # has a tokenizer
     limit: int,  # longest prompt; a longer one was cut on the left
+    stop_strings: Sequence[str] | None = None,  # answers end before them
     prefix_tokens: int = 0,  # of the prompt, which were read with the context and copied
     prefix_seconds: float = 0.0,  # spent on reading them, where this batch had to wait for it
     without_context: Tensor | None = None,  # [S'] what the arm's readout read instead
@@ -98,7 +100,7 @@ def prediction_row(
         ) from error
 
     def text(tokens: Tensor) -> str:
-        return pair.tokenizer.decode(tokens, skip_special_tokens=True)  # type: ignore[union-attr]
+        return answer_text(pair.tokenizer, tokens.tolist(), stop_strings)
 
     if joined_with:
         result["joined_with"] = list(joined_with)

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from dgd_lightning.data.licence import check_clbench
 from dgd_lightning.data.one_context import common_prefix
-from dgd_lightning.draft.checkpoint import CONFIG, WEIGHTS, save_adapter
 from dgd_lightning.errors import InputError
-from dgd_lightning.modules.adaptation import ADAPTERS, TRACE, best_score, safe_name, save_trace
+from dgd_lightning.modules.adaptation import ADAPTERS, TRACE, best_score, safe_name, save_adapted
 from dgd_lightning.modules.pair_source import PairSource
 from dgd_lightning.ttt.adapt import Fit, gather, make_lora, make_optimizer
 from dgd_lightning.ttt.config import TTTConfig
@@ -172,16 +171,10 @@ class TestTimeTraining(L.LightningModule):
         if not self.trainer.is_global_zero:
             return
         own = log_dir and Path(log_dir, ADAPTERS, safe_name(self.context_id))
-        # Where nothing was kept there is no adapter to export, and an earlier one there stays beside its own trace; in
-        # the run's folder one that a killed start left would stand beside another trace.
+        # where nothing was kept there is no adapter to export, and an earlier one there stays beside its own trace
         folders = [Path(folder) for folder in (own, self.export_dir if trace.kept else None) if folder]
         for folder in folders:
-            if trace.kept:
-                save_adapter(self.lora.adapter(), folder)
-            else:
-                for name in (WEIGHTS, CONFIG):
-                    (folder / name).unlink(missing_ok=True)
-            save_trace(trace, folder)
+            save_adapted(self.lora.adapter(), trace, folder)
         print(report(self.context_id, trace, self.ttt))
         for folder in folders:
             print(f"adapter:    {folder}" if trace.kept else f"trace:      {folder / TRACE}")

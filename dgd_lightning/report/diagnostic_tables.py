@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -22,7 +21,7 @@ distribution gives the right token more than the target does, without knowing an
 the line of random features shows: the same draft, fed with noise."""
 
 
-def report(found: Diagnosis, *, whole: bool) -> Group:
+def report(found: Diagnosis, *, whole: bool) -> list[Table | Text]:
     """Legend, tables and verdict; one table and the verdict where not the whole is wanted."""
     unsure = found.buckets[0]
     parts: list[Any] = [_about(found)]
@@ -33,7 +32,7 @@ def report(found: Diagnosis, *, whole: bool) -> Group:
     if whole and found.further:
         parts.append(further_table(found))
     parts += [Text(one.text) for one in found.verdicts]
-    return Group(*(piece for part in parts for piece in (part, Text())))
+    return [piece for part in parts for piece in (part, Text())]
 
 
 def _about(found: Diagnosis) -> Text:

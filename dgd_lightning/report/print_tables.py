@@ -30,13 +30,14 @@ def plain_console() -> Console:
 
 
 def print_tables(console: Console, parts: Sequence[Table | Text | str]) -> None:
-    """Print tables, each in a form that the console has room for, and lines of text between them."""
+    """Print tables, each in a form that the console has room for, and text between them: a `Text` is wrapped at its
+    spaces, a line is left as it is, since a path that is cut can't be opened."""
     for part in parts:
         if isinstance(part, Text | str):
-            console.print(part, soft_wrap=True, highlight=False)  # a path that is cut can't be opened
+            console.print(part, soft_wrap=isinstance(part, str), highlight=False)
             continue
         for form in fitting(console, part):
-            console.print(form)
+            console.print(form, crop=False)
 
 
 def fitting(console: Console, table: Table) -> list[Table]:
@@ -46,7 +47,10 @@ def fitting(console: Console, table: Table) -> list[Table]:
     for form in (table, turned):
         if _width(console, form) <= console.width or not rows:
             return [form]
-    return [_turned(table, [row], console.width, titled=row == 0) for row in rows]
+    alone = [_turned(table, [row], console.width, titled=row == 0) for row in rows]
+    for form in alone:
+        form.width = max(_width(console, form), form.min_width or 0)
+    return alone
 
 
 def _width(console: Console, table: Table) -> int:

@@ -37,9 +37,12 @@ def add_decoding(summary: Summary, stats: Mapping[str, ArmStats], total: int) ->
 
 
 def add_solve_rates(summary: Summary, scores: Sequence[Graded], found: Sequence[Compared]) -> None:
-    """Sets the columns of the table that grading fills: the rate, and the difference to the arm's baseline."""
+    """Sets the columns of the table that grading fills: the rates, and the difference to the arm's baseline."""
     for arm, tasks in by_arm(scores).items():
-        summary.add_cell(arm, "solved", shown(rates(list(tasks.values())).official.value, "{:.1%}"))
+        found_rates = rates(list(tasks.values()))
+        summary.add_cell(arm, "solved", shown(found_rates.official.value, "{:.1%}"))
+        for name, share in (found_rates.lm_eval or {}).items():
+            summary.add_cell(arm, name.replace("-", "-\n"), f"{share:.1%}")
     for one in found:
         if not one.versus.control:
             points = change(one.result).replace("none", "+0.0").replace(" [", "\n[")

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.clustered import counted
-from dgd_lightning.scoring.graded import ArmFacts, Graded, Versus, arm_facts, comparisons, graded
+from dgd_lightning.run_folder import newest_version
+from dgd_lightning.scoring.given_grader import AsGraded
+from dgd_lightning.scoring.graded import ArmFacts, Graded, Versus, arm_facts, comparisons, graded, odd_score
 from dgd_lightning.scoring.judge_text import rubric_texts
 from dgd_lightning.scoring.score_run import rows_of
 
@@ -22,7 +24,8 @@ class Run(NamedTuple):
     scores: list[Graded]
     arms: list[ArmFacts]
     twice: list[Row]  # of rows that two judges graded: what `agreement` reads
-    without_status: int  # answers with rubrics and score 0, but no rubric's status: perhaps their judge failed
+    without_status: int  # answers with score 0, but no rubric's status: perhaps their judge failed
+    odd: int  # scores that are a text or a fraction
 
     @property
     def tasks(self) -> set[str]:
@@ -84,6 +87,11 @@ def study(runs: Sequence[Run], *, pool: bool, common: bool, against: str | None)
     return Study(list(runs), scores, wanted, f" ({note})" if note else "")
 
 
+def as_graded(row: Row) -> bool:
+    """Whether another program gave the row its score, in CL-bench's form."""
+    return "requirement_status" in row and row["dgd"].get("grader") in (None, AsGraded.name)
+
+
 def _shared_tasks(runs: Sequence[Run], common: bool) -> tuple[set[str], str]:
     tasks = [run.tasks for run in runs]
     shared = set.intersection(*tasks)
@@ -133,24 +141,25 @@ def _read(place: Path, label: str) -> Run:
             "runs",
             expected=f"a folder with {GRADED}, or a file of graded rows",
             received=place,
-            hint=f"dgd score {place}" if place.is_dir() else "check the path",
+            hint=f"dgd score {newest_version(place) or place}" if place.is_dir() else "check the path",
         )
     scores: list[Graded] = []
     arms: dict[str, ArmFacts] = {}
     twice: list[Row] = []
-    scored, without_status = False, 0
+    scored, without_status, odd = False, 0, 0
     for row in rows_of(file, graded=True):
         one = graded(row)
         scores.append(one)
         arms.setdefault(one.arm, arm_facts(row))
         scored = scored or "score" in row
         answered = isinstance(row["model_output"], str) and row["model_output"].strip()
-        if one.score == 0.0 and answered and not one.satisfied[1] and rubric_texts(row.get("rubrics")):
-            without_status += 1
+        judged = rubric_texts(row.get("rubrics")) or ("rubrics" not in row and as_graded(row))
+        without_status += bool(one.score == 0.0 and answered and not one.satisfied[1] and judged)
+        odd += odd_score(row)
         grading = row["dgd"].get("grading")
         if isinstance(grading, dict) and isinstance(grading.get("second"), dict):
             kept = {name: row.get(name) for name in ("score", "requirement_status")}
             twice.append({**kept, "dgd": {"grading": {"second": grading["second"]}}})
     if not scored:
         raise InputError("runs", expected="rows with a score", received=file, hint=f"dgd score {place}")
-    return Run(label, file, scores, list(arms.values()), twice, without_status)
+    return Run(label, file, scores, list(arms.values()), twice, without_status, odd)

@@ -9,6 +9,7 @@ from dgd_lightning.metrics.clustered import Difference, shown
 from dgd_lightning.metrics.diagnosis import FEWEST_CONTEXTS
 from dgd_lightning.report.print_tables import new_table
 from dgd_lightning.scoring.graded import Graded, Versus, by_arm
+from dgd_lightning.scoring.harness_rules import FILTERS
 from dgd_lightning.scoring.statistics import ALPHA, Agreement, Comparison
 from dgd_lightning.scoring.summary import GROUPS, OUTCOMES, Compared, classified, outcomes, rates, transitions
 
@@ -45,19 +46,22 @@ def rate_table(scores: Sequence[Graded]) -> Table:
     """
     lost = any(one.score is None for one in scores)
     title = "Solve rate (all rubrics hold; 95% intervals over contexts)"
-    caption = "official: of the scored tasks. strict: unscored ones count as not solved. at most: as solved."
+    caption = ["official: of the scored tasks. strict: unscored ones count as not solved. at most: as solved."] * lost
+    harness = filters(scores)
+    caption += [f"{', '.join(harness)}: lm-evaluation-harness' verdicts on the same answers."] if harness else []
     categories = sorted({one.category for one in scores if one.category})
     reversible = any(one.reverted is not None for one in scores)
     rubrics = any(one.satisfied[1] > 1 for one in scores)
     whole = ["official", "strict", "at most"] if lost else [ALL]
-    headers = [*whole, *categories, *([RUBRICS] if rubrics else []), *([REVERTED] if reversible else [])]
-    table = new_table(title, ["arm"], map(_wrapped, headers), caption if lost else None)
+    headers = [*whole, *harness, *categories, *([RUBRICS] if rubrics else []), *([REVERTED] if reversible else [])]
+    table = new_table(title, ["arm"], map(_wrapped, headers), " ".join(caption) or None)
     for arm, tasks in by_arm(scores).items():
         graded = list(tasks.values())
         found = rates(graded)
         cells = [_rate(found.official, found.solved, found.scored)]
         if lost:
             cells += [_rate(found.strict, found.solved, found.tasks), f"{found.most:.1%}"]
+        cells += _harness(graded, harness)
         for category in categories:
             cells.append(_share([one.score for one in graded if one.category == category]))
         if rubrics:
@@ -75,10 +79,14 @@ def group_table(
     groups = sorted({group_of(one) for one in scores} - {""})
     if len(groups) < 2:
         return None
-    table = new_table(title, ["tasks"], map(_wrapped, arms))
+    harness = filters(scores)
+    headers = [header for arm in arms for header in (arm, *(f"{arm}: {name}" for name in harness))]
+    table = new_table(title, ["tasks"], map(_wrapped, headers))
     for group in groups:
-        members = [one for one in scores if group_of(one) == group]
-        cells = (_share([one.score for one in members if one.arm == arm]) for arm in arms)
+        cells = []
+        for arm in arms:
+            members = [one for one in scores if group_of(one) == group and one.arm == arm]
+            cells += [_share([one.score for one in members]), *_harness(members, harness)]
         table.add_row(group, *(cell.replace("\n", "  ") for cell in cells))
     return table
 
@@ -176,6 +184,16 @@ def _share(scores: Sequence[float | None]) -> str:
     """Of those that are there."""
     scored = [score for score in scores if score is not None]
     return f"{100 * sum(scored) / len(scored):.1f}%\n{sum(scored):g}/{len(scored)}" if scored else "–"
+
+
+def filters(scores: Sequence[Graded]) -> Sequence[str]:
+    """Those of lm-evaluation-harness that say something of these answers."""
+    return FILTERS if any(one.lm_eval is not None for one in scores) else ()
+
+
+def _harness(scores: Sequence[Graded], names: Sequence[str]) -> list[str]:
+    verdicts = [one.lm_eval for one in scores if one.lm_eval is not None]
+    return [_share([verdict[place] for verdict in verdicts]) for place in range(len(names))]
 
 
 def verdict(found: Sequence[Compared], scores: Sequence[Graded], blending: Collection[str] = ()) -> list[str]:

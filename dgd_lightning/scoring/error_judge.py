@@ -1,9 +1,8 @@
 """`Classified`: a second, short question to the judge about every failed answer: why it failed."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from dgd_lightning.grader import INCOMPLETE, Grader, remarked
+from dgd_lightning.grader import INCOMPLETE, Grader
 from dgd_lightning.jsonl import content_key
 from dgd_lightning.scoring.judge_text import fill, packaged, read_error_class, rubric_texts
 from dgd_lightning.scoring.one_judge import OneJudge, Question
@@ -18,12 +17,11 @@ class Classified(Grader):
     Args:
         grader: which gives the score.
         judge: who gives the class.
-        others: graders whose remarks on a row may give one too; then nobody is asked.
         workers: answers that the judge may be asked about at once.
     """
 
-    def __init__(self, grader: Grader, judge: OneJudge, others: Sequence[Grader] = (), workers: int = 1) -> None:
-        self._grader, self._judge, self._others = grader, judge, others
+    def __init__(self, grader: Grader, judge: OneJudge, workers: int = 1) -> None:
+        self._grader, self._judge = grader, judge
         self.name, self.cost, self.workers = grader.name, grader.cost, max(grader.workers, workers)
         self._template = packaged("error_class.txt")
 
@@ -32,7 +30,7 @@ class Classified(Grader):
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
         """See `Grader.grade`; ``details`` get ``error_class`` (None: the judge failed), unless the grader named one."""
-        score = remarked(row, answer, self._grader.grade(row, answer), self._others)
+        score = self._grader.grade(row, answer)
         details, rubrics = score.details or {}, rubric_texts(row.get("rubrics"))
         if score.value in (None, 1.0) or details.get("error_class") is not None or not rubrics:
             return score

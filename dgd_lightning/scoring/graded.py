@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from dgd_lightning.grader import ERROR_CLASSES
+from dgd_lightning.scoring.harness_rules import FILTERS
 from dgd_lightning.scoring.judge_text import status_of
 from dgd_lightning.types import Score
 
@@ -22,6 +23,7 @@ class Graded(NamedTuple):
     reverted: bool | None  # to a prior that the context contradicts; None where there is none
     prompt_tokens: int | None = None
     error_class: str | None = None  # why it failed, one of `grader.ERROR_CLASSES`; None where that is not known
+    lm_eval: tuple[int, ...] | None = None  # 1 or 0 by each of lm-evaluation-harness' `FILTERS`; None: not GSM8K
 
 
 class ArmFacts(NamedTuple):
@@ -52,6 +54,7 @@ def graded(row: dict[str, Any]) -> Graded:
     context, category, sub_category = ("" if value is None else str(value) for value in named.values())
     length, details = record.get("prompt_tokens"), score.details or {}
     error, reverted = details.get("error_class"), details.get("reverted_to_prior")
+    harness = details.get("lm_eval")
     return Graded(
         str(row["idx"]),
         str(record.get("arm", "")),
@@ -63,6 +66,7 @@ def graded(row: dict[str, Any]) -> Graded:
         reverted if isinstance(reverted, bool) else None,
         length if isinstance(length, int) and length >= 0 else None,
         error if error in ERROR_CLASSES and score.value is not None and score.value < 1.0 else None,
+        tuple(int(harness.get(name) == 1) for name in FILTERS) if isinstance(harness, dict) else None,
     )
 
 
@@ -79,18 +83,38 @@ def read_graded(rows: Iterable[dict[str, Any]]) -> tuple[list[Graded], list[ArmF
 def read_score(row: dict[str, Any]) -> Score:
     """The score in a row, however a program wrote it; None where it is none from 0 to 1.
 
-    Statuses that say neither yes nor no stay as they are and do not count as rubrics that hold.
+    Of other programs' scores that are no plain 0 or 1 (:func:`odd_score`) none is solved, as CL-bench's script counts
+    them. Statuses that say neither yes nor no stay as they are and do not count as rubrics that hold.
     """
     value, status, details = row.get("score"), row.get("requirement_status"), row.get("dgd", {}).get("grading")
     try:
-        number = float(value) if isinstance(value, bool | int | float | str) else math.nan
-    except (ValueError, OverflowError):
+        number = float(value) if isinstance(value, bool | int | float) else math.nan
+    except OverflowError:
         number = math.nan
+    if odd_score(row):
+        number = 0.0
     return Score(
         number if 0.0 <= number <= 1.0 else None,
         [status_of(one) or str(one) for one in status] if isinstance(status, list) else [],
         str(row.get("grading_rationale", "")),
         details if isinstance(details, dict) else None,
+    )
+
+
+def odd_score(row: dict[str, Any]) -> bool:
+    """Whether another program wrote a text or a fraction as score: CL-bench's ``eval.py`` takes ``score == 1`` alone.
+
+    Our own graders may give shares.
+    """
+    value, ours = row.get("score"), row.get("dgd", {}).get("grader")
+    return isinstance(value, str) or (not ours and isinstance(value, float) and 0.0 < value < 1.0)
+
+
+def odd_scores(count: int) -> str:
+    """What a user is told of so many of them."""
+    return (
+        f"{count} answers came with a text or a fraction as score. They count as not solved: CL-bench's script "
+        "takes the number 1 alone."
     )
 
 

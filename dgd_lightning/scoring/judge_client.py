@@ -69,7 +69,7 @@ class OpenAIEndpoint(Endpoint):
 
     def __init__(self, settings: JudgeModel, argument: str) -> None:
         self._settings, self._argument, self._url, self._key = settings, argument, settings.url, ""
-        self.identity = {"model": settings.model, "base_url": self._url, "sampling": settings.sampling}
+        self.identity = {"model": settings.model, "base_url": self._url, "sampling": settings.fields}
         self._limit = RateLimit(settings.requests_per_minute, settings.tokens_per_minute)
         self._random = random.Random()  # of waits only: processes must not wait in step
         self._lock, self._ended = threading.Lock(), threading.Event()
@@ -153,7 +153,7 @@ class OpenAIEndpoint(Endpoint):
             raw = client.chat.completions.with_raw_response.create(
                 model=self._settings.model,
                 messages=[{"role": "user", "content": prompt}],
-                extra_body=self._settings.sampling,
+                extra_body=self._settings.fields,
             )
             body = json.loads(raw.http_response.text)
             reply = read_completion(body)

@@ -21,8 +21,9 @@ class JudgeModel:
         model: its name at the endpoint; with ``local`` a folder, a Hub id or ``lab``.
         base_url: the endpoint; None takes OPENAI_BASE_URL, and OpenAI's own where that is not set either.
         key_variable: environment variable with the key. A server that asks for none takes any text.
+        reasoning_effort: of a judge that reasons, as its endpoint names it: minimal, low, medium, high; None: its own.
         sampling: further fields of every request, sent as they are: temperature, max_completion_tokens, seed,
-            reasoning_effort, response_format … Empty, as in CL-bench's own script: the endpoint's defaults.
+            response_format … Empty, as in CL-bench's own script: the endpoint's defaults.
         timeout: seconds without a byte from the endpoint.
         attempts: how often a request is sent until it is answered (rate limits, server errors, time-outs, resets).
         first_wait: seconds before the second attempt; each further wait is twice as long, less up to half of it.
@@ -44,6 +45,7 @@ class JudgeModel:
     base_url: str | None = None
     key_variable: str = "OPENAI_API_KEY"
     sampling: dict[str, Any] = field(default_factory=dict)
+    reasoning_effort: str | None = None
     timeout: float = 300.0
     attempts: int = 6
     first_wait: float = 1.0
@@ -64,6 +66,12 @@ class JudgeModel:
         """Where requests go."""
         return (self.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI).rstrip("/")
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """All further fields of a request."""
+        effort = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
+        return {**self.sampling, **effort}
+
     def check(self, argument: str) -> None:
         """Check what can be checked without a request; errors name the argument, ``judge`` or ``judge.second``."""
         if not self.model:
@@ -82,6 +90,12 @@ class JudgeModel:
         if taken := ", ".join(name for name in OURS if name in self.sampling):
             expected = f"fields of a request other than {', '.join(OURS)}"
             raise InputError(sampling, expected=expected, received=taken, hint="remove them")
+        if self.reasoning_effort is not None and (self.local or "reasoning_effort" in self.sampling):
+            expected = "null for a local judge" if self.local else f"null, as {sampling} has one"
+            hint = "leave one of the two out"
+            raise InputError(
+                f"{argument}.reasoning_effort", expected=expected, received=self.reasoning_effort, hint=hint
+            )
         try:
             json.dumps(self.sampling)
         except (TypeError, ValueError) as error:

@@ -16,6 +16,7 @@ from dgd_lightning.errors import InputError
 from dgd_lightning.grader import Grader
 from dgd_lightning.jsonl import reply
 from dgd_lightning.scoring.final_answer import final_answer, plain_number, words_alone
+from dgd_lightning.scoring.harness_rules import harness_verdicts
 from dgd_lightning.types import Score
 
 WORKER = Path(__file__).with_name("math_worker.py")
@@ -165,6 +166,10 @@ class MathGrader(Grader):
             if "error" in read:
                 return Score(0.0, [], f"not comparable with {gold}: {read['error']}", details)
         return Score(float(equal), [], f"{found.text} is {'' if equal else 'not '}{gold}", details)
+
+    def remarks(self, row: dict[str, Any], answer: str, score: Score) -> dict[str, Any]:
+        """See `Grader.remarks`; ``lm_eval``: of GSM8K, what lm-evaluation-harness says of the answer."""
+        return {"lm_eval": harness_verdicts(answer, row["answer"])} if _is_gsm8k(row) else {}
 
     def fingerprint(self) -> dict[str, Any]:
         return {"grader": self.name, "rules": RULES, "math_verify": _version(), "seconds": self.pool.seconds}

@@ -45,16 +45,16 @@ class Limits(NamedTuple):
 
 
 class Cell:
-    """One running command; `end` it."""
+    """One running program; `end` it.
 
-    def __init__(self, warden: subprocess.Popen[bytes], folder: tempfile.TemporaryDirectory[str] | None) -> None:
-        self.warden, self.folder = warden, folder
+    Attributes:
+        channel: a socket; the program has the other end as its descriptor 3.
+    """
 
-    def started(self) -> None:
-        """Wait until the command runs, or raise SandboxError."""
-        words = reply(self.warden.stdout, START_SECONDS) or {}
-        if "started" not in words:
-            raise SandboxError(words.get("error", "the sandbox's warden has ended"))
+    def __init__(
+        self, warden: subprocess.Popen[bytes], channel: socket.socket, folder: tempfile.TemporaryDirectory[str] | None
+    ) -> None:
+        self.warden, self.channel, self.folder = warden, channel, folder
 
     def end(self) -> str:
         """Kill everything that is left of it.
@@ -71,13 +71,19 @@ class Cell:
             with contextlib.suppress(OSError):
                 if self.warden.poll() is None and "end" not in words:
                     os.killpg(self.warden.pid, 9)
+        self.channel.close()
         if self.folder is not None:
             self.folder.cleanup()
         return str(words.get("end", "unknown"))
 
 
 class Sandbox:
-    """Starts programs of the folder `jail/`; safe to use from several threads. For arguments see `CodeGrader`."""
+    """Starts interpreters that run `jail/runner.py`; safe to use from several threads.
+
+    Args:
+        limits: of each program.
+        namespaces: False does without them; None uses them where the kernel allows.
+    """
 
     def __init__(self, limits: Limits, *, namespaces: bool | None = None) -> None:
         self.limits = limits
@@ -88,13 +94,21 @@ class Sandbox:
     @property
     def isolation(self) -> dict[str, Any]:
         """What is shut off; for people and for the fingerprint."""
-        on = self._allowed()
-        words: dict[str, Any] = dict.fromkeys(("network", "processes", "files"), on)
-        return words if on else words | {"reason": self._reason}
+        with self._lock:
+            if self._namespaces is None:
+                try:
+                    self._start(namespaces=True).end()
+                    self._namespaces = True
+                except SandboxError as error:
+                    self._namespaces, self._reason = False, str(error)
+        words: dict[str, Any] = dict.fromkeys(("network", "processes", "files"), self._namespaces)
+        return words if self._namespaces else words | {"reason": self._reason}
 
-    def start(self, script: str, sockets: list[socket.socket], *, namespaces: bool | None = None) -> Cell:
-        """Start a script of `jail/`; its descriptors 3, 4 … are the sockets. Call `Cell.started` next."""
-        namespaces = self._allowed() if namespaces is None else namespaces
+    def start(self) -> Cell:
+        """Start one; raises SandboxError where that fails."""
+        return self._start(namespaces=self.isolation["processes"])
+
+    def _start(self, *, namespaces: bool) -> Cell:
         folder = None
         if not namespaces:
             folder = tempfile.TemporaryDirectory(prefix="dgd-", ignore_cleanup_errors=True)
@@ -103,53 +117,43 @@ class Sandbox:
         python = Path(prefixes[0], Path(sys.executable).resolve().parent.name, Path(sys.executable).name)
         packages = str(Path(sysconfig.get_path("purelib")).resolve())
         home = "/sandbox" if folder is None else folder.name
-        numbers = [each.fileno() for each in sockets]
         executable = str(python if python.exists() else sys.executable)
+        channel, other = socket.socketpair()
+        environment = {
+            "HOME": home,
+            "TMPDIR": home,
+            "PATH": "/usr/bin:/bin",
+            "LANG": "C.UTF-8",
+            "PYTHONHASHSEED": "0",  # the order of a set is the same in every run
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
         order = {
-            # -P, -S: neither the script's folder nor start-up files of packages
-            "argv": [executable, "-P", "-S", "-B", str(JAIL / script), packages],
-            "env": {
-                "HOME": home,
-                "TMPDIR": home,
-                "PATH": "/usr/bin:/bin",
-                "LANG": "C.UTF-8",
-                "PYTHONHASHSEED": "0",  # the order of a set is the same in every run
-                "OMP_NUM_THREADS": "1",
-                "OPENBLAS_NUM_THREADS": "1",
-            },
-            "fds": numbers,
+            "channel": other.fileno(),
             "namespaces": namespaces,
             "visible": [*SYSTEM, *prefixes, str(JAIL)],
             "folder": folder and folder.name,
             **self.limits._asdict(),
         }
-        warden = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", str(JAIL / "enter.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            pass_fds=numbers,
-            env={"PATH": "/usr/bin:/bin"},
-            cwd="/",
-            start_new_session=True,
-        )
+        with other:
+            warden = subprocess.Popen(
+                # -P, -S: neither the script's folder nor start-up files of packages
+                [executable, "-P", "-S", str(JAIL / "enter.py"), packages],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[other.fileno()],
+                env=environment,
+                cwd="/",
+                start_new_session=True,
+            )
+        cell = Cell(warden, channel, folder)
         assert warden.stdin is not None
-        with contextlib.suppress(OSError):  # it died: `started` says so
+        with contextlib.suppress(OSError):  # it died: there is no reply
             warden.stdin.write(json.dumps(order).encode() + b"\n")
             warden.stdin.flush()
-        return Cell(warden, folder)
-
-    def _allowed(self) -> bool:
-        with self._lock:
-            if self._namespaces is None:
-                mine, other = socket.socketpair()
-                with mine, other:
-                    cell = self.start("candidate.py", [other], namespaces=True)
-                    try:
-                        cell.started()
-                        self._namespaces = True
-                    except SandboxError as error:
-                        self._namespaces, self._reason = False, str(error)
-                    finally:
-                        cell.end()
-            return self._namespaces
+        words = reply(warden.stdout, START_SECONDS) or {"error": "the sandbox's warden has ended"}
+        if "started" not in words:
+            cell.end()
+            raise SandboxError(words["error"])
+        return cell

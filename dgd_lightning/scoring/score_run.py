@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dgd_lightning import jsonl, run_folder
+from dgd_lightning.clbench import with_context
 from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
 from dgd_lightning.grader import Grader, grader_for, remarked
@@ -85,13 +86,13 @@ def source(path: str | Path) -> Source:
     if path.is_dir():
         rows = path / run_folder.PREDICTIONS
         if not rows.is_file():
-            unfinished = any(path.glob(run_folder.SHARDS[0]))
-            raise InputError(
-                "runs",
-                expected=f"a folder with {run_folder.PREDICTIONS}",
-                received=f"{path}, whose run is not finished" if unfinished else path,
-                hint="let `dgd predict` finish: the same command continues it" if unfinished else "name a run folder",
-            )
+            received, hint = f"{path}", "name a run folder"
+            if any(path.glob(run_folder.SHARDS[0])):
+                received += ", whose run is not finished"
+                hint = "let `dgd predict` finish: the same command continues it"
+            elif (newest := run_folder.newest_version(path)) is not None:
+                hint = f"name one of its versions: {newest}"
+            raise InputError("runs", expected=f"a folder with {run_folder.PREDICTIONS}", received=received, hint=hint)
         return Source(rows, *(path / name for name in ("scores.jsonl", "graded.jsonl", "scores.json")))
     if not path.is_file():
         raise InputError("runs", expected="a run folder or a JSONL file", received=path, hint="check the path")
@@ -139,7 +140,7 @@ def rows_of(path: Path, *, graded: bool = False) -> Iterator[Row]:
                     hint="delete the repeated line",
                 )
             seen.add(run_folder.key(row))
-            yield upgraded(row)
+            yield upgraded(with_context(row))
 
 
 def read_scores(path: Path) -> dict[Key, Record]:

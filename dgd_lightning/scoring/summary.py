@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from dgd_lightning.grader import ERROR_CLASSES
 from dgd_lightning.metrics.clustered import NAN, Difference
 from dgd_lightning.scoring.graded import Graded, Versus, by_arm
+from dgd_lightning.scoring.harness_rules import FILTERS
 from dgd_lightning.scoring.statistics import Comparison, Pair, compare, holm, rate
 
 LENGTHS = (0, 4_096, 8_192, 16_384, 32_768, 65_536)  # prompt tokens: lower ends of groups
@@ -29,6 +30,7 @@ class Rates(NamedTuple):
     strict: Difference  # of all
     most: float  # were every unscored task solved
     rubrics: float  # share of all rubrics of scored tasks that hold; NaN where there are none
+    lm_eval: dict[str, float] | None  # GSM8K: share of the answers that are right by lm-evaluation-harness' filters
 
 
 class Compared(NamedTuple):
@@ -48,7 +50,18 @@ def rates(scores: Sequence[Graded]) -> Rates:
     official = rate((one.context, one.score or 0.0) for one in scored)
     strict = rate((one.context, one.score or 0.0) for one in scores) if lost else official
     most = (solved + lost) / len(scores) if scores else NAN
-    return Rates(len(scores), len(scored), solved, official, strict, most, yes / asked if asked else NAN)
+    harness = [one.lm_eval for one in scores if one.lm_eval is not None]
+    shares = [sum(column) / len(harness) for column in zip(*harness, strict=True)]
+    return Rates(
+        len(scores),
+        len(scored),
+        solved,
+        official,
+        strict,
+        most,
+        yes / asked if asked else NAN,
+        dict(zip(FILTERS, shares, strict=True)) if harness else None,
+    )
 
 
 def compared(scores: Sequence[Graded], wanted: Sequence[Versus]) -> list[Compared]:

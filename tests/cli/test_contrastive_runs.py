@@ -127,15 +127,15 @@ def test_a_second_model_of_the_hub_is_pinned(
     again = json.loads((tmp_path / "logs" / "run" / "version_1" / "provenance.json").read_text())
     assert again["config_hash"] != provenance["config_hash"]
     bad = guided("x", other_model(model="org/second", revision="v9"))
-    check_error(dgd("predict", "--config", config({"arms": [bad]})), "model.arms[x].readout.revision", "v9")
+    check_error(dgd("predict", "--config", config({"arms": [bad]})), "model.arms[x].method.readout.revision", "v9")
 
 
 def test_mistakes_are_one_line(config: Config, dgd: Dgd, tmp_path: Path) -> None:
     wide = small_model(tmp_path / "wide", seed=0, vocab_size=VOCAB + 1)
     run = dgd("predict", "--config", config({"arms": [guided("x", other_model(model=str(wide)))]}))
-    check_error(run, "readout.model", f"vocabulary of {VOCAB}", str(VOCAB + 1))
+    check_error(run, "model.arms[x].method.readout.model", f"vocabulary of {VOCAB}", str(VOCAB + 1))
     run = dgd("predict", "--config", config({"arms": [guided("x", other_model(model="./nowhere"))]}))
-    check_error(run, "model.arms[x].readout.model", "no such folder")
+    check_error(run, "model.arms[x].method.readout.model", "no such folder")
     (tmp_path / "empty").mkdir()
     run = dgd("predict", "--config", config({"arms": [guided("x", other_model(model=str(tmp_path / "empty")))]}))
     check_error(run, f"readout.model {tmp_path / 'empty'}", "config.json")
@@ -143,5 +143,5 @@ def test_mistakes_are_one_line(config: Config, dgd: Dgd, tmp_path: Path) -> None
     data = {"path": str(write_jsonl(tmp_path / "questions.jsonl", questions))}
     nothing = {"class_path": "Noise", "init_args": {"like": CAD}}
     run = dgd("predict", "--config", config({"arms": [guided("x", nothing)]}, data, data_class="PromptsData"))
-    check_error(run, "task questions-1", "a question alone")
+    check_error(run, "task questions-1, readout WithoutContext of arm x", "a question alone")
     assert not list((tmp_path / "logs").rglob("version_*"))

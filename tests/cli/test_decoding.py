@@ -15,11 +15,15 @@ from tiny import make_pair
 
 from dgd_lightning.callbacks.progress import DecodeProgress
 from dgd_lightning.decode.call import Call, Progress
+from dgd_lightning.decode.readouts.base import Readout
+from dgd_lightning.decode.readouts.dola import DoLa
+from dgd_lightning.decode.readouts.logit_lens import LogitLens
+from dgd_lightning.decode.readouts.noise import Noise
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.guided import Guided
 from dgd_lightning.methods.rerank import Rerank
 from dgd_lightning.methods.speculative import Speculative
-from dgd_lightning.modules.arms import Arm, check_arms, check_blocks
+from dgd_lightning.modules.arms import Arm, check_arms, check_on_pair
 from dgd_lightning.modules.decoding import Decoding
 from dgd_lightning.modules.group_decoder import GroupDecoder
 from dgd_lightning.modules.pair_source import PairSource
@@ -58,14 +62,29 @@ def test_arms_are_named_in_errors(setting: dict[str, Any], argument: str) -> Non
 
 def test_block_sizes() -> None:
     pair = make_pair(block_size=4)
-    check_blocks(
+    check_on_pair(
         [Arm("a", Speculative()), Arm("b", Speculative(2)), Arm("c", Speculative(4)), Arm("d", Guided(0.1))], pair
     )
     for method in (Speculative(5), Guided(0.1, block_size=5), Rerank(block_size=5)):
         with pytest.raises(InputError, match=r"^model\.arms\[b\]\.method\.block_size: expected an integer from 2 to 4"):
-            check_blocks([Arm("a", Speculative()), Arm("b", method)], pair)
+            check_on_pair([Arm("a", Speculative()), Arm("b", method)], pair)
     with pytest.raises(InputError, match=r"^block_size: expected an integer of at least 2"):
         Speculative(1)
+
+
+@pytest.mark.parametrize(
+    ("readout", "field"),
+    [
+        (LogitLens(9), "readout.layer"),
+        (DoLa([0, 9]), "readout.layer_ids"),
+        (Noise(LogitLens(9)), "readout.like.layer"),
+    ],
+)
+def test_what_a_readout_lacks_names_it_and_its_arm(readout: Readout, field: str) -> None:
+    arms = [Arm("a", Guided(0.1)), Arm("b", Guided(0.1, readout=readout))]
+    with pytest.raises(InputError) as error:
+        check_on_pair(arms, make_pair(block_size=4))
+    assert error.value.argument == f"model.arms[b].method.{field}"
 
 
 def test_hub_ids_are_told_apart_by_commit(
@@ -136,3 +155,24 @@ def test_progress_announces_the_prefill(monkeypatch: pytest.MonkeyPatch) -> None
     progress._within_group("ar", Progress(5, 2, 1, 1))
     progress._within_group("dflash", Progress(0, 0, 4, 4))  # at once, although the bar was just drawn
     assert notes[-1] == "dflash: prefill of 4 rows"
+
+
+def test_progress_counts_all_batches_of_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One batch per context, as with adapters: what was decoded, and how fast, is that of both."""
+    progress, clock = DecodeProgress(), [0.0]
+    notes: list[str] = []
+    monkeypatch.setattr("dgd_lightning.callbacks.progress.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(progress, "_show_in_time", lambda note, begins: notes.append(note))
+    states = [Progress(0, 0, 2, 2), Progress(2, 0, 2, 2), Progress(8, 4, 2, 2), Progress(14, 6, 2, 0)]
+    for _ in range(2):  # another arm between them, and another group after them
+        for second in range(2):
+            for arm, seconds in (("a", 1.0), ("b", 100.0)):
+                for state in states:  # a's prefill takes a second, which is none of decoding; then 2 in each batch
+                    clock[0] += seconds
+                    progress._within_group(arm, state)
+                    if arm == "a" and state == states[-1]:
+                        tau, tokens = 12 / 6, 14 * (second + 1)
+                        assert notes[-1] == f"a: 0 rows active, {tokens} tokens, τ {tau:.2f}, 6.0 tokens/s"
+        trainer = SimpleNamespace(is_global_zero=True)
+        monkeypatch.setattr(progress, "_show", lambda note, last: None)
+        progress.on_predict_batch_end(trainer, None, [])  # type: ignore[arg-type]

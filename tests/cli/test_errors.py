@@ -165,6 +165,14 @@ def lens(**settings: Any) -> dict[str, Any]:
         (guided(bta=0.1), "method.bta", ["did you mean 'beta'?"]),
         (guided(plausibility=2.0), "method.plausibility", ["at most 1"]),
         (guided(readout={"class_path": "LogitLns"}), "method.readout.class_path", ["did you mean 'LogitLens'?"]),
+        (
+            guided(readout={"class_path": "DraftReadout", "init_args": {"block_size": 9}}),
+            "method.readout.block_size",
+            ["from 2 to 4"],
+        ),
+        ({"method": "json.JSONDecoder"}, "method", ["received json.JSONDecoder", "subclass of Method"]),
+        ({"method": "json.Own"}, "method", ["received json.Own", "has no attribute"]),
+        (guided(readout={"class_path": "nowhere.Own"}), "method.readout.class_path", ["No module named 'nowhere'"]),
         (lens(laye=1), "method.readout.laye", ["did you mean 'layer'?"]),
     ],
 )

@@ -79,6 +79,19 @@ def test_prompts(config: Config, dgd: Dgd, tmp_path: Path) -> None:
     assert rows[0]["answer"] == "2"
 
 
+def test_answers_end_before_stop_strings(config: Config, dgd: Dgd, tmp_path: Path) -> None:
+    letters = [chr(code) for code in range(32, 127, 2)]  # answers of a random model are random bytes
+    assert dgd("predict", "--config", config({"stop_strings": letters, "stop_token_ids": []})).code == 0
+    ended, text = 0, byte_tokenizer().decode
+    for row in predictions(run_of(tmp_path)):
+        ids, reason = row["dgd"]["output_ids"], row["dgd"]["stop_reason"]
+        assert not set(text(ids[:-1])) & set(letters)
+        assert (reason == "stop") is (text(ids[-1:]) in letters)
+        assert row["model_output"] == text(ids[:-1] if reason == "stop" else ids, skip_special_tokens=True)
+        ended += reason == "stop"
+    assert ended >= 3
+
+
 def test_a_complete_run_is_never_touched(config: Config, dgd: Dgd, tmp_path: Path) -> None:
     path = config({"max_new_tokens": 4})
     for version in (0, 1):

@@ -126,7 +126,7 @@ def test_sigterm_ends_a_run_amid_a_group(config: Config, tmp_path: Path) -> None
     assert process.wait(20) == 143, command.said.read_text()
     said = command.said.read_text()
     assert "Traceback" not in said
-    assert "dgd: terminated; the same command continues an unfinished predict" in said
+    assert "dgd: terminated; the same command continues it" in said
     assert not (logs / "run/version_0/DONE").exists()
 
 
@@ -135,7 +135,7 @@ def test_sigterm_ends_a_run_whose_exception_was_dropped() -> None:
     program = """
 import os, signal, time
 from dgd_lightning.commands.main import ended_by_sigterm
-with ended_by_sigterm():
+with ended_by_sigterm("predict"):
     try:
         os.kill(os.getpid(), signal.SIGTERM)
     except SystemExit:

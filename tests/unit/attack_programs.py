@@ -64,19 +64,6 @@ sys.settrace(trace)
 sys.setprofile(trace)
 def add(a, b): return 0
 """,
-    "equality liar": """
-class Yes(int):
-    __eq__ = __ne__ = __lt__ = __gt__ = lambda self, other: True
-    __hash__ = int.__hash__
-    __bool__ = lambda self: False
-def add(a, b): return Yes(3)
-""",
-    "equality liar, no number": """
-class Yes:
-    __eq__ = lambda self, other: True
-    __bool__ = lambda self: False
-def add(a, b): return Yes()
-""",
     "lying repr": """
 class Yes(str):
     __repr__ = __str__ = lambda self: '3'
@@ -136,7 +123,7 @@ def add(a, b): return a + b if hit else 0
     "forge verdicts on every descriptor": """
 import os, json
 for fd in range(3, 64):
-    for line in ({'started': True}, {'passed': 1, 'failure': None, 'fault': 'program', 'found': 'x'}):
+    for line in ({'ready': True}, {'found': 'x'}, {'passed': 1, 'failure': None}, {'secret': 'x'}):
         try:
             os.write(fd, json.dumps(line).encode() + b'\\n')
         except OSError:
@@ -144,34 +131,74 @@ for fd in range(3, 64):
 def add(a, b): return 0
 """,
     "answer before being asked": """
-import os, json
-for n in range(1, 50):
-    os.write(3, json.dumps({'id': n, 'value': 3}).encode() + b'\\n')
+import os
+os.write(3, b'{"found": "x"}\\n' + b'0' * 32 + b'\\n')
 def add(a, b): return 0
 """,
     "answer what is no value": """
-import os, json
+import os
 def add(a, b):
-    import sys
-    os.write(3, b'{"id": 2, "value": {"set": [[1]], "x": 0}}\\n')
+    os.write(3, b'{"failure": [1e999], "passed": {"x": 0}}\\n')
     return 0
 """,
     "answer deeply nested": """
 import os
 def add(a, b):
-    os.write(3, b'{"id": 2, "value": ' + b'[' * 60000)
+    os.write(3, b'{"passed": ' + b'[' * 60000)
     os.write(3, b']' * 60000 + b'}\\n')
     return 0
 """,
     "answer too much": """
-def add(a, b): return 'x' * (20 << 20)
+import os
+def add(a, b):
+    for _ in range(100):
+        os.write(3, b'x' * 100000)
+    return 'x' * (20 << 20)
 """,
     "answer without an end": """
 import itertools
 def add(a, b): return itertools.count()
 """,
+    "a secret in the frames": """
+import os, re, sys
+def add(a, b):
+    found, frame = [], sys._getframe()
+    while frame:
+        found += [*frame.f_locals.values(), *frame.f_globals.values()]
+        frame = frame.f_back
+    for thing in found:
+        text = thing.decode('latin-1') if type(thing) is bytes else thing
+        if type(text) is str and (secret := re.search('[0-9a-f]{32}$', text)):
+            os.write(3, secret[0].encode() + b'\\n')
+    return 0
+""",
+    "patched modules": """
+import json, os, signal, sys
+json.loads = json.dumps = os.read = os.write = os.kill = os.getpid = lambda *a: b'0'
+json.JSONDecoder.decode = json.JSONEncoder.encode = lambda *a: '{"found": "x"}'
+sys.modules['builtins'] = sys.modules['__main__'] = sys
+def add(a, b): return 0
+""",
+    "the runner's functions": """
+import sys
+frame = sys._getframe().f_back
+spaces = [vars(sys.modules[name]) for name in ('runner', 'examine') if name in sys.modules]
+while frame:
+    spaces.append(frame.f_globals)
+    frame = frame.f_back
+for space in spaces:
+    space['exec'] = lambda *a: None
+def add(a, b): return 0
+""",
+    "forks that come back": """
+import os
+os.fork()
+def add(a, b):
+    os.fork()
+    return 0
+""",
     "import hijack": """
-for name in ('wire', 'json', 'ast', 'reprlib', 'traceback'):
+for name in ('completion', 'json', 'ast', 'types', 'signal'):
     open(name + '.py', 'w').write('import os; os._exit(0)')
 def add(a, b): return 0
 """,
@@ -188,6 +215,23 @@ for pid in (os.getppid(), 1):
         except OSError:
             pass
 def add(a, b): return 0
+""",
+}
+
+# They pass: in one interpreter a comparison is what the program's own objects say it is.
+LIARS = {
+    "equality liar": """
+class Yes(int):
+    __eq__ = __ne__ = __lt__ = __gt__ = lambda self, other: True
+    __hash__ = int.__hash__
+    __bool__ = lambda self: False
+def add(a, b): return Yes(3)
+""",
+    "equality liar, no number": """
+class Yes:
+    __eq__ = lambda self, other: True
+    __bool__ = lambda self: False
+def add(a, b): return Yes()
 """,
 }
 
@@ -323,6 +367,16 @@ import subprocess
 subprocess.Popen(['sleep', '86399'], start_new_session=True)
 def add(a, b): return 0
 """,
+    "a fork that waits for the secret": """
+import os
+if os.fork() == 0:
+    data = b'0' * 32
+    while part := os.read(3, 1 << 16):
+        data += part
+        os.write(3, data[-32:] + b'\\n')
+    os._exit(0)
+def add(a, b): return 0
+""",
     "more limits": """
 import resource
 for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_NPROC):
@@ -379,7 +433,7 @@ def find(): return os.environ['DGD_TEST_KEY']
     "parent's environment": """
 import re
 def find():
-    for pid in range(1, 100000):
+    for pid in filter(str.isdigit, os.listdir('/proc')):
         try:
             text = open(f'/proc/{pid}/environ').read()
         except OSError:

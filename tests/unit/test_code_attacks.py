@@ -1,4 +1,4 @@
-"""Programs that try to pass without being right, or to do harm: all score 0, and nothing of them is left."""
+"""Programs that try to pass without being right, or to do harm: all but two score 0, and nothing of them is left."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from typing import Any
 
 import psutil
 import pytest
-from attack_programs import FINDERS, FORGERS, HARMFUL, WRONG
+from attack_programs import FINDERS, FORGERS, HARMFUL, LIARS, WRONG
 
 from dgd_lightning.scoring import sandbox
 from dgd_lightning.scoring.code_grader import CodeGrader
-from dgd_lightning.scoring.sandbox import Limits
+from dgd_lightning.scoring.sandbox import Limits, Sandbox
 from dgd_lightning.types import Score
 
 # Small enough that no attack can endanger the machine; every bomb below is bounded as well.
@@ -62,6 +62,14 @@ def grader() -> CodeGrader:
     return CodeGrader(allow_code_execution=True, limits=SMALL)
 
 
+@pytest.fixture(scope="module")
+def bare() -> CodeGrader:
+    """A grader as it is where no namespaces can be had."""
+    grader = CodeGrader(allow_code_execution=True, allow_no_isolation=True, limits=SMALL)
+    grader.sandbox = Sandbox(SMALL, namespaces=False)
+    return grader
+
+
 @pytest.fixture
 def isolated(grader: CodeGrader) -> CodeGrader:
     """The grader, where namespaces hold; attacks on files, network and other processes are not tried without."""
@@ -88,6 +96,12 @@ def test_forging(grader: CodeGrader, attack: str) -> None:
     assert not survivors()
 
 
+@pytest.mark.parametrize("attack", LIARS)
+def test_what_can_not_be_told_apart(grader: CodeGrader, attack: str) -> None:
+    """Listed as such in docs/scoring.md; a test that fails here has found out how to tell them."""
+    assert graded(grader, LIARS[attack]).value == 1.0
+
+
 @pytest.mark.parametrize("attack", HARMFUL)
 def test_harm(isolated: CodeGrader, attack: str, tmp_path: Path) -> None:
     witness = tmp_path / "witness"
@@ -105,8 +119,8 @@ FORGERS_WITHOUT = sorted(FORGERS.keys() - {"signals to parents", "write others' 
 
 
 @pytest.mark.parametrize("attack", FORGERS_WITHOUT[::4])
-def test_forging_without_namespaces(attack: str) -> None:
-    score = graded(CodeGrader(allow_code_execution=True, limits=SMALL, namespaces=False), FORGERS[attack])
+def test_forging_without_namespaces(bare: CodeGrader, attack: str) -> None:
+    score = graded(bare, FORGERS[attack])
     assert score.value == 0.0, score
     assert not survivors()
 
@@ -115,10 +129,9 @@ def test_forging_without_namespaces(attack: str) -> None:
 @pytest.mark.parametrize(
     "attack", ["daemon", "a name that is no text", "subprocess", "fork bomb", "memory of many processes", "many files"]
 )
-def test_harm_without_namespaces(attack: str) -> None:
-    grader = CodeGrader(allow_code_execution=True, limits=SMALL, namespaces=False)
-    assert grader.sandbox.isolation == {"network": False, "processes": False, "files": False, "reason": "switched off"}
-    score = graded(grader, HARMFUL[attack])
+def test_harm_without_namespaces(bare: CodeGrader, attack: str) -> None:
+    assert bare.sandbox.isolation == {"network": False, "processes": False, "files": False, "reason": "switched off"}
+    score = graded(bare, HARMFUL[attack])
     assert score.value == 0.0, score
     assert not survivors()
 
@@ -131,12 +144,13 @@ def test_nothing_outlives_a_killed_grader(namespaces: str, tmp_path: Path) -> No
         "import json, pathlib, sys\nfrom dgd_lightning.scoring import sandbox\n"
         f"sandbox.JAIL = pathlib.Path({str(sandbox.JAIL)!r})\n"
         "from dgd_lightning.scoring.code_grader import CodeGrader\n"
-        f"grader = CodeGrader(allow_code_execution=True, namespaces={namespaces})\n"
+        "grader = CodeGrader(allow_code_execution=True, allow_no_isolation=True)\n"
+        f"grader.sandbox = sandbox.Sandbox(grader.limits, namespaces={namespaces})\n"
         "grader.grade(*json.loads(sys.argv[1]))"
     )
     argv = [sys.executable, "-c", script, json.dumps([ROW, f"```\n{program}\n```"])]
     grading = subprocess.Popen(argv, env={**os.environ, "TMPDIR": str(tmp_path)})
-    wait_until(lambda: len(survivors()) >= 5)  # two wardens, the tests, the program and its child
+    wait_until(lambda: len(survivors()) >= 3)  # the warden, the program and its child
     grading.kill()
     grading.wait()
     wait_until(lambda: not survivors())
@@ -177,16 +191,14 @@ def port() -> Iterator[int]:
     thread.join()
 
 
-@pytest.mark.parametrize("namespaces", [None, False])
-@pytest.mark.parametrize("finder", FINDERS)
+@pytest.mark.parametrize(
+    ("kind", "finder"),
+    [*(("isolated", finder) for finder in FINDERS), ("bare", "environment"), ("bare", "network")],
+)
 def test_reach(
-    finder: str, namespaces: bool | None, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+    kind: str, finder: str, tmp_path: Path, port: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grader = CodeGrader(allow_code_execution=True, limits=SMALL, namespaces=namespaces)
-    on = grader.sandbox.isolation["files"]
-    if namespaces is None and not on:
-        pytest.skip("no namespaces here")
-    assert on is (namespaces is None)
+    grader: CodeGrader = request.getfixturevalue(kind)
     (tmp_path / "key").write_text(SECRET)
     monkeypatch.setenv("DGD_TEST_KEY", SECRET)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -198,10 +210,8 @@ def test_reach(
         "test": f"def check(candidate):\n    assert candidate() == {SECRET!r}\n",
     }
     score = graded(grader, program, row)
-    if on or finder == "environment":
-        assert score.value == 0.0, score
-    elif finder == "network":  # the same program does succeed where nothing stops it, so the check above can fail
-        assert score.value == 1.0, score
+    # the network's program does succeed where nothing stops it, so the check can fail
+    assert score.value == float((kind, finder) == ("bare", "network")), score
 
 
 def test_the_graders_own_environment_stays(grader: CodeGrader) -> None:

@@ -1,16 +1,16 @@
-"""Programs found in answers, values on the wire, and graded problems in the shape of HumanEval and MBPP."""
+"""Programs found in answers, and graded problems in the shape of HumanEval and MBPP."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import math
+import sys
 import textwrap
 import threading
 import time
-from collections import Counter, OrderedDict, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,8 +18,7 @@ import pytest
 from dgd_lightning.errors import InputError
 from dgd_lightning.scoring.code_grader import OPT_IN, CodeGrader, task_of
 from dgd_lightning.scoring.jail.completion import find_program
-from dgd_lightning.scoring.jail.wire import decode, encode
-from dgd_lightning.scoring.sandbox import Limits
+from dgd_lightning.scoring.sandbox import Limits, Sandbox
 
 PROMPT = '''from typing import List
 import math
@@ -130,56 +129,6 @@ def test_no_program() -> None:
     assert find_program("I can't.", "", ["sum"]) == ([], "nothing")
 
 
-# Values.
-
-
-def refuse(value: Any) -> str:
-    raise TypeError(f"{value!r} can't be sent")
-
-
-def there_and_back(value: Any) -> Any:
-    return decode(json.loads(json.dumps(encode(value, refuse))), refuse)
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        None, True, 0, -(10**30), 1.5, -0.0, 1e400, 2 - 3j, "", "ä\ud800\n\"", b"\x00\xff", bytearray(b"x"),
-        [], [1, [2, (3,)]], (), (1,), {1: "a", (2, 3): [4], None: {}}, {1, "b", (2,)}, frozenset({1}),
-        range(3, 9, 2), int,
-    ],
-)  # fmt: skip
-def test_values(value: Any) -> None:
-    found = there_and_back(value)
-    assert found == value
-    assert type(found) is type(value)
-
-
-def test_other_values() -> None:
-    assert there_and_back(-(1 << 100_000)) == -(1 << 100_000)
-    assert math.isnan(there_and_back(float("nan")))
-    assert math.copysign(1, there_and_back(-0.0)) == -1
-    assert [type(value) for value in there_and_back([True, 1, 1.0])] == [bool, int, float]
-    assert there_and_back([defaultdict(int, a=1), Counter("aab"), OrderedDict(b=2)]) == [
-        {"a": 1}, {"a": 2, "b": 1}, {"b": 2},
-    ]  # fmt: skip
-    assert list(there_and_back(map(str, range(3)))) == ["0", "1", "2"]
-    views = there_and_back([{1: 2}.keys(), {1: 2}.values(), {1: 2}.items()])
-    assert views[0] == {1}
-    assert [*views[1]] == [2]
-    assert views[2] == {(1, 2)}
-    assert type(there_and_back(type("Liar", (int,), {"__eq__": lambda *_: True})(3))) is int
-
-
-@pytest.mark.parametrize(
-    "data",
-    [{}, {"a": 1, "b": 2}, {"code": "x"}, {"set": [[1]]}, {"range": ["a"]}, {"builtin": ["eval"]}],
-)
-def test_what_is_no_value(data: Any) -> None:
-    with pytest.raises((ValueError, TypeError, KeyError)):
-        decode(data, refuse)
-
-
 # Grading.
 
 
@@ -205,13 +154,15 @@ def test_human_eval(grader: CodeGrader) -> None:
 def test_a_wrong_program_is_told_why(grader: CodeGrader) -> None:
     score = grader.grade(HUMAN_EVAL, BODY.replace("return result", "return result + (len(values) > 1)"))
     assert score.value == 0.0
-    assert score.rationale == "AssertionError; in assert candidate([1, 2]) == twice(3); total([1, 2]) gave 7"
+    assert score.rationale == "AssertionError; in assert candidate([1, 2]) == twice(3)"
 
 
 def test_helpers_of_the_tests_are_the_prompts(grader: CodeGrader) -> None:
-    """A program may change its own helper; the tests' stays."""
+    """A program may change its own helper; the tests' stays. So do built-in functions."""
     program = "def twice(x): return 0\ndef total(values): return 0"
     assert grader.grade(HUMAN_EVAL, fenced(program)).value == 0.0
+    program = "len = range = lambda *_: ()\ndef twice(x): return 0\ndef total(values): return 2 * sum(values)"
+    assert grader.grade(HUMAN_EVAL, fenced(program)).value == 1.0
 
 
 @pytest.mark.parametrize("kind", ["MBPP", "SANITIZED"])
@@ -243,14 +194,13 @@ def test_challenge_tests_only_on_request(grader: CodeGrader) -> None:
     [
         SANITIZED | {"test_list": ["assert sum(1, 2) = 3"]},
         SANITIZED | {"test_list": ["assert len('abc') == 3"]},
-        SANITIZED | {"test_list": ["assert sum(lambda: 1, 2) == 3"]},
         SANITIZED | {"test_imports": ["import no_such_module_anywhere"]},
     ],
 )
 def test_the_tests_own_fault_is_no_zero(grader: CodeGrader, row: dict[str, Any]) -> None:
     score = grader.grade(row, fenced(SANITIZED["code"]))
     assert score.value is None
-    assert score.rationale.split(":")[0] in ("tests_error", "sandbox_error")
+    assert score.rationale.startswith("tests_error: ")
 
 
 def test_answers_without_a_program_are_wrong(grader: CodeGrader) -> None:
@@ -274,26 +224,155 @@ def test_permission_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not CodeGrader(allow_code_execution=False).allowed
 
 
-def test_a_sandbox_that_fails_is_no_zero(grader: CodeGrader, monkeypatch: pytest.MonkeyPatch) -> None:
+def without_isolation(**options: Any) -> CodeGrader:
+    grader = CodeGrader(allow_code_execution=True, **options)
+    grader.sandbox = Sandbox(Limits(wall_seconds=5.0), namespaces=False)
+    return grader
+
+
+def test_another_permission_is_needed_without_isolation() -> None:
+    with pytest.raises(InputError, match="--allow_no_isolation true") as raised:
+        without_isolation().grade(HUMAN_EVAL, BODY)
+    assert "switched off" in str(raised.value)
+    assert without_isolation(allow_no_isolation=True).grade(HUMAN_EVAL, BODY).value == 1.0
+
+
+def test_a_sandbox_that_fails_is_no_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dgd_lightning.scoring.sandbox.JAIL", Path("/nowhere"))
-    broken = CodeGrader(allow_code_execution=True, limits=Limits(wall_seconds=5.0), namespaces=False)
-    score = broken.grade(HUMAN_EVAL, BODY)
+    score = without_isolation(allow_no_isolation=True).grade(HUMAN_EVAL, BODY)
     assert score.value is None
     assert score.rationale.startswith("sandbox_error")
 
 
+# What a plain interpreter does: a program, and tests of it that pass; their failing is tested by turning them round.
+
+VALUES = """
+import dataclasses, datetime, decimal, enum, fractions, sys
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+import numpy as np
+
+@dataclasses.dataclass
+class Point:
+    x: int
+Pair = namedtuple("Pair", "a b")
+class Colour(enum.IntEnum):
+    RED = 3
+class Odd(Exception): pass
+
+def same(x): return x
+def numbers(): return [np.int64(3), np.float64(0.5)]
+def truth(x): return np.all(np.array(x) > 0)
+def half(): return fractions.Fraction(1, 2)
+def tenth(): return decimal.Decimal("0.1")
+def day(): return datetime.date(2024, 2, 29)
+def counted(text): return Counter(text)
+def queue(values): return deque(values)
+def huge(n): return 10**n
+def append(values): values.append(1)
+def odd(): raise Odd("no")
+def count(n): yield from range(n)
+def module(): return sys.modules[__name__].same
+"""
+PASSING = [
+    "assert numbers() == [3, 0.5] and isinstance(numbers()[1], float) and not isinstance(numbers()[0], int)",
+    "assert truth([1, 2])",
+    "assert half() == 0.5 and half() > 0.25 and type(half() + 1).__name__ == 'Fraction'",
+    "assert tenth() * 3 == tenth() + tenth() + tenth() and tenth() != 0.1",
+    "assert day() < day().replace(month=3) and day().isoformat() == '2024-02-29'",
+    "assert counted('aab') == {'a': 2, 'b': 1} and counted('a')['z'] == 0",
+    "assert queue([1, 2]) != [1, 2] and list(queue([1, 2])) == [1, 2]",
+    "assert huge(4000) == 10**4000 and huge(4000) % 7 == pow(10, 4000, 7)",
+    "values = [0]\nappend(values)\nassert values == [0, 1]",
+    "try:\n    odd()\nexcept Odd as error:\n    assert str(error) == 'no'\nelse:\n    assert False",
+    "assert list(count(3)) == [0, 1, 2] and count(3) != [0, 1, 2]",
+    "assert Point(1) == Point(1) and {same(Pair(1, 2))} == {(1, 2)} and Colour.RED == 3",
+    "assert module() is same",
+]
+TURNED = "try:\n    {}\nexcept AssertionError: pass\nelse: raise ValueError"
+FAILING = ["assert truth([1, -1])", "assert half() == 0.3", "assert numbers()[0] != 3", "assert 3 not in numbers()"]
+
+
+def test_values_are_what_they_are_in_a_plain_interpreter(grader: CodeGrader, monkeypatch: pytest.MonkeyPatch) -> None:
+    tests = PASSING + [TURNED.format(test) for test in FAILING]
+    plain = ModuleType("plain")
+    monkeypatch.setitem(sys.modules, "plain", plain)
+    for source in (VALUES, *tests):
+        exec(source, plain.__dict__)
+    row = {"code": VALUES, "test_list": tests}
+    score = grader.grade(row, fenced(VALUES))
+    assert score.value == 1.0, score
+    for test in FAILING[:2]:
+        assert grader.grade(row | {"test_list": [test]}, fenced(VALUES)).rationale == f"AssertionError; in {test}"
+
+
+SURROUNDINGS = """
+import __main__, concurrent.futures, os, sys, threading
+
+def spin():
+    while True: pass
+threading.Thread(target=spin, daemon=True).start()
+threading.Thread(target=threading.Event().wait).start()
+for _ in range(20000): print("x" * 50, file=sys.stderr)
+sys.setrecursionlimit(10**6)
+open("scratch", "w").write("here")
+
+def main(): return __name__ == "__main__"
+def asked():
+    try: return input()
+    except EOFError: return "nothing"
+def squares(n):
+    with concurrent.futures.ThreadPoolExecutor() as pool: return [*pool.map(lambda x: x * x, range(n))]
+def depth(n): return 0 if n == 0 else 1 + depth(n - 1)
+def scratch(): return open("scratch").read(), os.listdir(), sys.stdin.read(), sys.argv, __main__.depth is depth
+if main(): raise SystemExit
+"""
+
+
+def test_surroundings_are_those_of_a_plain_interpreter(grader: CodeGrader) -> None:
+    tests = [
+        "assert not main()",
+        "assert asked() == 'nothing'",
+        "assert squares(3) == [0, 1, 4]",
+        "assert depth(20000) == 20000",
+        "assert scratch() == ('here', ['scratch'], '', [''], True)",
+    ]
+    score = grader.grade({"code": SURROUNDINGS, "test_list": tests}, fenced(SURROUNDINGS))
+    assert score.value == 1.0, score
+
+
+def test_what_a_program_has_to_define(grader: CodeGrader) -> None:
+    """What the tests use of the row's own code; a program that lacks it is wrong, also where Python knows the name."""
+    code = (
+        "from math import gcd, pi\ndef gcd(a, b): ...\ndef max(a, b): ...\nleft, right = 1, 2\nfor last in 1, 2: pass"
+    )
+    row = {
+        "code": code,
+        "test_list": ["assert gcd(4, 6) == 2", "assert max(1, 2) == 2", "assert pi > 3 == left + last"],
+    }
+    assert task_of(row, challenge=False)["names"] == ["gcd", "last", "left", "max"]
+    program = "from math import gcd\ndef max(a, b): return (a + b + abs(a - b)) // 2\nleft, last = 1, 2"
+    assert grader.grade(row, fenced(program)).value == 1.0
+    for line in ("from math import gcd", "def max(a, b): return (a + b + abs(a - b)) // 2"):
+        assert "NameError" in grader.grade(row, fenced(program.replace(line, "gcd_ = None"))).rationale
+
+
 @pytest.mark.slow
-def test_canonical_solutions(bench_data: Path, grader: CodeGrader) -> None:
-    with gzip.open(bench_data / "HumanEval.jsonl.gz", "rt") as file:
-        rows = [json.loads(line) for line in file]
-    assert len(rows) == 164
-    failed = [row["task_id"] for row in rows if grader.grade(row, row["canonical_solution"]).value != 1.0]
-    assert failed == []
+@pytest.mark.parametrize(
+    ("name", "rows", "solution"), [("HumanEval", 164, "canonical_solution"), ("MBPP", 974, "code")]
+)
+def test_reference_solutions(bench_data: Path, grader: CodeGrader, name: str, rows: int, solution: str) -> None:
+    with gzip.open(bench_data / f"{name}.jsonl.gz", "rt") as file:
+        problems = [json.loads(line) for line in file]
+    assert len(problems) == rows
+    answers = [row[solution] if name == "HumanEval" else fenced(row[solution]) for row in problems]
+    with ThreadPoolExecutor(2) as threads:
+        scores = threads.map(grader.grade, problems, answers)
+    assert [row["task_id"] for row, score in zip(problems, scores, strict=True) if score.value != 1.0] == []
 
 
 def test_a_stopped_grader_kills_what_runs_and_scores_nothing() -> None:
     grader = CodeGrader(allow_code_execution=True)
-    threading.Timer(4.0, grader.stop).start()
+    threading.Timer(0.5, grader.stop).start()
     stored = time.monotonic()
     with pytest.raises(RuntimeError, match="stopped while a program ran"):
         grader.grade(HUMAN_EVAL, fenced(PROMPT + "    import time\n    time.sleep(80)\n"))

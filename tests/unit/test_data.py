@@ -236,3 +236,34 @@ def test_an_empty_file_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "array.json").write_text("[]")
     with pytest.raises(InputError, match=rf"^data\.path: .*{tmp_path / 'array.json'}"):
         _ = PromptsData(str(tmp_path / "array.json")).tasks
+
+
+def test_the_commit_of_a_data_set_is_known_and_no_other_passes_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache as `datasets` leaves it behind, read offline."""
+    import datasets
+
+    commit, other, cache = "a" * 40, "b" * 40, tmp_path / "cache"
+    source = write(tmp_path / "rows.jsonl", [row("c", "t")])
+    made = datasets.load_dataset("json", data_files=source, split="train", cache_dir=str(cache))
+    folder = Path(made.cache_files[0]["filename"]).parent
+    home = cache / "org___contexts" / "default" / "0.0.0" / commit
+    home.parent.mkdir(parents=True)
+    folder.rename(home)
+    (home / "json-train.arrow").rename(home / "contexts-train.arrow")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for revision in (None, commit):
+        data = ContextsData("org/contexts", revision=revision)
+        assert [task.idx for task in data.tasks] == ["t"]
+        assert data.data_commit == commit
+    with pytest.raises(InputError, match=rf"^data\.revision: expected the cached commit {commit}.*{other}"):
+        _ = ContextsData("org/contexts", revision=other).tasks
+    local = tmp_path / "local"
+    local.mkdir()
+    write(local / "train.jsonl", [row("c", "t")])
+    data = HubData(str(local), split="train", format="contexts")
+    assert len(data.tasks) == 1
+    assert data.data_commit is None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +16,7 @@ from dgd_lightning.data import contexts as contexts_module
 from dgd_lightning.data import prompts as prompts_module
 from dgd_lightning.data.contexts import ContextsData
 from dgd_lightning.data.prompts import HubData, PromptsData
-from dgd_lightning.data.rows import Row
+from dgd_lightning.data.rows import HubRows, Row
 from dgd_lightning.data.tasks import Subset, TaskData, context_of
 from dgd_lightning.errors import InputError
 from dgd_lightning.scoring.code_grader import CodeGrader
@@ -80,6 +79,7 @@ def test_a_fixed_subset_stays_what_it_was(tmp_path: Path) -> None:
 
 
 # By `printf "0\0%s" ID | sha256sum`, the first three of A, two of B, one of C.
+COMMIT = "c" * 40
 FIXED = ["A0", "A11", "A15", "B15", "B9", "C0"]
 
 
@@ -87,9 +87,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, module: Any, values: list[dict[str
     """Rows in place of the Hub's; what was asked for."""
     asked: list[Any] = []
 
-    def load(path: str, **options: Any) -> Iterator[Row]:
+    def load(path: str, **options: Any) -> HubRows:
         asked.append((path, options))
-        yield from (Row(f"data.path row {at}", at, dict(value)) for at, value in enumerate(values, 1))
+        return HubRows((Row(f"data.path row {at}", at, dict(value)) for at, value in enumerate(values, 1)), COMMIT)
 
     monkeypatch.setattr(module, "load_rows", load)
     return asked

@@ -44,7 +44,8 @@ def test_any_row_can_be_looked_at(row: dict[str, object]) -> None:
     assert not any(grader.takes(row) for grader in (LabGrader(), MathGrader(), CodeGrader()))
 
 
-OPTIONS = {"judge": None, "allow_code_execution": False, "code_workers": 1, "math_workers": 3, "regrade": False}
+OPTIONS = {"judge": None, "allow_code_execution": False, "allow_no_isolation": False, "regrade": False}
+OPTIONS |= {"code_workers": 1, "math_workers": 3}
 
 
 def test_the_packages_graders_are_found_the_cheapest_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,6 +141,9 @@ def test_what_changes_a_verdict_is_asked_again(tmp_path: Path) -> None:
         assert asked(rubrics=row["rubrics"][::-1]) == 1
         assert asked(model="strict") == 1
         assert asked(sampling={"temperature": 0}) == 1
+        assert asked(reasoning_effort="high") == 1
+        assert server.bodies[-1]["reasoning_effort"] == "high"
+        assert asked(sampling={"reasoning_effort": "high"}) == 0  # the same request
         assert asked(prompt=str(prompt)) == 1
         assert asked(workers=3, attempts=2, price_in=1.0, price_out=2.0) == 0  # nothing that changes a verdict
 

@@ -201,6 +201,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "judge.requests_per_minute": {"requests_per_minute": -1},
     "judge.price_out": {"price_in": 1.0},
     "judge.sampling": {"sampling": {"model": "other"}},
+    "judge.reasoning_effort": {"reasoning_effort": "low", "sampling": {"reasoning_effort": "high"}},
+    "judge.second.reasoning_effort": {"second": JudgeModel("lab", local=True, reasoning_effort="low")},
     "judge.second.model": {"second": JudgeModel("")},
     "judge.second": {"second": JudgeModel("fair", base_url="http://127.0.0.1:9/v1")},
 }

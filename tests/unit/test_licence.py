@@ -10,19 +10,25 @@ from typing import Any
 import pytest
 import yaml
 
+from dgd_lightning.clbench import is_clbench_row, with_context
 from dgd_lightning.commands.trials import check_rows
 from dgd_lightning.data.contexts import ContextsData
-from dgd_lightning.data.licence import LicensedData, check_clbench, is_clbench_row
+from dgd_lightning.data.licence import LicensedData, check_clbench
 from dgd_lightning.data.one_context import FileContext
 from dgd_lightning.data.prompts import HubData, PromptsData
 from dgd_lightning.data.responses import ResponsesData
+from dgd_lightning.data.without_context import without_context
 from dgd_lightning.errors import InputError
 from dgd_lightning.lab.contexts import LabContexts
 from dgd_lightning.lab.one_context import LabOneContext
 from dgd_lightning.modules.adaptation import contexts_to_adapt
+from dgd_lightning.scoring.score_run import rows_of
 
 METADATA = {"task_id": "t", "context_id": "c", "context_category": "Rules", "sub_category": "s"}
 ROW = {"messages": [{"role": "user", "content": "q"}], "rubrics": ["r"], "metadata": METADATA}
+LIFE_METADATA = {"task_id": "t", "context_category": "Game", "context_subcategory": "Logs"}
+LIFE = {"messages": [{"role": "user", "content": "The log.\n<|TASK|> Who won?"}], "rubrics": ["r"]}
+LIFE |= {"metadata": LIFE_METADATA}
 LAB = {**ROW, "metadata": {**METADATA, "lab": {}}}
 FLAT = {"question": "What is it?", "context_id": "c", "sub_category": "s"}
 
@@ -43,6 +49,12 @@ def written(path: Path, *rows: dict[str, Any]) -> str:
         ({"prompt": "q"}, "tencent/CL-bench", True),
         ({"prompt": "q"}, "data/cl_bench_dev.jsonl", True),
         ({}, Path("CL-bench.context-3.txt"), True),
+        (LIFE, "x.jsonl", True),
+        ({"prompt": "q", "metadata": LIFE_METADATA}, "x.jsonl", True),
+        ({"prompt": "q", "metadata.context_subcategory": "Logs"}, "x.jsonl", True),
+        ({"messages": LIFE["messages"]}, "x.jsonl", True),  # its mark alone
+        ({"prompt": "The log.\n<|TASK|> Who won?"}, "x.jsonl", True),
+        ({"prompt": "q", "rubrics": ["r"], "task_id": "t"}, "x.jsonl", True),
         (LAB, "clbench_format.jsonl", False),
         (LAB, "x.jsonl", False),
         ({"prompt": "q"}, "clbench/own.jsonl", False),  # a folder's name is no source's
@@ -52,6 +64,44 @@ def written(path: Path, *rows: dict[str, Any]) -> str:
 )
 def test_which_rows_may_be_clbench_s(row: dict[str, Any], source: str | Path, found: bool) -> None:
     assert is_clbench_row(row, source) is found
+
+
+def test_a_text_with_life_s_mark_is_guarded(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("The log.\n<|TASK|> Who won?")
+    assert FileContext(str(path)).is_clbench
+    path.write_text("The log.\nWho won?")
+    assert not FileContext(str(path)).is_clbench
+
+
+def life(idx: str, *contents: str) -> dict[str, Any]:
+    roles = ("user", "assistant")
+    messages = [{"role": roles[number % 2], "content": content} for number, content in enumerate(contents)]
+    return {**LIFE, "messages": messages, "metadata": {**LIFE_METADATA, "task_id": idx}}
+
+
+def test_life_s_tasks_of_one_context_belong_together(tmp_path: Path) -> None:
+    rows = [
+        life("a", "The log.\n<|TASK|> Who won?"),
+        life("b", "The log. \n<|TASK|> Who lost?"),
+        life("c", "Another log.\n<|TASK|> Who won?"),
+        life("d", "The log.\n<|TASK|> Who won?", "Ann.", "And then?"),
+        life("e", "A diary. What was first?", "Rain.", "What was second?"),
+        life("f", "A diary. What was first?", "Rain.", "What was third?"),
+        life("g", "One text alone"),
+    ]
+    data = ContextsData(written(tmp_path / "life.jsonl", *rows), sub_category="Logs")
+    contexts = [task.row["metadata"]["context_id"] for task in data.tasks]
+    assert [contexts.index(context) for context in contexts] == [0, 0, 2, 0, 4, 4, 6]
+    assert data.is_clbench
+    assert data.tasks[0].messages == rows[0]["messages"]  # as they are, the mark included
+    bare = without_context(data.tasks[0], data.tasks[1:2])
+    assert bare.messages == [{"role": "user", "content": "Who won?"}]
+    # graded by another program, without ids of contexts
+    graded = [{**row, "model_output": "x", "score": 1, "requirement_status": ["yes"]} for row in rows]
+    found = [row["metadata"]["context_id"] for row in rows_of(Path(written(tmp_path / "g.jsonl", *graded)))]
+    assert found == contexts
+    assert with_context(ROW) is ROW
 
 
 def data_modules(folder: Path, monkeypatch: pytest.MonkeyPatch, clbench: bool | None) -> list[LicensedData]:

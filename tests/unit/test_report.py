@@ -87,23 +87,37 @@ def test_rows_as_others_write_them(tmp_path: Path, capsys: pytest.CaptureFixture
         foreign_row(4, ["no"], score=0, metadata={"context_id": None, "task_id": 7}, idx=None),
         foreign_row(5, ["yes", "no"], score=0, requirement_status=[], grading_rationale="JSON parse failed"),
         foreign_row(6, ["yes", "no"], score=0, requirement_status="[yes, no]", dgd=None),
-        foreign_row(7, ["no"], score="", requirement_status=None),  # a judge's empty word is no score
+        foreign_row(7, ["no"], score="", requirement_status=None),
         foreign_row(8, ["no"], score=None, model_output=None),
         foreign_row(9, ["no"], score=0, model_output=" ", requirement_status=[], idx=9),
         foreign_row(10, ["no"], score=10**400, rubrics=None),
         foreign_row(11, ["no"], score=float("nan"), metadata={"context_category": HOSTILE}),
+        foreign_row(12, ["yes", "yes"], score=0.5),
     ]
     del rows[3]["idx"], rows[7]["grading_rationale"], rows[1]["model_output"]
     found = report(write(tmp_path / "odd.jsonl", rows), out=tmp_path)
     arm = found["arms"]["odd"]
-    assert (arm["tasks"], arm["scored"], arm["solved"]) == (12, 8, 2)
-    assert arm["official"]["value"] == pytest.approx(2 / 8)
-    assert arm["strict"]["value"] == pytest.approx(2 / 12)  # what CL-bench's script divides by
-    assert arm["rubrics"] == pytest.approx(5 / 8)  # 2/2, 1/2, 2/2, 0/1, 0/1; the others have no status
-    assert found["runs"][0]["zeros_without_status"] == 2
+    # CL-bench's script takes `score == 1` alone: of the text "1" and the fraction it makes not solved
+    assert (arm["tasks"], arm["scored"], arm["solved"]) == (13, 10, 1)
+    assert arm["official"]["value"] == pytest.approx(1 / 10)
+    assert arm["strict"]["value"] == pytest.approx(1 / 13)
+    assert arm["rubrics"] == pytest.approx(7 / 10)  # 2/2, 1/2, 2/2, 0/1, 0/1, 2/2; the others have no status
+    assert found["runs"][0]["zeros_without_status"] == 3
     said = capsys.readouterr().out
-    assert "2 answers have score 0 and no rubric's status" in said
-    assert "4 of 12 answers have no score" in said
+    assert "3 answers have score 0 and no rubric's status" in said
+    assert "3 answers came with a text or a fraction as score" in said
+    assert "3 of 13 answers have no score" in said
+
+
+def test_failed_judging_is_pointed_out_where_rows_have_no_rubrics(tmp_path: Path) -> None:
+    rows = [foreign_row(task, ["no"] * (task % 2), score=0) for task in range(4)]
+    for row in rows:
+        del row["rubrics"]
+    assert report(write(tmp_path / "public.jsonl", rows), out=tmp_path)["runs"][0]["zeros_without_status"] == 2
+    ours = [our_row(task, "plain", 0, requirement_status=[]) for task in range(4)]
+    for row in ours:  # graded by a program of ours, which has no rubrics to give statuses of
+        del row["rubrics"]
+    assert report(write(tmp_path / "ours.jsonl", ours), out=tmp_path)["runs"][0]["zeros_without_status"] == 0
 
 
 def our_row(task: int, arm: str, score: int | None, **changes: Any) -> dict[str, Any]:

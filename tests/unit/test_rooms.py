@@ -14,7 +14,7 @@ import dgd_lightning
 PACKAGE = Path(dgd_lightning.__file__).parent
 # From top to bottom: a file or a folder each. What a room may import stands above it.
 ROOMS = """
-    errors checks seeds files jsonl distributions types old_rows run_folder grader
+    errors checks seeds files jsonl distributions types old_rows clbench run_folder grader
     target draft pair decode methods metrics ttt data lab modules scoring analysis report callbacks commands cli
 """.split()
 PURE = ROOMS[: ROOMS.index("target")]

@@ -34,8 +34,8 @@ class Forgetful(Method):
 class Letters:
     """A tokenizer."""
 
-    def decode(self, tokens: Tensor, **_: Any) -> str:
-        return str(tokens.tolist())
+    def decode(self, tokens: list[int], **_: Any) -> str:
+        return str(tokens)
 
 
 def test_an_answer_that_nothing_ranked_has_no_score() -> None:

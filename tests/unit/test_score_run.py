@@ -264,3 +264,37 @@ def test_refused_files_are_told_in_one_line(tmp_path: Path, capsys: pytest.Captu
     path.write_text("")
     assert main(["score", str(path)]) == 2
     assert "expected rows to grade" in capsys.readouterr().err
+
+
+def clbench_script(rows: list[dict[str, Any]]) -> tuple[int, int]:
+    """What CL-bench's ``eval.py`` does with rows, its judge aside: how many it asks its judge about, of how many."""
+    asked = 0
+    for row in rows:
+        named = row.get("metadata", {}).get("task_id", row.get("idx", -1))
+        assert named == row["idx"]
+        answer = row.get("model_output", "")
+        if answer and answer.strip():
+            asked += bool([str(rubric).strip() for rubric in row.get("rubrics", [])])
+    return asked, len({row["metadata"]["task_id"] for row in rows})
+
+
+def test_one_arm_is_written_for_clbench_s_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [json.loads(line) for line in write_rows(tmp_path / "answers.jsonl").read_text().splitlines()]
+    for row in rows:
+        row |= {"rubrics": ["It is there."], "secret": 1}
+    both = [{**row, "dgd": {"arm": arm}} for row in rows for arm in ("plain", "guided")]
+    path, out = tmp_path / "both.jsonl", tmp_path / "new" / "guided.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in both))
+    assert main(["score", str(path), "--export_clbench", str(out)]) == 2
+    assert "arm: expected one of plain, guided, received nothing" in capsys.readouterr().err
+    assert main(["score", str(path), "--export_clbench", str(out), "--arm", "guided"]) == 0
+    assert f"40 rows for CL-bench's script: eval.py --input {out}" in capsys.readouterr().out
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["model_output"] for row in written] == [row["model_output"] for row in rows]
+    assert clbench_script(written) == (sum(row["model_output"] is not None for row in rows), 40)
+    assert all(row["dgd"]["arm"] == "guided" and "secret" not in row for row in written)
+    assert main(["score", str(path), "--export_clbench", str(path), "--arm", "guided"]) == 2  # nothing is lost
+    assert "expected a new file" in capsys.readouterr().err
+    path.write_text(json.dumps({**rows[0], "rubrics": []}) + "\n")
+    assert main(["score", str(path), "--export_clbench", str(tmp_path / "x.jsonl")]) == 2
+    assert "rows in CL-bench's format" in capsys.readouterr().err

@@ -7,11 +7,12 @@ import io
 import pytest
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dgd_lightning.analysis.adaptation import Gain
 from dgd_lightning.metrics.clustered import Difference
 from dgd_lightning.metrics.paired import TauGain
-from dgd_lightning.report.print_tables import fitting, print_tables
+from dgd_lightning.report.print_tables import fitting, new_table, print_tables
 from dgd_lightning.report.run_tables import gain_table
 
 
@@ -55,6 +56,28 @@ def test_forms_by_width() -> None:
     plain = Console(width=80, file=io.StringIO())
     plain.print(table)
     assert "…" in plain.file.getvalue() or "+0.16 [-0.01, +0.31]" not in plain.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("width", [20, 40, 60])
+def test_a_name_longer_than_the_console_stays_whole(width: int) -> None:
+    """The terminal goes on in the next line: what is cut or hyphenated can't be searched for."""
+    table = new_table("Decoding", ["arm"], ["tasks", "tokens/s"])
+    for arm in (name := "noise_control_of_the_guided_arm_with_a_long_name_b03", "short"):
+        table.add_row(arm, "3/3", "12.5")
+    text = printed(table, width)
+    assert name in text
+    assert "…" not in text
+    assert "tokens/s" in text
+
+
+def test_texts_are_wrapped_at_spaces_and_lines_are_not() -> None:
+    out = io.StringIO()
+    words, path = "some words of a sentence " * 3, "a/path with spaces/that must stay/whole"
+    print_tables(Console(file=out, width=30), [Text(words), path])
+    lines = out.getvalue().splitlines()
+    assert lines[-1] == path
+    assert " ".join(line.strip() for line in lines[:-1]) == words.strip()
+    assert max(map(len, lines[:-1])) <= 30
 
 
 def test_a_table_without_rows_stays() -> None:

@@ -17,7 +17,6 @@ from dgd_lightning.scoring.given_grader import AsGraded
 from dgd_lightning.scoring.graded import Graded, Versus, read_graded
 from dgd_lightning.scoring.score_run import rows_of, score_rows, source, write_graded
 from dgd_lightning.scoring.summary import compared, summary, transitions
-from dgd_lightning.types import Score
 
 
 def value_row(*, prior: str = "contradict", stop: str = "stop") -> dict[str, Any]:
@@ -132,35 +131,32 @@ def test_real_lab_rows_of_every_family() -> None:
 
 
 def test_the_lab_grader_names_a_class_only_of_what_failed() -> None:
-    row = value_row()
-    assert LabGrader().grade(row, "The hare eats nettles.").details is None
-    assert LabGrader().grade(row, "The hare eats crabs.").details == {"error_class": "context_ignored"}
-    assert LabGrader().grade(row, "The hare eats crabs.").value == 0.0
-
-
-def test_a_lab_answer_that_came_with_a_score_gets_the_labs_remarks(tmp_path: Path) -> None:
-    """Those of a run scored before remarks were kept, too."""
-    given = {"score": 0, "requirement_status": [], "grading_rationale": "by hand", "model_output": "It eats crabs."}
-    path = tmp_path / "answers.jsonl"
-    path.write_text(json.dumps({**value_row(), **given, "idx": "a"}) + "\n")
-    where = source(path)
-    for graders in ([AsGraded()], [AsGraded(), LabGrader()], [AsGraded(), LabGrader()]):
-        (record,) = score_rows(where, graders).values()
-        remarks = {"error_class": "context_ignored", "reverted_to_prior": True} if len(graders) > 1 else None
-        assert (record.grader, record.details) == ("as graded", remarks)
-    write_graded(where, {("a", "answers"): record})
-    (one,), _ = read_graded(rows_of(where.graded))
-    assert (one.reverted, one.error_class) == (True, "context_ignored")
-
-
-def test_remarks_of_the_lab() -> None:
-    failed, solved = Score(0.0, [], ""), Score(1.0, [], "")
-    contradicted = "The hare eats crabs."
-    assert LabGrader().remarks(value_row(), "The hare eats nettles.", solved) == {"reverted_to_prior": False}
-    assert LabGrader().remarks(value_row(prior="agree"), contradicted, failed) == {"error_class": "other"}
+    contradicted = {"error_class": "context_ignored", "reverted_to_prior": True}
+    assert LabGrader().grade(value_row(), "The hare eats nettles.").details == {"reverted_to_prior": False}
+    assert LabGrader().grade(value_row(prior="agree"), "The hare eats nettles.").details is None
+    assert LabGrader().grade(value_row(), "The hare eats crabs.").details == contradicted
+    assert LabGrader().grade(value_row(), "The hare eats crabs.").value == 0.0
+    assert LabGrader().grade(value_row(prior="agree"), "The hare eats crabs.").details == {"error_class": "other"}
     odd = value_row()
     odd["metadata"]["lab"]["checks"] = [5]
-    assert LabGrader().remarks(odd, contradicted, failed) == {}
+    assert LabGrader().grade(odd, "The hare eats crabs.").value is None
+
+
+@pytest.mark.parametrize(("answer", "score"), [("It eats crabs.", 0), ("It eats nettles.", 0), ("It eats crabs.", 1)])
+def test_an_answer_that_somebody_else_graded_gets_no_class_of_ours(tmp_path: Path, answer: str, score: int) -> None:
+    """A verdict of the lab's own checks might contradict theirs; a class that the row came with stays."""
+    given = {"score": score, "requirement_status": [], "grading_rationale": "by hand", "model_output": answer}
+    classed = {"grading": {"error_class": "format_error", "by": "hand"}}
+    for record in ({}, classed):
+        path = tmp_path / f"{len(record)}.jsonl"
+        path.write_text(json.dumps({**value_row(), **given, "idx": "a", "dgd": record}) + "\n")
+        where = source(path)
+        for _ in range(2):  # again: what is read of scores.jsonl says the same
+            (found,) = score_rows(where, [AsGraded(), LabGrader()]).values()
+            assert (found.grader, found.score, found.details) == ("as graded", score, record.get("grading"))
+        write_graded(where, {("a", path.stem): found})
+        (one,), _ = read_graded(rows_of(where.graded))
+        assert (one.reverted, one.error_class) == (None, "format_error" if record and not score else None)
 
 
 def graded(arm: str, *outcomes: str | None) -> list[Graded]:

@@ -1,4 +1,4 @@
-"""What confines a command: namespaces, a root of its own, limits, no powers; Linux's calls through libc."""
+"""What confines a program: namespaces, a root of its own, limits, no powers; Linux's calls through libc."""
 
 import ctypes
 import os
@@ -20,11 +20,9 @@ LINUX = sys.platform == "linux"
 
 
 class Order(NamedTuple):
-    """What to run, and how."""
+    """How to run a program."""
 
-    argv: list[str]
-    env: dict[str, str]
-    fds: list[int]  # become 3, 4 … of the command, in this order
+    channel: int  # file descriptor
     namespaces: bool
     visible: list[str]  # paths it can read, where namespaces are on
     folder: str | None  # its working folder, where they are off
@@ -111,10 +109,10 @@ def new_root(order: Order, uid: int, gid: int) -> None:
 
 
 def unprivileged(order: Order) -> int:
-    """Whom the command runs as: nobody where we are root and nobody can run it, else as whom we are."""
+    """Whom the program runs as: nobody where we are root and nobody can read Python, else as whom we are."""
     if os.geteuid() != 0 or not LINUX:
         return os.geteuid()
-    needed = [path for path in (*order.visible, order.argv[0]) if os.path.exists(path)]
+    needed = [path for path in order.visible if os.path.exists(path)]
     try:
         os.setresuid(NOBODY, NOBODY, 0)
     except OSError:  # no such user in this user namespace

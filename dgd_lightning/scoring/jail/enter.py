@@ -1,9 +1,9 @@
-"""Stand-alone program: runs one command in namespaces and limits of its own, and sees that nothing of it outlives it.
+"""Stand-alone program: runs one program in namespaces and limits of its own, and sees that nothing of it outlives it.
 
-    warden (this process, outside) ─► init (process 1 of a process namespace of its own) ─► the command, without powers
+    warden (this process, outside) ─► init (process 1 of a process namespace of its own) ─► runner, without powers
 
-It reads one line of JSON from stdin (`Order`), writes one line when the command has started, one when all is over.
-The command ends when stdin is closed (so also when whoever started the warden dies), when it exits, or at a limit.
+It reads one line of JSON from stdin (`Order`), writes one line when the runner has started, one when all is over.
+The runner ends when stdin is closed (so also when whoever started the warden dies), when it exits, or at a limit.
 Where the kernel allows no namespaces, the warden itself is the parent, adopts orphans, and kills all descendants at
 the end.
 """
@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import signal
 import sys
 import time
@@ -20,11 +19,17 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import confine
+import runner
 from confine import Order
+from examine import CHANNEL
+
+sys.path[:] = map(os.path.realpath, [*sys.path[1:], *sys.argv[1:]])  # of programs: installed packages come last
+sys.argv[:] = [""]
+sys.dont_write_bytecode = True  # from here on
 
 
-def run(order: Order, uid: int, ready: int) -> None:
-    """Become the command; never returns."""
+def run(order: Order, uid: int) -> None:
+    """Become the runner; never returns. That it has started is told by the closing of all other descriptors."""
     os.setsid()
     os.chdir(confine.HOME if order.namespaces else order.folder or "/")
     null = os.open("/dev/null", os.O_RDWR)
@@ -32,15 +37,11 @@ def run(order: Order, uid: int, ready: int) -> None:
     confine.limit(order)
     os.nice(5)
     confine.prctl(confine.PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of user, which forgets it
-    copies = [os.dup(number) for number in (*order.fds, ready)]  # each at or above its target: none closes another
-    for target, source in enumerate([null, null, null, *copies]):
-        os.dup2(source, target, inheritable=target < 3 + len(order.fds))
-    os.closerange(4 + len(order.fds), 1 << 12)
-    try:
-        os.execve(order.argv[0], order.argv, order.env)
-    except OSError as error:
-        os.write(3 + len(order.fds), str(error).encode())
-        os._exit(126)
+    for target in range(3):
+        os.dup2(null, target)
+    os.dup2(order.channel, CHANNEL, inheritable=False)
+    os.closerange(CHANNEL + 1, 1 << 12)
+    runner.main()
 
 
 def init(order: Order, ready: int) -> None:
@@ -51,7 +52,7 @@ def init(order: Order, ready: int) -> None:
     confine.new_root(order, uid, uid if uid == confine.NOBODY else os.getegid())
     command = os.fork()
     if command == 0:
-        guarded(ready, run, order, uid, ready)
+        guarded(ready, run, order, uid)
     os.closerange(0, 1 << 12)
     while True:
         pid, status = os.wait()
@@ -97,7 +98,7 @@ def used_disk(folder: str | None) -> int:
 
 
 def exit_of(child: int, patience: float = 0.0) -> str:
-    """How the command ended by itself, "" where it still runs."""
+    """How the runner ended by itself, "" where it still runs."""
     until = time.monotonic() + patience
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
@@ -113,11 +114,11 @@ def exit_of(child: int, patience: float = 0.0) -> str:
 
 
 def watch(order: Order, child: int) -> str:
-    """Wait for the end of the command; says why it ended: see `exit_of`, "released" (it still ran), or a limit."""
+    """Wait for the end of the runner; says why it ended: see `exit_of`, "released" (it still ran), or a limit."""
     deadline, pause = time.monotonic() + order.wall_seconds, 0.02
     while True:
         if select.select([0], [], [], pause)[0]:
-            return exit_of(child, patience=0.05) or "released"  # with nobody to ask it, the command soon ends itself
+            return exit_of(child, patience=0.05) or "released"  # with nobody to ask it, the runner soon ends itself
         if end := exit_of(child):
             return end
         if time.monotonic() > deadline:
@@ -171,14 +172,16 @@ def main() -> None:
         os.close(ready)
         if order.namespaces:
             guarded(tell, init, order, tell)
-        guarded(tell, run, order, confine.unprivileged(order), tell)
-    for number in (*order.fds, tell):
+        guarded(tell, run, order, confine.unprivileged(order))
+    for number in (order.channel, tell):
         os.close(number)
-    wrong = os.read(ready, 1000).decode()  # nothing comes where the command could be started
+    wrong = os.read(ready, 1000).decode()  # nothing comes where the runner has started
     say({"error": wrong} if wrong else {"started": True})
     end = "error" if wrong else watch(order, child)
     sweep(child)
     if order.folder:
+        import shutil  # seldom needed, and slow to import
+
         shutil.rmtree(order.folder, ignore_errors=True)  # whoever made it may be dead
     say({"end": end})
 
