@@ -190,11 +190,11 @@ def test_tokens_that_cannot_be_chosen_are_no_failure(pair: Pair) -> None:
         assert all(len(output.tokens) == NEW for output in outputs)
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "online"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("online", "rerank")])
 def test_what_no_row_commits_may_be_anything(method: str, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """A finished row is read on until half of the batch is done, and blocks go on behind a stop token."""
     prompts = random_prompts(3, 1)
-    options = {"temperature": float(method == "rerank"), "seed": 2, "max_new_tokens": 8}
+    options = {"seed": 2, "max_new_tokens": 8}
     (first, *_) = autoregressive_generate(pair, prompts, max_new_tokens=3, stop_token_ids=())
     stop = first.tokens.tolist()[2]
     prompts = [torch.where(prompt == stop, (stop + 1) % 60, prompt) for prompt in prompts]
