@@ -90,6 +90,7 @@ class Batch:
         self.ends = [length - 1 for length in self.lengths]  # host copy of the anchors, for all rows
         self.verified: list[list[int]] = [[] for _ in range(batch)]
         self.accepted: list[list[int]] = [[] for _ in range(batch)]
+        self._read: Tensor | None = None  # the target's logits until tokens are committed
         self.watched: list[tuple[str, Tensor]] = []  # of this cycle: whose logits, and their `peaks` [b, Q]
         strings = request.stop_strings
         self.texts = [] if strings is None else [GrowingText(strings) for _ in range(batch)]  # of all rows, or of none
@@ -106,6 +107,7 @@ class Batch:
         batch = cls(session, **options)
         first = logits[torch.tensor(session.request.rows, device=logits.device), None]  # [b, 1, V]
         batch.watch("target", peaks(first))
+        batch._read = first
         batch.begin(first)
         return batch
 
@@ -139,6 +141,7 @@ class Batch:
         """The target's forward on tokens [t, Q] at positions [t, Q], which begin with the last committed one."""
         forward = self.session.step(tokens, positions, max_length=self.longest + tokens.shape[1])
         self.watch("target", self.rows(peaks(forward.logits)))
+        self._read = forward.logits
         return forward
 
     def watch(self, what: str, highest: Tensor, index: Tensor | None = None) -> None:
@@ -156,7 +159,9 @@ class Batch:
     def commit(self, verdict: Verdict, logits: Tensor) -> None:
         """Write a verdict's tokens, chosen from logits [b, Q, V], and advance the rows; the host is not told."""
         tokens, lengths = verdict
-        self.watch("distribution that tokens are chosen from", peaks(logits))
+        if logits is not self._read:  # the target's own are watched already
+            self.watch("distribution that tokens are chosen from", peaks(logits))
+        self._read = None  # another forward's logits come before the next commit: no two are held
         slots = self.slots[: tokens.shape[1]]  # [Q]
         at = self.index[:, None], (self.anchors + 1 - self.starts)[:, None] + slots
         # Written whole: what lies beyond a row's committed length is never read, and the next cycle overwrites it.
