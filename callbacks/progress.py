@@ -15,7 +15,7 @@ REFRESH = 0.2  # seconds between updates within a group: decoding must not wait 
 
 
 class RankZeroProgress(ProgressBar):
-    """Progress that rank 0 alone shows: Lightning disables it on the others."""
+    """Base of progress that rank 0 alone shows: Lightning disables it on the others."""
 
     def __init__(self, line_every: float) -> None:
         super().__init__()

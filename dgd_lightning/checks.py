@@ -45,6 +45,28 @@ def check_number(
     return value
 
 
+def check_unicode(name: str, text: str) -> str:
+    """A text without half characters (lone surrogates), which JSON can escape and UTF-8 can't hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        received = f"half a character (a lone surrogate) at place {error.start}"
+        raise InputError(name, expected="Unicode text", received=received, hint="remove it from the data") from error
+    return text
+
+
+def check_folder_name(name: str, value: str) -> str:
+    """The name of one folder, which can't lead out of the folder that it is in."""
+    if value in ("", ".", "..") or not value.isprintable() or {"/", "\\"} & {*value}:
+        raise InputError(
+            name,
+            expected="the name of one folder",
+            received=repr(value),
+            hint="use letters, digits, '-', '_' and '.'; where the folder goes is for logs_dir to say",
+        )
+    return value
+
+
 def check_choice(name: str, value: Any, choices: Collection[Any], *, hint: str = "") -> Any:
     """One of ``choices``; a near miss is suggested."""
     if value not in choices:

@@ -103,7 +103,7 @@ class Task(NamedTuple):
     """One question. ``row`` is the input row as read, so that predictions can carry it on unchanged."""
 
     idx: str  # unique in a run (CL-bench's task_id)
-    messages: list[dict[str, str]] | None  # chat messages, or None for a raw prompt
+    messages: list[dict[str, Any]] | None  # chat messages (role, content as text, …), or None for a raw prompt
     prompt: str | None  # raw text prompt, or None for chat messages
     row: dict[str, Any]
 

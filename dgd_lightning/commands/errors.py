@@ -149,16 +149,17 @@ def _unknown_key(before: str, path: str, key: list[str]) -> InputError:
     for name in key[:-1]:
         owner = _inner(owner, name)
     known = _parameters(owner) if owner is not None else []
-    close = difflib.get_close_matches(key[-1], known, n=1)
+    place = ".".join(key if path == "command line" else [path, *key])
+    return unknown_key(place, key[-1], owner.__name__ if owner is not None else "this subcommand", known)
+
+
+def unknown_key(place: str, key: str, owner: str, known: Sequence[str], *, short: bool = False) -> InputError:
+    """What is said of a key that its owner does not take; ``short``: without all that it takes."""
+    close = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else "remove it, or see `--help`"
-    if known and not close:
+    if known and not close and not short:
         hint = f"remove it, or use one of {', '.join(known)}"
-    return InputError(
-        ".".join(key if path == "command line" else [path, *key]),
-        expected=f"a key of {owner.__name__ if owner is not None else 'this subcommand'}",
-        received=f"unknown key {key[-1]!r}",
-        hint=hint,
-    )
+    return InputError(place, expected=f"a key of {owner}", received=f"unknown key {key!r}", hint=hint)
 
 
 def _required(message: str, path: str) -> InputError | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 import pkgutil
 import signal
 import sys
@@ -24,6 +25,8 @@ from dgd_lightning.callbacks import (
     PredictionWriter,
     Provenance,
 )
+from dgd_lightning.checks import check_folder_name
+from dgd_lightning.commands.given import OPTIONS, check_checkpoint
 from dgd_lightning.data import TaskData
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.arms import loose_controls
@@ -99,11 +102,9 @@ class ProjectCLI(LightningCLI):
         return super().init_parser(**{**kwargs, "exit_on_error": False, "prog": "dgd"})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        name = "The run goes to LOGS_DIR/NAME/version_N. Default: the config file's name."
-        verbose = "Print all tables, which else go to summary.txt in the run folder."
-        parser.add_argument("--name", type=str | None, default=None, help=name)
-        parser.add_argument("--logs_dir", type=str, default="logs", help="Folder of all runs.")
-        parser.add_argument("--verbose", action="store_true", help=verbose)
+        parser.add_argument("--name", type=str | None, default=None, help=OPTIONS["name"])
+        parser.add_argument("--logs_dir", type=str, default="logs", help=OPTIONS["logs_dir"])
+        parser.add_argument("--verbose", action="store_true", help=OPTIONS["verbose"])
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static in Lightning, which asks the instance
         """The one that was asked for (a parser of each costs as much again), with the arguments of the Trainer's method
@@ -122,15 +123,8 @@ class ProjectCLI(LightningCLI):
         self.model.verbose = self._get(self.config, "verbose")
 
     def before_instantiate_classes(self) -> None:
-        """Refuses a ``--ckpt_path`` that is not there; ``best`` and ``last`` never are in this run's new folder."""
-        path = self._get(self.config, "ckpt_path")
-        if path is not None and str(path) != "hpc" and "://" not in str(path) and not Path(path).exists():
-            raise InputError(
-                "ckpt_path",
-                expected="an existing checkpoint",
-                received=path,
-                hint="give the path of one, such as logs/NAME/version_N/checkpoints/last.ckpt",
-            )
+        """Refuses a ``--ckpt_path`` that is not there."""
+        check_checkpoint(self._get(self.config, "ckpt_path"))
 
     def predict(self, **kwargs: Any) -> None:
         """Predict without holding the rows in memory, after checks that need no launched ranks."""
@@ -198,8 +192,11 @@ class ProjectCLI(LightningCLI):
             raise InputError("trainer.devices", expected=expected, received=devices, hint=hint)
         wants_bar = settings.get("enable_progress_bar") is not False
         settings["callbacks"] = self._with_defaults(settings.get("callbacks"), wants_bar)
-        if settings.get("logger") in (None, True):
+        given = settings.get("logger")
+        if given in (None, True):
             kwargs["logger"] = self._logger()
+        for logger in given if isinstance(given, list) else [given]:
+            _check_logger(logger)
         try:
             return super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, RuntimeError) as error:
@@ -229,7 +226,8 @@ class ProjectCLI(LightningCLI):
 
     def _logger(self) -> RunLogger:
         files = self._get(self.config, "config") or [self.subcommand]
-        name = self._get(self.config, "name") or Path(str(files[-1])).stem
+        name = self._get(self.config, "name")
+        name = check_folder_name("name", Path(str(files[-1])).stem if name is None else name)
         logs_dir = Path(self._get(self.config, "logs_dir")).expanduser()
         require_writable(logs_dir / name, "logs_dir")
         version = wanted = None
@@ -248,6 +246,15 @@ class ProjectCLI(LightningCLI):
         folder = path.relative_to(root).parts[0] if path != root and path.is_relative_to(root) else ""
         number = folder.removeprefix("version_")
         return int(number) if folder != number and number.isdecimal() else None
+
+
+def _check_logger(logger: Any) -> None:
+    """Refuses a configured logger whose name, version or sub_dir leads out of its own ``save_dir``."""
+    if isinstance(logger, TensorBoardLogger | CSVLogger):
+        folder, root = os.path.abspath(logger.log_dir), os.path.abspath(logger.save_dir)
+        if "\0" in folder or not Path(folder).is_relative_to(root):
+            expected = f"a name and a version that stay in the save_dir {root}"
+            raise InputError("trainer.logger", expected=expected, received=repr(folder), hint="use plain names")
 
 
 def _names(kind: type[Any]) -> list[str]:

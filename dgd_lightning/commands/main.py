@@ -32,8 +32,8 @@ subcommands:
 
 Every value of a YAML file can be overridden: dgd predict --config quickstart --data.limit 8
 Start with:                                  dgd predict --config quickstart
-All keys of one subcommand:                  dgd predict --help
-All keys of one class:                       dgd predict --model.help Decoding   (or --data.help ContextsData)
+What a subcommand takes:                     dgd predict --help   (Lightning's own options: --help.trainer)
+What a class takes:                          dgd predict --model.help Decoding   (or --data.help, --model.ttt.help …)
 """
 
 # Subcommand -> the file of this room whose `main` runs it with the whole argument list. Imported when asked for:

@@ -3,36 +3,38 @@
 Arms in the form of before version 0.2 are refused, and what is wrong with one names it.
 """
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError
 
 from dgd_lightning.commands.bootstrap import bootstrap
-from dgd_lightning.commands.configs import config_places
-from dgd_lightning.commands.errors import as_written, bad_file, from_parser_message, mistake_behind
+from dgd_lightning.commands.errors import as_written, from_parser_message, mistake_behind
+from dgd_lightning.commands.given import Given, check_given, given
+from dgd_lightning.commands.help import text as help_text
 from dgd_lightning.commands.main import ended_by_sigterm
 from dgd_lightning.errors import InputError
 from dgd_lightning.old_rows import upgraded_arm
 
 STARTS = re.compile(r"-c$|--(config|model|print_config)\b|--.*help(=|$)|-h$")  # one of these is needed, to run anything
 EXAMPLES = {"predict": "quickstart", "fit": "ttt/lab", "test": "diagnostic/lab"}
-OPTION = re.compile(r"--model(\.init_args)?\.arms\+?(=(?P<value>.*))?", re.S)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run a LightningCLI subcommand. Importing Lightning takes seconds, so it happens here, not at the top."""
+    if (shown := help_text(argv)) is not None:
+        print(shown)
+        return 0
     if not any(map(STARTS.match, argv[1:])):
         hint = f"use e.g. `dgd {argv[0]} --config {EXAMPLES.get(argv[0], 'FILE.yaml')}`; `dgd configs` lists more"
         raise InputError("--config", expected="a configuration", received="none", hint=hint)
-    check_config_files(argv)
-    check_arms_form(argv)
+    found = given(argv)
+    check_arms_form(found)
+    check_given(argv[0], found)
     with bootstrap():
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -43,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         with ended_by_sigterm(argv[0]) if argv[0] in ("predict", "test") else nullcontext():
             ProjectCLI(args=list(argv))
     except ArgumentError as error:
-        raise with_arm(from_parser_message(str(error)), argv) from error
+        raise with_arm(from_parser_message(str(error)), found) from error
     except MisconfigurationException as error:
         device = "gpu" in str(error).lower() or "accelerator" in str(error).lower()
         raise InputError(
@@ -55,30 +57,16 @@ def main(argv: Sequence[str]) -> int:
     except Exception as error:
         if (mistake := mistake_behind(error)) is None:
             raise
-        raise with_arm(as_written(mistake), argv) from error
+        raise with_arm(as_written(mistake), found) from error
     return 0
 
 
-def check_config_files(argv: Sequence[str]) -> None:
-    """Meets a config file that is missing or no YAML in the way that the whole parser would, seconds earlier."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action="config")
-    for given in config_places(argv).values():
-        if given in ("", "-") or (os.path.exists(given) and not os.path.isfile(given)):  # a pipe is read once
-            continue
-        try:
-            parser.parse_args(["--config", given])
-        except ArgumentError as error:  # most files: this parser knows none of their keys
-            if (mistake := bad_file(str(error))) is not None:
-                raise mistake from error
-
-
-def check_arms_form(argv: Sequence[str]) -> None:
+def check_arms_form(found: Sequence[Given]) -> None:
     """Refuses arms, of config files and ``--model.arms``, that have the old form or a method that is no class.
 
     What can't be read is left to the parser.
     """
-    for arm in _arms(argv):
+    for arm in _arms(found):
         if not isinstance(arm, dict) or not arm.keys() & {"name", "method"}:
             hint = "write {name: plain, method: Speculative}"
             raise InputError("model.arms", expected="a name and a method per arm", received=repr(arm), hint=hint)
@@ -88,8 +76,8 @@ def check_arms_form(argv: Sequence[str]) -> None:
             hint = "write Speculative, or {class_path: Guided, init_args: {beta: 0.3}}"
             raise InputError(argument, expected="a method's class", received=method, hint=hint)
         if isinstance(method, dict) and (loose := method.keys() - {"class_path", "init_args", "dict_kwargs"}):
-            given = method.get("init_args")
-            inside = {key: method[key] for key in sorted(loose)} | (given if isinstance(given, dict) else {})
+            settings = method.get("init_args")
+            inside = {key: method[key] for key in sorted(loose)} | (settings if isinstance(settings, dict) else {})
             raise InputError(
                 argument,
                 expected="a method's class, with its settings in init_args",
@@ -99,11 +87,11 @@ def check_arms_form(argv: Sequence[str]) -> None:
         if (new := upgraded_arm(arm)) is None:
             continue
         beside = ", ".join(key for key in arm if key not in new)
-        given = f"{arm.get('method', 'nothing')}{f' and {beside} beside it' if beside else ''}"
+        old = f"{arm.get('method', 'nothing')}{f' and {beside} beside it' if beside else ''}"
         raise InputError(
             argument,
             expected="a method's class, with its settings in init_args",
-            received=f"{given} (the form of before 0.2)",
+            received=f"{old} (the form of before 0.2)",
             hint=f"write {_flow(new)}",
         )
 
@@ -113,10 +101,10 @@ def _flow(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)
 
 
-def with_arm(error: InputError, argv: Sequence[str]) -> InputError:
+def with_arm(error: InputError, found: Sequence[Given]) -> InputError:
     """The error under ``model.arms[NAME].FIELD``, where an arm holds what was refused; else as it is."""
     field = error.argument.removeprefix("model.arms.")
-    for arm in _arms(argv):
+    for arm in _arms(found):
         for path, value in _settings(arm):
             here = f".{path}".endswith(f".{field}") or field == f"{path}.class_path"
             same = error.received in (str(value), repr(value)) or error.received.startswith(f"{value} (")
@@ -124,7 +112,7 @@ def with_arm(error: InputError, argv: Sequence[str]) -> InputError:
             if here and (refused or (field != error.argument and "unknown key" in error.received)):
                 return error.named(f"model.arms[{arm.get('name')}].{path}")
     parent, _, leaf = field.rpartition(".")
-    for arm in _arms(argv) if error.received == "nothing" else ():
+    for arm in _arms(found) if error.received == "nothing" else ():
         given = dict(_settings(arm))
         kind = given.get(f"{parent}.class_path", given.get(parent))
         if leaf in _fields(str(kind)) and field not in given:
@@ -151,25 +139,11 @@ def _settings(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from _settings(one, path if inner else f"{path}.{key}".lstrip("."))
 
 
-def _arms(argv: Sequence[str]) -> Iterator[Any]:
+def _arms(found: Sequence[Given]) -> Iterator[Any]:
     """The arms that the command line and its files name: mappings, unless somebody wrote something else."""
-    configs = config_places(argv)
-    for place, argument in enumerate(argv):
-        following = "".join(argv[place + 1 : place + 2])
-        found = None
-        if place in configs:
-            path = Path(configs[place])
-            config = _read(path) if path.is_file() else None
-            model = config.get("model") if isinstance(config, dict) else None
-            if isinstance(model, dict) and str(model.get("class_path", "Decoding")).rpartition(".")[2] == "Decoding":
-                found = (model.get("init_args") or model).get("arms")
-        elif match := OPTION.fullmatch(argument):
-            found = _read(match["value"] if match["value"] is not None else following)
-        yield from found if isinstance(found, list) else [found] if isinstance(found, dict) else []
-
-
-def _read(source: Path | str) -> Any:
-    try:
-        return yaml.safe_load(source.read_text(encoding="utf-8") if isinstance(source, Path) else source)
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
+    for one in found:
+        model = one.values.get("model")
+        if isinstance(model, dict) and str(model.get("class_path", "Decoding")).rpartition(".")[2] == "Decoding":
+            inner = model.get("init_args")
+            arms = (inner if isinstance(inner, dict) else model).get("arms")
+            yield from arms if isinstance(arms, list) else [arms] if isinstance(arms, dict) else []

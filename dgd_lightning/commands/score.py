@@ -21,6 +21,7 @@ from dgd_lightning.grader import ASK, READ, Grader, package_graders
 from dgd_lightning.metrics.clustered import counted
 from dgd_lightning.report.print_tables import plain_console, print_tables
 from dgd_lightning.report.solve_rates import rate_table, score_tables
+from dgd_lightning.row_files import opened
 from dgd_lightning.scoring.clbench_file import export
 from dgd_lightning.scoring.error_judge import Classified
 from dgd_lightning.scoring.graded import odd_score, odd_scores
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
 def parse_options(argv: list[str]) -> Namespace:
     """The command's options, given without its name."""
     parser = command_parser("score", __doc__)
-    parser.add_argument("runs", type=str, nargs="+", help="run folders, or JSONL files with model_output")
+    parser.add_argument("runs", type=str, nargs="+", help="run folders, or files of rows with model_output")
     parser.add_argument("--judge", type=JudgeConfig | None, default=None, help="for rows with rubrics")
     parser.add_argument("--taxonomy", type=bool, default=False, help="ask the judge why failed answers failed")
     code = "run programs that a model wrote, for HumanEval and MBPP (or set HF_ALLOW_CODE_EVAL=1)"
@@ -97,13 +98,8 @@ def read_excluded(path: str | None, sources: Sequence[Source]) -> frozenset[str]
     """
     if path is None:
         return frozenset()
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(
-            "exclude", expected="a text file of task ids", received=error, hint="check the path"
-        ) from error
-    excluded = frozenset(idx for line in lines if (idx := line.partition("#")[0].strip()))
+    with opened(Path(path), "exclude") as lines:
+        excluded = frozenset(idx for line in lines if (idx := line.partition("#")[0].strip()))
     for where in sources:
         if unknown := excluded - {row["idx"] for row in rows_of(where.rows)}:
             raise InputError(
@@ -117,12 +113,7 @@ def read_excluded(path: str | None, sources: Sequence[Source]) -> frozenset[str]
 
 def score_one(where: Source, graders: Sequence[Grader], excluded: frozenset[str]) -> None:
     """Score one run, write its files and print its tables."""
-    total = sum(1 for _ in rows_of(where.rows))
-    if not total:
-        raise InputError(
-            "runs", expected="rows to grade", received=f"{where.rows}, which is empty", hint="check the path"
-        )
-    with closing(Bar(where.rows, total)) as bar:
+    with closing(Bar(where.rows, sum(1 for _ in rows_of(where.rows)))) as bar:
         run = grade_run(where, graders, excluded=excluded, on_progress=bar)
     tables = score_tables(run.scores, run.compared)
     if excluded:

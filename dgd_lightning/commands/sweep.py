@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import Namespace
 
-from dgd_lightning.checks import check_integer
+from dgd_lightning.checks import check_folder_name, check_integer
 from dgd_lightning.commands.configs import config_path
 from dgd_lightning.commands.errors import command_parser, parsed
 from dgd_lightning.commands.trials import Setting, Sweep, alone
@@ -51,6 +51,7 @@ def parse_options(argv: list[str]) -> Namespace:
     for key in ("base", "arm", "search"):
         if not options[key]:
             raise InputError(key, expected="a value", received="nothing", hint="see `dgd configs sweeps/ttt`")
+    check_folder_name("name", options.name)
     for key in ("trials", "parallel"):
         check_integer(key, options[key])
     if options.objective != "tau" and options.against is None:

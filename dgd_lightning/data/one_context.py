@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from dgd_lightning.data.chat import prompt_ids
 from dgd_lightning.data.contexts import parse_rows
 from dgd_lightning.data.licence import LicensedData
-from dgd_lightning.data.rows import read_jsonl, require_file
 from dgd_lightning.data.tasks import context_of
 from dgd_lightning.errors import InputError
+from dgd_lightning.row_files import kind_of, opened, read_rows, require_file
 from dgd_lightning.types import Task
 
 
@@ -58,7 +59,7 @@ class FileContext(OneContext):
     """One context of a file.
 
     Args:
-        path: a text file, read as it is, or CL-bench-format rows (``.jsonl``, ``.jsonl.gz``).
+        path: a text file, read as it is, or one of CL-bench-format rows (see `row_files`).
         context_id: which context of the rows (``metadata.context_id``); None takes the first one. All that the prompts
             of its tasks begin with is read.
         clbench: whether it is CL-bench's, which may never be adapted to. None: rows are, unless they come from the lab,
@@ -68,18 +69,11 @@ class FileContext(OneContext):
     def __init__(self, path: str, context_id: str | None = None, clbench: bool | None = None) -> None:
         super().__init__()
         self.path, self.context_id, self.clbench = Path(path), context_id, clbench
-        if {".json", ".parquet", ".csv"} & {suffix.lower() for suffix in self.path.suffixes}:
-            raise InputError(
-                "data.path",
-                expected="a text file, or rows in a .jsonl or .jsonl.gz file",
-                received=path,
-                hint="write one row a line into a .jsonl file, or the text into a .txt file",
-            )
 
-    @property
+    @cached_property
     def rows(self) -> bool:
         """Whether the file holds rows."""
-        return ".jsonl" in map(str.lower, self.path.suffixes)
+        return kind_of(self.path) not in ("prompts", "text")
 
     def rows_used(self) -> Iterable[dict[str, Any]]:
         """See `LicensedData.rows_used`; a text is a row with that one field."""
@@ -91,7 +85,7 @@ class FileContext(OneContext):
         return hashlib.sha256(self.path.read_bytes() + repr(self.context_id).encode()).hexdigest()[:16]
 
     def _tasks(self) -> list[Task]:
-        tasks = parse_rows(read_jsonl(self.path))
+        tasks = parse_rows(read_rows(self.path))
         wanted = self.context_id or context_of(tasks[0])
         found = [task for task in tasks if context_of(task) == wanted]
         if not found:
@@ -117,13 +111,8 @@ class FileContext(OneContext):
         return self.path.stem, [torch.tensor(tokenizer.encode(text, add_special_tokens=False), dtype=torch.long)]
 
     def _text(self) -> str:
-        require_file(self.path)
-        try:
-            text = "\n".join(self.path.read_text(encoding="utf-8-sig").splitlines())
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                "data.path", expected="a file of UTF-8 text", received=f"{self.path} ({error})", hint="convert the file"
-            ) from error
+        with opened(self.path) as file:
+            text = file.read().removesuffix("\n")
         if not text.strip():
             raise InputError(
                 "data.path", expected="a text", received=f"the empty file {self.path}", hint="check the file"

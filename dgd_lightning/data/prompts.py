@@ -1,4 +1,4 @@
-"""Single prompts of a file (text, JSONL, a JSON array; gzipped or not) or of `datasets`: GSM8K, HumanEval …"""
+"""Single prompts of a file (rows of any kind, or lines of text) or of `datasets`: GSM8K, HumanEval …"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dgd_lightning.data.contexts import parse_rows
-from dgd_lightning.data.rows import Row, carried, field, load_rows, read_prompt_rows, tasks_of
+from dgd_lightning.data.messages import read_question
+from dgd_lightning.data.rows import carried, field, load_rows, tasks_of
 from dgd_lightning.data.tasks import TaskData
 from dgd_lightning.errors import InputError
+from dgd_lightning.row_files import Row, read_rows
 from dgd_lightning.types import Task
 
 PLACE = re.compile(r"(?<!\w)\{(\w+)\}")  # not the argument of a LaTeX command: \boxed{answer} stays as it is
@@ -16,13 +18,13 @@ GOLD = ("answer", "solution", "code", "canonical_solution", "test")  # fields th
 
 
 class PromptsData(TaskData):
-    """Tasks of a file of prompts: ``.txt`` (one a line), ``.jsonl``, ``.jsonl.gz``, or ``.json`` (one array).
+    """Tasks of a file of prompts: rows (see `row_files`), or a ``.txt`` of one prompt a line.
 
     Args:
         path: the file.
-        field: the field that holds the prompt; of a list of turns the first one is taken. Text files have the one
-            field ``prompt``.
-        id_field: the field that holds the id; None numbers the rows by line or item.
+        field: the field that holds the prompt: a text, a list of turns, of which the first one is taken, or a list of
+            messages, which is the chat as it is. Text files have the one field ``prompt``.
+        id_field: the field that holds the id; None numbers the rows by line or row.
         template: the user's message; ``{prompt}`` is the prompt, ``{NAME}`` another text of the row, or
             a list of texts, one a line. Other braces stay as they are.
         system: a system message.
@@ -69,26 +71,36 @@ class PromptsData(TaskData):
 
     def read(self) -> list[Task]:
         """See `TaskData.read`."""
-        return self.parse(read_prompt_rows(Path(self.path)))
+        return self.parse(read_rows(Path(self.path)))
 
     def parse(self, rows: Iterable[Row]) -> list[Task]:
         """Tasks of the rows; raises InputError where one is not as it should be."""
         return tasks_of(rows, self._parse_row, f"id in {self.id_field!r}")
 
     def _parse_row(self, row: Row) -> Task:
-        text = field(row, self.field, (str, list), "a text, or a list of turns")
+        text = field(row, self.field, (str, list), "a text, a list of turns, or a chat")
+        idx = f"{self.prefix}-{row.number}"
+        if self.id_field is not None:
+            idx = str(field(row, self.id_field, (str, int), "a string or an integer"))
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        if isinstance(text, list) and text and isinstance(text[0], dict):
+            chat = read_question(row, self.field)
+            if self.template != "{prompt}" or not self.chat or (system and chat[0]["role"] == "system"):
+                raise InputError(
+                    row.place,
+                    expected=f"a text in {self.field!r}, where data.template, data.system or data.chat change it",
+                    received="a list of messages",
+                    hint="leave these settings out",
+                )
+            return Task(idx, system + chat, None, carried(row))
         if isinstance(text, list):
             text = text[0] if text and isinstance(text[0], str) else ""
         if not text.strip():
             wanted = f"a prompt in {self.field!r}"
             raise InputError(row.place, expected=wanted, received="an empty text", hint="remove it")
-        idx = f"{self.prefix}-{row.number}"
-        if self.id_field is not None:
-            idx = str(field(row, self.id_field, (str, int), "a string or an integer"))
         prompt = _filled(self.template, {**row.value, "prompt": text})
         if not self.chat:
             return Task(idx, None, prompt, carried(row))
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
         return Task(idx, [*system, {"role": "user", "content": prompt}], None, carried(row))
 
 

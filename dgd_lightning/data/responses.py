@@ -13,13 +13,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from dgd_lightning.checks import check_integer, check_number
+from dgd_lightning.checks import check_integer, check_number, check_unicode
 from dgd_lightning.clbench import is_clbench_row
-from dgd_lightning.data.chat import prompt_ids, require_unicode
+from dgd_lightning.data.chat import prompt_ids
 from dgd_lightning.data.licence import LicensedData
-from dgd_lightning.data.rows import Row, field, read_jsonl, require_file
+from dgd_lightning.data.messages import Message, read_messages, read_question
+from dgd_lightning.data.rows import field
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import load_tokenizer
+from dgd_lightning.row_files import Row, read_rows, require_file
 from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.target.folder import bundled, fetch_folder, read_json, resolve_commit
 from dgd_lightning.types import Task
@@ -54,6 +56,31 @@ def pad_responses(pairs: list[Conversation]) -> ResponseBatch:
         input_ids[row, :end] = torch.cat([prompt, response])
         loss_mask[row, len(prompt) : end] = True
     return ResponseBatch(input_ids, loss_mask)
+
+
+def chat_and_answer(row: Row, *, answered: bool) -> tuple[list[Message], str]:
+    """The chat and the answer of a row; of one whose prompt is known (``answered``) the answer alone."""
+    chat = next((name for name in ("messages", "conversations") if row.value.get(name) is not None), "")
+    if not chat and not (answered and "model_output" in row.value):
+        known = "model_output" in row.value
+        raise InputError(
+            row.place,
+            expected=f"{'' if known else 'an answer: '}a chat in 'messages', or in ShareGPT's 'conversations'"
+            + (", or 'dgd.prompt_ids'" if known else ", that ends with it, or 'model_output' beside its question"),
+            received=f"fields {', '.join(row.value)}"[:200],
+            hint="use rows that dgd predict wrote, or add what is missing",
+        )
+    if "model_output" in row.value:
+        return [] if answered else read_question(row, chat), field(row, "model_output", str, "a text")
+    *asked, last = read_messages(row, chat)
+    if last["role"] != "assistant" or not asked or last.keys() > {"role", "content"}:
+        raise InputError(
+            row.place,
+            expected=f"'model_output', or a chat in {chat!r} that ends with the assistant's answer, a text alone",
+            received=f"{len(asked) + 1} messages, the last with {', '.join(last)} and the role {last['role']}",
+            hint="add the answer, as text alone",
+        )
+    return asked, last["content"]
 
 
 class ResponseOrder(DistributedSampler[int]):
@@ -92,11 +119,12 @@ class ResponsesData(LicensedData):
     """Conversations of a predictions file: what `dgd predict` wrote when the target answered the training prompts.
 
     The exact tokens in ``dgd.prompt_ids`` and ``dgd.output_ids`` are used: they alone hold a template, a system message
-    or a truncation. Rows from elsewhere need ``messages`` and ``model_output``, which are rendered here.
-    Of several arms' rows for one task the first counts. Rows without an answer are left out.
+    or a truncation. Rows from elsewhere are rendered here: a chat in ``messages``, or in ShareGPT's ``conversations``,
+    with the answer in ``model_output``, or in its last message where there is no such field; earlier turns are prompt.
+    Of several arms' rows for one task the first counts. Rows whose ``model_output`` is empty are left out.
 
     Args:
-        path: predictions (``.jsonl`` or ``.jsonl.gz``).
+        path: predictions, or another file of rows (see `row_files`).
         target: Hub id or folder whose tokenizer and chat template encode rows without ids, or ``lab``.
         batch_size: conversations per step and device.
         max_length: longer conversations are cut on the right; those whose prompt alone is as long are left out.
@@ -162,9 +190,9 @@ class ResponsesData(LicensedData):
         pairs: list[Conversation] = []
         seen: set[str] = set()
         too_long = 0
-        for row in read_jsonl(self.path):
+        for row in read_rows(self.path):
             idx = str(row.value.get("idx", row.number))
-            if idx in seen or row.value.get("model_output") in (None, ""):
+            if idx in seen or row.value.get("model_output", 0) in (None, ""):
                 continue
             seen.add(idx)
             if not self.suspects and is_clbench_row(row.value, self.path):
@@ -186,7 +214,7 @@ class ResponsesData(LicensedData):
             raise InputError(
                 "data.path",
                 expected=f"answers of at least two tokens within max_length = {self.max_length}",
-                received="none",
+                received=f"none in the {row.number} rows of {self.path}",
                 hint="decode training prompts first: dgd predict with an autoregressive arm",
             )
 
@@ -196,18 +224,11 @@ class ResponsesData(LicensedData):
 
     def encode(self, tokenizer: Any, row: Row, idx: str) -> tuple[Tensor, Tensor]:
         """Prompt and response ids of a row, 1-D LongTensors; raises InputError where it does not have them."""
-        text = field(row, "model_output", str, "a text")
         written = {} if row.value.get("dgd") is None else field(row, "dgd", dict, "an object")
         prompt, answer = written.get("prompt_ids"), written.get("output_ids")
-        task = Task(idx, row.value.get("messages"), None, row.value)
+        messages, text = chat_and_answer(row, answered=prompt is not None)
         if prompt is None:
-            if task.messages is None:
-                raise InputError(
-                    row.place,
-                    expected="'dgd.prompt_ids' or 'messages'",
-                    received=", ".join(row.value),
-                    hint="use rows that dgd predict wrote, or add the messages",
-                )
+            task = Task(idx, messages, None, row.value)
             prompt = prompt_ids(tokenizer, task, enable_thinking=self.enable_thinking).tolist()
         if answer is None:
             if getattr(tokenizer, "eos_token_id", None) is None:
@@ -217,7 +238,7 @@ class ResponsesData(LicensedData):
                     received=f"{'none' if tokenizer is None else 'one without'}, for {row.place}",
                     hint="add them to the target's folder, or use rows that dgd predict wrote",
                 )
-            ids = tokenizer.encode(require_unicode(task, text), add_special_tokens=False)
+            ids = tokenizer.encode(check_unicode(row.place, text), add_special_tokens=False)
             answer = [*ids, tokenizer.eos_token_id]
         prompt = self._ids(row, "prompt_ids", prompt)
         if not len(prompt):

@@ -135,8 +135,11 @@ class Request(NamedTuple):
         return max(self.lengths) + self.max_new_tokens + width
 
 
-def check_request(pair: Pair, prompts: Sequence[Tensor], call: Call) -> Request:
-    """Check a call with its prompts, and pad them; a prompt with its new tokens must fit the target's positions."""
+def check_request(pair: Pair, prompts: Sequence[Tensor], call: Call, *, unread: int = 0) -> Request:
+    """Check a call with its prompts, and pad them; a prompt with its new tokens must fit the target's positions.
+
+    ``unread``: how many of the last new tokens need no position, since no forward will read them.
+    """
     target, new = pair.target, check_integer("max_new_tokens", call.max_new_tokens)
     count = check_integer("num_return_sequences", call.num_return_sequences)
     if isinstance(prompts, Tensor) or len(prompts) == 0:
@@ -149,7 +152,7 @@ def check_request(pair: Pair, prompts: Sequence[Tensor], call: Call) -> Request:
     names = call.names_of(len(prompts))
     rows = [check_prompt(name, prompt, target.vocab_size) for name, prompt in zip(names, prompts, strict=True)]
     for name, row in zip(names, rows, strict=True):
-        if len(row) + new > target.max_positions:
+        if len(row) + new - unread > target.max_positions:
             raise InputError(
                 name,
                 expected=f"prompt + max_new_tokens of at most {target.max_positions} positions",

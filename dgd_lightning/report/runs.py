@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.clustered import counted
+from dgd_lightning.row_files import stem
 from dgd_lightning.run_folder import newest_version
 from dgd_lightning.scoring.given_grader import AsGraded
 from dgd_lightning.scoring.graded import ArmFacts, Graded, Versus, arm_facts, comparisons, graded, odd_score
@@ -69,7 +70,7 @@ def study(runs: Sequence[Run], *, pool: bool, common: bool, against: str | None)
     for run in runs:
         prefix, before = "" if pool or len(runs) == 1 else f"{run.label}/", f"{run.label}: " if pool else ""
         # Rows of another program name no arm, and go by their file.
-        names = {arm.name: run.label if arm.name == run.file.stem else prefix + arm.name for arm in run.arms}
+        names = {arm.name: run.label if arm.name == stem(run.file) else prefix + arm.name for arm in run.arms}
         scores += [one._replace(arm=names[one.arm], idx=before + one.idx) for one in run.scores if one.idx in shared]
         controls = [None if arm.control_of is None else names.get(arm.control_of) for arm in run.arms]
         named = zip(run.arms, names.values(), controls, strict=True)
@@ -131,7 +132,7 @@ def _labels(places: Sequence[Path]) -> list[str]:
 
 
 def _stem(place: Path) -> str:
-    return place.name if place.is_dir() else place.stem.removesuffix(SUFFIX)
+    return place.name if place.is_dir() else stem(place).removesuffix(SUFFIX)
 
 
 def _read(place: Path, label: str) -> Run:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dgd_lightning import jsonl, run_folder
+from dgd_lightning.checks import check_unicode
 from dgd_lightning.clbench import with_context
 from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
 from dgd_lightning.grader import Grader, grader_for, remarked
 from dgd_lightning.old_rows import upgraded
+from dgd_lightning.row_files import kind_of, read_rows, shown, stem
 from dgd_lightning.scoring.graded import Graded, comparisons, read_graded
 from dgd_lightning.scoring.summary import Compared, compared, summary
 from dgd_lightning.types import Score
@@ -77,7 +79,7 @@ class GradedRun(NamedTuple):
 
 
 def source(path: str | Path) -> Source:
-    """A run folder, or a JSONL file of rows with ``model_output``.
+    """A run folder, or a file of rows with ``model_output``.
 
     Raises:
         InputError: neither is there.
@@ -95,9 +97,9 @@ def source(path: str | Path) -> Source:
             raise InputError("runs", expected=f"a folder with {run_folder.PREDICTIONS}", received=received, hint=hint)
         return Source(rows, *(path / name for name in ("scores.jsonl", "graded.jsonl", "scores.json")))
     if not path.is_file():
-        raise InputError("runs", expected="a run folder or a JSONL file", received=path, hint="check the path")
-    stem = path.with_suffix("").as_posix()
-    return Source(path, *(Path(stem + end) for end in (".scores.jsonl", "_graded.jsonl", ".scores.json")))
+        raise InputError("runs", expected="a run folder or a file of rows", received=path, hint="check the path")
+    ends = (".scores.jsonl", "_graded.jsonl", ".scores.json")
+    return Source(path, *(path.with_name(stem(path) + end) for end in ends))
 
 
 def rows_of(path: Path, *, graded: bool = False) -> Iterator[Row]:
@@ -106,41 +108,45 @@ def rows_of(path: Path, *, graded: bool = False) -> Iterator[Row]:
     Of ``graded`` ones those with a score need no answer; they get None.
 
     Raises:
-        InputError: a line is no object, or has no answer field.
+        InputError: the file can't be read, or a row has no answer field.
     """
     seen: set[Key] = set()
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
-            if graded and isinstance(row, dict) and "score" in row and not isinstance(row.get("model_output"), str):
-                row["model_output"] = None
-            if not isinstance(row, dict) or not isinstance(row.get("model_output", 0), str | None):
-                raise InputError(
-                    f"{path} line {number}",
-                    expected="a JSON object with model_output, a text or null",
-                    received=line[:60].decode(errors="replace"),
-                    hint="delete the line, or name the file of predictions",
-                )
-            if not isinstance(row.get("idx"), str | int):  # what can't name a task
-                metadata = row.get("metadata")
-                named = metadata.get("task_id") if isinstance(metadata, dict) else None
-                row["idx"] = str(named if named is not None else number)
-            record = row["dgd"] if isinstance(row.get("dgd"), dict) else {}
-            row["dgd"] = {**record, "arm": str(record.get("arm", path.stem))}
-            if run_folder.key(row) in seen:
-                raise InputError(
-                    f"{path} line {number}",
-                    expected="each idx once per arm",
-                    received=f"idx {row['idx']} again",
-                    hint="delete the repeated line",
-                )
-            seen.add(run_folder.key(row))
-            yield upgraded(with_context(row))
+    typed = (
+        {"score", "requirement_status", "rubrics", "metadata", "dgd"} if kind_of(path, str(path)) == "table" else set()
+    )
+    for place, number, row in read_rows(path, str(path)):
+        if lost := sorted(typed & row.keys()):
+            raise InputError(
+                place,
+                expected=f"{', '.join(lost)} as JSON has them",
+                received="texts, as all cells of a table are",
+                hint="save the rows as JSONL or Parquet",
+            )
+        if graded and "score" in row and not isinstance(row.get("model_output"), str):
+            row["model_output"] = None
+        if not isinstance(row.get("model_output", 0), str | None):
+            raise InputError(
+                place,
+                expected="a row with model_output, a text or null",
+                received=shown(row["model_output"]) if "model_output" in row else f"fields {', '.join(row)}"[:80],
+                hint="delete the row, or name the file of predictions",
+            )
+        if not isinstance(row.get("idx"), str | int):  # what can't name a task
+            metadata = row.get("metadata")
+            named = metadata.get("task_id") if isinstance(metadata, dict) else None
+            row["idx"] = str(named if named is not None else number)
+        check_unicode(f"{place}: idx", str(row["idx"]))
+        record = row["dgd"] if isinstance(row.get("dgd"), dict) else {}
+        row["dgd"] = {**record, "arm": str(record.get("arm", stem(path)))}
+        if run_folder.key(row) in seen:
+            raise InputError(
+                place,
+                expected="each idx once per arm",
+                received=f"idx {row['idx']} again",
+                hint="delete the repeated row",
+            )
+        seen.add(run_folder.key(row))
+        yield upgraded(with_context(row))
 
 
 def read_scores(path: Path) -> dict[Key, Record]:
@@ -217,7 +223,10 @@ def score_rows(
             if leave and not any(grader.takes(row) for grader in graders):
                 tally["left"] += 1
                 continue
-            grader = grader_for(row, graders)
+            try:
+                grader = grader_for(row, graders)
+            except InputError as error:
+                raise error.named(f"{where.rows} row {tally['rows']}") from error
             place, key = run_folder.key(row), content_key(row, grader.name, prints[grader.name])
             before = known.get(place)
             if before is not None and before.key == key and before.finished:
@@ -314,7 +323,8 @@ def grade_run(
     report["judge"] = next((one for one in spent if one is not None), None)
     name = where.summary.name
     with whole_files(where.summary.parent, name) as scratch:
-        (scratch / name).write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(report, ensure_ascii=False, indent=1) + "\n"
+        (scratch / name).write_text(text, encoding="utf-8", errors="backslashreplace")  # as `jsonl.encoded`
     return GradedRun(scores, kept, found, counts)
 
 

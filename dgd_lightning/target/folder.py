@@ -30,6 +30,19 @@ def bundled(source: str | os.PathLike[str], part: str) -> str:
     return str(files("dgd_lightning").joinpath("lab", "assets", part)) if name == BUNDLED else name
 
 
+def local_folder(argument: str, name_or_path: str | os.PathLike[str]) -> Path | None:
+    """The folder that is named; None for what may be a Hub id, and an InputError for what is neither."""
+    name = bundled(name_or_path, argument)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if not _HUB_ID.fullmatch(name) or "--" in name or ".." in name or name.endswith((".git", ".", "-")):
+        expected = "a folder with config.json and model.safetensors, or a Hub id such as Qwen/Qwen3-8B"
+        received = f"{name!r} ({'a file' if folder.exists() else 'no such folder'})"
+        raise InputError(argument, expected=expected, received=received, hint="check the path")
+    return None
+
+
 def fetch_folder(
     argument: str,
     name_or_path: str | os.PathLike[str],
@@ -47,13 +60,8 @@ def fetch_folder(
         setting: what the user knows the revision by.
     """
     name = bundled(name_or_path, argument)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    if (folder := local_folder(argument, name)) is not None:
         return folder
-    if not _HUB_ID.fullmatch(name) or "--" in name or ".." in name or name.endswith((".git", ".", "-")):
-        expected = "a folder with config.json and model.safetensors, or a Hub id such as Qwen/Qwen3-8B"
-        received = f"{name!r} ({'a file' if folder.exists() else 'no such folder'})"
-        raise InputError(argument, expected=expected, received=received, hint="check the path")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 

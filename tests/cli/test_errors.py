@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import threading
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from fork_server import launched
 from tiny import hf_model, make_draft
 
 from dgd_lightning import run_folder
+from dgd_lightning.checks import check_folder_name
 from dgd_lightning.commands.errors import from_parser_message
 from dgd_lightning.draft.checkpoint import save_draft
+from dgd_lightning.errors import InputError
 from dgd_lightning.target.model import Target
 
 
@@ -33,7 +37,7 @@ def without(key: str) -> dict[str, Any]:
 BAD_DATA = {
     "empty": ([], "data.path", "empty file"),
     "malformed": ([chat_row(0, 0), '{"messages": ['], "data.path line 2", "valid JSON"),
-    "no object": (["[1, 2]"], "data.path line 1", "a JSON object"),
+    "no object": ([chat_row(0, 0), "[1, 2]"], "data.path line 2", "a JSON object"),
     "no messages": ([without("messages")], "data.path line 1", "'messages'"),
     "no rubrics": ([without("rubrics")], "data.path line 1", "'rubrics'"),
     "no task id": ([without("task_id")], "data.path line 1", "'metadata.task_id'"),
@@ -42,6 +46,21 @@ BAD_DATA = {
     "role": ([chat_row(0, 0, messages=[{"role": "me", "content": "x"}])], "data.path line 1", "'role'"),
     "content": ([chat_row(0, 0, messages=[{"role": "user", "content": 3}])], "data.path line 1", "'content'"),
     "twice": ([chat_row(0, 0), chat_row(1, 0), chat_row(0, 0)], "data.path line 3", "already at data.path line 1"),
+    "a half": (
+        [chat_row(0, 0, metadata={**chat_row(0, 0)["metadata"], "task_id": "\ud800"})],
+        "data.path line 1",
+        "UTF-8",
+    ),
+    "answered": (
+        [chat_row(0, 0, messages=[*chat_row(0, 0)["messages"], {"role": "assistant", "content": "x"}])],
+        "data.path line 1",
+        "to be answered",
+    ),
+    "unread": (
+        [chat_row(0, 0, messages=[{"role": "user", "content": "x", "name": "Ann"}])],
+        "task t0-0",
+        "received name",
+    ),
 }
 
 
@@ -52,6 +71,35 @@ def test_bad_data(config: Config, dgd: Dgd, tmp_path: Path, case: str) -> None:
         word = "'metadata.task_id'"
     path = write_jsonl(tmp_path / "bad.jsonl", rows)
     check(dgd("predict", "--config", config(data={"path": str(path)})), argument, word)
+
+
+def test_a_table_s_answers_reach_no_prompt(config: Config, dgd: Dgd, tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text('question,answer\n"1 + 1, in words?",#### GOLD\n')
+    arms = [{"name": "ar", "method": "Autoregressive"}]
+    data = {"path": str(tmp_path / "q.csv"), "field": "question"}
+    path = config(model={"arms": arms, "draft": None, "max_new_tokens": 1}, data=data, data_class="PromptsData")
+    assert dgd("predict", "--config", path).code == 0
+    (row,) = run_folder.read_predictions(tmp_path / "logs/run/version_0")
+    assert (row["question"], row["answer"]) == ("1 + 1, in words?", "#### GOLD")
+    assert byte_tokenizer().decode(row["dgd"]["prompt_ids"]) == "<s>user:1 + 1, in words?<e><s>assistant:"
+    (tmp_path / "q.data").write_text("question,answer\nWhy?,because\n")
+    check(dgd("predict", "--config", path, "--data.path", str(tmp_path / "q.data")), "data.path", "q.data", ".csv")
+
+
+def test_names_stay_in_their_folder(config: Config, dgd: Dgd, tmp_path: Path) -> None:
+    for name in ("/out", "a/b", "a\\b", "..", ".", "", "a\nb", "a\0b", "\ud800"):
+        with pytest.raises(InputError, match=r"^name: expected the name of one folder, received '"):
+            check_folder_name("name", name)
+    assert check_folder_name("name", "..a b-1.é") == "..a b-1.é"
+    leaving = ["--name", "../out"]
+    search = ["--base", str(config()), "--arm", "dflash", "--search", "{model.arms: [1]}", "--objective", "tau"]
+    check(dgd("predict", "--config", config(), *leaving), "name", "the name of one folder", "'../out'")
+    check(dgd("sweep", *search, *leaving), "name", "the name of one folder")
+    loggers = {"TensorBoardLogger": {"name": "../out"}, "CSVLogger": {"name": "x", "version": "../../y"}}
+    for kind, settings in loggers.items():
+        logger = {"class_path": kind, "init_args": {"save_dir": str(tmp_path / "logs"), **settings}}
+        check(dgd("predict", "--config", config(trainer={"logger": logger})), "trainer.logger", "save_dir")
+    assert not any((tmp_path / name).exists() for name in ("logs", "out", "y"))
 
 
 def test_missing_data_file(config: Config, dgd: Dgd) -> None:
@@ -375,3 +423,14 @@ def test_unknown_parser_messages_still_fit_a_line(message: str, line: str) -> No
     error = str(from_parser_message(message))
     assert "\n" not in error
     assert line in error
+
+
+def test_lm_evaluation_harness_is_an_extra(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """As `python -m dgd_lightning.lm_eval` where it is not installed."""
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "dgd_lightning.lm_eval", raising=False)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("dgd_lightning.lm_eval", run_name="__main__")
+    check(Run(end.value.code, *capfd.readouterr()), "lm_eval", "pip install 'dgd-lightning[lm-eval]'")
+    with pytest.raises(InputError, match="lm_eval: expected lm-evaluation-harness"):
+        import_module("dgd_lightning.lm_eval")

@@ -1,11 +1,10 @@
-"""Programs found in answers, and graded problems in the shape of HumanEval and MBPP."""
+"""Graded problems in the shape of HumanEval and MBPP."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import sys
-import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from dgd_lightning.commands.score import parse_options
 from dgd_lightning.errors import InputError
 from dgd_lightning.scoring.code_grader import OPT_IN, CodeGrader, task_of
-from dgd_lightning.scoring.jail.completion import find_program
 from dgd_lightning.scoring.sandbox import Limits, Sandbox
 
 PROMPT = '''from typing import List
@@ -64,69 +63,6 @@ SANITIZED = {
     "test_imports": ["import math"],
     "test_list": ["assert math.isclose(sum(0.1, 0.2), 0.3, rel_tol=0.001)", "assert set([sum(1, 2)]) == {3}"],
 }
-
-
-# What counts as the program of an answer.
-
-FULL = f"{PROMPT}{BODY}"
-OTHER = "def total(values):\n    return -1\n"
-
-
-@pytest.mark.parametrize(
-    ("answer", "found"),
-    [
-        (BODY, "continuation"),
-        (BODY.lstrip(), "continuation"),  # a tokenizer took the first spaces
-        (BODY.replace("\n    ", "\n").strip(), "continuation"),  # or all of them
-        (BODY + "\n\nprint(total([1]) + input())\nassert False\n", "continuation"),
-        (BODY + "\n\ndef total(values):\n    raise ValueError\n", "continuation"),
-        (BODY + "\n# Explanation: the sum's twice as 'large\n", "continuation"),
-        (BODY + "\n\nThis is how it's done: twice.", "continuation"),
-        (f"Here:\n```python\n{FULL}```\nDone.", "fenced block"),
-        (f"```\n{FULL}```", "fenced block"),
-        (f"```py\r\n{FULL}```".replace("\n", "\r\n"), "fenced block"),
-        (f"~~~python\n{FULL}~~~", "fenced block"),
-        (f"1. So:\n   ```python\n{textwrap.indent(FULL, '   ')}   ```", "fenced block"),
-        (f"```python\n{FULL}", "fenced block"),  # cut off behind it
-        (f"```python\n{OTHER}```\nNo, better:\n```python\n{FULL}```", "fenced block"),  # the last one counts
-        (f"```python\n{FULL}```\nUse it so:\n```python\nprint(total([1]))\n```", "fenced block"),
-        (f"```bash\npip install x\n```\n```python\n{FULL}```", "fenced block"),
-        (f"<think>```python\n{OTHER}```</think>```python\n{FULL}```", "fenced block"),
-        # imports and helpers of the prompt are there
-        (f"```python\ndef total(values: List[int]) -> int:\n{BODY}```", "fenced block"),
-        (f"```python\nfrom __future__ import annotations\ndef total(values: List[int]):\n{BODY}```", "fenced block"),
-        (f"```python\n{BODY}```", "fenced continuation"),
-        (f"```python\n{BODY.replace(chr(10) + '    ', chr(10)).strip()}\n```", "fenced continuation"),
-        (f"Sure, here you are.\n\n{FULL}\nThis sums, and then it's doubled.", "code in text"),
-    ],
-)
-def test_programs_in_answers(answer: str, found: str) -> None:
-    program = find_program(answer, PROMPT, ["total"])
-    space: dict[str, Any] = {"__name__": "program"}
-    for source in program.sources:
-        exec(compile(source, "program", "exec", dont_inherit=True), space)
-    assert space["total"]([1, 2]) == 6
-    assert program.found == found
-
-
-@pytest.mark.parametrize(
-    ("answer", "found"),
-    [
-        ("```python\ndef sum(a, b):\n    return a + b\n```", "fenced block"),
-        ("Here it is:\ndef sum(a, b):\n    return a + b\nIt's simple.", "code in text"),
-        ("sum = lambda a, b: a + b", "code in text"),
-    ],
-)
-def test_programs_in_answers_without_a_prompt(answer: str, found: str) -> None:
-    program = find_program(answer, "", ["sum"])
-    space: dict[str, Any] = {}
-    exec(program.sources[-1], space)
-    assert space["sum"](1, 2) == 3
-    assert program.found == found
-
-
-def test_no_program() -> None:
-    assert find_program("I can't.", "", ["sum"]) == ([], "nothing")
 
 
 # Grading.
@@ -234,6 +170,10 @@ def test_another_permission_is_needed_without_isolation() -> None:
     with pytest.raises(InputError, match="--allow_no_isolation true") as raised:
         without_isolation().grade(HUMAN_EVAL, BODY)
     assert "switched off" in str(raised.value)
+    options = parse_options(["run", "--allow_code_execution", "true", "--allow_no_isolation", "true"])
+    grader = CodeGrader.from_options(vars(options))
+    assert grader is not None
+    assert (grader.allowed, grader.allow_no_isolation) == (True, True)
     assert without_isolation(allow_no_isolation=True).grade(HUMAN_EVAL, BODY).value == 1.0
 
 

@@ -119,7 +119,7 @@ def test_prompt_files(tmp_path: Path) -> None:
         (
             '{"prompt": 1}\n',
             {},
-            r"data.path line 1: expected 'prompt' to be a text, or a list of turns, received int '1'",
+            r"data.path line 1: expected 'prompt' to be a text, a list of turns, or a chat, received int '1'",
         ),
         ('{"prompt": " "}\n', {}, r"data.path line 1: .* an empty text"),
         ('{"prompt": "x"}\n\n{"prompt"\n', {}, r"data.path line 3: expected valid JSON"),

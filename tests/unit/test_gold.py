@@ -95,6 +95,8 @@ def task(**row: Any) -> Task:
         ({"solution": "so it is 7", "answer": "7"}, "answer", "7"),
         ({"canonical_solution": "    return 1\n"}, None, "    return 1\n"),
         ({"a": {"b": "deep"}}, "a.b", "deep"),
+        ({"answer": 7}, None, "7"),
+        ({"answer": -0.5}, None, "-0.5"),
     ],
 )
 def test_where_gold_answers_stand(row: dict[str, Any], field: str | None, expected: str) -> None:
@@ -105,7 +107,8 @@ def test_where_gold_answers_stand(row: dict[str, Any], field: str | None, expect
     ("row", "field", "words"),
     [
         ({"rubrics": [], "messages": []}, None, "CL-bench's rows have rubrics, and no gold answer"),
-        ({"answer": 7}, None, "received 7"),
+        ({"answer": [7]}, None, "received [7]"),
+        ({"answer": True}, None, "received True"),
         ({"answer": " \n"}, None, "received"),
         ({"answer": "yes"}, "soluton", "'soluton', received none, in a row with fields answer"),
         ({"answer": "\ud800"}, None, "surrogate"),

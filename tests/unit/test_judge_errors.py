@@ -308,7 +308,7 @@ def test_a_mistake_is_told_while_another_request_is_silent(tmp_path: Path) -> No
         server.delay_from = 1
         judge = make_judge(server.url, tmp_path / "v.jsonl", timeout=60.0)
         stored = time.monotonic()
-        with pytest.raises(InputError, match="row: expected what one of the graders needs"):
+        with pytest.raises(InputError, match="row 2: expected what one of the graders needs"):
             score_rows(source(path), [judge])
         judge.close()
         assert time.monotonic() - stored < 20

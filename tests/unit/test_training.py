@@ -280,7 +280,7 @@ def test_responses_come_from_predictions(tmp_path: Path):
     batch = pad_responses(responses.train_set)
     assert batch.loss_mask.sum(-1).tolist() == [len(pair[1]) for pair in responses.train_set]
     (tmp_path / "foreign.jsonl").write_text(json.dumps({"prompt": "Hm?", "model_output": "x"}) + "\n")
-    with pytest.raises(InputError, match=r"data\.path line 1: expected 'dgd\.prompt_ids' or 'messages'"):
+    with pytest.raises(InputError, match=r"data\.path line 1: expected a chat in 'messages'.*, or 'dgd\.prompt_ids'"):
         ResponsesData(str(tmp_path / "foreign.jsonl"), str(exported)).setup("fit")
     (tmp_path / "none.jsonl").write_text(json.dumps(rows[2]) + "\n")
     with pytest.raises(InputError, match=r"data\.path: expected answers of at least two tokens"):
