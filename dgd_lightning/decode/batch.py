@@ -179,7 +179,7 @@ class Batch:
         self.last = torch.where(cut > 0, newest, self.last)
         self.anchors = self.anchors + cut
         self.watched = [(what, _of_committed(highest, cut, slots)) for what, highest in self.watched]
-        sound = sum(highest for _, highest in self.watched).sum(1).isfinite()  # [b]: one number tells of all
+        sound = torch.stack([highest.sum(1) for _, highest in self.watched]).sum(0).isfinite()  # [b]: one tells of all
         news = torch.stack([lengths, cut, self.done.long(), sound.long()])  # [4, b]
         self._news = torch.cat([news, tokens.T]) if self.share_sequences or self.texts else news  # [4 + Q, b]
 

@@ -114,7 +114,7 @@ def replay_rows(
             said = torch.arange(first, first + chosen.shape[1], device=starts.device) < ends  # [B, Q]
             highest = [peaks(one).flatten(2).sum(2) if one.dim() > 3 else peaks(one) for one in (logits, *readings)]
             highest = [torch.where(said, one, 0.0) for one in highest]  # [B, Q] each; padding may be anything
-            if not (sums := sum(highest).sum(1)).isfinite().all():
+            if not (sums := torch.stack(highest).sum((0, 2))).isfinite().all():
                 row = sums.isfinite().tolist().index(False)
                 whose = ["target", *(f"readout {type(readout).__name__}" for readout in readouts)]
                 found = [(what, one[row]) for what, one in zip(whose, highest, strict=True)]
