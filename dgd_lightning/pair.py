@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,22 +112,29 @@ def load_pair(
     loaded = load_target(
         target, dtype=dtype, device=device, attn_implementation=attn_implementation, revision=commits.target
     )
-    network = None
+    network, tokenizer = None, load_tokenizer(target, revision=commits.target)
+    warn_of_ends(loaded, tokenizer)
     if draft is not None:
         head = loaded.model.get_output_embeddings()
         shared = {"embed_tokens.weight": loaded.embedding.weight, "lm_head.weight": head.weight}
         kind = draft_dtype or loaded.dtype
         network = load_draft(draft, dtype=kind, device=loaded.device, revision=commits.draft, shared=shared)
-        check_pair(loaded, network.config)
-    return Pair(loaded, network, load_tokenizer(target, revision=commits.target))
+        check_pair(loaded, network.config, tokenizer)
+    return Pair(loaded, network, tokenizer)
 
 
-def check_pair(target: Target, draft: DraftConfig) -> None:
-    """Check that a draft was made for a target of this shape."""
+def check_pair(target: Target, draft: DraftConfig, tokenizer: Any | None = None) -> None:
+    """Check that a draft was made for a target of this shape.
+
+    Its ``vocab_size`` says only for which vocabulary it was trained, since it has the target's embedding and head:
+    where both have every token of the tokenizer, they differ by unused rows alone.
+    """
     hint = "use a draft trained for this target"
+    tokens = token_count(tokenizer)
+    padded = tokens is not None and draft.vocab_size >= tokens and target.vocab_size >= tokens
     for name, ours, theirs in (
         ("hidden_size", draft.hidden_size, target.hidden_size),
-        ("vocab_size", draft.vocab_size, target.vocab_size),
+        ("vocab_size", target.vocab_size if padded else draft.vocab_size, target.vocab_size),
         ("num_target_layers", draft.num_target_layers, target.num_layers),
     ):
         if ours != theirs:
@@ -135,6 +143,22 @@ def check_pair(target: Target, draft: DraftConfig) -> None:
     if not 0 <= draft.mask_token_id < rows:
         expected = f"a row of the target's embedding, 0…{rows - 1}"
         raise InputError("draft.mask_token_id", expected=expected, received=draft.mask_token_id, hint=hint)
+
+
+def token_count(tokenizer: Any | None) -> int | None:
+    """One more than the largest id that a tokenizer can give; None where there is no tokenizer."""
+    return None if tokenizer is None else 1 + max(tokenizer.get_vocab().values(), default=-1)
+
+
+def warn_of_ends(target: Target, tokenizer: Any | None) -> None:
+    """Warn where the generation config lacks the tokenizer's end token: answers would go on behind it."""
+    end, ends = getattr(tokenizer, "eos_token_id", None), target.stop_token_ids
+    if ends and end is not None and end not in ends:
+        warnings.warn(
+            f"the tokenizer's end token {tokenizer.eos_token} ({end}) does not end answers: the target's generation "  # type: ignore[union-attr]
+            f"config has {', '.join(map(str, ends))} alone; if it should, set stop_token_ids to [{end}, …]",
+            stacklevel=3,
+        )
 
 
 def load_tokenizer(target: str | os.PathLike[str], *, revision: str | None = None) -> Any | None:

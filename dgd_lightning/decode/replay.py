@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.decode.call import Call, check_prompt, check_request
+from dgd_lightning.decode.finite import not_finite, peaks
 from dgd_lightning.decode.readouts.base import Readout, TargetOutput, split_taps
 from dgd_lightning.decode.readouts.draft import DraftSlots
 from dgd_lightning.decode.session import Session
@@ -39,7 +40,13 @@ class ReplayedRows(NamedTuple):
 
 
 def replay(
-    pair: Pair, prompt: Tensor, answers: Sequence[Tensor], readouts: Sequence[Readout | DraftSlots], *, chunk: int = 64
+    pair: Pair,
+    prompt: Tensor,
+    answers: Sequence[Tensor],
+    readouts: Sequence[Readout | DraftSlots],
+    *,
+    chunk: int = 64,
+    name: str = "prompt",
 ) -> Iterator[Replayed]:
     """Read a prompt once, and behind it one answer after the other, chunk by chunk.
 
@@ -49,11 +56,15 @@ def replay(
         answers: [T] each: decoded ones or gold answers.
         readouts: read beside the target, each from the same forward of it.
         chunk: tokens of an answer per forward; memory holds chunk · V logits per readout.
+        name: what the prompt is called in errors.
 
     Yields:
         The chunks of the first answer in order, then those of the next.
+
+    Raises:
+        InputError: logits that are no numbers, or a prompt or an answer that can't be read.
     """
-    for part in replay_rows(pair, [prompt], [answers], readouts, chunk=chunk):
+    for part in replay_rows(pair, [prompt], [answers], readouts, chunk=chunk, names=[name]):
         readings = [rows[0] for rows in part.readouts]
         yield Replayed(part.answer, part.first, part.tokens[0], part.target[0], readings)
 
@@ -66,11 +77,12 @@ def replay_rows(
     readouts: Sequence[Readout | DraftSlots],
     *,
     chunk: int = 64,
+    names: Sequence[str] | None = None,
 ) -> Iterator[ReplayedRows]:
     """The same of several prompts [S], a row each, with answers [T] of their own; the longest must fit behind all."""
     answers = [[check_prompt("answer", one, pair.target.vocab_size) for one in own] for own in answers]
     longest = max((len(one) for own in answers for one in own), default=1)
-    request, width = check_request(pair, prompts, Call(longest), unread=1), min(chunk, longest)
+    request, width = check_request(pair, prompts, Call(longest, names=names), unread=1), min(chunk, longest)
     layer_ids = tuple(dict.fromkeys(layer for readout in readouts for layer in readout.layers(pair)))
     states = [readout.begin(pair, request, width) for readout in readouts]
     session = Session(pair.target, request, width=width, layer_ids=layer_ids)
@@ -89,6 +101,7 @@ def replay_rows(
         rows = [own[number] if number < len(own) else own[0][:0] for own in answers]
         padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # [B, T]
         text = torch.cat([lasts, padded], dim=1).to(starts.device)  # [B, 1 + T]
+        ends = torch.tensor([[len(row)] for row in rows], device=starts.device)  # [B, 1]
         for first in range(0, padded.shape[1], width):
             chosen = text[:, first + 1 : first + 1 + width]  # [B, Q]
             tokens = text[:, first : first + chosen.shape[1]]  # [B, Q]
@@ -97,4 +110,13 @@ def replay_rows(
             logits, features = session.step(tokens, positions, max_length=high)
             extend(features, positions)
             out = TargetOutput(tokens, positions, logits, split_taps(features, layer_ids), high - 1)
-            yield ReplayedRows(number, first, chosen, logits, [state.logits(out) for state in states])
+            readings = [state.logits(out) for state in states]
+            said = torch.arange(first, first + chosen.shape[1], device=starts.device) < ends  # [B, Q]
+            highest = [peaks(one).flatten(2).sum(2) if one.dim() > 3 else peaks(one) for one in (logits, *readings)]
+            highest = [torch.where(said, one, 0.0) for one in highest]  # [B, Q] each; padding may be anything
+            if not (sums := torch.stack(highest).sum((0, 2))).isfinite().all():
+                row = sums.isfinite().tolist().index(False)
+                whose = ["target", *(f"readout {type(readout).__name__}" for readout in readouts)]
+                found = [(what, one[row]) for what, one in zip(whose, highest, strict=True)]
+                raise not_finite(request.names[row], found, request.lengths[row] + first, pair.target.dtype)
+            yield ReplayedRows(number, first, chosen, logits, readings)

@@ -65,7 +65,7 @@ class Found(NamedTuple):
     """A final result, and where it stood."""
 
     text: str
-    place: str  # "boxed", "####", "said", "formula", "number" or "last line"
+    place: str  # "boxed", "####", "said", "formula", "number", "bold" or "last line"
 
 
 class Part(NamedTuple):
@@ -83,7 +83,8 @@ def final_answer(text: str, kind: Kind) -> Found | None:
        than a comma, "and", "or" and perhaps ``x =`` stands between them;
     2. ``####`` before a number or a formula; before words, or a heading's number, it is a heading of Markdown;
     3. what "the answer is", in one of some twenty languages, says in its sentence, where that is a result;
-    4. "formula": the last formula (``$…$``, ``\(…\)``, ``\[…\]``), those joined to it as boxes are;
+    4. "words": the last bold text; "words" and "formula": the last formula (``$…$``, ``\(…\)``, ``\[…\]``), those
+       joined to it as boxes are;
     5. the last number, or the last bold one of its line; "words" and "formula": else the last line.
 
     What follows an end-of-turn token, or another "Question:" behind a stated result, is left out.
@@ -117,19 +118,20 @@ def _stated(text: str, kind: Kind) -> Found | None:
         numbered = NUMBERED.match(content)
         if numbered and int(numbered["number"]) == headings + 1:
             headings += 1
-        elif kind == "words" or re.match(r"\W{0,5}\d|[\\$]", content):
+        elif kind == "words" or re.match(r"\W{0,5}\d+(?!\d|st|nd|rd|th|-[a-z])|[\\$]", content):
             marked = (_number(content) if kind == "number" else _formula(content) or content) or marked
     if marked is not None:
         return _found(marked, "####")
     for match in reversed([*SAID.finditer(text)]):
-        if content := _said(match, kind):
+        if content := _said(text, match, kind):
             return _found(content, "said")
     return None
 
 
-def _said(match: re.Match[str], kind: Kind) -> str | None:
+def _said(text: str, match: re.Match[str], kind: Kind) -> str | None:
     """The result in the sentence behind "the answer is"; None where there is none."""
-    sentence = SENTENCE.split(match["found"], maxsplit=1)[0]
+    displayed = INLINE.match(text, match.start("found"))  # perhaps over several lines
+    sentence = displayed[0] if displayed and "\n" in displayed[0] else SENTENCE.split(match["found"], maxsplit=1)[0]
     if kind == "number":
         working = (match["mark"] or match["heading"]) and not AT_ONCE.match(sentence)
         return None if working else _number(sentence)
@@ -142,6 +144,8 @@ def _said(match: re.Match[str], kind: Kind) -> str | None:
 def _unmarked(text: str, kind: Kind) -> Found | None:
     formulas = [] if kind == "number" else [*_formulas(text)]
     main = [one for one in formulas if not ASIDE.search(text, max(0, one.start - 20), one.start)]
+    if kind == "words" and (strong := BOLD.findall(text)):
+        return _found(strong[-1], "bold")
     if formulas:
         return _found(_joined(text, main or formulas, last=True), "formula")
     text = plain_digits(THOUSANDS.sub("", text))

@@ -21,6 +21,7 @@ BASES = dict(zip("two three four five six seven eight nine ten eleven twelve".sp
 FUNCTIONS = set("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp".split())
 FONT = r"\\(?:text(?:bf|it|rm|sf|normal)?|math(?:rm|bf|it|sf|normal)|mbox|operatorname\*?|boldsymbol|bm)(?![a-z])"
 REWRITTEN = [  # in this order
+    (r"(?<=[\w)}])\*\*(?=[\w({-])", "^"),
     (r"(?<!\\)\\[()\[\]]|\\?\$|\*\*", ""),
     (r"(?<=\d)(?:\{,\}|,\\!|\\[,!;: ]|~)\s?(?=\d{3}(?!\d))", ""),  # thousands
     (r"(?:(?<!\\)\\[,!;: ]|\\q?quad(?![a-z])|~|\s)+", " "),

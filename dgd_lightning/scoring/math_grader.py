@@ -147,12 +147,13 @@ class MathGrader(Grader):
         return cls(workers=options["math_workers"])
 
     def takes(self, row: dict[str, Any]) -> bool:
-        return isinstance(row.get("answer"), str) and (_is_gsm8k(row) or _is_math(row))
+        gold = row.get("answer")
+        return isinstance(gold, str | int | float) and not isinstance(gold, bool) and (_is_gsm8k(row) or _is_math(row))
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
         """See `Grader.grade`; ``details`` says what was found where, and how both were read."""
         number = _is_gsm8k(row)
-        gold = row["answer"].rsplit("####", 1)[-1].strip() if number else row["answer"].strip()
+        gold = str(row["answer"]).rsplit("####", 1)[-1].strip() if number else str(row["answer"]).strip()
         word = None if number else words_alone(gold)
         found = final_answer(answer, "number" if number else "formula" if word is None else "words")
         details: dict[str, Any] = {"gold": gold}
@@ -196,7 +197,7 @@ def _version() -> str | None:
 
 
 def _is_gsm8k(row: dict[str, Any]) -> bool:
-    return isinstance(row.get("question"), str) and "####" in row["answer"]
+    return isinstance(row.get("question"), str) and "####" in str(row["answer"])
 
 
 def _is_math(row: dict[str, Any]) -> bool:

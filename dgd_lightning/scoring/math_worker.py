@@ -20,7 +20,7 @@ from latex2sympy2_extended.math_normalization import normalize_latex
 from math_verify import LatexExtractionConfig, verify
 from math_verify.grader import should_treat_as_complex
 from math_verify.parser import get_last_eq
-from sympy import Eq, FiniteSet, Union
+from sympy import And, Eq, FiniteSet, Union
 from sympy.core.relational import Relational
 
 NORMAL = replace(LatexExtractionConfig().normalization_config, boxed="none")
@@ -47,7 +47,7 @@ def parse(text: str) -> Any:
                 form, is_real=not should_treat_as_complex(form), normalization_config=None, conversion_config=CASES
             )
             parts = found.args if isinstance(found, FiniteSet) else ()
-            ranges = len(parts) > 1 and all(isinstance(one, Relational) and not isinstance(one, Eq) for one in parts)
+            ranges = len(parts) > 1 and all(isinstance(one, And | Relational) and not one.has(Eq) for one in parts)
             return Union(*(one.as_set() for one in parts)) if ranges else found
     return None
 

@@ -122,6 +122,7 @@ EQUAL = [
     ("(3,4]", r"3 < x \leq 4"),  # sets
     (r"(-\infty, 2) \cup (3, \infty)", r"x<2 \text{ or } x>3"),
     (r"x \in [-2,7]", r"-2 \le x \le 7"),
+    (r"(-\infty, 2) \cup (3, 5)", r"x<2 \text{ or } 3<x<5"),
     ("(3,500)", "(3, 500)"),
     ("(15,-29)", "x=15, y=-29"),
 ]
@@ -181,6 +182,10 @@ def test_rows() -> None:
     grader = MathGrader()
     assert grader.takes({"problem": "?", "answer": "1", "solution": "", "subject": "", "level": 1, "unique_id": "a"})
     assert grader.takes({"prompt": "?", "answer": "1", "source": "math", "id": "a"})
+    assert grader.takes({"problem": "?", "answer": 1})  # a number in JSON
+    assert grader.grade({"problem": "?", "answer": 0.5}, "It is \\boxed{1/2}.").value == 1.0
+    assert grader.grade({"problem": "?", "answer": 7}, "It is \\boxed{8}.").value == 0.0
+    assert not grader.takes({"problem": "?", "answer": True})
     assert not grader.takes({"prompt": "?", "answer": "1", "source": "trivia"})
     assert not grader.takes({"question": "?", "answer": "no mark"})
     assert not grader.takes({"messages": [], "rubrics": []})
