@@ -175,7 +175,7 @@ def finds(one: Compared) -> str:
     if one.result.contexts < FEWEST:
         return "only if nearly\nall agree"
     if spread != spread:
-        return "no gain that\nhas room"
+        return "no gain"
     return f"{_points(spread)} to {_points(whole)}" if whole == whole else f"{_points(spread)} or more"
 
 
@@ -268,7 +268,7 @@ def _missed(one: Compared, lines: int) -> str:
     if one.result.contexts < FEWEST:
         return f"; {contexts} find a difference only if nearly all of them agree"
     if spread != spread:
-        return "; no gain that there is room for would be found in 80% of such runs"
+        return "; no gain, however large, would be found in 80% of such runs"
     gathered = f"below {_points(whole)}" if whole == whole else "of any size"
     where = f"below {_points(spread)} points if spread evenly over tasks, {gathered} if gathered in whole contexts"
     return f"; gains {where}, would often be missed"

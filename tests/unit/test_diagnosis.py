@@ -87,7 +87,7 @@ def test_repeating_a_context_tells_nothing_new() -> None:
 
 
 def won(net: Difference, tokens: int = 100, contexts: int = 10) -> Wins:
-    return Wins(tokens, contexts, 0.4, 0.2, net)
+    return Wins(tokens, contexts, 0.4, 0.2, net, 0.01 if net.low > 0 else 0.2)
 
 
 ABOVE, AROUND = Difference(0.2, 0.1, 0.3), Difference(0.2, -0.1, 0.5)

@@ -154,7 +154,7 @@ def test_an_interval_over_contexts_is_wider_than_one_over_tokens() -> None:
     by_token = clustered_mean(tokens.ravel().tolist(), [1] * 1500)
     assert by_context.value == pytest.approx(by_token.value) == pytest.approx(tokens.mean())
     assert by_context.high - by_context.low > 4 * (by_token.high - by_token.low)
-    width = 2 * 1.96 * tokens.mean(1).std() / math.sqrt(30)  # equal sizes: the mean of the contexts' means
+    width = 2 * 2.045 * tokens.mean(1).std(ddof=1) / math.sqrt(30)  # equal sizes: the mean of the contexts' means
     assert by_context.high - by_context.low == pytest.approx(width, rel=0.1)
     assert not clustered_mean([2.0] * 9, [1] * 9).bounded  # all alike
     assert all(map(math.isnan, clustered_mean([], [])))

@@ -293,8 +293,8 @@ MISSED += "would often be missed"
         (
             Findable(),
             50,
-            "no gain that\nhas room",
-            "no gain that there is room for would be found in 80%",
+            "no gain",
+            "no gain, however large, would be found in 80%",
         ),
         (
             Findable(),

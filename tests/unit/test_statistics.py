@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import beta, binomtest, t
 from statsmodels.stats.contingency_tables import mcnemar
 
 from dgd_lightning.metrics import clustered
@@ -66,14 +66,14 @@ def test_p_is_drawn_where_it_cannot_be_counted() -> None:
 
 
 def scanned(sums: list[float], tasks: list[int], step: float) -> tuple[float, float]:
-    """The differences that a test does not reject, one after another on a grid of 1/1000."""
+    """The differences that a test does not reject, one after another on a grid of 1/200."""
     kept = []
     signs = list(itertools.product((-1, 1), repeat=len(sums)))
-    for number in range(-1500, 1501):
-        shifted = [d - number / 1000 * n for d, n in zip(sums, tasks, strict=True)]
+    for number in range(-300, 301):
+        shifted = [d - number / 200 * n for d, n in zip(sums, tasks, strict=True)]
         seen = abs(sum(shifted)) - step
         far = sum(abs(sum(s * d for s, d in zip(row, shifted, strict=True))) >= seen - 1e-9 for row in signs)
-        kept += [number / 1000] * (far / len(signs) > 0.05)
+        kept += [number / 200] * (far / len(signs) > 0.05)
     return kept[0], kept[-1]
 
 
@@ -88,7 +88,7 @@ def test_an_interval_is_what_the_test_does_not_reject(
     monkeypatch.setattr(clustered, "SKEW", 0.0)
     (value, low, high), p = sign_flip(sums, tasks)
     assert value == sum(sums) / sum(tasks)
-    assert (low, high) == pytest.approx(scanned(sums, tasks, step=1.0), abs=0.0011)
+    assert (low, high) == pytest.approx(scanned(sums, tasks, step=1.0), abs=0.0051)
     assert p == pytest.approx(enumerated_p(sums), abs=ROUNDING)
 
 
@@ -165,15 +165,16 @@ def test_equal_answers_within_contexts_are_worth_one() -> None:
     alone = rate([(str(number), float(number % 2)) for number in range(20)])
     five = rate([(str(number), float(number % 2)) for number in range(20) for _ in range(5)])
     assert five.value == alone.value == 0.5
-    assert (five.low, five.high) == pytest.approx((alone.low, alone.high), abs=0.01)  # Student's quantile for tasks
-    assert (alone.low, alone.high) == pytest.approx(tuple(binomtest(10, 20).proportion_ci(method="exact")))
+    assert (five.low, five.high) == pytest.approx((alone.low, alone.high), abs=0.02)  # Student's quantile for tasks
+    by_hand = beta.ppf(0.025, 9.5, 10.5), beta.ppf(0.975, 10.5, 9.5)  # of 19 tasks: variances have one degree less
+    assert (alone.low, alone.high) == pytest.approx(by_hand)
 
 
 def test_rate_of_equal_tasks_still_has_an_interval() -> None:
-    """No task of ten contexts solved: about the rule of three in its exact two-sided form, whatever tasks they have."""
+    """No task of ten contexts solved: the rule of three in its exact two-sided form, for contexts, not for tasks."""
     none = rate([(str(number), 0.0) for number in range(10) for _ in range(4)])
     assert none.value == none.low == 0.0
-    assert none.high == pytest.approx(1 - 0.025 ** (1 / 10), abs=0.05)
+    assert none.high == pytest.approx(1 - 0.025 ** (1 / (10 * (t.ppf(0.975, 39) / t.ppf(0.975, 9)) ** 2)))
     every = rate([(str(number), 1.0) for number in range(10)])
     assert (every.value, every.high) == (1.0, 1.0)
     assert every.low == pytest.approx(0.025 ** (1 / 10))
@@ -200,7 +201,7 @@ def design(contexts: int, tasks: int, fixed: int, broken: int) -> list[Pair]:
 def test_how_many_contexts_find_anything() -> None:
     """2/2^C after Holm: 6 contexts for one comparison, 7 for 2 or 3, 8 for up to 6, 9 for up to 12."""
     for contexts, most in ((5, 0), (6, 1), (7, 3), (8, 6), (9, 12)):
-        for lines in (1, 2, 3, 4, 6, 7, 12, 13):
+        for lines in {max(most, 1), most + 1}:
             possible = Simulated([2] * contexts, [1] * contexts, [0] * contexts, [0] * contexts, lines=lines).findable()
             assert possible.possible == (lines <= most), (contexts, lines)
     assert findable(design(7, 4, 1, 1), 1) == pytest.approx(Findable(), nan_ok=True)  # possible, but no number
@@ -252,14 +253,14 @@ def test_claims_hold_in_a_few_simulated_runs() -> None:
     """A small part of benchmarks/claims.py."""
     rng, where = np.random.default_rng(1), Population(24)
     for contexts, lines in ((6, 1), (24, 6)):
-        share = false_positives(rng, Population(contexts, noise="clusters"), lines, 400)
-        assert share < 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / 400)
-    found = claim(rng, where, 0.15, 1, 40, whole=True, prints=0)
+        share = false_positives(rng, Population(contexts, noise="clusters"), lines, 200)
+        assert share < 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / 200)
+    found = claim(rng, where, 0.15, 1, 20, whole=True, prints=0)
     for claimed in (found.without, found.within):
-        assert claimed == pytest.approx(found.true, abs=0.05 + 3 * math.sqrt(0.25 / 160))
-    lowest = 0.94 - 2.5 * math.sqrt(0.06 / 100)
-    assert coverage(differences(rng, where, 0.1, 100, whole=False))[0] > lowest
-    assert coverage(rates(rng, where, 0.5, 100))[0] > lowest
+        assert claimed == pytest.approx(found.true, abs=0.05 + 3 * math.sqrt(0.25 / 80))
+    lowest = 0.94 - 2.5 * math.sqrt(0.06 / 60)
+    assert coverage(differences(rng, where, 0.1, 60, whole=False))[0] > lowest
+    assert coverage(rates(rng, where, 0.5, 60))[0] > lowest
 
 
 @pytest.mark.slow
