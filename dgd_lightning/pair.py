@@ -142,7 +142,7 @@ def outline_pair(
         outline = Target(AutoModelForCausalLM.from_config(config, attn_implementation="sdpa"))
         if draft is not None:
             theirs = fetch_folder("draft", draft, draft_revision, ("config.json",))
-            network = DFlashDraft(DraftConfig.from_dict(read_json(theirs / "config.json", "draft")))
+            network = DFlashDraft(DraftConfig.from_dict(read_json(theirs / "config.json", "draft"))).to(outline.dtype)
             check_pair(outline, network.config)
     return Pair(outline, network, load_tokenizer(target, revision=revision))
 

@@ -281,9 +281,9 @@ def test_clbench_is_never_adapted_to_without_permission(
     check_error(dgd("fit", "--config", fit), "model.ttt", "licence")
     upper = contexts.rename(contexts.with_name("ROWS.JSONL"))
     check_error(dgd("fit", "--config", fit_yaml(tmp_path, tiny_pair, {"path": str(upper)})), "model.ttt", "licence")
-    (tmp_path / "rows.json").write_text("[]")
+    (tmp_path / "rows.json").write_text(json.dumps([chat_row(0, 0)]))
     array = fit_yaml(tmp_path, tiny_pair, {"path": str(tmp_path / "rows.json")})
-    check_error(dgd("fit", "--config", array), "data.path", ".jsonl")
+    check_error(dgd("fit", "--config", array), "model.ttt", "licence")
     hub = {"path": "json", "split": "train", "format": "contexts"}
     data = HubData(**hub, clbench=None)  # type: ignore[arg-type]
     data.__dict__["tasks"] = parse_rows([Row("row", 1, chat_row(0, 0))])
