@@ -85,10 +85,11 @@ def grader_for(row: dict[str, Any], graders: Sequence[Grader]) -> Grader:
     for grader in graders:
         if grader.takes(row):
             return grader
+    fields = [name if isinstance(value, str | list | dict) else f"{name} ({value})" for name, value in row.items()]
     raise InputError(
         "row",
         expected=f"what one of the graders needs ({', '.join(grader.name for grader in graders) or 'there are none'})",
-        received=f"a row with fields {', '.join(map(str, row)) or 'none'}",
+        received=f"a row with fields {', '.join(fields) or 'none'}"[:300],
         hint="see docs/scoring.md for the fields that each grader reads",
     )
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,15 @@ from dgd_lightning.draft.config import DraftConfig
 from dgd_lightning.draft.lora import with_adapter
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.errors import InputError
-from dgd_lightning.target.folder import TOKENIZER_FILES, bundled, fetch_folder, first_words, read_json, resolve_commit
+from dgd_lightning.target.folder import (
+    TOKENIZER_FILES,
+    bundled,
+    fetch_folder,
+    first_words,
+    read_json,
+    refuse_quantised,
+    resolve_commit,
+)
 from dgd_lightning.target.load import check_family, load_target
 from dgd_lightning.target.model import Target
 
@@ -111,14 +120,15 @@ def load_pair(
     loaded = load_target(
         target, dtype=dtype, device=device, attn_implementation=attn_implementation, revision=commits.target
     )
-    network = None
+    network, tokenizer = None, load_tokenizer(target, revision=commits.target)
+    warn_of_ends(loaded, tokenizer)
     if draft is not None:
         head = loaded.model.get_output_embeddings()
         shared = {"embed_tokens.weight": loaded.embedding.weight, "lm_head.weight": head.weight}
         kind = draft_dtype or loaded.dtype
         network = load_draft(draft, dtype=kind, device=loaded.device, revision=commits.draft, shared=shared)
-        check_pair(loaded, network.config)
-    return Pair(loaded, network, load_tokenizer(target, revision=commits.target))
+        check_pair(loaded, network.config, tokenizer)
+    return Pair(loaded, network, tokenizer)
 
 
 def outline_pair(
@@ -135,24 +145,32 @@ def outline_pair(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = fetch_folder("target", target, revision, ("config.json", *TOKENIZER_FILES))
-    check_family(read_json(folder / "config.json", "target"))
-    network = None
+    raw = read_json(folder / "config.json", "target")
+    refuse_quantised(raw, "target")
+    check_family(raw)
+    network, tokenizer = None, load_tokenizer(target, revision=revision)
     with torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         outline = Target(AutoModelForCausalLM.from_config(config, attn_implementation="sdpa"))
         if draft is not None:
             theirs = fetch_folder("draft", draft, draft_revision, ("config.json",))
             network = DFlashDraft(DraftConfig.from_dict(read_json(theirs / "config.json", "draft"))).to(outline.dtype)
-            check_pair(outline, network.config)
-    return Pair(outline, network, load_tokenizer(target, revision=revision))
+            check_pair(outline, network.config, tokenizer)
+    return Pair(outline, network, tokenizer)
 
 
-def check_pair(target: Target, draft: DraftConfig) -> None:
-    """Check that a draft was made for a target of this shape."""
+def check_pair(target: Target, draft: DraftConfig, tokenizer: Any | None = None) -> None:
+    """Check that a draft was made for a target of this shape.
+
+    Its ``vocab_size`` says only for which vocabulary it was trained, since it has the target's embedding and head:
+    where both have every token of the tokenizer, they differ by unused rows alone.
+    """
     hint = "use a draft trained for this target"
+    tokens = token_count(tokenizer)
+    padded = tokens is not None and draft.vocab_size >= tokens and target.vocab_size >= tokens
     for name, ours, theirs in (
         ("hidden_size", draft.hidden_size, target.hidden_size),
-        ("vocab_size", draft.vocab_size, target.vocab_size),
+        ("vocab_size", target.vocab_size if padded else draft.vocab_size, target.vocab_size),
         ("num_target_layers", draft.num_target_layers, target.num_layers),
     ):
         if ours != theirs:
@@ -161,6 +179,22 @@ def check_pair(target: Target, draft: DraftConfig) -> None:
     if not 0 <= draft.mask_token_id < rows:
         expected = f"a row of the target's embedding, 0…{rows - 1}"
         raise InputError("draft.mask_token_id", expected=expected, received=draft.mask_token_id, hint=hint)
+
+
+def token_count(tokenizer: Any | None) -> int | None:
+    """One more than the largest id that a tokenizer can give; None where there is no tokenizer."""
+    return None if tokenizer is None else 1 + max(tokenizer.get_vocab().values(), default=-1)
+
+
+def warn_of_ends(target: Target, tokenizer: Any | None) -> None:
+    """Warn where the generation config lacks the tokenizer's end token: answers would go on behind it."""
+    end, ends = getattr(tokenizer, "eos_token_id", None), target.stop_token_ids
+    if ends and end is not None and end not in ends:
+        warnings.warn(
+            f"the tokenizer's end token {tokenizer.eos_token} ({end}) does not end answers: the target's generation "  # type: ignore[union-attr]
+            f"config has {', '.join(map(str, ends))} alone; if it should, set stop_token_ids to [{end}, …]",
+            stacklevel=3,
+        )
 
 
 def load_tokenizer(target: str | os.PathLike[str], *, revision: str | None = None) -> Any | None:

@@ -214,6 +214,9 @@ class ProjectCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with our logger where the user chose none, and with the callbacks that every run has."""
         settings = self._get(self.config_init, "trainer")
+        if str(devices := settings.get("devices")) in ("0", "[]"):
+            expected, hint = "how many, at least 1, a list of their numbers, or auto", "use 1"
+            raise InputError("trainer.devices", expected=expected, received=devices, hint=hint)
         wants_bar = settings.get("enable_progress_bar") is not False
         settings["callbacks"] = self._with_defaults(settings.get("callbacks"), wants_bar)
         given = settings.get("logger")

@@ -99,9 +99,15 @@ def _changed(messages: list[Message], tools: list[Any] | None) -> Iterator[tuple
 
 
 def prompt_ids(tokenizer: Any, task: Task, *, enable_thinking: bool) -> Tensor:
-    """Token ids [S] of a task's prompt; a chat template writes special tokens itself, a raw prompt gets them here."""
+    """Token ids [S] of a task's prompt; a chat template writes special tokens itself, a raw prompt gets them here.
+
+    A raw prompt that begins with the token of beginning, as one that was rendered elsewhere does, gets no second one.
+    """
     text = prompt_text(tokenizer, task, enable_thinking=enable_thinking)
     ids = tokenizer(text, add_special_tokens=task.messages is None, verbose=False)["input_ids"]
+    begin = getattr(tokenizer, "bos_token_id", None)
+    if task.messages is None and begin is not None and ids[:2] == [begin, begin]:
+        ids = ids[1:]
     if not ids:
         raise InputError(
             f"task {task.idx}", expected="a prompt of at least one token", received="none", hint="remove it"

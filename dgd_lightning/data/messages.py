@@ -7,7 +7,7 @@ from dgd_lightning.errors import InputError
 from dgd_lightning.row_files import Row
 
 ROLES = ("system", "user", "assistant", "tool")
-SPEAKERS = {"system": "system", "human": "user", "gpt": "assistant"}  # of ShareGPT
+SPEAKERS = {"human": "user", "gpt": "assistant"}  # of ShareGPT
 Message = dict[str, Any]  # role, content (a text), and what else the row says
 
 
@@ -43,8 +43,9 @@ def read_question(row: Row, path: str) -> list[Message]:
 
 def _message(row: Row, path: str, turn: Any) -> Message:
     found = {key: value for key, value in turn.items() if value is not None} if isinstance(turn, dict) else {}
-    if "role" not in found and found.get("from") in SPEAKERS:
-        found = {"role": SPEAKERS[found.pop("from")], "content": found.pop("value", None), **found}
+    if "role" not in found and "from" in found:
+        speaker = str(found.pop("from"))
+        found = {"role": SPEAKERS.get(speaker, speaker), "content": found.pop("value", None), **found}
     content = found.get("content", "" if found.get("tool_calls") else None)
     if isinstance(content, list):
         parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]

@@ -15,7 +15,7 @@ from dgd_lightning.data.contexts import parse_rows
 from dgd_lightning.data.licence import LicensedData
 from dgd_lightning.data.tasks import context_of
 from dgd_lightning.errors import InputError
-from dgd_lightning.row_files import kind_of, opened, read_rows, require_file, stem
+from dgd_lightning.row_files import kind_of, opened, read_rows, require_file
 from dgd_lightning.types import Task
 
 
@@ -108,7 +108,7 @@ class FileContext(OneContext):
             raise InputError(
                 "model.target", expected="a folder with a tokenizer", received="none", hint="add the tokenizer's files"
             )
-        return stem(self.path), [torch.tensor(tokenizer.encode(text, add_special_tokens=False), dtype=torch.long)]
+        return self.path.stem, [torch.tensor(tokenizer.encode(text, add_special_tokens=False), dtype=torch.long)]
 
     def _text(self) -> str:
         with opened(self.path) as file:

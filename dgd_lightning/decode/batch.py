@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from dgd_lightning.decode.call import Progress
+from dgd_lightning.decode.finite import not_finite, peaks
 from dgd_lightning.decode.random_source import TARGET, RandomSource, RandomTable, random_table
 from dgd_lightning.decode.sampling import SamplingParams, log_normalisers, probabilities
 from dgd_lightning.decode.session import OnFeatures, Session
 from dgd_lightning.decode.stop_strings import GrowingText
 from dgd_lightning.decode.verify import Verdict
 from dgd_lightning.distributions import real_dtype, uniforms_on
+from dgd_lightning.errors import InputError
 from dgd_lightning.types import DecodeOutput, DecodeTrace, TargetStep
 
 
@@ -88,6 +90,8 @@ class Batch:
         self.ends = [length - 1 for length in self.lengths]  # host copy of the anchors, for all rows
         self.verified: list[list[int]] = [[] for _ in range(batch)]
         self.accepted: list[list[int]] = [[] for _ in range(batch)]
+        self._read: Tensor | None = None  # the target's logits until tokens are committed
+        self.watched: list[tuple[str, Tensor]] = []  # of this cycle: whose logits, and their `peaks` [b, Q]
         strings = request.stop_strings
         self.texts = [] if strings is None else [GrowingText(strings) for _ in range(batch)]  # of all rows, or of none
         self.completed: set[int] = set()  # rows that ended with a stop string
@@ -101,7 +105,10 @@ class Batch:
         logits = session.prefill(on_features)
         assert logits is not None, "every prompt goes on behind its prefix"
         batch = cls(session, **options)
-        batch.begin(logits[torch.tensor(session.request.rows, device=logits.device), None])
+        first = logits[torch.tensor(session.request.rows, device=logits.device), None]  # [b, 1, V]
+        batch.watch("target", peaks(first))
+        batch._read = first
+        batch.begin(first)
         return batch
 
     def begin(self, logits: Tensor) -> None:
@@ -132,11 +139,29 @@ class Batch:
 
     def step(self, tokens: Tensor, positions: Tensor) -> TargetStep:
         """The target's forward on tokens [t, Q] at positions [t, Q], which begin with the last committed one."""
-        return self.session.step(tokens, positions, max_length=self.longest + tokens.shape[1])
+        forward = self.session.step(tokens, positions, max_length=self.longest + tokens.shape[1])
+        self.watch("target", self.rows(peaks(forward.logits)))
+        self._read = forward.logits
+        return forward
+
+    def watch(self, what: str, highest: Tensor, index: Tensor | None = None) -> None:
+        """Have :meth:`synchronise` stop the run where a row is about to go on from logits that are no numbers.
+
+        Args:
+            what: whose logits they are.
+            highest: their `peaks`, of all rows [b, Q] or of those at ``index`` [n]. Where Q is that of the tokens that
+                the cycle commits, slots count that a row commits; else all of them count.
+        """
+        if index is not None:
+            highest = highest.new_zeros(len(self.index), highest.shape[1]).index_copy(0, index, highest)
+        self.watched.append((what, highest))
 
     def commit(self, verdict: Verdict, logits: Tensor) -> None:
         """Write a verdict's tokens, chosen from logits [b, Q, V], and advance the rows; the host is not told."""
         tokens, lengths = verdict
+        if logits is not self._read:  # the target's own are watched already
+            self.watch("distribution that tokens are chosen from", peaks(logits))
+        self._read = None  # another forward's logits come before the next commit: no two are held
         slots = self.slots[: tokens.shape[1]]  # [Q]
         at = self.index[:, None], (self.anchors + 1 - self.starts)[:, None] + slots
         # Written whole: what lies beyond a row's committed length is never read, and the next cycle overwrites it.
@@ -153,12 +178,17 @@ class Batch:
         newest = tokens.gather(1, (cut - 1).clamp(min=0)[:, None])[:, 0]
         self.last = torch.where(cut > 0, newest, self.last)
         self.anchors = self.anchors + cut
-        news = torch.stack([lengths, cut, self.done.long()])  # [3, b]
-        self._news = torch.cat([news, tokens.T]) if self.share_sequences or self.texts else news  # [3 + Q, b]
+        self.watched = [(what, _of_committed(highest, cut, slots)) for what, highest in self.watched]
+        sound = torch.stack([highest.sum(1) for _, highest in self.watched]).sum(0).isfinite()  # [b]: one tells of all
+        news = torch.stack([lengths, cut, self.done.long(), sound.long()])  # [4, b]
+        self._news = torch.cat([news, tokens.T]) if self.share_sequences or self.texts else news  # [4 + Q, b]
 
     def synchronise(self, *, first: bool = False) -> None:
         """Tell the host what was committed, and drop finished rows once they are half of the batch."""
-        lengths, cuts, done, *tokens = to_host(self._news)
+        lengths, cuts, done, sound, *tokens = to_host(self._news)
+        if not all(sound):
+            raise self._not_finite(sound.index(0))
+        self.watched = []
         if self.texts:
             self._end_at_strings(cuts, done, list(zip(*tokens, strict=True)))
         for row, length, cut, is_done in zip(self.live, lengths, cuts, done, strict=True):
@@ -179,6 +209,12 @@ class Batch:
             self._fork([column[:cut] for column, cut in zip(zip(*tokens, strict=True), cuts, strict=True)])
         elif self.active and 2 * len(self.active) <= len(self.live) and not self.keep_finished:
             self._drop_finished()
+
+    def _not_finite(self, place: int) -> InputError:
+        """Of the live row at this place: which logits were no numbers, and for which token."""
+        row, found = self.live[place], [(what, highest[place]) for what, highest in self.watched]
+        name = self.request.names[self.request.rows[row]]
+        return not_finite(name, found, self.ends[row] + 1, self.session.target.dtype)
 
     def _end_at_strings(self, cuts: list[int], done: list[int], tokens: Sequence[Sequence[int]]) -> None:
         """End rows at their first token that completes a stop string: the host has their texts, and tells the device.
@@ -298,6 +334,16 @@ def index_of(numbers: list[int], count: int, device: torch.device) -> Tensor | N
 def taken(values: Tensor, index: Tensor | None) -> Tensor:
     """Values [n, ..] at an index [m], or all of them."""
     return values if index is None else values[index]
+
+
+def _of_committed(highest: Tensor, cut: Tensor, slots: Tensor) -> Tensor:
+    """`peaks` [b, Q] of the tokens that rows commit, [b] of them at ``slots`` [Q], and 0 elsewhere.
+
+    Of another number of slots, as a draft's, all count: [b, 1].
+    """
+    if highest.shape[1] != len(slots):
+        highest, slots = highest.sum(1, keepdim=True), slots[:1]
+    return torch.where(slots < cut[:, None], highest, 0.0)
 
 
 def choose(logits: Tensor, sampling: SamplingParams, random_source: RandomSource, positions: Tensor) -> Tensor:

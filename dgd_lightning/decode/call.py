@@ -61,7 +61,8 @@ class Call(NamedTuple):
     new tokens. ``seed``: one integer (row seeds are derived from it), one per row, or None for fresh entropy.
     ``num_return_sequences``: rows per prompt. ``prefixes``: what of each prompt has been read already, or None in its
     place. ``on_progress``: called after the prefill and after every cycle. ``log_probs``: report the log-probability
-    of every token. ``random_source``: in place of the seeded one, for tests that enumerate every outcome.
+    of every token. ``random_source``: in place of the seeded one, for tests that enumerate every outcome. ``names``:
+    what each prompt is called in errors; None for ``prompts[0]``, …
     """
 
     max_new_tokens: int
@@ -75,6 +76,12 @@ class Call(NamedTuple):
     log_probs: bool = False
     cycle_hook: CycleHook | None = None
     random_source: RandomSource | None = None
+    names: Sequence[str] | None = None
+
+    def names_of(self, count: int) -> list[str]:
+        """What each of so many prompts is called in errors; a method may decode others than the call was made for."""
+        given = self.names or ()
+        return list(given) if len(given) == count else [f"prompts[{number}]" for number in range(count)]
 
 
 class CallOptions(TypedDict, total=False):
@@ -91,6 +98,7 @@ class CallOptions(TypedDict, total=False):
     on_progress: OnProgress | None
     log_probs: bool
     random_source: RandomSource | None
+    names: Sequence[str] | None
 
 
 def call_of(
@@ -120,14 +128,18 @@ class Request(NamedTuple):
     on_progress: OnProgress | None
     log_probs: bool
     random_source: RandomSource | None
+    names: list[str]  # B, what prompts are called in errors
 
     def capacity(self, width: int) -> int:
         """Positions per row that a cache needs where cycles write ``width`` tokens: the last may pass the limit."""
         return max(self.lengths) + self.max_new_tokens + width
 
 
-def check_request(pair: Pair, prompts: Sequence[Tensor], call: Call) -> Request:
-    """Check a call with its prompts, and pad them; a prompt with its new tokens must fit the target's positions."""
+def check_request(pair: Pair, prompts: Sequence[Tensor], call: Call, *, unread: int = 0) -> Request:
+    """Check a call with its prompts, and pad them; a prompt with its new tokens must fit the target's positions.
+
+    ``unread``: how many of the last new tokens need no position, since no forward will read them.
+    """
     target, new = pair.target, check_integer("max_new_tokens", call.max_new_tokens)
     count = check_integer("num_return_sequences", call.num_return_sequences)
     if isinstance(prompts, Tensor) or len(prompts) == 0:
@@ -137,11 +149,12 @@ def check_request(pair: Pair, prompts: Sequence[Tensor], call: Call) -> Request:
             received=f"a tensor of shape {list(prompts.shape)}" if isinstance(prompts, Tensor) else "an empty list",
             hint="pass e.g. [torch.tensor([1, 2, 3])]",
         )
-    rows = [check_prompt(f"prompts[{i}]", prompt, target.vocab_size) for i, prompt in enumerate(prompts)]
-    for i, row in enumerate(rows):
-        if len(row) + new > target.max_positions:
+    names = call.names_of(len(prompts))
+    rows = [check_prompt(name, prompt, target.vocab_size) for name, prompt in zip(names, prompts, strict=True)]
+    for name, row in zip(names, rows, strict=True):
+        if len(row) + new - unread > target.max_positions:
             raise InputError(
-                f"prompts[{i}]",
+                name,
                 expected=f"prompt + max_new_tokens of at most {target.max_positions} positions",
                 received=f"{len(row)} + {new} = {len(row) + new}",
                 hint="shorten the prompt or lower max_new_tokens",
@@ -159,6 +172,7 @@ def check_request(pair: Pair, prompts: Sequence[Tensor], call: Call) -> Request:
         on_progress=call.on_progress,
         log_probs=call.log_probs,
         random_source=call.random_source,
+        names=names,
     )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from dgd_lightning.checks import check_integer
 from dgd_lightning.decode.batch import Batch, choose
 from dgd_lightning.decode.call import Request
+from dgd_lightning.decode.finite import peaks
 from dgd_lightning.decode.prefix_cache import cache_for
 from dgd_lightning.decode.random_source import DRAFT
 from dgd_lightning.decode.sampling import probabilities
@@ -67,6 +68,7 @@ def propose(drafter: Drafter, batch: Batch, positions: Tensor, scheme: Scheme) -
     matches most often.
     """
     logits = drafter.logits(batch.sequences(batch.last), batch.sequences(batch.anchors), batch.longest)
+    batch.watch("draft", batch.rows(peaks(logits)))
     if batch.request.sampling.greedy or scheme == "exact_match":
         return Proposal(logits.argmax(-1), None, logits[:, 0])
     q = probabilities(logits, batch.request.sampling)  # [t, K - 1, V]

@@ -63,12 +63,12 @@ def draw(probs: Tensor, uniform: Tensor) -> Tensor:
     """Draw by inverse CDF, so that one uniform decides one token on every device and in every batch.
 
     Probabilities [.., V] need not sum to exactly 1; uniforms [..] fp64 in [0, 1) give token ids [..], none of
-    probability 0.
+    probability 0. Of NaN it is the last id: a run is stopped for them at the end of the cycle, and no id may be beyond.
     """
     cdf = probs.cumsum(-1, dtype=real_dtype(probs.device))  # [.., V]
     # The first index whose CDF exceeds u·total; scaling by the total absorbs a sum of 1 ± rounding.
     point = (uniform[..., None] * cdf[..., -1:]).contiguous()  # [.., 1]
-    return torch.searchsorted(cdf.contiguous(), point, right=True).squeeze(-1)
+    return torch.searchsorted(cdf.contiguous(), point, right=True).squeeze(-1).clamp(max=probs.shape[-1] - 1)
 
 
 def log_normalisers(log_p: Tensor, params: SamplingParams) -> Tensor:

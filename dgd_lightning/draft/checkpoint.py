@@ -17,7 +17,14 @@ from dgd_lightning.draft.config import DraftConfig
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.errors import InputError
 from dgd_lightning.files import save_tensors, whole_files
-from dgd_lightning.target.folder import fetch_folder, find_weights, read_json, shorten
+from dgd_lightning.target.folder import (
+    fetch_folder,
+    find_weights,
+    read_json,
+    refuse_narrow_weights,
+    refuse_quantised,
+    shorten,
+)
 from dgd_lightning.target.load import as_dtype
 
 _FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json")
@@ -52,13 +59,17 @@ def load_draft(
             refused.
 
     Raises:
-        InputError: nothing there, another format, and missing, unexpected or misshapen keys, by name.
+        InputError: nothing there, another format, quantised weights, and missing, unexpected or misshapen keys, by
+            name.
     """
     wanted = as_dtype(dtype)
     folder = fetch_folder("draft", name_or_path, revision, _FILES)
-    draft = DFlashDraft(DraftConfig.from_dict(read_json(folder / "config.json", "draft")))
+    config = read_json(folder / "config.json", "draft")
+    refuse_quantised(config, "draft")
+    draft, files = DFlashDraft(DraftConfig.from_dict(config)), find_weights(folder, "draft")
+    refuse_narrow_weights(files, "draft")
     state: dict[str, Tensor] = {}
-    for file in find_weights(folder, "draft"):
+    for file in files:
         try:
             state |= load_file(file)
         except (SafetensorError, OSError) as error:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dgd_lightning.checks import check_integer
 from dgd_lightning.draft.checkpoint import Adapter
 from dgd_lightning.draft.model import DFlashDraft, context_pieces
 from dgd_lightning.errors import InputError
@@ -98,7 +99,8 @@ class DraftLora:
         if any(isinstance(module, LoraLinear) for module in draft.modules()):
             received, hint = "one with an adapter in it", "leave the other adapter's `with pair.adapter(…)` block first"
             raise InputError("pair.draft", expected="a draft without an adapter", received=received, hint=hint)
-        self.draft, self.rank, self.alpha, self.modules = draft, rank, alpha, tuple(modules)
+        self.rank = check_integer("rank", rank, hint="of an adapter it is r in adapter_config.json")
+        self.draft, self.alpha, self.modules = draft, alpha, tuple(modules)
         self.base = base_digest(draft)
         self.required = [(weight, weight.requires_grad) for weight in draft.parameters()]
         self.checkpointing = draft.gradient_checkpointing

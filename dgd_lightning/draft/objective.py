@@ -40,7 +40,8 @@ def sample_anchors(loss_mask: Tensor, num_anchors: int, generator: torch.Generat
     """Draw anchors without replacement among positions p ≥ 1 where p and p + 1 are both supervised.
 
     Decoding always starts a block at a generated token with some context before it, and so does training.
-    ``loss_mask`` [B, S] is non-zero where a token is supervised; rows with fewer candidates than N get dropped ones.
+    ``loss_mask`` [B, S] is non-zero where a token is supervised. There are N = ``num_anchors`` of them, or as many as
+    the row with the most candidates has; rows with fewer get dropped ones.
     """
     batch, length = loss_mask.shape
     supervised = loss_mask > 0
@@ -48,10 +49,9 @@ def sample_anchors(loss_mask: Tensor, num_anchors: int, generator: torch.Generat
     valid[:, :1] = False
     where = loss_mask.device if generator is None else generator.device
     noise = torch.rand(batch, length - 1, generator=generator, device=where).to(loss_mask.device)
-    order = noise.masked_fill(~valid, 2.0).argsort(dim=1)[:, :num_anchors]  # valid ones first, at random
+    most = max(1, min(num_anchors, int(valid.sum(1).max())))
+    order = noise.masked_fill(~valid, 2.0).argsort(dim=1)[:, :most]  # valid ones first, at random
     chosen = torch.where(valid.gather(1, order), order, length)  # `length` marks a dropped one and sorts last
-    if chosen.shape[1] < num_anchors:
-        chosen = torch.cat([chosen, chosen.new_full((batch, num_anchors - chosen.shape[1]), length)], dim=1)
     chosen = chosen.sort(dim=1).values
     keep = chosen < length
     return Anchors(torch.where(keep, chosen, 0), keep)

@@ -18,6 +18,7 @@ from dgd_lightning.decode.batch import Batch, Change, index_of, taken
 from dgd_lightning.decode.blending import Blend, Constant, Schedule, Space
 from dgd_lightning.decode.call import Call, CallOptions, Request, call_of, check_request
 from dgd_lightning.decode.drafter import Drafter, Proposal, check_block_size, judge, propose
+from dgd_lightning.decode.finite import peaks
 from dgd_lightning.decode.nested import readout_key
 from dgd_lightning.decode.readouts.base import Readout, TargetOutput, split_taps
 from dgd_lightning.decode.readouts.draft import as_readout
@@ -145,6 +146,7 @@ class ReadoutGroup:
         device, readout = pair.target.device, as_readout(guidance.readout)
         self.blend, self.state = guidance.blend, readout.begin(pair, request, width)
         self.layers, self.rows = readout.layers(pair), rows
+        self.name = f"readout {type(readout).__name__}"
         self.betas = torch.tensor(betas, dtype=real_dtype(device), device=device)  # [n]
         self.sequences = list(range(len(request.lengths)))  # ascending; none once every row is finished
         self._sequences: Tensor | None = None  # the same on the device; None: all there are, in order
@@ -177,7 +179,7 @@ class ReadoutGroup:
         states = {layer: taken(states, self._sequences) for layer, states in taps.items()}
         self.state.extend(states, taken(positions, self._sequences))
 
-    def mix(self, out: TargetOutput, target: Tensor, step: Tensor) -> Tensor:
+    def mix(self, batch: Batch, out: TargetOutput, target: Tensor, step: Tensor) -> Tensor:
         """Guided logits [n, Q, V] of the group's rows, by ``out`` of all sequences, and [b, ..] of all rows."""
         own = out._replace(
             tokens=taken(out.tokens, self._sequences),
@@ -185,7 +187,9 @@ class ReadoutGroup:
             logits=taken(out.logits, self._sequences),
             taps={layer: taken(states, self._sequences) for layer, states in out.taps.items()},
         )
-        readout = taken(self.state.logits(own), self._places)
+        logits = self.state.logits(own)
+        batch.watch(self.name, taken(peaks(logits), self._places), self.index)
+        readout = taken(logits, self._places)
         return self.blend.mix(taken(target, self.index), readout, self.betas, taken(step, self.index))
 
 
@@ -249,12 +253,12 @@ class GuidedLoop:
         target = batch.rows(forward.logits)  # [b, Q, V]
         step = batch.rows(positions) + 1 - batch.starts[:, None]  # tokens generated before the one that is chosen
         if len(self.groups) == 1:
-            return self.groups[0].mix(out, target, step)
+            return self.groups[0].mix(batch, out, target, step)
         guided = wide(target).clone()
         for group in self.groups:
             if group.sequences:
                 index = slice(None) if group.index is None else group.index
-                guided[index] = group.mix(out, target, step)
+                guided[index] = group.mix(batch, out, target, step)
         return guided
 
     def _extend(self, features: Tensor | None, positions: Tensor) -> None:

@@ -170,20 +170,20 @@ class Rerank(Method):
             method = Autoregressive() if pair.draft is None else Speculative(self.block_size)
             drawn = method.generate(pair, prompts, call._replace(seed=seed, num_return_sequences=count))
             groups = [drawn[at : at + count] for at in range(0, len(drawn), count)]
-        blend = self.blend() if self.rank_by == "blend" else None
+        blend, names = self.blend() if self.rank_by == "blend" else None, call.names_of(len(prompts))
         return [
-            self._best(pair, prompt, group, blend, of_prompt(readout, number))
+            self._best(pair, prompt, group, blend, of_prompt(readout, number), names[number])
             for number, (prompt, group) in enumerate(zip(prompts, groups, strict=True))
         ]
 
     def _best(
-        self, pair: Pair, prompt: Tensor, group: list[DecodeOutput], blend: Blend | None, readout: Readout
+        self, pair: Pair, prompt: Tensor, group: list[DecodeOutput], blend: Blend | None, readout: Readout, name: str
     ) -> DecodeOutput:
         began = time.perf_counter()
         distinct: dict[tuple[int, ...], int] = {}  # equal answers are read once
         for output in group:
             distinct.setdefault(tuple(output.tokens.tolist()), len(distinct))
-        totals = log_likelihoods(pair, prompt, [torch.tensor(answer) for answer in distinct], blend, readout)
+        totals = log_likelihoods(pair, prompt, [torch.tensor(answer) for answer in distinct], blend, readout, name)
         scores = []
         for output in group:
             total = totals[distinct[tuple(output.tokens.tolist())]]
@@ -194,11 +194,11 @@ class Rerank(Method):
 
 
 def log_likelihoods(
-    pair: Pair, prompt: Tensor, answers: Sequence[Tensor], blend: Blend | None, readout: Readout
+    pair: Pair, prompt: Tensor, answers: Sequence[Tensor], blend: Blend | None, readout: Readout, name: str = "prompt"
 ) -> list[float]:
     """ln of the probability of whole answers [T] behind a prompt [S], at temperature 1: the target's, or a blend's."""
     totals = [0.0] * len(answers)
-    for part in replay(pair, prompt, answers, [] if blend is None else [readout]):
+    for part in replay(pair, prompt, answers, [] if blend is None else [readout], name=name):
         logits = wide(part.target)  # [Q, V]
         if blend is not None:
             logits = blend.mix_along(part.target, part.readouts[0], part.first)

@@ -64,6 +64,7 @@ class Speculative(Method):
                 seeds=request.seeds and [request.seeds[row]],
                 rows=[0],
                 prefixes=[request.prefixes[prompt]],
+                names=[request.names[prompt]],
             )
             outputs += self._decode(pair, alone, size, call.cycle_hook)
         return outputs

@@ -86,6 +86,8 @@ class ContextAdapter:
                 break
             except (ContextError, torch.OutOfMemoryError) as error:
                 why, no_room = " ".join(str(error).split()), isinstance(error, torch.OutOfMemoryError)
+            except InputError as error:  # the pair's: no other context would fare better
+                raise error.named(f"context {context_id}") if error.argument == "context" else error from error
             # Here, not above: what was caught holds on to the tensors of the fit.
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

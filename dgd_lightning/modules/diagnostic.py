@@ -7,8 +7,9 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from dgd_lightning.checks import check_integer
-from dgd_lightning.data.chat import gold_ids, prompt_ids
+from dgd_lightning.data.chat import gold_ids
 from dgd_lightning.data.tasks import TaskData, context_of
+from dgd_lightning.decode.call import check_prompt
 from dgd_lightning.decode.nested import plain
 from dgd_lightning.decode.readouts.ablated_draft import AblatedDraft
 from dgd_lightning.decode.readouts.base import Readout
@@ -20,6 +21,7 @@ from dgd_lightning.metrics.diagnosis import ADAPTED, DRAFT, RANDOM, SHUFFLED, TA
 from dgd_lightning.metrics.gold import confidence, gold_log_probability, gold_rank
 from dgd_lightning.modules.adaptation import Adapted, context_adapter, contexts_to_adapt
 from dgd_lightning.modules.pair_source import PairSource, check_rows_run
+from dgd_lightning.modules.prompts import prompt_of
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.types import Task
@@ -135,8 +137,9 @@ class Diagnostic(LightningModule):
 
     def text(self, task: Task) -> tuple[Tensor, Tensor]:
         """Prompt [S] and gold answer [T]."""
-        prompt = prompt_ids(self.pair.tokenizer, task, enable_thinking=self.enable_thinking)
-        return prompt, gold_ids(self.pair.tokenizer, task, self.answer_field)
+        prompt = prompt_of(self.pair, task, enable_thinking=self.enable_thinking)
+        answer = gold_ids(self.pair.tokenizer, task, self.answer_field)
+        return prompt, check_prompt(f"task {task.idx}", answer, self.pair.target.vocab_size)
 
     def row(self, task: Task) -> dict[str, Any]:
         """The task's row."""
@@ -148,10 +151,10 @@ class Diagnostic(LightningModule):
         adapted = None
         if self.adapt is not None:
             adapted = self.adapt(context, lambda: [self.text(member)[0] for member in self.contexts[context]])
-        found = self._read(prompt, answer, adapted)
+        found = self._read(prompt, answer, adapted, f"task {task.idx}")
         return {**row, "dgd": {**head, "ttt": adapted and adapted.record, "answer_ids": answer.tolist(), **found}}
 
-    def _read(self, prompt: Tensor, answer: Tensor, adapted: Adapted | None) -> dict[str, Any]:
+    def _read(self, prompt: Tensor, answer: Tensor, adapted: Adapted | None, name: str) -> dict[str, Any]:
         """The target's confidence at every answer token, and every reader's rank and log-probability of it."""
         pair, nothing = self.pair, [None] * len(answer)
         size = pair.require_draft().config.block_size if self.slots else 2  # slots below it; slot 1 is the draft itself
@@ -166,7 +169,7 @@ class Diagnostic(LightningModule):
             own["log_probability"][at] = gold_log_probability(logits, tokens).tolist()
 
         sure: list[float] = []
-        for part in replay(pair, prompt, [answer], readouts, chunk=self.chunk):
+        for part in replay(pair, prompt, [answer], readouts, chunk=self.chunk, name=name):
             sure += confidence(part.target).tolist()
             for name, logits in zip([TARGET, *self.readers], [part.target, *part.readouts], strict=False):
                 note(name, part.first, logits, part.tokens)
@@ -176,7 +179,7 @@ class Diagnostic(LightningModule):
                 note(f"slot {slot}", first, part.readouts[-1][: len(tokens), slot - 1], tokens)
         if adapted is not None:
             with pair.adapter(adapted.adapter) if adapted.adapter is not None else nullcontext():
-                for part in replay(pair, prompt, [answer], [DraftReadout()], chunk=self.chunk):
+                for part in replay(pair, prompt, [answer], [DraftReadout()], chunk=self.chunk, name=name):
                     note(ADAPTED, part.first, part.readouts[0], part.tokens)
         return {"confidence": sure, "readers": found}
 

@@ -6,12 +6,14 @@ loop: τ.
 """
 
 import copy
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -26,11 +28,20 @@ from dgd_lightning.errors import InputError
 from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.metrics.acceptance import AcceptanceLength
 from dgd_lightning.modules.pair_source import PairSource, room_before
-from dgd_lightning.modules.training import best_checkpoint, copy_provenance, require_writable, scheduled
-from dgd_lightning.pair import Pair
+from dgd_lightning.modules.training import (
+    best_checkpoint,
+    checked,
+    copy_provenance,
+    require_finite,
+    require_writable,
+    scheduled,
+)
+from dgd_lightning.pair import Pair, token_count
 from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.target.folder import bundled
 from dgd_lightning.target.model import Target
+
+RESERVED = re.compile(r"reserved|unused", re.I)  # in a token's name: Llama's and Gemma's have no other use
 
 
 class DraftTraining(L.LightningModule):
@@ -46,7 +57,9 @@ class DraftTraining(L.LightningModule):
         num_layers: layers of a new draft.
         block_size: K of a new draft, the anchor included.
         target_layer_ids: tapped layers of a new draft; None takes ``num_layers`` points evenly from 1 to L − 3.
-        mask_token_id: the mask token of a new draft, a row of the target's embedding; None takes the last row.
+        mask_token_id: the mask token of a new draft, a row of the target's embedding. None takes a row that is not in
+            use, and says which: the first one beyond the tokenizer's ids, as the published drafts do; else a reserved
+            token, or an id, that the training data does not have.
         num_anchors: N, anchors per sequence and step.
         gamma: decay of the slot weights; None takes the paper's for the block size.
         attention: ``flex`` (FlexAttention, CUDA), ``tiles`` (made for CPUs), ``sdpa`` (anywhere) or ``dense`` (one mask
@@ -129,7 +142,12 @@ class DraftTraining(L.LightningModule):
         self.longest = room_before(loaded.target, "model.val_max_new_tokens", self.val_max_new_tokens)  # prompt
         draft = loaded.draft
         if draft is None:
-            draft = DFlashDraft(new_draft_config(loaded.target, *self.shape))
+            layers, size, taps, mask = self.shape
+            if mask is None:
+                data = getattr(getattr(self._trainer, "datamodule", None), "train_set", None)
+                mask, why = unused_row(loaded.target, loaded.tokenizer, data or ())
+                rank_zero_only(print)(f"mask token: {mask}, {why}")
+            draft = DFlashDraft(new_draft_config(loaded.target, layers, size, taps, mask))
             generator = torch.Generator().manual_seed(self.seed)
             for module in draft.modules():  # as Qwen3 initialises; norms start at 1
                 if isinstance(module, torch.nn.Linear):
@@ -173,7 +191,7 @@ class DraftTraining(L.LightningModule):
         micro_batch = batch_idx % self.trainer.accumulate_grad_batches
         seed = mixed_seed(self.seed, self.global_step, micro_batch, self.global_rank)
         result = self(batch.input_ids, batch.loss_mask, torch.Generator().manual_seed(seed))
-        self.log("train/loss", result.loss, prog_bar=True)
+        self.log("train/loss", checked(result.loss, self), prog_bar=True)
         self.log("train/accuracy", result.accuracy, prog_bar=True)
         slots = enumerate(result.per_slot_accuracy, 1)
         self.log_dict({f"train/accuracy_slot_{slot}": accuracy for slot, accuracy in slots})
@@ -221,7 +239,9 @@ class DraftTraining(L.LightningModule):
         if (best := best_checkpoint(self.trainer)) is not None:
             draft, step, why = copy.deepcopy(draft), best.step, best.why
             draft.load_state_dict({name.removeprefix("draft."): value for name, value in best.state.items()})
-        folder = save_draft(draft, self.export_dir, dtype=self.pair.target.dtype)
+        kind = self.pair.target.dtype
+        require_finite(weight.to(kind) for weight in draft.parameters())
+        folder = save_draft(draft, self.export_dir, dtype=kind)
         copy_provenance(log_dir, folder)
         print(f"exported the draft of step {step} ({why}) to {self.export_dir}")
 
@@ -232,18 +252,48 @@ def _place(target: str) -> str:
     return str(folder.resolve()) if folder.is_dir() else target
 
 
+def unused_row(target: Target, tokenizer: Any | None, data: Iterable[Iterable[Tensor]]) -> tuple[int, str]:
+    """A row of the target's embedding that is no token in use, for the mask token, and why it is none.
+
+    The published Qwen3 drafts have 151669, the first of the rows that pad the embedding.
+
+    Args:
+        data: conversations, each some tensors of ids; empty where they are not known.
+    """
+    tokens = token_count(tokenizer)
+    if tokens is not None and tokens < target.vocab_size:
+        return tokens, f"the first row beyond the tokenizer's {tokens:,} ids"
+    free = torch.ones(target.vocab_size, dtype=torch.bool)
+    known = False
+    for ids in (part for conversation in data for part in conversation):
+        free[ids], known = False, True
+    names = {} if tokenizer is None else tokenizer.get_added_vocab()
+    reserved = [id for name, id in names.items() if RESERVED.search(name) and free[id]]
+    if reserved:
+        return max(reserved), "a reserved token that the data does not have"
+    free[[*names.values(), *target.stop_token_ids]] = False  # what templates write, and answers end with
+    if not known or not free.any():
+        raise InputError(
+            "model.mask_token_id",
+            expected="a row that no token uses",
+            received="none: the tokenizer has no reserved token, and "
+            + ("every id is in the training data" if known else "the training data is not known"),
+            hint="name an id that neither prompts nor answers have",
+        )
+    return int(free.nonzero()[-1]), "the last id that the training data does not have"
+
+
 def new_draft_config(
-    target: Target, num_layers: int, block_size: int, target_layer_ids: list[int] | None, mask_token_id: int | None
+    target: Target, num_layers: int, block_size: int, target_layer_ids: list[int] | None, mask: int
 ) -> DraftConfig:
     """A draft's configuration with the target's own widths, as the published drafts have."""
     config: Any = target.model.config
-    mask = target.vocab_size - 1 if mask_token_id is None else mask_token_id
     if not 0 <= mask < target.vocab_size:
         raise InputError(
             "model.mask_token_id",
             expected=f"a row of the target's embedding, 0…{target.vocab_size - 1}",
             received=mask,
-            hint="choose an id that the tokenizer does not use, or leave it out for the last row",
+            hint="choose an id that the tokenizer does not use, or leave it out",
         )
     layers = default_layer_ids(target.num_layers, num_layers) if target_layer_ids is None else target_layer_ids
     if not layers or any(layer not in range(target.num_layers) for layer in layers):

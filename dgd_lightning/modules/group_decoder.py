@@ -78,7 +78,7 @@ class GroupDecoder:
         report, self.on_progress = self.on_progress, None  # no task's tokens, so nothing to show
         tokens = min(WARMUP_TOKENS, self.settings.max_new_tokens)
         for arms in self.together:
-            self._decode(arms, self._ready(arms, [task]), [prompt], Call(tokens, seed=[0]))
+            self._decode(arms, self._ready(arms, [task]), [prompt], Call(tokens, seed=[0], names=[named(task, arms)]))
         self.on_progress = report
 
     def rows(self, tasks: list[Task], turn: int = 0, size: int | None = None) -> list[dict[str, Any]]:
@@ -144,7 +144,8 @@ class GroupDecoder:
                     online = OnlineTTT(first.online_every, replace(self.adapt.config, steps=ONLINE_STEPS), adapter)
                 seeds = [row_seed(self.settings.seed, task.idx, first) for task in fitting]
                 new = self.settings.max_new_tokens
-                call = Call(new, seed=seeds, prefixes=stored.prefixes, cycle_hook=online)
+                names = [named(task, arms) for task in fitting]
+                call = Call(new, seed=seeds, prefixes=stored.prefixes, cycle_hook=online, names=names)
                 with nullcontext() if adapter is None or online is not None else self.pair.adapter(adapter):
                     outputs = self._decode(arms, methods, kept, call)
                 self.prefixes.count(kept, stored, outputs[0][0].trace.prefill_seconds)
@@ -187,14 +188,15 @@ class GroupDecoder:
         prompt, answer = torch.tensor(record["prompt_ids"]), torch.tensor(record["output_ids"])
         (alone,) = self._ready([arm], [task])
         with nullcontext() if adapter is None else self.pair.adapter(adapter):
-            record["divergence"] = divergence_record(self.pair, alone.guidance_of(record), prompt, answer, settings)
+            record["divergence"] = divergence_record(
+                self.pair, alone.guidance_of(record), prompt, answer, settings, named(task, [arm])
+            )
 
     def _decode(
         self, arms: Sequence[Arm], methods: Sequence[Method], prompts: list[Tensor], call: Call
     ) -> list[list[DecodeOutput]]:
         """Outputs of each of the arms, which are decoded in one batch."""
-        report = self.on_progress
-        name = arms[0].name if len(arms) == 1 else f"{len(arms)} arms from {arms[0].name}"
+        report, name = self.on_progress, label(arms)
         if report is not None:  # a long prefill is announced: the decoders report after it only
             report(name, Progress(0, 0, len(prompts), len(prompts)))
         call = call._replace(
@@ -230,3 +232,13 @@ class GroupDecoder:
                     hint="see docs/extending.md",
                 )
         return outputs
+
+
+def label(arms: Sequence[Arm]) -> str:
+    """Arms that are decoded in one batch, for people."""
+    return arms[0].name if len(arms) == 1 else f"{len(arms)} arms from {arms[0].name}"
+
+
+def named(task: Task, arms: Sequence[Arm]) -> str:
+    """What a task's prompt is called in errors of its decoding."""
+    return f"task {task.idx} ({label(arms)})"

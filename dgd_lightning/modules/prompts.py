@@ -12,6 +12,7 @@ from dgd_lightning.data.chat import prompt_ids, prompt_text
 from dgd_lightning.data.one_context import common_prefix
 from dgd_lightning.data.tasks import context_of
 from dgd_lightning.data.without_context import without_context
+from dgd_lightning.decode.call import check_prompt
 from dgd_lightning.decode.prefix_cache import PrefixCache, make_prefix_cache
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.pair_source import room_before
@@ -19,6 +20,12 @@ from dgd_lightning.pair import Pair
 from dgd_lightning.types import Task
 
 SHORTEST = 16  # tokens: what chat templates begin with is not worth a forward of its own
+
+
+def prompt_of(pair: Pair, task: Task, *, enable_thinking: bool) -> Tensor:
+    """Token ids [S] of a task's prompt, none of which is beyond the target's vocabulary."""
+    ids = prompt_ids(pair.tokenizer, task, enable_thinking=enable_thinking)
+    return check_prompt(f"task {task.idx}", ids, pair.target.vocab_size)
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Prompts:
 
     def of(self, task: Task) -> Tensor:
         """[S]"""
-        return prompt_ids(self.pair.tokenizer, task, enable_thinking=self.enable_thinking)
+        return prompt_of(self.pair, task, enable_thinking=self.enable_thinking)
 
     def of_context(self, context: str) -> list[Tensor]:
         """Prompts of all tasks of a context that fit: a prompt cut on the left begins with something else."""

@@ -166,6 +166,7 @@ def divergence_record(
     prompt: Tensor,  # [S] as the target read it
     answer: Tensor,  # [T] tokens
     settings: DivergenceSettings,
+    name: str = "prompt",  # in errors
 ) -> dict[str, Any] | None:
     """A row's ``dgd.divergence``: a list per number of `TokenDivergence`, the tokens' texts, and ``top``.
 
@@ -179,7 +180,7 @@ def divergence_record(
     betas = blend.betas(1)
     numbers: dict[str, list[Any]] = {name: [] for name in TokenDivergence._fields}
     top: list[dict[str, Any]] = []
-    for part in replay(pair, prompt, [answer], [as_readout(readout)]):
+    for part in replay(pair, prompt, [answer], [as_readout(readout)], name=name):
         guided = blend.mix_along(part.target, part.readouts[0], part.first)  # [Q, V]
         values = token_divergence(part.target, part.readouts[0], guided, part.tokens)
         for name, column in values._asdict().items():

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from dgd_lightning.data.licence import check_clbench
-from dgd_lightning.modules.training import copy_provenance, require_writable, scheduled
+from dgd_lightning.modules.training import checked, copy_provenance, require_finite, require_writable, scheduled
 
 SIZES = (
     "vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
@@ -98,7 +98,7 @@ class TargetPretraining(L.LightningModule):
         self.loss = torch.compile(loss) if self.compile_step else loss
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = self.loss(batch.input_ids, batch.weights)
+        loss = checked(self.loss(batch.input_ids, batch.weights), self)
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/tokens_per_step", float(batch.input_ids.numel()))
         return loss
@@ -137,6 +137,7 @@ class TargetPretraining(L.LightningModule):
         log_dir = self.trainer.log_dir  # a collective: every rank asks
         if self.export_dir is None or not self.trainer.is_global_zero:
             return
+        require_finite(self.model.parameters())
         self.model.config.use_cache = True
         tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
         if tokenizer is not None:

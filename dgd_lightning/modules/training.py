@@ -6,11 +6,12 @@ An export takes a folder that can be written, the best checkpoint, and the prove
 import json
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -19,6 +20,28 @@ from dgd_lightning.errors import InputError
 from dgd_lightning.run_folder import PROVENANCE
 
 _ABSOLUTE = re.compile(r"(?<![\w.~:/])/(?:[^\s/,;'\"]+/)*([^\s/,;'\"]*)")
+
+
+def checked(loss: Tensor, module: LightningModule) -> Tensor:
+    """The loss of a training step; an InputError ends the fit where it is not finite on one of the ranks."""
+    trainer = module.trainer
+    value = trainer.strategy.reduce(loss.detach(), reduce_op="mean") if trainer.world_size > 1 else loss.detach()
+    if not math.isfinite(float(value)):
+        first = trainer.global_step == 0
+        raise InputError(
+            "loss",
+            expected="a finite number",
+            received=f"{float(value)} in step {trainer.global_step + 1}, in {trainer.precision}; nothing is exported",
+            hint="use model.dtype and trainer.precision with larger numbers" if first else "lower model.lr",
+        )
+    return loss
+
+
+def require_finite(weights: Iterable[Tensor]) -> None:
+    """Refuses to export what the last step has broken, or what the exported dtype can't hold."""
+    if not all(bool(weight.isfinite().all()) for weight in weights):
+        received = "NaN or infinity; nothing is exported"
+        raise InputError("model.lr", expected="finite weights after the last step", received=received, hint="lower it")
 
 
 class Best(NamedTuple):

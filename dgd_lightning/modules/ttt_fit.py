@@ -178,6 +178,9 @@ class TestTimeTraining(L.LightningModule):
         print(report(self.context_id, trace, self.ttt))
         for folder in folders:
             print(f"adapter:    {folder}" if trace.kept else f"trace:      {folder / TRACE}")
+        if trace.stopped not in ("done", "early"):
+            received, _, hint = trace.stopped.partition(": ")
+            raise InputError("model.ttt", expected="finite losses and weights", received=received, hint=hint)
 
 
 def report(context_id: str, trace: AdaptTrace, config: TTTConfig) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import importlib.metadata
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -15,8 +14,17 @@ from typing import Any, Self
 from dgd_lightning.errors import InputError
 from dgd_lightning.grader import Grader
 from dgd_lightning.jsonl import reply
-from dgd_lightning.scoring.final_answer import final_answer, plain_number, words_alone
+from dgd_lightning.scoring.final_answer import final_answer
 from dgd_lightning.scoring.harness_rules import harness_verdicts
+from dgd_lightning.scoring.latex import (
+    Pair,
+    in_brackets,
+    normalised,
+    paired,
+    plain_number,
+    same_words,
+    words_alone,
+)
 from dgd_lightning.types import Score
 
 WORKER = Path(__file__).with_name("math_worker.py")
@@ -24,7 +32,7 @@ PATIENCE = 20
 START_SECONDS = 120.0  # to import sympy on a busy machine
 LIVES = 3  # workers that are tried for one comparison while somebody kills them
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}  # what an input may do to it
-RULES = 2  # of what is no score and what is 0: other rules, another number, and answers are graded anew
+RULES = 3  # of what is no score and what is 0: other rules, another number, and answers are graded anew
 
 
 class WorkerError(RuntimeError):
@@ -139,21 +147,24 @@ class MathGrader(Grader):
         return cls(workers=options["math_workers"])
 
     def takes(self, row: dict[str, Any]) -> bool:
-        return isinstance(row.get("answer"), str) and (_is_gsm8k(row) or _is_math(row))
+        gold = row.get("answer")
+        return isinstance(gold, str | int | float) and not isinstance(gold, bool) and (_is_gsm8k(row) or _is_math(row))
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
         """See `Grader.grade`; ``details`` says what was found where, and how both were read."""
         number = _is_gsm8k(row)
-        gold = row["answer"].rsplit("####", 1)[-1].strip() if number else row["answer"].strip()
-        found = final_answer(answer, number=number)
+        gold = str(row["answer"]).rsplit("####", 1)[-1].strip() if number else str(row["answer"]).strip()
+        word = None if number else words_alone(gold)
+        found = final_answer(answer, "number" if number else "formula" if word is None else "words")
         details: dict[str, Any] = {"gold": gold}
         if found is None:
             return Score(0.0, [], "no result in the answer", details)
         details |= {"found": found.text, "place": found.place}
-        equal = _same(gold, found.text)
+        pair = Pair(normalised(gold), normalised(found.text))
+        equal = _same(*pair) if word is None else same_words(word, found.text)
         if equal is None:
             try:
-                read = self.pool.compare(gold, found.text)
+                read = self.pool.compare(*paired(*pair))
             except WorkerError as error:
                 if _version() is None:
                     missing = {"expected": "the package math-verify", "received": "no such package"}
@@ -186,7 +197,7 @@ def _version() -> str | None:
 
 
 def _is_gsm8k(row: dict[str, Any]) -> bool:
-    return isinstance(row.get("question"), str) and "####" in row["answer"]
+    return isinstance(row.get("question"), str) and "####" in str(row["answer"])
 
 
 def _is_math(row: dict[str, Any]) -> bool:
@@ -195,13 +206,12 @@ def _is_math(row: dict[str, Any]) -> bool:
 
 
 def _same(gold: str, found: str) -> bool | None:
-    """The verdict where it takes no mathematics; None where it does."""
-    if re.sub(r"\s", "", gold) == re.sub(r"\s", "", found):
+    """The verdict on normalised results where it takes no mathematics; None where it does."""
+    if "".join(gold.split()) == "".join(found.split()):
         return True
     number, other = plain_number(gold), plain_number(found)
     if number is not None and other is not None:
         return number == other
-    word = words_alone(gold)
-    if word is not None:
-        return word == words_alone(found if "\\" in found else f"\\text{{{found}}}")
+    if {in_brackets(gold), in_brackets(found)} in ({"(", ","}, {"(", "\\{"}):
+        return False
     return None

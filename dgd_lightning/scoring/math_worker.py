@@ -5,25 +5,51 @@ handles, so the kernel ends this process, whatever it is busy with; `math_grader
 parsed, by a grammar; math-verify's plain expressions go through ``eval`` and are never used.
 """
 
+import contextlib
 import io
 import json
 import logging
 import resource
 import signal
 import sys
+from dataclasses import replace
+from typing import Any
 
-from math_verify import parse, verify
-from math_verify.parser import LatexExtractionConfig
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+from latex2sympy2_extended.math_normalization import normalize_latex
+from math_verify import LatexExtractionConfig, verify
+from math_verify.grader import should_treat_as_complex
+from math_verify.parser import get_last_eq
+from sympy import And, Eq, FiniteSet, Union
+from sympy.core.relational import Relational
 
-LATEX = [LatexExtractionConfig()]
+NORMAL = replace(LatexExtractionConfig().normalization_config, boxed="none")
+CASES = ConversionConfig(lowercase_symbols=False)
+DIGITS = 100  # irrational numbers that agree to so many are equal; others are compared exactly
 
 
 def compare(gold: str, answer: str) -> dict[str, bool | str]:
-    """Whether two results (LaTeX without dollar signs) have one value, and how each was read."""
-    read = [parse(f"${text}$", extraction_config=LATEX, parsing_timeout=None) for text in (gold, answer)]
-    equal = all(read) and verify(read[0], read[1], timeout_seconds=None)
-    words = [str(found[0])[:200] if found else "" for found in read]
+    """Whether two results (LaTeX without dollar signs and decimals) have one value, and how each was read."""
+    read = [parse(text) for text in (gold, answer)]
+    equal = None not in read and verify(
+        *read, numeric_precision=DIGITS, allow_set_relation_comp=True, timeout_seconds=None
+    )
+    words = ["" if found is None else str(found)[:200] for found in read]
     return {"equal": bool(equal), "gold": words[0], "answer": words[1]}
+
+
+def parse(text: str) -> Any:
+    """As math-verify's ``parse``, but R is not r, and x < 2 or x > 3 is a union; None where it can't be read."""
+    text = normalize_latex(text, NORMAL)
+    for form in dict.fromkeys((text, get_last_eq(text))):
+        with contextlib.suppress(Exception):
+            found = latex2sympy(
+                form, is_real=not should_treat_as_complex(form), normalization_config=None, conversion_config=CASES
+            )
+            parts = found.args if isinstance(found, FiniteSet) else ()
+            ranges = len(parts) > 1 and all(isinstance(one, And | Relational) and not one.has(Eq) for one in parts)
+            return Union(*(one.as_set() for one in parts)) if ranges else found
+    return None
 
 
 def main() -> None:

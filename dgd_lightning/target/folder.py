@@ -14,6 +14,7 @@ from dgd_lightning.errors import InputError
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 BUNDLED = "lab"  # the name of the bundled pair, as a target or as a draft
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.jinja")
+FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}  # of safetensors headers
 HINT = "use a checkpoint whose config.json is consistent"
 # What transformers needs of a scaled rope before it can turn anything.
 _ROPE_NEEDS = {
@@ -150,6 +151,39 @@ def find_weights(folder: Path, argument: str) -> list[Path]:
         received=f"{folder}, which has {shorten(others) or 'no weights'}",
         hint="pickled weights are never loaded: convert to safetensors" if others else "check the path",
     )
+
+
+def refuse_quantised(raw: Mapping[str, Any], argument: str) -> None:
+    """Refuse a config.json that says that weights are quantised (GPTQ, AWQ, bitsandbytes, FP8, …), by its name."""
+    for key in ("quantization_config", "compression_config"):
+        if raw.get(key) is not None:
+            method = read_mapping(raw, key, argument).get("quant_method") or "an unnamed method"
+            raise quantised(argument, f"weights quantised by {method} ({key} in config.json)")
+
+
+def quantised(argument: str, received: str) -> InputError:
+    """The error for weights that are no plain floating-point numbers."""
+    hint = "quantised checkpoints are not supported: use the one that it was made from"
+    expected = f"weights in {', '.join(FLOATS.values())}"
+    return InputError(argument, expected=expected, received=received, hint=hint)
+
+
+def refuse_narrow_weights(files: Sequence[Path], argument: str) -> None:
+    """Refuse integer and 8-bit weights of safetensors files, which would be read as what they are not.
+
+    Their headers alone are read; a file that can't be read is left to who loads it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                kinds = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError):
+            return
+        for name, kind in kinds.items():
+            if kind not in FLOATS and "weight" in name.rpartition(".")[2]:
+                raise quantised(argument, f"{name} in {kind} ({file.name})")
 
 
 def read_field(

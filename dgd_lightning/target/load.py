@@ -18,6 +18,8 @@ from dgd_lightning.target.folder import (
     read_json,
     read_list,
     read_rope,
+    refuse_narrow_weights,
+    refuse_quantised,
     shorten,
 )
 from dgd_lightning.target.model import Target, check_attention
@@ -65,13 +67,15 @@ def load_target(
     Warns where the generation config asks for what changes the tokens in transformers' ``generate`` and not here.
 
     Raises:
-        InputError: nothing there, no network, no safetensors, another architecture, an unsupported option, a
-            ``device_map`` that leaves layers on the CPU or the disk while others are on a GPU.
+        InputError: nothing there, no network, no safetensors, another architecture, quantised weights, an unsupported
+            option, a ``device_map`` that leaves layers on the CPU or the disk while others are on a GPU.
     """
     attention, wanted, where = check_attention(attn_implementation or "sdpa"), as_dtype(dtype), as_device_map(device)
     folder = fetch_folder("target", name_or_path, revision, (*_MODEL_FILES, *TOKENIZER_FILES))
-    check_family(read_json(folder / "config.json", "target"))
-    find_weights(folder, "target")
+    config = read_json(folder / "config.json", "target")
+    refuse_quantised(config, "target")
+    check_family(config)
+    refuse_narrow_weights(find_weights(folder, "target"), "target")
     if (folder / "generation_config.json").is_file():  # transformers would go on without an unreadable one
         read_json(folder / "generation_config.json", "target")
     from huggingface_hub.errors import StrictDataclassError

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dgd_lightning.decode.finite import hint_of
 from dgd_lightning.decode.prefix_cache import PrefixCache
 from dgd_lightning.draft.checkpoint import Adapter
 from dgd_lightning.draft.lora import DraftLora
@@ -71,7 +72,7 @@ def ttt_adapt(
         The adapter, equal for equal arguments whatever was adapted before.
 
     Raises:
-        InputError: a pair without a draft, or a call inside ``torch.inference_mode``.
+        InputError: a pair without a draft, or one whose target overflows, or a call inside ``torch.inference_mode``.
         ContextError: a context that is too short or too long, or behind which the target has nothing to say.
     """
     config = config or TTTConfig()
@@ -189,7 +190,8 @@ class Fit:
         self.best_tau = 0.0  # of those weights on validation texts
         self.idle = 0  # scores since the last one that was better, or had a lower loss than any before
         self.stopped = "done"
-        if config.steps > 0 and (score := problem.score(0)) is not None:
+        score = problem.score(0) if config.steps > 0 else None
+        if score is not None and self.check(torch.tensor(score.loss)):
             self.scores.append(score)
 
     @property
@@ -201,7 +203,8 @@ class Fit:
         """Whether a step's loss is finite; where it is not, the fit ends and is rolled back."""
         if math.isfinite(value := float(loss.detach())):
             return True
-        self.stopped = f"the loss of step {self.step + 1} was {value}: lower ttt.lr"
+        hint = "lower ttt.lr" if self.step else hint_of(self.problem.target.dtype)  # no step yet: no rate is to blame
+        self.stopped = f"the loss of step {self.step + 1} was {value}: {hint}"
         return False
 
     def advance(self, loss: float) -> HeldOutScore | None:

@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -116,7 +117,9 @@ class AdaptProblem:
             reduce: sums a number over the ranks.
         """
         blocks = draw_blocks(self.split, self.config, step, self.device, self.trained)
-        mine = blocks._replace(anchors=blocks.anchors[:, rank::ranks], keep=blocks.keep[:, rank::ranks])
+        few = max(0, ranks - blocks.anchors.shape[1])  # every rank has a block, be it a dropped one
+        anchors, keep = (F.pad(one, (0, few))[:, rank::ranks] for one in (blocks.anchors, blocks.keep))
+        mine = blocks._replace(anchors=anchors, keep=keep)
         scores, _, inside = self._scores(mine, with_target=self.config.labels == "target")
         if self.config.weighting == "dpace":
             weights = dpace_weights(scores.confidence, inside, self.config.dpace_alpha)

@@ -182,6 +182,7 @@ def _write(
         seed=seeds,
         stop_token_ids=(*end[:1], *stops) if asks else (),
         prefixes=[prefix] * len(seeds),
+        names=["context"] * len(seeds),
     )
     written = [Written(context.tolist(), len(context), answers=False)] * len(seeds)  # those that stopped at once
     asked: dict[bool, dict[int, Tensor]] = {True: {}, False: {}}  # questions that the target ended itself, and others
@@ -203,6 +204,7 @@ def _write(
             max_new_tokens=planned.tokens,
             stop_token_ids=None if closed else (),
             prefixes=[prefix] * len(prompts),
+            names=["context"] * len(prompts),
         )
         for (i, prompt), answer in zip(prompts.items(), answers, strict=True):
             written[i] = Written([*prompt.tolist(), *answer.tokens.tolist()], len(prompt), closed)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import threading
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -444,3 +446,14 @@ def test_unknown_parser_messages_still_fit_a_line(message: str, line: str) -> No
     error = str(from_parser_message(message))
     assert "\n" not in error
     assert line in error
+
+
+def test_lm_evaluation_harness_is_an_extra(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """As `python -m dgd_lightning.lm_eval` where it is not installed."""
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "dgd_lightning.lm_eval", raising=False)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("dgd_lightning.lm_eval", run_name="__main__")
+    check(Run(end.value.code, *capfd.readouterr()), "lm_eval", "pip install 'dgd-lightning[lm-eval]'")
+    with pytest.raises(InputError, match="lm_eval: expected lm-evaluation-harness"):
+        import_module("dgd_lightning.lm_eval")

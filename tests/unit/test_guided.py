@@ -24,7 +24,7 @@ from tiny import make_pair
 from torch import Tensor
 
 from dgd_lightning.decode import call
-from dgd_lightning.decode.batch import Change
+from dgd_lightning.decode.batch import Batch, Change
 from dgd_lightning.decode.blending import Adaptive, Disagree, WarmUp
 from dgd_lightning.decode.readouts.base import Readout, ReadoutState, TargetOutput
 from dgd_lightning.decode.readouts.draft import DraftState
@@ -135,10 +135,10 @@ def verify_with_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks are judged by the target, single tokens by the blend."""
     make = ReadoutGroup.mix
 
-    def mixed(self: ReadoutGroup, out: TargetOutput, target: Tensor, step: Tensor) -> Tensor:
+    def mixed(self: ReadoutGroup, batch: Batch, out: TargetOutput, target: Tensor, step: Tensor) -> Tensor:
         betas = self.betas
         self.betas = betas if out.tokens.shape[1] == 1 else torch.zeros_like(betas)
-        logits = make(self, out, target, step)
+        logits = make(self, batch, out, target, step)
         self.betas = betas
         return logits
 

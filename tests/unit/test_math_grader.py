@@ -1,4 +1,4 @@
-"""Final results and their equality: known pairs, hostile input, and real data sets where there are such."""
+"""Equality of results, the processes that compare them, and real data sets where there are such."""
 
 from __future__ import annotations
 
@@ -9,83 +9,26 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
 from pathlib import Path
 
 import psutil
 import pytest
 
-from dgd_lightning.scoring.final_answer import final_answer, plain_number
-from dgd_lightning.scoring.math_grader import WORKER, MathGrader, MathPool
+from dgd_lightning.scoring import math_grader
+from dgd_lightning.scoring.math_grader import MathGrader, MathPool
 
 GSM = {"question": "How many?", "answer": "She has 9 * 8 = <<9*8=72>>72.\n#### 72"}
 
 
 @pytest.fixture(scope="module")
 def grader() -> Iterator[MathGrader]:
-    grader = MathGrader(workers=2, seconds=30.0)
+    grader = MathGrader(workers=1, seconds=30.0)  # one process: each imports sympy for itself
     yield grader
     grader.close()
 
 
 def value(grader: MathGrader, gold: str, answer: str) -> float | None:
     return grader.grade({"problem": "?", "answer": gold}, answer).value
-
-
-@pytest.mark.parametrize(
-    ("answer", "number", "found", "place"),
-    [
-        (r"\boxed{1} no, \boxed{\frac{1}{\sqrt{2}}}", False, r"\frac{1}{\sqrt{2}}", "boxed"),
-        (r"\boxed{5} and then \boxed{}", False, "5", "boxed"),  # an empty one does not count
-        (r"\boxed{5} and then \boxed{6", False, "5", "boxed"),  # nor one that is cut off
-        (r"\boxed 7", False, "7", "boxed"),
-        (r"\boxed{\{1, 2\}}", False, r"\{1, 2\}", "boxed"),
-        ("<think>\\boxed{1}</think> The answer is 2.", False, "2", "said"),
-        ("2 + 2\n#### 4\nSo 5.", True, "4", "####"),
-        ("The answer is 9 * 2 = $18.50, as asked. It took 3 days.", True, "18.50", "said"),
-        ("**Final Answer:** **$1,234**", True, "1234", "said"),
-        ("Answer: 18 dollars", True, "18", "said"),
-        ("First 5 apples, then 1,200.50 pears, so 7 fruits.", True, "7", "number"),
-        ("she makes $2,125.", True, "2125", "number"),
-        ("from -5 to 3", True, "3", "number"),
-        ("so $x = 3$ or $y = 4$ hold", False, "y = 4", "formula"),
-        (r"so \[ 2x \] it is", False, "2x", "formula"),
-        ("It is Evelyn", False, "It is Evelyn", "last line"),
-    ],
-)
-def test_where_results_stand(answer: str, number: bool, found: str, place: str) -> None:
-    assert final_answer(answer, number=number) == (found, place)
-
-
-def test_no_result() -> None:
-    assert final_answer("I do not know.", number=True) is None
-    assert final_answer(" \n ", number=False) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("$1,234.50", Fraction(2469, 2)),
-        (r"\$18", Fraction(18)),
-        (r"25\%", Fraction(25)),
-        (r"5\text{ inches}", Fraction(5)),
-        ("5 cm", Fraction(5)),
-        ("1{,}000", Fraction(1000)),
-        (r"32,\!348", Fraction(32348)),
-        ("-$5", Fraction(-5)),
-        ("0.50", Fraction(1, 2)),
-        ("x+1", None),
-        ("7x", None),
-        ("7 x", None),
-        ("2 sqrt", None),
-        ("1/2", None),
-        ("5 and 6", None),
-        ("3,4", None),
-        ("9" * 10_000, None),
-    ],
-)
-def test_plain_numbers(text: str, expected: Fraction | None) -> None:
-    assert plain_number(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -101,6 +44,8 @@ def test_plain_numbers(text: str, expected: Fraction | None) -> None:
         ("#### 7", 0.0),
         ("#### -72", 0.0),
         ("72.5", 0.0),
+        ("The answer is 72.0, or 6 dozen.", 1.0),
+        (r"The answer is $\frac{144}{2}$ dollars in 3 days.", 1.0),
         ("", 0.0),
     ],
 )
@@ -138,6 +83,48 @@ EQUAL = [
     (r"50\%", "50"),
     ("2516_8", "2516"),
     ("3+4i", "4i+3"),
+    ("864 \\mbox{ inches}^2", r"864 \text{ in}^2"),  # text and units
+    ("12", r"12 \frac{\text{m}}{\text{s}}"),
+    ("12", r"\text{The answer is } 12"),
+    ("12", r"\text{Yes, 12.}"),
+    ("12", r"\begin{aligned} x &= 3 \cdot 4 \\ &= 12 \end{aligned}"),
+    (r"\text{(C)}", r"\textbf{(C)} 5"),
+    (r"\text{ellipse}", r"\text{An ellipse.}"),
+    (r"90^\circ", "90°"),  # degrees
+    ("90", r"90\degree"),
+    (r"30^\circ, 150^\circ", r"150^\circ \text{ and } 30^\circ"),
+    (r"2\sqrt{3}", "2√3"),  # roots
+    (r"\sqrt{51}", r"\sqrt 51"),
+    (r"\sqrt[3]{2}", "∛2"),
+    (r"1 \pm \sqrt{19}", r"1-\sqrt{19}, 1+\sqrt{19}"),
+    (r"\emptyset", r"\varnothing"),  # the empty set
+    (r"\varnothing", r"\{ \}"),
+    (r"\emptyset", r"\text{the empty set}"),
+    ("e^2", r"\mathrm{e}^2"),  # upright letters
+    ("2e", r"2\text{e}"),
+    ("3+4i", r"3+4\mathrm{i}"),
+    (r"\sin x", r"\mathrm{sin}\, x"),
+    (r"2\pi", "2π"),
+    ("x^2", "x²"),
+    ("0.0000001", "10^{-7}"),  # exact numbers
+    (".0000672", r"6.72 \times 10^{-5}"),
+    ("10^{-7}", "1e-7"),
+    (r"\frac{1}{6}", r"0.1\overline{6}"),
+    ("2^{100}", "1267650600228229401496703205376"),
+    ("4210_{5}", "4210_5"),  # bases
+    ("4210_{5}", r"(4210)_{\text{five}}"),
+    ("4210_{5}", r"4210 \text{ (base 5)}"),
+    ("2A_{16}", r"\text{2A}_{16}"),
+    ("101_2, 110_2", "110₂, 101₂"),
+    ("5", "5_{10}"),
+    ("137 \\frac{1}{2}", "137½"),  # numbers
+    ("10080", "10 080"),
+    ("(3,4]", r"3 < x \leq 4"),  # sets
+    (r"(-\infty, 2) \cup (3, \infty)", r"x<2 \text{ or } x>3"),
+    (r"x \in [-2,7]", r"-2 \le x \le 7"),
+    (r"(-\infty, 2) \cup (3, 5)", r"x<2 \text{ or } 3<x<5"),
+    ("(3,500)", "(3, 500)"),
+    ("(15,-29)", "x=15, y=-29"),
 ]
 DIFFERENT = [
     ("x+1", "x-1"),
@@ -153,6 +140,31 @@ DIFFERENT = [
     ("5", "-5"),
     ("C", "B"),
     (r"\begin{pmatrix}1&2\end{pmatrix}", r"\begin{pmatrix}2&1\end{pmatrix}"),
+    ("0.0000001", "10^{-8}"),  # these pass for equal in math-verify
+    (".0000672", r"6.73 \times 10^{-5}"),
+    (r"10^{-20}\sqrt{2}", r"10^{-20}\sqrt{3}"),
+    ("(0.0000001, 1)", "(0.0000002, 1)"),
+    (r"\{0.0000001\}", r"\{10^{-8}\}"),
+    (r"\begin{pmatrix} 0.0000001 \\ 1 \end{pmatrix}", r"\begin{pmatrix} 0.0000002 \\ 1 \end{pmatrix}"),
+    ("1/3", "0.333333333"),
+    (r"\pi", "3.141592653589793"),
+    ("e", "2.718281828"),
+    ("4210_{5}", "4210_6"),
+    ("4210_{5}", "4210_{10}"),
+    ("101_2, 110_2", "110_3, 101_3"),
+    ("-101_2", "101_2"),
+    ("5", "101_2"),
+    ("5", "5_8"),
+    ("0.101_2", "0.101_3"),
+    ("R - r", "r - R"),
+    ("3R^2", "3r^2"),
+    ("-2,1", "(-2,1)"),
+    ("(2,4)", r"\{2,4\}"),
+    ("0", r"\emptyset"),
+    (r"\emptyset", r"\{\emptyset\}"),
+    (r"\text{(C)}", r"\text{Cat}"),
+    ("12", r"\text{12 or 13}"),
+    ("1,-2", "-2"),
 ]
 
 
@@ -170,23 +182,42 @@ def test_rows() -> None:
     grader = MathGrader()
     assert grader.takes({"problem": "?", "answer": "1", "solution": "", "subject": "", "level": 1, "unique_id": "a"})
     assert grader.takes({"prompt": "?", "answer": "1", "source": "math", "id": "a"})
+    assert grader.takes({"problem": "?", "answer": 1})  # a number in JSON
+    assert grader.grade({"problem": "?", "answer": 0.5}, "It is \\boxed{1/2}.").value == 1.0
+    assert grader.grade({"problem": "?", "answer": 7}, "It is \\boxed{8}.").value == 0.0
+    assert not grader.takes({"problem": "?", "answer": True})
     assert not grader.takes({"prompt": "?", "answer": "1", "source": "trivia"})
     assert not grader.takes({"question": "?", "answer": "no mark"})
     assert not grader.takes({"messages": [], "rubrics": []})
     assert not grader.takes({"question": 1, "answer": None})
 
 
-# Hostile input. No test below waits longer for a worker than its pool's limit and the start of a new one.
+# Processes that hang or are killed; not math-verify's, which take two seconds of processor time to start.
+
+STAND_IN = """
+import json, signal, sys
+print("{}", flush=True)
+for line in sys.stdin:
+    signal.setitimer(signal.ITIMER_PROF, float(sys.argv[2]))
+    question = json.loads(line)
+    while question["answer"] == "hang":
+        pass
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    print(json.dumps({"equal": question["gold"] == question["answer"]}), flush=True)
+"""
 
 
 def workers() -> list[psutil.Process]:
     """Those of `pool`, told from others by their memory."""
-    return [child for child in psutil.Process().children() if child.cmdline()[-3:-1] == [str(WORKER), "1025"]]
+    return [child for child in psutil.Process().children() if child.cmdline()[-2:-1] == ["1025"]]
 
 
 @pytest.fixture
-def pool() -> Iterator[MathPool]:
-    pool = MathPool(size=2, seconds=2.0, memory_mb=1025)
+def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MathPool]:
+    program = tmp_path / "worker.py"
+    program.write_text(STAND_IN)
+    monkeypatch.setattr(math_grader, "WORKER", program)
+    pool = MathPool(size=2, seconds=0.5, memory_mb=1025)
     yield pool
     pool.close()
     assert not workers()
@@ -195,10 +226,10 @@ def pool() -> Iterator[MathPool]:
 def test_a_hanging_worker_is_killed_and_replaced(pool: MathPool) -> None:
     assert pool.compare("2", "2")["equal"] is True
     (first,) = workers()
-    reply = pool.compare("7x", "9^{9^{9^9}}")
-    assert reply == {"equal": False, "error": "no result in 2 s"}
+    reply = pool.compare("7x", "hang")
+    assert reply == {"equal": False, "error": "no result in 0.5 s"}
     assert not first.is_running()
-    assert pool.compare("7x", "x \\cdot 7")["equal"] is True  # by a new one
+    assert pool.compare("7x", "7x")["equal"] is True  # by a new one
 
 
 def test_a_worker_killed_from_outside_is_no_fault_of_the_answer(pool: MathPool) -> None:
@@ -207,28 +238,28 @@ def test_a_worker_killed_from_outside_is_no_fault_of_the_answer(pool: MathPool) 
     idle.kill()
     while idle.status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
-    assert pool.compare("7x", r"x \cdot 7")["equal"] is True  # by a new one
+    assert pool.compare("7x", "7x")["equal"] is True  # by a new one
     (idle,) = workers()
     idle.send_signal(signal.SIGUSR1)  # as a batch system does before a job's end
-    assert pool.compare("7x", r"x \cdot 7")["equal"] is True  # by a new one
+    assert pool.compare("7x", "7x")["equal"] is True  # by a new one
 
     killed: list[int] = []
 
     def kill_once() -> None:
         (busy,) = workers()
-        time.sleep(0.5)  # it has the question by now
+        time.sleep(0.2)  # it has the question by now
         killed.append(busy.pid)
         busy.kill()
 
     killer = threading.Thread(target=kill_once)
     killer.start()
-    reply = pool.compare("7x", "9^{9^{9^9}}")  # would take the whole limit
+    reply = pool.compare("7x", "hang")  # would take the whole limit
     killer.join()
     assert killed
-    assert reply == {"equal": False, "error": "no result in 2 s"}  # the next worker's word
+    assert reply == {"equal": False, "error": "no result in 0.5 s"}  # the next worker's word
 
 
-def test_workers_killed_one_after_the_other_give_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_killed_one_after_the_other_give_no_score(pool: MathPool, monkeypatch: pytest.MonkeyPatch) -> None:
     start = MathPool._start
 
     def doomed(self: MathPool) -> subprocess.Popen[bytes]:
@@ -248,29 +279,19 @@ def test_a_gold_result_that_nobody_reads_gives_no_score(grader: MathGrader) -> N
     assert value(grader, "\\", r"\boxed{x7}") is None
 
 
-def test_nothing_is_evaluated(pool: MathPool, tmp_path: Path) -> None:
+def test_nothing_is_evaluated(grader: MathGrader, tmp_path: Path) -> None:
     for text in ("__import__('os').mkdir('{}')", "eval(\"__import__('os').mkdir('{}')\")"):
-        assert pool.compare("7", text.replace("{}", str(tmp_path / "made")))["equal"] is False
+        assert grader.pool.compare("7", text.replace("{}", str(tmp_path / "made")))["equal"] is False
     assert not (tmp_path / "made").exists()
 
 
-@pytest.mark.parametrize("answer", ["\x00", "\ud800", "}{", "{" * 200, r"\frac{" * 100, "$" * 500, "𝟙" * 50])
+@pytest.mark.parametrize("answer", ["\x00", "\ud800", "}{", "{" * 50, r"\frac{" * 30, "$" * 500, "𝟙" * 50])
 def test_broken_latex_is_no_answer(grader: MathGrader, answer: str) -> None:
     assert value(grader, "7x", rf"\boxed{{{answer}}}") == 0.0
 
 
-@pytest.mark.parametrize(
-    "piece", ["answer is ", "answer is \n", "$", "\\(", "\\boxed{", "1,", "-", "#### ", "1", "\\text{", " *", "-$"]
-)
-@pytest.mark.parametrize("number", [True, False])
-def test_long_answers_take_no_time(piece: str, number: bool) -> None:
-    begin = time.process_time()
-    final_answer(piece * 50_000, number=number)
-    assert time.process_time() - begin < 10  # a pattern that backtracks needs minutes
-
-
 def test_threads_share_the_workers(pool: MathPool) -> None:
-    pairs = [(f"{n}x", f"x \\cdot {n + n % 3}") for n in range(1, 31)]
+    pairs = [(f"{n}x", f"{n + n % 3}x") for n in range(1, 31)]
     with ThreadPoolExecutor(6) as threads:
         replies = [*threads.map(lambda pair: pool.compare(*pair)["equal"], pairs)]
     assert replies == [n % 3 == 0 for n in range(1, 31)]
@@ -278,9 +299,17 @@ def test_threads_share_the_workers(pool: MathPool) -> None:
 
 
 def test_hanging_answers_in_threads_hinder_no_other(pool: MathPool) -> None:
-    pairs = [("7x", "9^{9^{9^9}}"), ("7x", "x \\cdot 7")] * 2
+    pairs = [("7x", "hang"), ("7x", "7x")] * 2
     with ThreadPoolExecutor(4) as threads:
         assert [*threads.map(lambda pair: pool.compare(*pair)["equal"], pairs)] == [False, True] * 2
+
+
+def test_math_verify_itself_is_stopped() -> None:
+    pool = MathPool(size=1, seconds=0.5, memory_mb=1024)
+    try:
+        assert pool.compare("7x", "9^{9^{9^9}}") == {"equal": False, "error": "no result in 0.5 s"}
+    finally:
+        pool.close()
 
 
 # Real data sets.
@@ -297,7 +326,8 @@ def test_gsm8k_gold_answers(bench_data: Path, grader: MathGrader, shifts: int) -
     golds = [int(row["answer"].split("####")[1].replace(",", "")) for row in rows]
     for place, row in enumerate(rows):
         assert grader.takes(row)
-        assert grader.grade(row, row["answer"]).value == 1.0
+        for answer in (row["answer"], f"The answer is {golds[place]:,}. That took 3 steps."):
+            assert grader.grade(row, answer).value == 1.0
         for shift in (SHIFTS[(place + turn) % 3] for turn in range(shifts)):
             other = (place + shift) % len(rows)
             assert grader.grade(row, rows[other]["answer"]).value == float(golds[place] == golds[other])
@@ -309,7 +339,11 @@ def test_math_gold_answers(bench_data: Path, grader: MathGrader) -> None:
     assert len(rows) == 500
     for place, row in enumerate(rows):
         assert grader.takes(row)
-        assert value(grader, row["answer"], rf"\boxed{{{row['answer']}}}") == 1.0
+        for answer in (
+            rf"\boxed{{{row['answer']}}}",
+            f"The answer is ${row['answer']}$, as shown. It took $3$ steps.",
+        ):
+            assert value(grader, row["answer"], answer) == 1.0, answer
         other = rows[(place + 17) % len(rows)]["answer"]
         same = row["answer"] == other or {row["answer"], other} == {"5", "x=5"}
         assert value(grader, row["answer"], rf"\boxed{{{other}}}") == float(same), (row["answer"], other)

@@ -15,7 +15,7 @@ PACKAGE = Path(dgd_lightning.__file__).parent
 # From top to bottom: a file or a folder each. What a room may import stands above it.
 ROOMS = """
     errors checks seeds files jsonl row_files distributions types old_rows clbench run_folder grader
-    target draft pair decode methods metrics ttt data lab modules scoring analysis report callbacks commands cli
+    target draft pair decode methods metrics ttt data lab modules scoring analysis report callbacks commands cli lm_eval
 """.split()
 PURE = ROOMS[: ROOMS.index("target")]
 LONGEST = 500  # lines of a file

@@ -145,7 +145,10 @@ def test_a_users_mistake_stops_scoring_and_loses_nothing(tmp_path: Path) -> None
 
 def test_no_grader_names_the_fields(tmp_path: Path) -> None:
     where = source(write_rows(tmp_path / "answers.jsonl"))
-    with pytest.raises(InputError, match="fields idx, messages"):
+    with pytest.raises(InputError, match=r"answers\.jsonl row 1: expected what one .* fields idx, messages"):
+        score_rows(where, [Echo("absent")])
+    where.rows.write_text(json.dumps({"question": "2 + 2?", "answer": 4, "model_output": "4"}) + "\n")
+    with pytest.raises(InputError, match=r"row 1: .* fields question, answer \(4\), model_output"):
         score_rows(where, [Echo("absent")])
 
 

@@ -1,5 +1,6 @@
 """DoLa's layer as a readout: the one that differs most from the last."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,7 +44,8 @@ class DoLa(Readout):
         best, furthest = out.logits, torch.full_like(final[..., 0], -1.0)
         for layer in self.layer_ids:
             early = lens(target, out.taps[layer], layer, norm=True)
-            distance = js_divergence(final, wide(early).log_softmax(-1))  # [b, Q]
+            # A layer that is no number is furthest: it must not hide behind another one.
+            distance = js_divergence(final, wide(early).log_softmax(-1)).nan_to_num(nan=math.inf)  # [b, Q]
             best = torch.where((distance > furthest)[..., None], early, best)
             furthest = torch.maximum(distance, furthest)
         return best

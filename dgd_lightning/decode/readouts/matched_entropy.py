@@ -1,5 +1,6 @@
 """The null control of a readout: the target at the readout's entropy. What both gain is regularisation."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -33,8 +34,8 @@ class EntropyState(WrappedState):
     def logits(self, out: TargetOutput) -> Tensor:
         target = wide(out.logits)
         wanted = entropy(wide(self.inner.logits(out)).log_softmax(-1))[..., None]  # [b, Q, 1]
-        low = torch.full_like(wanted, self.COLDEST).log()
-        high = torch.full_like(wanted, self.HOTTEST).log()
+        nothing = wanted * 0  # NaN where the readout is no number, and so is what is returned then
+        low, high = nothing + math.log(self.COLDEST), nothing + math.log(self.HOTTEST)
         for _ in range(self.HALVINGS):
             middle = (low + high) / 2
             hotter = entropy((target / middle.exp()).log_softmax(-1))[..., None] < wanted
