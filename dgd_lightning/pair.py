@@ -16,8 +16,16 @@ from dgd_lightning.draft.config import DraftConfig
 from dgd_lightning.draft.lora import with_adapter
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.errors import InputError
-from dgd_lightning.target.folder import TOKENIZER_FILES, bundled, fetch_folder, first_words, resolve_commit
-from dgd_lightning.target.load import load_target
+from dgd_lightning.target.folder import (
+    TOKENIZER_FILES,
+    bundled,
+    fetch_folder,
+    first_words,
+    read_json,
+    refuse_quantised,
+    resolve_commit,
+)
+from dgd_lightning.target.load import check_family, load_target
 from dgd_lightning.target.model import Target
 
 HASHED_WHOLE = 64 * 2**20  # bytes; of larger weight files only size and time of change count
@@ -121,6 +129,34 @@ def load_pair(
         network = load_draft(draft, dtype=kind, device=loaded.device, revision=commits.draft, shared=shared)
         check_pair(loaded, network.config, tokenizer)
     return Pair(loaded, network, tokenizer)
+
+
+def outline_pair(
+    target: str | os.PathLike[str],
+    draft: str | os.PathLike[str] | None,
+    revision: str | None = None,
+    draft_revision: str | None = None,
+) -> Pair:
+    """A pair of the right shapes without its weights, on the meta device: what can be checked before they are loaded.
+
+    Raises:
+        InputError: as in :func:`load_pair`, but for what is wrong with weights.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = fetch_folder("target", target, revision, ("config.json", *TOKENIZER_FILES))
+    raw = read_json(folder / "config.json", "target")
+    refuse_quantised(raw, "target")
+    check_family(raw)
+    network, tokenizer = None, load_tokenizer(target, revision=revision)
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        outline = Target(AutoModelForCausalLM.from_config(config, attn_implementation="sdpa"))
+        if draft is not None:
+            theirs = fetch_folder("draft", draft, draft_revision, ("config.json",))
+            network = DFlashDraft(DraftConfig.from_dict(read_json(theirs / "config.json", "draft"))).to(outline.dtype)
+            check_pair(outline, network.config, tokenizer)
+    return Pair(outline, network, tokenizer)
 
 
 def check_pair(target: Target, draft: DraftConfig, tokenizer: Any | None = None) -> None:

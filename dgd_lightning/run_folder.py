@@ -36,22 +36,37 @@ def config_hash(module: Any, data: Any) -> str:
     return jsonl.content_key(module.fingerprint(), data.fingerprint())[:16]
 
 
+def unfinished_version(root: Path, wanted: str) -> int | None:
+    """The newest unfinished version of this configuration's hash that no living process writes."""
+    for version in _versions(root):
+        folder = root / f"version_{version}"
+        busy = any(jsonl.held(shard(folder, 0, name)) for name in ROWS.values())
+        if not (folder / DONE).exists() and _hash_of(folder) == wanted and not busy:
+            return version
+    return None
+
+
+def next_version(root: Path) -> int:
+    """The number of a new version."""
+    return max(_versions(root), default=-1) + 1
+
+
+def _versions(root: Path) -> list[int]:
+    return sorted((int(p.name[8:]) for p in root.glob("version_*") if p.name[8:].isdecimal()), reverse=True)
+
+
 def choose_version(root: Path, wanted: str | None) -> int:
     """The newest unfinished version of this configuration that no living process writes, or a new one.
 
     A new one's folder is made here, so that of several runs that start together each gets its own; until it names its
     configuration, no other run takes it. Where ``wanted``, a configuration's hash, is None, no version is continued.
     """
-    versions = sorted((int(p.name[8:]) for p in root.glob("version_*") if p.name[8:].isdecimal()), reverse=True)
-    for version in versions if wanted is not None else []:
-        folder = root / f"version_{version}"
-        busy = any(jsonl.held(shard(folder, 0, name)) for name in ROWS.values())
-        if not (folder / DONE).exists() and _hash_of(folder) == wanted and not busy:
-            return version
-    unfinished = (root / f"version_{v}" for v in versions if not (root / f"version_{v}" / DONE).exists())
+    if wanted is not None and (found := unfinished_version(root, wanted)) is not None:
+        return found
+    unfinished = (root / f"version_{v}" for v in _versions(root) if not (root / f"version_{v}" / DONE).exists())
     if wanted is not None and (old := next(filter(_has_old_rows, unfinished), None)) is not None:
         print(f"{old} is unfinished, but its rows have the form of before version 0.2: this run begins anew")
-    version = versions[0] + 1 if versions else 0
+    version = next_version(root)
     while True:
         try:
             (root / f"version_{version}").mkdir(parents=True)
@@ -62,8 +77,7 @@ def choose_version(root: Path, wanted: str | None) -> int:
 
 def newest_version(root: Path) -> Path | None:
     """The last version of a run's folder ``logs/<name>``, which holds rows of no run itself; None for any other."""
-    found = [path for path in root.glob("version_*") if path.name[8:].isdecimal()]
-    return max(found, key=lambda path: int(path.name[8:]), default=None)
+    return next((root / f"version_{version}" for version in _versions(root)), None)
 
 
 def discard_start(folder: Path) -> None:

@@ -26,8 +26,9 @@ def main(argv: Sequence[str]) -> int:
     if options.name is None:
         width = max(map(len, packaged()))
         for name, path in packaged().items():
-            what = path.read_text(encoding="utf-8").partition("\n")[0]  # its first line says it
-            print(f"{name:{width}}  {what.removeprefix('#').strip()}")
+            text = path.read_text(encoding="utf-8")
+            what = text.partition("\n")[0].removeprefix("#").strip()  # its first line says it
+            print(f"{name:{width}}  {_subcommand(text):7}  {what}")
         return 0
     source = find(options.name, "name")
     text, copied = source.read_text(encoding="utf-8"), Path(options.file or source.name)
@@ -42,9 +43,14 @@ def main(argv: Sequence[str]) -> int:
             received=f"{copied} ({error.strerror})",
             hint="name another one: nothing is overwritten",
         ) from error
-    command = re.search(r"^# *dgd (\w+) --config", text, re.M)
-    print(f"{copied}: dgd {command[1] if command else 'predict'} --config {copied}")
+    print(f"{copied}: dgd {_subcommand(text)} --config {copied}")
     return 0
+
+
+def _subcommand(text: str) -> str:
+    """Which one a configuration is for, as its second line says."""
+    command = re.search(r"^# *dgd (\w+) --config", text, re.M)
+    return command[1] if command else "predict"
 
 
 @cache

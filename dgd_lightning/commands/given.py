@@ -24,6 +24,7 @@ from dgd_lightning.target.folder import local_folder
 OPTIONS = {  # ours, beside Lightning's; what `--help` says of them
     "name": "the run goes to LOGS_DIR/NAME/version_N; default: the config file's name",
     "logs_dir": "folder of all runs; default: logs",
+    "check": "show what all of this comes to, and end: no weights are loaded, and nothing is written",
     "verbose": "print all tables, which else go to summary.txt in the run folder",
 }
 TOP = ("config", "model", "data", "trainer", "seed_everything", *OPTIONS)

@@ -29,11 +29,18 @@ from dgd_lightning.checks import check_folder_name
 from dgd_lightning.commands.given import OPTIONS, check_checkpoint
 from dgd_lightning.data import TaskData
 from dgd_lightning.errors import InputError
-from dgd_lightning.modules.arms import loose_controls
+from dgd_lightning.modules.arms import described
 from dgd_lightning.modules.decoding import Decoding
 from dgd_lightning.modules.diagnostic import Diagnostic
 from dgd_lightning.modules.training import require_writable
-from dgd_lightning.run_folder import PROVENANCE, choose_version, config_hash, discard_start
+from dgd_lightning.run_folder import (
+    PROVENANCE,
+    choose_version,
+    config_hash,
+    discard_start,
+    next_version,
+    unfinished_version,
+)
 
 ROOMS = ("data", "decode.readouts", "decode", "methods", "modules", "lab", "callbacks")
 PLUGIN_PACKAGES = tuple(f"dgd_lightning.{room}" for room in ROOMS)
@@ -104,6 +111,7 @@ class ProjectCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str | None, default=None, help=OPTIONS["name"])
         parser.add_argument("--logs_dir", type=str, default="logs", help=OPTIONS["logs_dir"])
+        parser.add_argument("--check", action="store_true", help=OPTIONS["check"])
         parser.add_argument("--verbose", action="store_true", help=OPTIONS["verbose"])
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static in Lightning, which asks the instance
@@ -130,8 +138,7 @@ class ProjectCLI(LightningCLI):
         """Predict without holding the rows in memory, after checks that need no launched ranks."""
         self._check_rows_run(Decoding)
         if self.trainer.is_global_zero:
-            arms = self.model.arms
-            print("\n".join([*(f"arm {arm.describe()}" for arm in arms), *loose_controls(arms)]), flush=True)
+            print("\n".join(described(self.model.arms)), flush=True)
         self.trainer.predict(return_predictions=False, **kwargs)
 
     def test(self, **kwargs: Any) -> None:
@@ -168,6 +175,9 @@ class ProjectCLI(LightningCLI):
             if isinstance(self.model, kind) and subcommand != own:
                 expected = f"{own}, for {kind.__name__}"
                 raise InputError("subcommand", expected=expected, received=subcommand, hint=f"run `dgd {own}`")
+        if self._get(self.config, "check"):
+            self._show()
+            return
         try:
             super()._run_subcommand(subcommand)
         except Exception:
@@ -175,6 +185,23 @@ class ProjectCLI(LightningCLI):
             if launcher is not None and hasattr(launcher, "kill"):
                 launcher.kill(signal.SIGTERM)
             raise
+
+    def _show(self) -> None:
+        """What the configuration comes to, a line each, after the checks that need no weights."""
+        if self._makes_rows():
+            self._check_rows_run(Decoding if self.subcommand == "predict" else Diagnostic)
+        source = getattr(self.model, "source", None)
+        for name, part in (("model", self.model), ("data", self.datamodule)):
+            lines = [f"{name}: {type(part).__name__}"] * (part is not None)
+            print("\n".join(part.resolved() if hasattr(part, "resolved") else lines))
+        if source is not None and not hasattr(self.model, "resolved"):
+            print(source.described(source.outline()))
+        logger = self.trainer.logger
+        if isinstance(logger, RunLogger):
+            root, version = Path(logger.root_dir), logger._version
+            found = version if version is not None or logger.wanted is None else unfinished_version(root, logger.wanted)
+            number = next_version(root) if found is None else found
+            print(f"run folder: {root / f'version_{number}'} ({'new' if found is None else 'goes on'})")
 
     def after_fit(self) -> None:
         """Says where the run and its curves are."""
@@ -229,7 +256,8 @@ class ProjectCLI(LightningCLI):
         name = self._get(self.config, "name")
         name = check_folder_name("name", Path(str(files[-1])).stem if name is None else name)
         logs_dir = Path(self._get(self.config, "logs_dir")).expanduser()
-        require_writable(logs_dir / name, "logs_dir")
+        if not self._get(self.config, "check"):
+            require_writable(logs_dir / name, "logs_dir")
         version = wanted = None
         if self.subcommand == "fit":
             # A checkpoint names its folder; ModelCheckpoint goes on with its best one only where that is the same.

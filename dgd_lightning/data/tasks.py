@@ -178,6 +178,11 @@ class TaskData(LicensedData):
         """The tasks as they are decoded together."""
         return group_tasks(self.tasks, self.batch_size)
 
+    def resolved(self) -> list[str]:
+        """What is decoded, in one line."""
+        contexts = len(by_context(self.tasks))
+        return [f"data: {type(self).__name__}, tasks {len(self.tasks)}, contexts {contexts}, groups {len(self.groups)}"]
+
     def fingerprint(self) -> str:
         """SHA-256 of everything that reaches the model, and of how it is batched."""
         digest = hashlib.sha256(f"batch_size={self.batch_size}".encode())

@@ -1,10 +1,11 @@
 """Test-time training inside `Decoding`: one adapter per context, made when the context's first group is decoded."""
 
+import contextlib
 import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +16,13 @@ from torch import Tensor
 from dgd_lightning.data.licence import check_clbench
 from dgd_lightning.data.one_context import common_prefix
 from dgd_lightning.data.tasks import tasks_by_context
-from dgd_lightning.draft.checkpoint import CONFIG, WEIGHTS, Adapter, save_adapter
+from dgd_lightning.draft.checkpoint import CONFIG, WEIGHTS, Adapter, load_adapter, save_adapter
+from dgd_lightning.draft.lora import with_adapter
 from dgd_lightning.errors import ContextError, InputError
 from dgd_lightning.files import whole_files
 from dgd_lightning.modules.prompts import PrefixStore
 from dgd_lightning.pair import Pair
-from dgd_lightning.ttt.adapt import AdaptResult, ttt_adapt
+from dgd_lightning.ttt.adapt import ttt_adapt
 from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.types import AdaptTrace, HeldOutScore, Task
 
@@ -37,14 +39,9 @@ OnAdapt = Callable[[str, int, str], None]  # context id; step, 0 where something
 class Adapted(NamedTuple):
     """What is known of a context's adaptation."""
 
-    result: AdaptResult | None  # None where it failed
+    adapter: Adapter | None  # None where there is none worth using
     record: dict[str, Any]  # goes into the rows of the context's tasks, as ``dgd.ttt``
     cost: dict[str, Any]  # so does this, beside it: what no two runs share
-
-    @property
-    def adapter(self) -> Adapter | None:
-        """The adapter, where it is worth using."""
-        return self.result.adapter if self.result is not None and self.result.kept else None
 
 
 @dataclass
@@ -99,10 +96,75 @@ class ContextAdapter:
             layers = None  # once more with the memory that the context's own keys and values took
         if prefixes is not None and result.prefix is not None:
             prefixes.take(context_id, result.prefix)
-            result = result._replace(prefix=None)  # the store alone holds it
         if self.folder is not None:
             save_adapted(result.adapter, result.trace, self.folder / safe_name(context_id))
-        return Adapted(result, summary(result.trace), {f"ttt_{name}": getattr(result.trace, name) for name in COSTS})
+        costs = {f"ttt_{name}": getattr(result.trace, name) for name in COSTS}
+        return Adapted(result.adapter if result.kept else None, summary(result.trace), costs)
+
+
+class SavedAdapters:
+    """Adapters that an earlier run or fit has saved, in place of fits.
+
+    Args:
+        folder: that run's folder, or the ``adapters/`` in it, with a folder for each context; or one adapter's folder,
+            for all contexts.
+        contexts: ids of those that are decoded.
+        pair: whose draft the adapters belong to.
+
+    Raises:
+        InputError: a context has none, or one can't be read or is of another draft.
+    """
+
+    def __init__(self, folder: Path, contexts: Iterable[str], pair: Pair) -> None:
+        self.places: dict[str, Path | None] = {}  # None: its fit kept nothing
+        root, draft, lacking = adapters_root(folder), pair.require_draft(), []
+        for context in contexts:
+            place = root if (root / CONFIG).is_file() else root / safe_name(context)
+            kept = _was_kept(place)
+            self.places[context] = place if kept else None
+            if kept is None:
+                lacking.append(context)
+        if lacking:
+            raise InputError(
+                "model.adapters",
+                expected=f"an adapter of each of {len(self.places)} contexts in {root}",
+                received=f"none of {len(lacking)} of them, such as {lacking[0]}",
+                hint="name the run that adapted to these contexts, or one adapter's own folder for all of them",
+            )
+        for place in {place for place in self.places.values() if place is not None}:
+            try:
+                with_adapter(draft, load_adapter(place)).remove()
+            except InputError as error:
+                received = error.received if str(place) in error.received else f"{place}: {error.received}"
+                raise InputError(
+                    "model.adapters", expected=error.expected, received=received, hint=error.hint
+                ) from error
+
+    def __call__(self, context_id: str, *_: Any) -> Adapted:
+        """The adapter of a context; called as `ContextAdapter` is."""
+        place = self.places[context_id]
+        record = {"kept": place is not None, "saved": True, "held_out_before": None, "held_out_after": None}
+        costs = dict.fromkeys((f"ttt_{name}" for name in COSTS), 0.0) | {"ttt_peak_memory": None}
+        return Adapted(None if place is None else load_adapter(place), record, costs)
+
+
+def adapters_root(folder: Path) -> Path:
+    """Where a folder has its adapters: itself, or its ``adapters/``."""
+    if not folder.is_dir():
+        hint = "name a run's folder logs/NAME/version_N"
+        raise InputError("model.adapters", expected="a folder with adapters", received=folder, hint=hint)
+    return folder / ADAPTERS if (folder / ADAPTERS).is_dir() else folder
+
+
+def _was_kept(place: Path) -> bool | None:
+    """Whether a fit's folder has an adapter that was kept; None where there is no fit's folder.
+
+    Runs of before 0.3 wrote those too that were not.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads((place / TRACE).read_text(encoding="utf-8")).get("kept") is False:
+            return False
+    return True if (place / CONFIG).is_file() else None
 
 
 def context_adapter(module: Any, pair: Pair) -> ContextAdapter | None:

@@ -37,7 +37,8 @@ class Arm:
         temperature: 0 for greedy decoding.
         top_k: draw among the k likeliest tokens only.
         top_p: draw among the smallest set of likeliest tokens with this mass only.
-        ttt: draft with the adapter of the task's context (``model.ttt`` says how it is made).
+        ttt: draft with the adapter of the task's context (``model.ttt`` says how it is made, ``model.adapters`` where
+            saved ones are).
         online_every: go on adapting while a task is decoded, every so many tokens, two steps of ``model.ttt`` each,
             from the context's adapter where ``ttt`` is on; None does not. Tasks are then decoded one at a time.
     """
@@ -147,16 +148,25 @@ def check_arms(arms: Sequence[Arm], draft: str | None) -> None:
             )
 
 
-def check_ttt(arms: Sequence[Arm], adapts: bool) -> None:
-    """Refuses arms that ask for adapters where nothing makes them, and the other way round."""
-    if any(arm.adapts for arm in arms) is not adapts:
+def check_ttt(arms: Sequence[Arm], adapts: bool, saved: bool = False) -> None:
+    """Refuses arms that ask for adapters where nothing makes them, and the other way round.
+
+    ``adapts``: `model.ttt` makes them; ``saved``: they are those of `model.adapters`.
+    """
+    asking, online = (any(getattr(arm, name) for arm in arms) for name in ("adapts", "online_every"))
+    if saved and (adapts or online):
+        why = "model.ttt, which makes its own" if adapts else "an arm with online_every, which needs model.ttt"
+        hint = "leave one of them out"
+        raise InputError("model.adapters", expected=f"null beside {why}", received="a folder", hint=hint)
+    if asking is not (adapts or saved):
+        makers = "settings of test-time training (or model.adapters)"
         raise InputError(
-            "model.ttt",
-            expected="settings of test-time training: arms with ttt: true or online_every ask for them"
-            if not adapts
+            "model.adapters" if saved else "model.ttt",
+            expected=f"{makers}: arms with ttt: true or online_every ask for them"
+            if asking
             else "an arm with ttt: true or online_every to use them",
-            received="null" if not adapts else f"arms {', '.join(arm.name for arm in arms)} without it",
-            hint="set model.ttt, e.g. {steps: 10}" if not adapts else "set ttt: true in an arm, or model.ttt: null",
+            received="null" if asking else f"arms {', '.join(arm.name for arm in arms)} without it",
+            hint="set model.ttt, e.g. {steps: 10}" if asking else "set ttt: true in an arm, or leave it out",
         )
 
 
@@ -192,15 +202,16 @@ def control_of(arms: Sequence[Arm]) -> dict[str, str]:
     return found
 
 
-def loose_controls(arms: Sequence[Arm]) -> list[str]:
-    """A sentence for each null control that controls none of these arms."""
+def described(arms: Sequence[Arm]) -> list[str]:
+    """A line per arm, and one for each null control that controls none of these arms."""
     originals = {arm.name: arm.method.controls() for arm in arms}
-    return [
+    loose = [
         f"arm {name} is the null control of no arm here: none has {original.name} with the readout that it imitates, "
         "and is else alike"
         for name, original in originals.items()
         if original is not None and name not in control_of(arms)
     ]
+    return [*(f"arm {arm.describe()}" for arm in arms), *loose]
 
 
 def joined(arms: Sequence[Arm], join: bool) -> list[list[Arm]]:

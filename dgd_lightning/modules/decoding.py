@@ -2,20 +2,24 @@
 
 from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from dgd_lightning.checks import check_integer
+from dgd_lightning.data.licence import check_clbench
 from dgd_lightning.data.tasks import TaskData, tasks_by_context
-from dgd_lightning.modules.adaptation import context_adapter, contexts_to_adapt
+from dgd_lightning.draft.checkpoint import CONFIG
+from dgd_lightning.modules.adaptation import SavedAdapters, adapters_root, context_adapter, contexts_to_adapt
 from dgd_lightning.modules.arms import (
     Arm,
     Source,
     check_arms,
     check_on_pair,
     check_ttt,
+    described,
     leaves_out_context,
     loaded_methods,
     pinned_models,
@@ -47,6 +51,9 @@ class Decoding(LightningModule):
         warmup: decode a few tokens before the first timing.
         ttt: adapt the draft to every context (what the prompts of its tasks begin with) before its tasks are decoded by
             the arms that have ``ttt: true``; None adapts nothing.
+        adapters: use saved adapters where ``ttt`` would make them: the folder of an earlier run (or its ``adapters/``)
+            with one for each context, or one adapter's folder, such as `dgd fit` writes, for all contexts. They are
+            checked against the draft.
         save_adapters: keep every context's adapter in the run folder, ``adapters/<context id>/``, in PEFT's format.
         accept_clbench_license: you have obtained permission to adapt to CL-bench's contexts, which its licence forbids.
         join_arms: guided arms that differ in nothing but β, readout, space, constraints and schedule share a batch:
@@ -75,6 +82,7 @@ class Decoding(LightningModule):
         seed: int = 0,
         warmup: bool = True,
         ttt: TTTConfig | None = None,
+        adapters: str | None = None,
         save_adapters: bool = True,
         accept_clbench_license: bool = False,
         join_arms: bool = False,
@@ -85,7 +93,7 @@ class Decoding(LightningModule):
         super().__init__()
         check_integer("model.max_new_tokens", max_new_tokens)
         check_arms(arms, draft)
-        check_ttt(arms, ttt is not None)
+        check_ttt(arms, ttt is not None, adapters is not None)
         self.source = PairSource(target, draft, **pair)
         self.settings = GroupSettings(
             max_new_tokens, too_long, stop_token_ids, stop_strings, seed, join_arms, divergence
@@ -93,6 +101,9 @@ class Decoding(LightningModule):
         self.arms, self.ttt, self.divergence = arms, ttt, divergence
         self.enable_thinking, self.warmup, self.reuse_prefix = enable_thinking, warmup, reuse_prefix
         self.save_adapters, self.accept_clbench_license = save_adapters, accept_clbench_license
+        self.adapters = None if adapters is None else Path(adapters).expanduser()
+        if self.adapters is not None:
+            adapters_root(self.adapters)
         self.done: set[tuple[str, str]] = set()  # (idx, arm) of rows that a resumed run has already
         self.tasks_together: dict[str, int] = {}  # by idx, of rows that were decoded in smaller groups
         self.summary = Summary()
@@ -112,12 +123,29 @@ class Decoding(LightningModule):
             "settings": [source.dtype, source.attn_implementation, self.enable_thinking, self.reuse_prefix],
             "group_settings": asdict(self.settings),
             "ttt": self.ttt and self.ttt.fingerprint(),
+            **({} if self.adapters is None else {"adapters": self._saved()}),
         }
+
+    def _saved(self) -> dict[str, str]:
+        """What the saved adapters hold, by folder."""
+        assert self.adapters is not None
+        root = adapters_root(self.adapters)
+        places = sorted(path.parent for path in root.rglob(CONFIG))
+        return {str(place.relative_to(root)): source_fingerprint("adapters", str(place), None) for place in places}
 
     @cached_property
     def second_models(self) -> dict[Source, str | None]:
         """Of readouts, with their commits."""
         return pinned_models(self.arms)
+
+    def resolved(self) -> list[str]:
+        """What is decoded with, a line per arm and one of the pair; settings are checked as far as no weight is needed.
+
+        The pair is as large as the real one, and holds nothing.
+        """
+        pair = self.source.outline()
+        check_on_pair(self.arms, pair)
+        return [*described(self.arms), self.source.described(pair)]
 
     def setup(self, stage: str) -> None:
         """Loads the pair onto this rank's device, where the trainer suits decoding."""
@@ -147,7 +175,7 @@ class Decoding(LightningModule):
             prompts,
             prefixes,
             self.settings,
-            context_adapter(self, pair),
+            context_adapter(self, pair) if self.adapters is None else SavedAdapters(self.adapters, contexts, pair),
             on_note=lambda text: print(rank + text, flush=True),
         )
 
@@ -157,6 +185,9 @@ class Decoding(LightningModule):
         if self.ttt is not None:
             inference = self.trainer.predict_loop.inference_mode
             return contexts_to_adapt(data, accepted=self.accept_clbench_license, inference_mode=inference)
+        if self.adapters is not None:
+            check_clbench(data, self.accept_clbench_license, "model.adapters")
+            return tasks_by_context(data, "model.adapters")
         if any(leaves_out_context(arm.method) for arm in self.arms):
             return tasks_by_context(data, "a readout without context")
         return tasks_by_context(data, "model.reuse_prefix") if self.reuse_prefix and isinstance(data, TaskData) else {}

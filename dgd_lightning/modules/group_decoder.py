@@ -15,7 +15,7 @@ from dgd_lightning.decode.sampling import sampling_params
 from dgd_lightning.draft.checkpoint import Adapter
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.base import Method
-from dgd_lightning.modules.adaptation import ContextAdapter, OnAdapt
+from dgd_lightning.modules.adaptation import ContextAdapter, OnAdapt, SavedAdapters
 from dgd_lightning.modules.arms import Arm, control_of, joined, leaves_out_context, row_seed, with_prompts
 from dgd_lightning.modules.prompts import PrefixStore, Prompts
 from dgd_lightning.modules.rows import DivergenceSettings, divergence_record, prediction_row
@@ -51,7 +51,7 @@ class GroupDecoder:
     prompts: Prompts
     prefixes: PrefixStore
     settings: GroupSettings
-    adapt: ContextAdapter | None  # None where no arm adapts
+    adapt: ContextAdapter | SavedAdapters | None  # None where no arm adapts
     on_note: Callable[[str], None]  # called with what a user should know
     on_progress: Callable[[str, Progress], None] | None = None
     on_adapt: OnAdapt | None = None
@@ -138,7 +138,9 @@ class GroupDecoder:
             outputs: list[list[DecodeOutput]] = [[] for _ in arms]
             if fits:
                 online = None
-                if first.online_every is not None and self.adapt is not None:  # puts its adapter in itself
+                if first.online_every is not None and isinstance(
+                    self.adapt, ContextAdapter
+                ):  # puts its adapter in itself
                     online = OnlineTTT(first.online_every, replace(self.adapt.config, steps=ONLINE_STEPS), adapter)
                 seeds = [row_seed(self.settings.seed, task.idx, first) for task in fitting]
                 new = self.settings.max_new_tokens

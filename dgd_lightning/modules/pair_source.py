@@ -8,7 +8,7 @@ import torch
 
 from dgd_lightning.checks import check_integer
 from dgd_lightning.errors import InputError
-from dgd_lightning.pair import Commits, Pair, load_pair, resolve_commits, source_fingerprint
+from dgd_lightning.pair import Commits, Pair, load_pair, outline_pair, resolve_commits, source_fingerprint
 from dgd_lightning.target.folder import bundled
 from dgd_lightning.target.model import Target
 
@@ -77,6 +77,19 @@ class PairSource:
             revision=self.commits.target,
             draft_revision=self.commits.draft,
         )
+
+    def outline(self) -> Pair:
+        """The pair without weights; see `pair.outline_pair`."""
+        return outline_pair(self.target, self.draft, *self.commits)
+
+    def described(self, pair: Pair) -> str:
+        """What pair this is, in one line."""
+        config = pair.target.model.config
+        line = f"pair: target {self.target}, {config.model_type} of {pair.target.num_layers} layers"
+        if pair.draft is None:
+            return f"{line}; no draft"
+        theirs = pair.draft.config
+        return f"{line}; draft {self.draft}, {theirs.num_layers} layers, blocks of {theirs.block_size}"
 
     def _placement(self, trainer: Any) -> Any:
         if self.device_map is None:

@@ -85,7 +85,7 @@ def final_answer(text: str, kind: Kind) -> Found | None:
     3. what "the answer is", in one of some twenty languages, says in its sentence, where that is a result;
     4. "words": the last bold text; "words" and "formula": the last formula (``$…$``, ``\(…\)``, ``\[…\]``), those
        joined to it as boxes are;
-    5. the last number, or the last bold one of its line; "words" and "formula": else the last line.
+    5. "number" and "formula": the last number, or the last bold one of its line; "words" and "formula": the last line.
 
     What follows an end-of-turn token, or another "Question:" behind a stated result, is left out.
 
@@ -118,7 +118,7 @@ def _stated(text: str, kind: Kind) -> Found | None:
         numbered = NUMBERED.match(content)
         if numbered and int(numbered["number"]) == headings + 1:
             headings += 1
-        elif kind == "words" or re.match(r"\W{0,5}\d+(?!\d|st|nd|rd|th|-[a-z])|[\\$]", content):
+        elif re.match(r"\W{0,5}\d+(?!\d|st|nd|rd|th|-[a-z])|[\\$]", content):
             marked = (_number(content) if kind == "number" else _formula(content) or content) or marked
     if marked is not None:
         return _found(marked, "####")
@@ -149,7 +149,7 @@ def _unmarked(text: str, kind: Kind) -> Found | None:
     if formulas:
         return _found(_joined(text, main or formulas, last=True), "formula")
     text = plain_digits(THOUSANDS.sub("", text))
-    if numbers := numerals(text):
+    if kind != "words" and (numbers := numerals(text)):
         starts = {one.start: one for one in numbers}
         line = text.rfind("\n", 0, numbers[-1].start) + 1
         bold = [place for one in BOLD.finditer(text, line) for place in range(*one.span()) if place in starts]
@@ -200,7 +200,7 @@ def _box(text: str, box: re.Match[str]) -> Part:
 
 
 def _found(text: str, place: str) -> Found:
-    return Found(text.strip("* \t\n")[:MAX_LENGTH], place)
+    return Found(text.strip("*# \t\n")[:MAX_LENGTH], place)
 
 
 def _braced(text: str, start: int) -> str:

@@ -140,6 +140,29 @@ def test_refused_runs_leave_no_version_behind(config: Config, dgd: Dgd, tmp_path
     assert not list((tmp_path / "logs").rglob("version_*"))
 
 
+def test_check_shows_what_a_run_comes_to_and_writes_nothing(
+    config: Config, dgd: Dgd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dgd_lightning.modules.pair_source.load_pair", None)  # no weights
+    run = dgd("predict", "--config", config(), "--check")
+    assert run.code == 0, run.err
+    lines = run.out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        "arm ar",
+        "arm dflash",
+        "arm warm",
+        "pair",
+        "data",
+        "run folder",
+    ]
+    assert lines[4] == "data: ContextsData, tasks 6, contexts 4, groups 3"
+    assert lines[5] == f"run folder: {tmp_path / 'logs/run/version_0'} (new)"
+    assert not (tmp_path / "logs").exists()
+    arms = [{"name": "b", **guided(readout={"class_path": "LogitLens", "init_args": {"layer": 9}})}]
+    run = dgd("predict", "--config", config({"arms": arms}), "--check")
+    check(run, "model.arms[b].method.readout.layer", "0…3")
+
+
 START_MISTAKES = {
     "in the module's setup": ["--trainer.precision", "bf16-mixed"],
     "before the first group": ["--model.init_args.max_new_tokens", "512"],

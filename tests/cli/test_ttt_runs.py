@@ -13,6 +13,7 @@ import torch
 import yaml
 from cli_tools import Config, Dgd, TinyPair, chat_row, check_error, predictions, ranks_of, write_training
 from fork_server import launched
+from safetensors.torch import save_file
 
 from dgd_lightning import TTTConfig, load_adapter, load_pair, ttt_adapt
 from dgd_lightning.data.contexts import parse_rows
@@ -115,12 +116,30 @@ def test_predict_adapts_each_context_and_changes_no_token(
     assert any(row["ttt"]["kept"] for row in by_arm["adapted"].values())
     assert all(row["ttt"] is None for name in ("ar", "plain") for row in by_arm[name].values())
 
+    for place in (folder / "adapters").iterdir():  # what was not kept is no adapter
+        kept_it = json.loads((place / "trace.json").read_text())["kept"]
+        assert (place / "adapter_model.safetensors").exists() is kept_it
+
     # The adapter of a context is what its tasks' common tokens give, whatever was adapted before.
     pair = load_pair(tiny_pair.target, tiny_pair.draft, device="cpu")
     _, prompts = FileContext(str(contexts), context_id="c3").prompts(pair.tokenizer)
     expected = ttt_adapt(pair, common_prefix(prompts), TTTConfig(**FIT), avoid=prompts).adapter.weights
     saved = load_adapter(folder / "adapters" / "c3").weights
     assert all(torch.equal(saved[key], expected[key]) for key in expected)
+
+    # The same with the saved adapters in place of fits.
+    old = ["--model.ttt", "null", "--model.adapters"]
+    for name, source in (("saved", folder), ("subfolder", folder / "adapters")):
+        run = dgd("predict", "--config", path, *old, source, "--name", name)
+        assert run.code == 0, run.err
+        saved = {
+            (row["idx"], row["dgd"]["arm"]): row["dgd"] for row in predictions(tmp_path / f"logs/{name}/version_0")
+        }
+        assert not (tmp_path / f"logs/{name}/version_0/adapters").exists()
+        for row in rows:
+            other = saved[row["idx"], row["dgd"]["arm"]]
+            assert other["acceptance_lengths"] == row["dgd"]["acceptance_lengths"]
+            assert (other["ttt"] or {}).get("kept") == (row["dgd"]["ttt"] or {}).get("kept")
 
     # Groups of another size are other batches, not other adapters.
     alone = dgd("predict", "--config", path, "--data.batch_size", "1", "--name", "alone")
@@ -130,6 +149,41 @@ def test_predict_adapts_each_context_and_changes_no_token(
         other = again[row["idx"], row["dgd"]["arm"]]
         assert other["ttt"] == row["dgd"]["ttt"]
         assert other["acceptance_lengths"] == row["dgd"]["acceptance_lengths"]
+
+
+def test_an_adapter_of_a_fit_serves_all_contexts_and_what_does_not_fit_is_one_line(
+    config: Config, dgd: Dgd, tiny_pair: TinyPair, contexts: Path, tmp_path: Path
+) -> None:
+    fit = fit_yaml(tmp_path, tiny_pair, {"path": str(text_file(tmp_path))}, export_dir=str(tmp_path / "out"))
+    assert dgd("fit", "--config", fit).code == 0
+    data = {"path": str(contexts), "clbench": False, "limit": 2}
+    guided = {"method": {"class_path": "Guided", "init_args": {"beta": 0.9}}}  # a readout shows what τ 1 does not
+    arms = [{"name": "plain", **guided}, {"name": "adapted", "ttt": True, **guided}]
+    path = config({"arms": arms, "adapters": str(tmp_path / "out")}, data)
+    run = dgd("predict", "--config", path)
+    assert run.code == 0, run.err
+    rows = {(row["idx"], row["dgd"]["arm"]): row["dgd"] for row in predictions(tmp_path / "logs/run/version_0")}
+    assert {arm: record["ttt"] and record["ttt"]["kept"] for (_, arm), record in rows.items()} == {
+        "plain": None, "adapted": True
+    }  # fmt: skip
+    tasks = {idx for idx, _ in rows}
+    assert any(rows[t, "plain"]["output_ids"] != rows[t, "adapted"]["output_ids"] for t in tasks)
+
+    def refused(argument: str, *words: str, **model: Any) -> None:
+        check_error(dgd("predict", "--config", config({"arms": arms, **model}, data)), argument, *words)
+
+    refused("model.adapters", "a folder with adapters", "nowhere", adapters=str(tmp_path / "nowhere"))
+    refused("model.adapters", "each of 2 contexts", "none of 2 of them, such as c0", adapters=str(tmp_path / "logs"))
+    refused("model.adapters", "null beside model.ttt", adapters=str(tmp_path / "out"), ttt=FIT)
+    refused("model.adapters", "to use them", adapters=str(tmp_path / "out"), arms=ARMS[:2])
+    weights = tmp_path / "out" / "adapter_model.safetensors"
+    tensors = {f"base_model.model.{key}": one for key, one in load_adapter(tmp_path / "out").weights.items()}
+    save_file(tensors, weights, {"format": "pt", "base": "another"})
+    refused(
+        "model.adapters", "one of this draft", f"{tmp_path / 'out'}: one of another", adapters=str(tmp_path / "out")
+    )
+    weights.write_bytes(b"torn")
+    refused("model.adapters", "a PEFT adapter", str(tmp_path / "out"), adapters=str(tmp_path / "out"))
 
 
 @pytest.mark.slow
@@ -227,8 +281,9 @@ def test_clbench_is_never_adapted_to_without_permission(
     check_error(dgd("fit", "--config", fit), "model.ttt", "licence")
     upper = contexts.rename(contexts.with_name("ROWS.JSONL"))
     check_error(dgd("fit", "--config", fit_yaml(tmp_path, tiny_pair, {"path": str(upper)})), "model.ttt", "licence")
-    array = fit_yaml(tmp_path, tiny_pair, {"path": "rows.json"})
-    check_error(dgd("fit", "--config", array), "data.path", ".jsonl")
+    (tmp_path / "rows.json").write_text(json.dumps([chat_row(0, 0)]))
+    array = fit_yaml(tmp_path, tiny_pair, {"path": str(tmp_path / "rows.json")})
+    check_error(dgd("fit", "--config", array), "model.ttt", "licence")
     hub = {"path": "json", "split": "train", "format": "contexts"}
     data = HubData(**hub, clbench=None)  # type: ignore[arg-type]
     data.__dict__["tasks"] = parse_rows([Row("row", 1, chat_row(0, 0))])

@@ -22,7 +22,7 @@ from dgd_lightning.methods.base import Method
 from dgd_lightning.methods.guided import Guided
 from dgd_lightning.methods.rerank import Rerank
 from dgd_lightning.methods.speculative import Speculative
-from dgd_lightning.modules.arms import Arm, check_arms, control_of, joined, loose_controls
+from dgd_lightning.modules.arms import Arm, check_arms, control_of, described, joined
 from dgd_lightning.modules.decoding import Decoding
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.config import TTTConfig
@@ -265,4 +265,4 @@ def test_null_controls_are_paired_with_what_they_imitate() -> None:
         Arm("greedy noise", Guided(0.3, readout=Noise())),
     ]
     assert control_of(arms) == {"noise": "draft", "guided noise": "guided"}
-    assert [sentence.split(" is ")[0] for sentence in loose_controls(arms)] == ["arm other", "arm greedy noise"]
+    assert [line.split(" is ")[0] for line in described(arms)[len(arms) :]] == ["arm other", "arm greedy noise"]

@@ -41,6 +41,8 @@ from dgd_lightning.scoring.numerals import numerals, plain_digits
         ("**Final Answer**\n\n$11,\\! 111$", "formula", "11,\\! 111", "said"),
         ("The answer is:\n\\[\n12\n\\]\nThat took $3$ steps.", "formula", "12", "said"),
         ("#### 1st step\nSo $x = 12$.", "formula", "x = 12", "formula"),
+        ("#### Step 2: compare\nThe answer is Evelyn.", "words", "Evelyn", "said"),
+        ("She ran for 3 hours.\n#### Evelyn", "words", "Evelyn", "last line"),
         ("It falls on a **Friday**, with $3$ days left.", "words", "Friday", "bold"),
         ("La respuesta es $12$, con $x > 0$.", "formula", "12", "said"),
         ("so $x = 3$ or $y = 4$ hold", "formula", "x = 3, y = 4", "formula"),

@@ -82,6 +82,7 @@ def test_configs_lists_all_with_a_line_each(capsys: pytest.CaptureFixture[str]) 
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(packaged())
     assert "bundled pair" in lines[0]
+    assert {line.split()[1] for line in lines} == {"predict", "fit", "test", "sweep"}
 
 
 def test_configs_copies_one_and_overwrites_nothing(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:

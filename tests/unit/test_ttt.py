@@ -385,7 +385,7 @@ def test_a_runs_mistakes_stop_it_and_a_contexts_are_recorded() -> None:
     alike[1, 0] += 1
     for prompts in ([ids[:6]], [long], list(alike)):  # too short, too long, nothing in common
         adapted = ContextAdapter(pair, config(), None)("one", lambda prompts=prompts: prompts)
-        assert adapted.result is None
+        assert adapted.adapter is None
         assert "context_ids: expected" in adapted.record["error"]
     good = ContextAdapter(pair, config(), None)("one", lambda: [ids])
     assert good.record["kept"]
@@ -420,7 +420,6 @@ def test_what_was_read_for_a_fit_is_not_read_again(monkeypatch: pytest.MonkeyPat
         adapter = ContextAdapter(pair, replace(setup, validation_batch=batch), None)
         record = adapter("one", lambda: both.prompts, prefixes=store).record
         assert record["prefix_kept"]
-        assert adapter.last[1].result.prefix is None  # the store alone holds it
         with monkeypatch.context() as patched:
             patched.setattr(run_prompts, "make_prefix_cache", None)  # nothing is read
             stored = store.of(both.tasks, both.prompts, [True, True])

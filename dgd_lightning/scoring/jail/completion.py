@@ -230,7 +230,8 @@ def _fenced(lines: list[str]) -> list[Block]:
         if all(line.lstrip()[:1] in ("", ">") for line in inside):  # a block quote's
             inside = [line.lstrip()[1:].removeprefix(" ") for line in inside]
         code = "\n".join(_bare(inside))
-        if first and (_parses([first, *inside]) or not _parses(inside)):
+        lost = next((line[: len(line) - len(line.lstrip())] for line in inside if line.strip()), "")  # of a body's line
+        if first and (_parses([first, *inside]) or _parses([lost + first, *inside]) or not _parses(inside)):
             code = f"{first}\n{code}"
         code = textwrap.dedent(code)
         blocks.append(Block(_cut_at_stop(code) if closed else code, not named, closed, range(number, end + 1)))
