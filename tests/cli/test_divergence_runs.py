@@ -77,8 +77,7 @@ def test_rows_curves_and_tables(config: Config, dgd: Dgd, tiny_pair: TinyPair, t
         assert len(events.Scalars(f"{arm}/divergence_by_context/js")) == 4
         assert f"{arm}/divergence/js" in tags["histograms"]
         assert events.Histograms(f"{arm}/divergence/js")[-1].histogram_value.num == len(values)
-        low, high = (events.Scalars(f"{arm}/divergence_interval/js_{part}")[-1].value for part in ("low", "high"))
-        assert low < last.value < high
+        assert not any(tag.startswith(f"{arm}/divergence_interval/") for tag in tags["scalars"])  # of four contexts
     pictures = [tag for tag in tags["images"] if tag.startswith("divergence t")]
     assert len(pictures) == 4 * len(ARMS)
     assert imread(io.BytesIO(events.Images(pictures[0])[-1].encoded_image_string)).ndim == 3

@@ -249,7 +249,7 @@ def test_rows_of_old_runs_keep_their_scores_and_their_comparisons(tmp_path: Path
     first, again = Echo(), Echo()
     where = source(tmp_path / "run")
     run = grade_run(where, [first])
-    assert [one.versus for one in run.compared] == [Versus("guided", "speculative", False)]
+    assert [one.versus for one in run.compared] == [Versus("guided", "speculative", False, blends=True)]
     grade_run(where, [again])
     assert (len(first.asked), again.asked) == (16, [])
 
