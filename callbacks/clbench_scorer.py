@@ -65,9 +65,7 @@ class CLBenchScorer(FinishedRows):
             add_solve_rates(summary, run.scores, run.compared)
         if run.compared:
             summary.details.append(comparison_table(run.compared))
-            records = (row["dgd"] for row in run_folder.read_predictions(self.folder))
-            blending = {record["arm"] for record in records if record.get("blends")}
-            summary.sentences += verdict(run.compared, run.scores, blending)
+            summary.sentences += verdict(run.compared, run.scores)
         summary.pointers += left
         if (writer := tensorboard(trainer)) is not None:
             _log(writer, run.scores, run.compared)
@@ -101,7 +99,7 @@ def _log(writer: Any, scores: Sequence[Graded], found: Sequence[Compared]) -> No
                 groups["reverted_to_prior"].append(float(one.reverted))
         for name, values in groups.items():
             writer.add_scalar(f"{arm}/{name}", sum(values) / len(values), len(values))
-    for versus, result, _ in found:
+    for versus, result, *_ in found:
         prefix = f"{versus.arm}/solve_rate_against/{versus.base}/"
         add_scalars(writer, result.difference._asdict(), result.tasks, prefix)
     writer.flush()

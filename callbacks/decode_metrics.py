@@ -85,7 +85,7 @@ class DecodeMetrics(RowSums):
 class AdaptMetrics(FinishedRows):
     """Compares every arm that adapts (``ttt``, ``online_every`` or both) with the arm that differs in nothing else.
 
-    τ is compared per context and pooled, with a 95% bootstrap interval over contexts; adaptations are summed up by how
+    τ is compared per context and pooled, with a 95% interval over contexts; adaptations are summed up by how
     many were kept, the scores of the held-out texts before and after, and their cost. The numbers come from the merged
     predictions, so they cover all ranks and all sessions of the run.
     """

@@ -5,6 +5,7 @@ Reads run folders that `dgd score` has graded, and graded files of CL-bench's ow
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,12 +24,15 @@ from dgd_lightning.scoring.statistics import agreement
 from dgd_lightning.scoring.summary import compared, plain, summary
 
 PAGE, NUMBERS = "report.html", "report.json"
+SOON = 2_000  # comparisons times contexts that take a second or two
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `dgd report RUN… [--against ARM …]`."""
     options = parse_options(list(argv)[1:])
     subject = study(read_runs(options.runs), pool=options.pool, common=options.common, against=options.against)
+    if len(subject.wanted) * len({one.context for one in subject.scores}) > SOON:
+        print(f"simulating what {len(subject.wanted)} comparisons could find …", file=sys.stderr, flush=True)
     found = compared(subject.scores, subject.wanted)
     judges = agreement(row for run in subject.runs for row in run.twice)
     tables = score_tables(subject.scores, found) + ([agreement_table(judges)] if judges.tasks else [])

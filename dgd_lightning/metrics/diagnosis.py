@@ -12,14 +12,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from dgd_lightning.metrics.clustered import NAN, Difference, clustered_mean, counted
+from dgd_lightning.metrics.clustered import ALPHA, FEWEST_CONTEXTS, NAN, Difference, counted, sign_flip
 
 TARGET, DRAFT, ADAPTED = "target", "draft", "draft + TTT"  # names of readers
 SHUFFLED, RANDOM = "shuffled features", "random features"
 By = Literal["rank", "probability"]
 PERCENT = "{:+.0%}"
 FEWEST_TOKENS = 30  # in the deciding bucket, below which nothing is said
-FEWEST_CONTEXTS = 5  # a bootstrap over fewer clusters has intervals that are too narrow
 
 
 class Reader(NamedTuple):
@@ -60,6 +59,7 @@ class Wins(NamedTuple):
     better: float  # share of tokens
     worse: float
     net: Difference  # better − worse
+    p: float  # of no difference; where all contexts agree to the last token there is no interval, and yet this
 
 
 def bucket_of(confidence: np.ndarray, edges: Sequence[float]) -> np.ndarray:
@@ -98,11 +98,11 @@ def wins(ours: Reader, theirs: Reader, context: np.ndarray, *, by: By = "rank") 
     both = ~(np.isnan(a) | np.isnan(b))
     a, b, context = a[both], b[both], context[both]
     if not len(a):
-        return Wins(0, 0, NAN, NAN, Difference(NAN))
+        return Wins(0, 0, NAN, NAN, Difference(NAN), 1.0)
     better, worse = a < b, a > b
     _, index = np.unique(context, return_inverse=True)
-    net = clustered_mean(np.bincount(index, weights=better.astype(float) - worse), np.bincount(index))
-    return Wins(len(a), int(index.max()) + 1, float(better.mean()), float(worse.mean()), net)
+    net, p = sign_flip(np.bincount(index, weights=better.astype(float) - worse), np.bincount(index))
+    return Wins(len(a), int(index.max()) + 1, float(better.mean()), float(worse.mean()), net, p)
 
 
 class Verdict(NamedTuple):
@@ -129,7 +129,7 @@ def verdict(name: str, target: Wins, control: Wins, unsure: str) -> Verdict:
     ours = f"it ranks the right token above the target at {target.better:.0%} of them and below at {target.worse:.0%}"
     theirs = f"against random features {control.better:.0%} above, {control.worse:.0%} below"
     numbers = f"{ours} (net {target.net.text(PERCENT)}); {theirs} (net {control.net.text(PERCENT)})"
-    beats_target, beats_control = target.net.low > 0, control.net.low > 0
+    beats_target, beats_control = (one.net.value > 0 and one.p <= ALPHA for one in (target, control))
     if beats_target and beats_control:
         return Verdict(True, f"GO: the {name} knows something that the target does not, because {where} {numbers}.")
     reason = {

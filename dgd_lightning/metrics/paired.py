@@ -1,4 +1,4 @@
-"""Paired comparison of two arms in τ, with bootstrap intervals over contexts."""
+"""Paired comparison of two arms in τ, with intervals over contexts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dgd_lightning.metrics.clustered import NAN, Difference, resampled
+from dgd_lightning.metrics.clustered import ALPHA, NAN, Difference, sign_flip
 
 
 class Verified(NamedTuple):
@@ -38,27 +38,42 @@ class TauGain(NamedTuple):
     contexts: int
 
 
-def tau_gain(pairs: Sequence[tuple[Verified, Verified]], *, seed: int = 0) -> TauGain:
-    """Compare τ context by context; contexts are resampled as wholes, since their responses depend on each other.
+def tau_gain(pairs: Sequence[tuple[Verified, Verified]]) -> TauGain:
+    """Compare τ context by context: contexts are exchanged between arms as wholes, as their responses hang together.
+
+    With tokens a of m verifications under the base and b of n under the other arm, and sums A, M, B, N of all contexts,
+    τ of both arms together is t = (A + B)/(M + N). A context's share in the difference, (b − t·n) − (a − t·m), changes
+    its sign when the arms are exchanged there: these are what the sign-flip test adds up, and they sum to
+    2MN/(M + N)·(B/N − A/M). Under a true difference δ, b − δ·n takes the place of b; under a ratio r, b/r does. Both
+    are linear in δ or r.
 
     ``pairs``: (base, other) of each context; contexts without a verification in either are left out.
     """
     kept = [(*base, *other) for base, other in pairs if base.verifications and other.verifications]
     if not kept:
         return TauGain(NAN, NAN, Difference(NAN), Difference(NAN), Difference(NAN), NAN, 0)
-    columns = np.array(kept, dtype=float).T  # [4, C]: tokens and verifications of the base, then of the other
-
-    def pooled(tokens: np.ndarray, verifications: np.ndarray, axis: int = -1) -> np.ndarray:
-        return tokens.sum(axis) / verifications.sum(axis)
-
-    difference, ratio, median = (
-        resampled(columns, statistic, seed=seed)
-        for statistic in (
-            lambda a, m, b, n, axis=-1: pooled(b, n, axis) - pooled(a, m, axis),
-            lambda a, m, b, n, axis=-1: pooled(b, n, axis) / pooled(a, m, axis) - 1,
-            lambda a, m, b, n, axis=-1: np.median((b / n) / (a / m) - 1, axis=axis),
-        )
+    a, m, b, n = np.array(kept, dtype=float).T  # [C] each
+    base, other, size = a.sum() / m.sum(), b.sum() / n.sum(), m.sum() + n.sum()
+    shares = b - a - (a.sum() + b.sum()) / size * (n - m)
+    difference, _ = sign_flip(shares, (n * m.sum() + m * n.sum()) / size)
+    ratio, _ = sign_flip(b - b.sum() / size * (n - m), a + a.sum() / size * (n - m), null=1.0)
+    gains = (b / n) / (a / m) - 1
+    return TauGain(
+        float(base),
+        float(other),
+        difference,
+        Difference(*(end - 1 for end in ratio)),
+        _median(gains),
+        float(gains.min()),
+        len(kept),
     )
-    a, m, b, n = columns
-    worst = float(((b / n) / (a / m) - 1).min())
-    return TauGain(float(pooled(a, m)), float(pooled(b, n)), difference, ratio, median, worst, len(kept))
+
+
+def _median(values: np.ndarray) -> Difference:
+    """With the interval of the sign test: the order statistics that are outside of it in 5% of samples at most."""
+    value = float(np.median(values))
+    from scipy.stats import binom  # a second of imports, for those who compare
+
+    rank = int(binom.ppf(ALPHA / 2, len(values), 0.5))
+    ordered = np.sort(values)
+    return Difference(value, float(ordered[rank - 1]), float(ordered[-rank])) if rank else Difference(value)

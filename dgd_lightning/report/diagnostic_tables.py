@@ -15,7 +15,7 @@ Every reader is shown the prompt and the gold answer up to a token, and must pla
   top-1 token   share of tokens that it places first
   median, mean   rank of the right token, 1 is best (mean: geometric; equal logits share their ranks' mean)
   net            share of tokens that it places better than the other reader, less the share that it places worse;
-                 in brackets the 95% interval (bootstrap over whole contexts); above 0: it knows better
+                 in brackets the 95% interval over whole contexts; above 0: it knows better
 RANK DECIDES. Probability is shown beside it and must not decide: where the target is unsure and wrong, any flat
 distribution gives the right token more than the target does, without knowing anything. How much of that there is,
 the line of random features shows: the same draft, fed with noise."""

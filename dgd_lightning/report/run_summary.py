@@ -14,8 +14,7 @@ from rich.table import Table
 from dgd_lightning.analysis.adaptation import Gain
 from dgd_lightning.analysis.arms import ArmStats, baseline_of, speed_up
 from dgd_lightning.files import whole_files
-from dgd_lightning.metrics.clustered import counted, shown
-from dgd_lightning.metrics.diagnosis import FEWEST_CONTEXTS
+from dgd_lightning.metrics.clustered import FEWEST_CONTEXTS, counted, shown
 from dgd_lightning.report.print_tables import WIDTH, plain_console, print_tables
 from dgd_lightning.report.run_tables import tasks_of
 from dgd_lightning.report.solve_rates import change
@@ -131,7 +130,7 @@ def _gain(gain: Gain) -> str:
     if tau.contexts < FEWEST_CONTEXTS:
         return f"too few contexts to say what changed {against} ({numbers}; {FEWEST_CONTEXTS} are the least)"
     low, high = tau.difference.low, tau.difference.high
-    if low == high == 0:
+    if tau.difference.value == tau.median.low == tau.median.high == tau.worst == 0:
         return f"τ did not change {against} (τ {tau.tau:.2f} in {counted(tau.contexts, 'context')})"
     changed = "τ rose" if low > 0 else "τ fell" if high < 0 else "no change of τ found"
     return f"{changed} {against} ({numbers})"

@@ -83,7 +83,7 @@ def study(runs: Sequence[Run], *, pool: bool, common: bool, against: str | None)
             raise InputError(
                 "against", expected=f"one of the arms {', '.join(every)}", received=against, hint="name one of them"
             )
-        wanted = [Versus(name, against, False) for name in every if name != against]
+        wanted = [Versus(arm.name, against, False, blends=arm.blends) for arm in arms if arm.name != against]
         wanted += [Versus(arm.control_of, arm.name, True) for arm in arms if arm.control_of is not None]
     return Study(list(runs), scores, wanted, f" ({note})" if note else "")
 

@@ -1,16 +1,16 @@
 """Solve rates: tables of a line per arm, what an arm changed against baseline and null controls, a verdict in words."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from textwrap import wrap
 
 from rich.table import Table
 
-from dgd_lightning.metrics.clustered import Difference, shown
-from dgd_lightning.metrics.diagnosis import FEWEST_CONTEXTS
+from dgd_lightning.metrics.clustered import ALPHA, Difference, counted, shown
+from dgd_lightning.metrics.power import FEWEST
 from dgd_lightning.report.print_tables import new_table
 from dgd_lightning.scoring.graded import Graded, Versus, by_arm
 from dgd_lightning.scoring.harness_rules import FILTERS
-from dgd_lightning.scoring.statistics import ALPHA, Agreement, Comparison
+from dgd_lightning.scoring.statistics import Agreement, Comparison
 from dgd_lightning.scoring.summary import GROUPS, OUTCOMES, Compared, classified, outcomes, rates, transitions
 
 ALL = "all tasks"
@@ -98,7 +98,8 @@ def comparison_table(found: Sequence[Compared]) -> Table:
         ["arm", "against"],
         ["tasks", "difference", "fixed", "broken", "p", "Holm", "finds"],
         "fixed, broken: tasks that only one of the two solved. p: exact sign-flip test over contexts; Holm: "
-        "adjusted for all lines. finds: smallest difference seen in 80% of such runs.",
+        "adjusted for all lines. finds: smallest true gain that 80% of such runs would find, spread evenly over tasks "
+        "to gathered in whole contexts.",
     )
     for one in found:
         result = one.result
@@ -111,7 +112,7 @@ def comparison_table(found: Sequence[Compared]) -> Table:
             f"{result.broken}",
             p_value(result.p),
             p_value(one.holm),
-            shown(100 * result.detectable, "±{:.1f}"),
+            finds(one),
         )
     return table
 
@@ -164,6 +165,24 @@ def change(result: Comparison) -> str:
     return Difference(*(100 * end for end in result.difference)).text("{:+.1f}")
 
 
+def finds(one: Compared) -> str:
+    """The smallest gains that such runs find, in percentage points; in words where there is no number."""
+    if one.finds is None:
+        return "–"
+    spread, whole, possible = one.finds
+    if not possible:
+        return "nothing"
+    if one.result.contexts < FEWEST:
+        return "only if nearly\nall agree"
+    if spread != spread:
+        return "no gain"
+    return f"{_points(spread)} to {_points(whole)}" if whole == whole else f"{_points(spread)} or more"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.{int(share < 0.0995)}f}"  # two digits: more are not known
+
+
 def p_value(p: float) -> str:
     """Three digits; what they can't show is not called nothing."""
     return f"{p:.3f}" if p >= 0.0005 else "<0.001"
@@ -196,15 +215,15 @@ def _harness(scores: Sequence[Graded], names: Sequence[str]) -> list[str]:
     return [_share([verdict[place] for verdict in verdicts]) for place in range(len(names))]
 
 
-def verdict(found: Sequence[Compared], scores: Sequence[Graded], blending: Collection[str] = ()) -> list[str]:
+def verdict(found: Sequence[Compared], scores: Sequence[Graded]) -> list[str]:
     """A sentence per compared arm that is no null control itself; a last one where answers have no score.
 
-    "Better" and "worse" ask for p ≤ 0.05 after Holm's adjustment over all comparisons, which are made together.
-    ``blending``: arms that blend a readout with the target; one that is better and has no null control is said to.
+    "Better" and "worse" ask for p ≤ 0.05 after Holm's adjustment over all comparisons, which are made together. Every
+    sentence says how the arm did against its null controls; of one that blends a readout, also that it has none.
     """
     controls = {one.versus.base for one in found if one.versus.control}
     main = [one for one in found if not one.versus.control and one.versus.arm not in controls]
-    sentences = [_sentence(one, found, one.versus.arm in blending) for one in main] or [_alone(by_arm(scores))]
+    sentences = [_sentence(one, found) for one in main] or [_alone(by_arm(scores))]
     if lost := sum(one.score is None for one in scores):
         sentences.append(f"{lost:,} of {len(scores):,} answers have no score and are in no comparison.")
     return sentences
@@ -222,24 +241,37 @@ def _alone(arms: dict[str, dict[str, Graded]]) -> str:
     )
 
 
-def _sentence(one: Compared, found: Sequence[Compared], blends: bool) -> str:
-    result = one.result
+def _sentence(one: Compared, found: Sequence[Compared]) -> str:
+    result, amount = one.result, f"({_amount(one)})"
     controls = [other for other in found if other.versus.control and other.versus.arm == one.versus.arm]
-    head = f"{one.versus.arm} against {one.versus.base}:"
-    amount = _amount(one)
-    if one.holm > ALPHA:
-        if not result.fixed and not result.broken:
-            return f"{head} no task differs{''.join(map(_beside, controls))}."
-        missed = ""
-        if result.contexts < FEWEST_CONTEXTS:
-            missed = f"; with contexts as few as {result.contexts} even large differences would be missed"
-        elif result.detectable == result.detectable:
-            missed = f"; differences below {100 * result.detectable:.1f} points would be missed"
-        return f"{head} no difference found ({amount}){missed}{''.join(map(_beside, controls))}."
-    if result.difference.value < 0:
-        return f"{head} worse ({amount})."
-    alone = "; it has no null control here, so what helps need not be what the readout knows"
-    return f"{head} better ({amount}){''.join(map(_beaten, controls)) or alone * blends}."
+    better = one.holm <= ALPHA and result.difference.value > 0
+    if one.holm <= ALPHA:
+        said = f"{'better' if better else 'worse'} {amount}"
+    elif not result.fixed and not result.broken:
+        said = "no task differs"
+    else:
+        said = f"no difference found {amount}{_missed(one, len(found))}"
+    beside = "".join(map(_beaten if better else _beside, controls))
+    if one.versus.blends and not controls:
+        beside = "; it has no null control here" + ", so what helps need not be what the readout knows" * better
+    return f"{one.versus.arm} against {one.versus.base}: {said}{beside}."
+
+
+def _missed(one: Compared, lines: int) -> str:
+    """What may be there although nothing was found."""
+    if one.finds is None:
+        return ""
+    spread, whole, possible = one.finds
+    contexts = counted(one.result.contexts, "context")
+    if not possible:
+        return f"; {contexts} cannot find anything" + f" in {lines} comparisons" * (lines > 1)
+    if one.result.contexts < FEWEST:
+        return f"; {contexts} find a difference only if nearly all of them agree"
+    if spread != spread:
+        return "; no gain, however large, would be found in 80% of such runs"
+    gathered = f"below {_points(whole)}" if whole == whole else "of any size"
+    where = f"below {_points(spread)} points if spread evenly over tasks, {gathered} if gathered in whole contexts"
+    return f"; gains {where}, would often be missed"
 
 
 def _beside(control: Compared) -> str:

@@ -35,6 +35,7 @@ class ArmFacts(NamedTuple):
     sampling: tuple[Any, ...]  # temperature, top_k, top_p
     control_of: str | None  # the arm whose null control it is
     baseline: bool = False  # what speed-ups refer to; rates do so too, where there is one
+    blends: bool = False  # a readout with the target, which a null control would tell from noise
 
 
 class Versus(NamedTuple):
@@ -44,6 +45,7 @@ class Versus(NamedTuple):
     base: str
     control: bool  # whether the base is the arm's null control
     other_sampling: bool = False  # whether the base was drawn with another temperature, top_k or top_p
+    blends: bool = False  # whether the arm should have a null control
 
 
 def graded(row: dict[str, Any]) -> Graded:
@@ -125,7 +127,8 @@ def arm_facts(row: dict[str, Any]) -> ArmFacts:
     control, lossless = record.get("control_of"), record.get("lossless") is True
     name, method = (str(record.get(name, "")) for name in ("arm", "method"))
     control = control if isinstance(control, str) else None
-    return ArmFacts(name, method, lossless, sampling, control, record.get("baseline") is True)
+    baseline, blends = (record.get(name) is True for name in ("baseline", "blends"))
+    return ArmFacts(name, method, lossless, sampling, control, baseline, blends)
 
 
 def comparisons(arms: Sequence[ArmFacts]) -> list[Versus]:
@@ -143,7 +146,7 @@ def comparisons(arms: Sequence[ArmFacts]) -> list[Versus]:
         elif base is None and plain:
             base = plain[0]
         if base is not None:
-            found.append(Versus(arm.name, base.name, False, base.sampling != arm.sampling))
+            found.append(Versus(arm.name, base.name, False, base.sampling != arm.sampling, arm.blends))
         found += [Versus(arm.name, other.name, True) for other in arms if other.control_of == arm.name]
     return found
 

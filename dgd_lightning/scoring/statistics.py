@@ -1,20 +1,20 @@
 """Paired comparison of two arms' scores: differences with intervals over contexts, exact tests, Holm, power.
 
-Tasks of one context depend on each other, so contexts are what is resampled and what is exchanged, never tasks.
+Tasks of one context depend on each other, so contexts are what is exchanged between arms, never tasks.
 And how far two judges agree beyond chance: Cohen's κ per rubric and per task.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dgd_lightning.metrics.clustered import NAN, Difference, clustered_mean
+from dgd_lightning.metrics.clustered import ALPHA, NAN, Difference, sign_flip
+from dgd_lightning.metrics.power import Findable, Simulated
 from dgd_lightning.scoring.graded import read_score
 
-ALPHA = 0.05  # two-sided
-POWER = 0.8  # of the smallest effect that is called detectable
+UNKNOWN = 2  # contexts, see `rate`
 
 
 class Pair(NamedTuple):
@@ -30,12 +30,11 @@ class Comparison(NamedTuple):
 
     base: float  # mean score
     other: float
-    difference: Difference  # other − base, 95% interval over contexts; NaN bounds where all contexts differ alike
-    p: float  # of no difference, `sign_flip_p`
+    difference: Difference  # other − base, its interval the inversion of the test that gives p
+    p: float  # of no difference, two-sided sign-flip test over contexts
     mcnemar: float  # the same for tasks that do not depend on each other, exact
     fixed: int  # tasks that rose
     broken: int  # tasks that fell
-    detectable: float  # smallest difference found with 80% power, given how contexts vary here; NaN without an interval
     tasks: int
     contexts: int
 
@@ -43,93 +42,80 @@ class Comparison(NamedTuple):
 def compare(pairs: Iterable[Pair]) -> Comparison:
     """Compare two arms over the tasks that both answered.
 
-    Where no task differs, or all contexts by the same, resampling says nothing about how far apart the arms may be, so
-    no interval is given.
-
     Args:
         pairs: one per task; several of one task (as with several seeds) count within its context.
     """
     kept = list(pairs)
-    by_context: dict[str, list[float]] = defaultdict(list)
-    for pair in kept:
-        by_context[pair.context].append(pair.other - pair.base)
-    differences, counts = [sum(values) for values in by_context.values()], list(map(len, by_context.values()))
+    differences, counts = _by_context(kept, lambda pair: pair.other - pair.base), _by_context(kept, lambda _: 1)
     fixed, broken = sum(p.other > p.base for p in kept), sum(p.other < p.base for p in kept)
-    difference = _resampled(differences, counts)
+    (value, low, high), p = sign_flip(differences, counts)
     return Comparison(
         sum(p.base for p in kept) / len(kept) if kept else NAN,
         sum(p.other for p in kept) / len(kept) if kept else NAN,
-        difference,
-        sign_flip_p(differences),
+        Difference(value, max(low, -1.0), min(high, 1.0)) if low == low else Difference(value),
+        p,
         mcnemar_p(fixed, broken),
         fixed,
         broken,
-        detectable(differences, counts) if difference.bounded else NAN,
         len(kept),
         len(counts),
     )
 
 
-def rate(scores: Iterable[tuple[str, float]]) -> Difference:
-    """Mean score with its 95% interval over contexts.
+def findable(pairs: Iterable[Pair], lines: int) -> Findable | None:
+    """What a run like this could have found with so many lines in its table; None where scores are shares.
 
-    Where all tasks are solved or none is, resampling gives no interval: then the bounds are those of the share of
-    contexts that are all one thing (Clopper & Pearson 1934, scipy), which no rate of tasks can be surer of. Contexts
-    that share another rate give no interval: NaN bounds.
+    Shares have no tasks that flip, which is how effects are simulated.
+    """
+    kept = list(pairs)
+    if not {0.0, 1.0}.issuperset(score for pair in kept for score in pair[1:]):
+        return None
+    tasks, solved = _by_context(kept, lambda _: 1), _by_context(kept, lambda pair: pair.base)
+    fixed = _by_context(kept, lambda pair: pair.other > pair.base)
+    broken = _by_context(kept, lambda pair: pair.other < pair.base)
+    return Simulated(*(one.astype(int) for one in (tasks, solved, fixed, broken)), lines=lines).findable()
+
+
+def _by_context(pairs: Sequence[Pair], number: Callable[[Pair], float]) -> np.ndarray:
+    """[C] sums over the tasks of each context, in the order in which the contexts come."""
+    sums: dict[str, float] = defaultdict(float)
+    for pair in pairs:
+        sums[pair.context] += number(pair)
+    return np.array(list(sums.values()))
+
+
+def rate(scores: Iterable[tuple[str, float]]) -> Difference:
+    """Mean score with its 95% interval over contexts; NaN bounds for fewer than two contexts.
+
+    The interval is that of Clopper and Pearson for as many independent tasks as these are worth, times the ratio of
+    Student's squared quantiles for tasks and for contexts (Korn & Graubard 1998). They are worth N/(1 + r(m − 1)) at
+    most, with m tasks of the context of a task on average and the correlation r of two tasks of a context (Fleiss &
+    Cuzick 1979), and p(1 − p) over the cluster-robust variance of the rate. Rates near 0 or 1 show little of r: it is
+    drawn to 1 as if `UNKNOWN` more contexts, of only solved or only failed tasks, were among those that have both.
 
     Args:
         scores: (context, score) of each task.
     """
-    by_context: dict[str, list[float]] = defaultdict(list)
-    for context, score in scores:
-        by_context[context].append(float(score))
-    values = by_context.values()
-    only = {score for one in values for score in one}
-    if len(only) == 1 and only <= {0.0, 1.0}:
-        from scipy.stats import binomtest  # a second of imports: no mistake in a command's options waits for it
+    pairs = [Pair(context, 0.0, float(score)) for context, score in scores]
+    solved, tasks = _by_context(pairs, lambda pair: pair.other), _by_context(pairs, lambda _: 1)
+    contexts, total = len(tasks), float(tasks.sum())
+    value = float(solved.sum()) / total if contexts else NAN
+    if contexts < 2:
+        return Difference(value)
+    from scipy.stats import beta, t  # a second of imports: no mistake in a command's options waits for it
 
-        same = only.pop()
-        bounds = binomtest(round(same * len(values)), len(values)).proportion_ci(0.95, method="exact")
-        return Difference(same, float(bounds.low), float(bounds.high))
-    return _resampled(list(map(sum, values)), list(map(len, values)))
-
-
-def _resampled(sums: Sequence[float], counts: Sequence[int]) -> Difference:
-    """The pooled mean; with NaN bounds where all contexts have one mean, of which resampling makes a width of zero."""
-    found = clustered_mean(sums, counts)
-    return found if found.low < found.high else Difference(found.value)
-
-
-def sign_flip_p(differences: Sequence[float], *, draws: int = 99_999) -> float:
-    """Two-sided p of no difference: either arm could have been the other, context by context.
-
-    Under that hypothesis the sign of every context's sum of differences is a coin's. Whole numbers, as of solved tasks,
-    are counted out exactly; with one task per context that is McNemar's exact test. Others are drawn, with the sample
-    itself among the draws, so that the test keeps its level (Phipson & Smyth 2010).
-
-    Args:
-        differences: per context, summed over its tasks.
-        draws: for differences that are no whole numbers.
-    """
-    values = np.abs(np.array([d for d in differences if d], dtype=float))
-    if not len(values):
-        return 1.0
-    seen = abs(float(sum(differences)))
-    if all(float(v).is_integer() for v in values):
-        distribution = np.ones(1)  # of the sum, from −reach to reach in steps of one
-        for size in values.astype(int):
-            step = np.zeros(2 * size + 1)
-            step[0] = step[-1] = 0.5
-            distribution = np.convolve(distribution, step)
-        sums = np.arange(len(distribution)) - len(distribution) // 2
-        return min(1.0, float(distribution[np.abs(sums) >= seen - 0.5].sum()))
-    rng = np.random.default_rng(0)
-    rounding = 1e-9 * max(1.0, seen)
-    beyond = 0
-    for start in range(0, draws, 4096):
-        signs = rng.integers(0, 2, (min(4096, draws - start), len(values))) * 2 - 1
-        beyond += int((np.abs(signs @ values) >= seen - rounding).sum())
-    return (beyond + 1) / (draws + 1)
+    binary = value * (1 - value)
+    telling = min(int((solved > 0).sum()), int((solved < tasks).sum()))  # contexts
+    within = float((solved * (tasks - solved) / tasks).sum()) / (total - contexts) if total > contexts else 0.0
+    alike = (telling * max(0.0, 1 - within / binary) + UNKNOWN) / (telling + UNKNOWN) if binary else 1.0
+    worth = total / (1 + alike * (float((tasks**2).sum()) / total - 1))
+    if variance := float(((solved - value * tasks) ** 2).sum()) / total**2 * contexts / (contexts - 1):
+        worth = min(worth, binary / variance)
+    quantiles = t.ppf(1 - ALPHA / 2, [total - 1, contexts - 1])
+    worth *= float(quantiles[0] / quantiles[1]) ** 2
+    yes, no = value * worth, (1 - value) * worth
+    low = float(beta.ppf(ALPHA / 2, yes, no + 1)) if value > 0 else 0.0
+    return Difference(value, low, float(beta.ppf(1 - ALPHA / 2, yes + 1, no)) if value < 1 else 1.0)
 
 
 def mcnemar_p(fixed: int, broken: int) -> float:
@@ -149,23 +135,6 @@ def holm(p: Sequence[float]) -> list[float]:
     from statsmodels.stats.multitest import multipletests  # a second of imports, for those who compare
 
     return [float(value) for value in multipletests(p, method="holm")[1]]
-
-
-def detectable(differences: Sequence[float], counts: Sequence[int]) -> float:
-    """Smallest true difference of means that would be found at 5% in 80% of runs like this one.
-
-    (z₀.₉₇₅ + z₀.₈)·SE, with the cluster-robust standard error of a pooled mean (linearised ratio, Cochran 1977, ch. 6).
-    NaN for fewer than two contexts, or where nothing differs.
-    """
-    total, clusters = sum(counts), len(counts)
-    if clusters < 2 or not any(differences):
-        return NAN
-    from scipy.stats import norm  # late, as in `rate`
-
-    mean = sum(differences) / total
-    residuals = np.array(differences) - mean * np.array(counts)
-    error = float(np.sqrt(clusters / (clusters - 1) * (residuals**2).sum())) / total
-    return float(norm.ppf(1 - ALPHA / 2) + norm.ppf(POWER)) * error
 
 
 class Agreement(NamedTuple):

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from dgd_lightning.grader import ERROR_CLASSES
 from dgd_lightning.metrics.clustered import NAN, Difference
+from dgd_lightning.metrics.power import Findable
 from dgd_lightning.scoring.graded import Graded, Versus, by_arm
 from dgd_lightning.scoring.harness_rules import FILTERS
-from dgd_lightning.scoring.statistics import Comparison, Pair, compare, holm, rate
+from dgd_lightning.scoring.statistics import Comparison, Pair, compare, findable, holm, rate
 
 LENGTHS = (0, 4_096, 8_192, 16_384, 32_768, 65_536)  # prompt tokens: lower ends of groups
 SOLVED, UNCLASSIFIED = "solved", "unclassified"
@@ -39,6 +40,7 @@ class Compared(NamedTuple):
     versus: Versus
     result: Comparison
     holm: float  # p adjusted for all comparisons made together
+    finds: Findable | None = None  # None where scores are shares
 
 
 def rates(scores: Sequence[Graded]) -> Rates:
@@ -76,9 +78,12 @@ def compared(scores: Sequence[Graded], wanted: Sequence[Versus]) -> list[Compare
             if idx in other and one.score is not None and other[idx].score is not None
         ]
         if pairs:
-            found.append((versus, compare(pairs)))
-    adjusted = holm([result.p for _, result in found])
-    return [Compared(versus, result, p) for (versus, result), p in zip(found, adjusted, strict=True)]
+            found.append((versus, compare(pairs), pairs))
+    adjusted = holm([result.p for _, result, _ in found])
+    return [
+        Compared(versus, result, p, findable(pairs, len(found)))
+        for (versus, result, pairs), p in zip(found, adjusted, strict=True)
+    ]
 
 
 def outcome(one: Graded) -> str | None:
@@ -152,6 +157,7 @@ def summary(scores: Sequence[Graded], found: Sequence[Compared]) -> dict[str, An
                 "null_control": one.versus.control,
                 **plain(one.result),
                 "p_holm": one.holm,
+                "finds": plain(one.finds),
                 **({"transitions": transitions(scores, one.versus)} if with_classes else {}),
             }
             for one in found

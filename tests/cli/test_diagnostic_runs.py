@@ -17,7 +17,6 @@ from fork_server import launch
 from dgd_lightning import load_pair, run_folder
 from dgd_lightning.callbacks import diagnostic_report
 from dgd_lightning.data.tasks import Task
-from dgd_lightning.metrics import clustered
 from dgd_lightning.modules.diagnostic import Diagnostic
 
 CLOSE = 1e-6  # fp64 log-probabilities of random readers
@@ -27,9 +26,8 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 @pytest.fixture(autouse=True)
 def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows are what most tests here are about: few resamples and no pictures, but where the report is looked at."""
+    """Rows are what most tests here are about: no pictures, but where the report is looked at."""
     if request.node.name != "test_the_lab_s_table_and_verdict":
-        monkeypatch.setattr(clustered, "RESAMPLES", 99)
         monkeypatch.setattr(diagnostic_report, "figures", lambda found: {})
 
 

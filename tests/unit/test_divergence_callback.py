@@ -41,7 +41,7 @@ def row(context: int, task: int, tokens: int, arm: str = "a", **more: Any) -> di
     }
 
 
-ROWS = [row(context, task, 4 + 3 * task + context) for context in range(4) for task in range(3)]
+ROWS = [row(context, task, 4 + 3 * task + context) for context in range(6) for task in range(2)]
 
 
 def gathered(rows: list[dict[str, Any]], positions: int = 9) -> ArmDivergence:

@@ -16,12 +16,13 @@ import pytest
 from dgd_lightning.commands.report import main
 from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.clustered import Difference
+from dgd_lightning.metrics.power import Findable
 from dgd_lightning.report.runs import read_runs, study
 from dgd_lightning.report.runs_page import Line, intervals
-from dgd_lightning.report.solve_rates import p_value, verdict
+from dgd_lightning.report.solve_rates import comparison_table, p_value, verdict
 from dgd_lightning.report.text import visible
 from dgd_lightning.scoring.graded import Graded, Versus
-from dgd_lightning.scoring.statistics import Comparison, Pair, compare
+from dgd_lightning.scoring.statistics import Comparison
 from dgd_lightning.scoring.summary import Compared
 
 CATEGORIES = ["Domain Knowledge Reasoning", "Rule System Application", "Empirical Discovery & Simulation"]
@@ -217,7 +218,7 @@ def test_other_tasks_are_refused_or_said(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_seeds_are_pooled_within_contexts(tmp_path: Path) -> None:
-    """Three equal seeds: thrice the tasks, the same difference, interval, p and power."""
+    """Three equal seeds: thrice the tasks, the same difference, interval and p, about the same power."""
     single = report(run(tmp_path / "s0", range(30), ARMS), out=tmp_path)
     seeds = [run(tmp_path / f"s{n}", range(30), ARMS) for n in range(3)]
     pooled = report(*seeds, "--pool", "true", out=tmp_path)
@@ -225,8 +226,9 @@ def test_seeds_are_pooled_within_contexts(tmp_path: Path) -> None:
     assert pooled["note"] == "3 runs pooled, a task counts once for each"
     for one, three in zip(single["comparisons"], pooled["comparisons"], strict=True):
         assert (three["tasks"], three["contexts"]) == (3 * one["tasks"], one["contexts"])
-        for name in ("difference", "p", "detectable"):
+        for name in ("difference", "p"):
             assert three[name] == pytest.approx(one[name])
+        assert three["finds"]["whole"] == pytest.approx(one["finds"]["whole"], rel=0.3)
     odd = run(tmp_path / "odd", range(30), {"plain": ARMS["plain"], "guided": ARMS["guided"]})
     with pytest.raises(InputError, match=r"^pool: .*received noise, which differ"):
         report(seeds[0], odd, "--pool", "true", out=tmp_path)
@@ -258,41 +260,78 @@ def test_two_judges_agreement_is_shown(tmp_path: Path, capsys: pytest.CaptureFix
     assert "Agreement of the two judges" in capsys.readouterr().out
 
 
-def compared(value: float, *, holm: float, arm: str = "guided", base: str = "plain", control: bool = False) -> Compared:
-    nothing = float("nan")
-    interval = Difference(value, value - 0.02, value + 0.02) if value else Difference(0.0, nothing, nothing)
-    power = 0.084 if value else nothing
+FINDS = Findable(0.084, 0.13)
+
+
+def compared(
+    value: float,
+    *,
+    holm: float,
+    arm: str = "guided",
+    base: str = "plain",
+    control: bool = False,
+    blends: bool = False,
+    finds: Findable | None = FINDS,
+    contexts: int = 50,
+) -> Compared:
+    interval = Difference(value, value - 0.02, value + 0.02) if value else Difference(0.0)
     changed = (1, 1) if value else (0, 0)
-    result = Comparison(0.5, 0.5 + value, interval, holm, holm, *changed, power, 100, 50)
-    return Compared(Versus(arm, base, control), result, holm)
+    result = Comparison(0.5, 0.5 + value, interval, holm, holm, *changed, 100, contexts)
+    return Compared(Versus(arm, base, control, blends=blends), result, holm, finds)
+
+
+MISSED = "gains below +8.4 points if spread evenly over tasks, below +13 if gathered in whole contexts, "
+MISSED += "would often be missed"
+
+
+@pytest.mark.parametrize(
+    ("finds", "contexts", "cell", "words"),
+    [
+        (FINDS, 50, "+8.4 to +13", f"; {MISSED}."),
+        (Findable(0.0996, 0.5), 50, "+10 to +50", "; gains below +10 points if spread"),
+        (Findable(0.2), 8, "+20 or more", "below +20 points if spread evenly over tasks, of any size if gathered in"),
+        (
+            Findable(),
+            50,
+            "no gain",
+            "no gain, however large, would be found in 80%",
+        ),
+        (
+            Findable(),
+            7,
+            "only if nearly\nall agree",
+            "7 contexts find a difference only if nearly all of them agree.",
+        ),
+        (Findable(possible=False), 5, "nothing", "; 5 contexts cannot find anything."),
+        (None, 50, "–", "Holm p 1.000)."),
+    ],
+)
+def test_what_would_have_been_missed(finds: Findable | None, contexts: int, cell: str, words: str) -> None:
+    one = compared(-0.029, holm=1.0, finds=finds, contexts=contexts)
+    assert list(comparison_table([one]).columns[-1].cells) == [cell]
+    (said,) = verdict([one], [])
+    assert said.startswith("guided against plain: no difference found (-2.9 points [-4.9, -0.9], Holm p 1.000)")
+    assert words in said
 
 
 def test_verdicts_in_words() -> None:
     noise = {"base": "noise", "control": True}
-    assert verdict([compared(-0.029, holm=1.0)], []) == [
-        "guided against plain: no difference found (-2.9 points [-4.9, -0.9], Holm p 1.000); "
-        "differences below 8.4 points would be missed."
-    ]
     assert verdict([compared(0.0, holm=1.0)], []) == ["guided against plain: no task differs."]
     beside = "; against its null control noise +1.0 points [-1.0, +3.0], Holm p 1.000."
-    for value, words in ((0.0, "no task differs"), (-0.029, "differences below 8.4 points would be missed")):
-        (said,) = verdict([compared(value, holm=1.0), compared(0.01, holm=1.0, **noise)], [])
+    for value, p, words in ((0.0, 1.0, "no task differs"), (-0.029, 1.0, MISSED), (-0.05, 0.04, "Holm p 0.040)")):
+        (said,) = verdict([compared(value, holm=p, blends=True), compared(0.01, holm=1.0, **noise)], [])
         assert said.endswith(words + beside)
-    pairs = [Pair(str(context), *scores) for context in range(10) for scores in ((0.0, 1.0), (1.0, 0.0))]
-    level = Compared(Versus("guided", "plain", False), compare(pairs), 1.0)  # one risen, one fallen in every context
-    assert verdict([level], []) == ["guided against plain: no difference found (+0.0 points, Holm p 1.000)."]
-    few = Compared(Versus("guided", "plain", False), compare(pairs[:8]), 1.0)
-    assert verdict([few], []) == [
-        "guided against plain: no difference found (+0.0 points, Holm p 1.000); "
-        "with contexts as few as 4 even large differences would be missed."
-    ]
+        (said,) = verdict([compared(value, holm=p, blends=True)], [])
+        assert said.endswith(words + "; it has no null control here.")
+    many = [compared(-0.029, holm=1.0, arm=str(n), finds=Findable(possible=False), contexts=8) for n in range(7)]
+    assert all("; 8 contexts cannot find anything in 7 comparisons." in one for one in verdict(many, []))
     assert verdict([compared(-0.05, holm=0.04)], []) == [
         "guided against plain: worse (-5.0 points [-7.0, -3.0], Holm p 0.040)."
     ]
     assert verdict([compared(0.05, holm=0.05)], []) == [
         "guided against plain: better (+5.0 points [+3.0, +7.0], Holm p 0.050)."
     ]
-    (lonely,) = verdict([compared(0.05, holm=0.05)], [], ["guided"])
+    (lonely,) = verdict([compared(0.05, holm=0.05, blends=True)], [])
     assert lonely.endswith(
         "Holm p 0.050); it has no null control here, so what helps need not be what the readout knows."
     )

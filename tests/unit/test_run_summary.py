@@ -78,7 +78,8 @@ def test_speeds_that_are_not_known(described: list[tuple[str, float, dict[str, o
 def gain(low: float, high: float, *, contexts: int = 8, value: float = 0.6) -> Gain:
     both = Difference(value, low, high)
     ratio = Difference(value / 2.4, low / 2.4, high / 2.4)
-    return Gain("adapted", "plain", TauGain(2.4, 2.4 + value, both, ratio, ratio, -0.1, contexts), ["c"] * contexts)
+    worst = -0.1 * (value != 0)
+    return Gain("adapted", "plain", TauGain(2.4, 2.4 + value, both, ratio, ratio, worst, contexts), ["c"] * contexts)
 
 
 @pytest.mark.parametrize(

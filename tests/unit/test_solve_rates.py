@@ -76,6 +76,8 @@ def test_comparisons_leave_out_what_has_one_law() -> None:
         Versus("cold only", "plain", False, True),
     ]
     assert comparisons([ArmFacts("guided", "Guided", False, GREEDY, None)]) == []
+    blending = arms[2]._replace(blends=True)
+    assert comparisons([arms[0], blending]) == [Versus("guided", "plain", False, blends=True)]
     late = [*arms[1:3], arms[0]._replace(baseline=True)]  # rates and speed-ups refer to one arm
     assert comparisons(late) == [Versus("guided", "plain", False)]
 
@@ -106,4 +108,4 @@ def test_no_difference_is_no_interval() -> None:
     scores = graded("plain", [1, 0, 1, 0]) + graded("guided", [1, 0, 1, 0])
     table = comparison_table(compared(scores, [Versus("guided", "plain", False)]))
     cells = {str(column.header): next(iter(column.cells)) for column in table.columns}
-    assert (cells["difference"], cells["finds"], cells["p"]) == ("none", "–", "1.000")
+    assert (cells["difference"], cells["finds"], cells["p"]) == ("none", "nothing", "1.000")
