@@ -119,8 +119,9 @@ def _classes(kind: str) -> str:
 
 def _entry(name: str, about: str) -> str:
     """A name, and what it is in a column of its own; names are not broken."""
-    room = {"width": _width(), "break_on_hyphens": False, "break_long_words": False}
-    lines = textwrap.wrap(about, initial_indent=" " * 26, subsequent_indent=" " * 26, **room)
+    indent = " " * 26
+    wrapper = textwrap.TextWrapper(_width(), indent, indent, break_on_hyphens=False, break_long_words=False)
+    lines = wrapper.wrap(about)
     if len(name) < 23 and lines:
         lines[0] = f"  {name:23} {lines[0].strip()}"
         return "\n".join(lines)
