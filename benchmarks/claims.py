@@ -29,7 +29,7 @@ from dgd_lightning.metrics.clustered import Difference, clustered_mean, exact_p
 from dgd_lightning.metrics.paired import Verified, tau_gain
 from dgd_lightning.metrics.power import Simulated
 from dgd_lightning.report.print_tables import new_table, plain_console, print_tables
-from dgd_lightning.scoring.statistics import Pair, compare, holm, rate
+from dgd_lightning.scoring.statistics import Pair, compare, rate
 
 SIZES = ("one", "four", "unequal")
 TAU = 3.0
@@ -94,7 +94,7 @@ def drawn(rng: np.random.Generator, where: Population, effect: float = 0.0, *, w
 def false_positives(rng: np.random.Generator, where: Population, lines: int, runs: int) -> float:
     """Familywise: of any line."""
     p = np.stack([exact_p(np.stack([drawn(rng, where).differences for _ in range(runs)])) for _ in range(lines)])
-    return float(np.mean([min(holm(one.tolist())) <= 0.05 for one in p.T]))
+    return float(np.mean(p.min(0) * lines <= 0.05))  # Holm finds something where it finds the smallest
 
 
 def simulated(run: Run, lines: int, seed: int) -> Simulated:
