@@ -56,11 +56,11 @@ def check_unicode(name: str, text: str) -> str:
 
 
 def check_folder_name(name: str, value: str) -> str:
-    """The name of one folder, which can't lead out of the folder that it is in."""
-    if value in ("", ".", "..") or not value.isprintable() or {"/", "\\"} & {*value}:
+    """The name of a folder (``a``), or of one in another (``a/b``), which can't lead out of where it goes."""
+    if {"", ".", ".."} & {*value.split("/")} or not value.isprintable() or "\\" in value:
         raise InputError(
             name,
-            expected="the name of one folder",
+            expected="the name of a folder inside logs_dir",
             received=repr(value),
             hint="use letters, digits, '-', '_' and '.'; where the folder goes is for logs_dir to say",
         )

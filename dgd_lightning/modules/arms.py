@@ -175,13 +175,13 @@ def check_on_pair(arms: Sequence[Arm], pair: Pair) -> None:
     target has not; errors name the arm and the readout in it."""
 
     def check(holder: Any, place: str) -> None:
-        for name, readout in held(holder).items():
-            check(readout, f"{place}.{name}")
         try:
             if isinstance(holder, Method):
                 holder.block(pair)
-            holder.layers(pair)
+            holder.layers(pair)  # those of the readouts that it uses
         except InputError as error:
+            for name, readout in held(holder).items():
+                check(readout, f"{place}.{name}")
             field = error.argument.rpartition(".")[2] if isinstance(holder, Readout) else error.argument
             raise error.named(f"{place}.{field}") from error
 

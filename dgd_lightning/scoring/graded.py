@@ -108,8 +108,9 @@ def odd_score(row: dict[str, Any]) -> bool:
 
     Our own graders may give shares.
     """
-    value, ours = row.get("score"), row.get("dgd", {}).get("grader")
-    return isinstance(value, str) or (not ours and isinstance(value, float) and 0.0 < value < 1.0)
+    value, record = row.get("score"), row.get("dgd", {})
+    theirs = not (record.get("grader") or record.get("grading"))
+    return theirs and (isinstance(value, str) or (isinstance(value, float) and 0.0 < value < 1.0))
 
 
 def odd_scores(count: int) -> str:

@@ -96,7 +96,7 @@ def test_a_fit_whose_loss_is_no_number_exports_nothing(
     steps, kind = (3, "float32") if lr == 1e30 else (1, "float16")
     model, trainer = {"lr": lr, "export_dir": str(out), "dtype": kind}, {"max_steps": steps, "limit_val_batches": 0}
     run = dgd("fit", "--config", write_training(tmp_path, tiny_pair, model=model, trainer=trainer))
-    check_error(run, *words)
+    check_error(run, *words, began=True)
     assert not list(out.iterdir())
 
 

@@ -99,7 +99,7 @@ def test_a_fit_whose_loss_is_no_number_fails_and_exports_nothing(
     monkeypatch.setattr(AdaptProblem, "loss", broken)
     data = {"path": str(text_file(tmp_path))}
     run = dgd("fit", "--config", fit_yaml(tmp_path, tiny_pair, data, ttt=FIT, export_dir=str(out)))
-    check_error(run, "model.ttt", f"received the loss of step {first + 1} was nan", f"Hint: {hint}")
+    check_error(run, "model.ttt", f"received the loss of step {first + 1} was nan", f"Hint: {hint}", began=True)
     assert not out.exists()
     assert not list(tmp_path.glob("logs/**/adapter_model.safetensors"))
 

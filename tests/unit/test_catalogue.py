@@ -156,7 +156,8 @@ def test_help_of_a_class_has_all_that_it_takes_with_its_docstring() -> None:
 
 
 @pytest.mark.parametrize("subcommand", ["predict", "fit", "test", "validate"])
-def test_help_is_short_and_names_what_can_be_used(subcommand: str) -> None:
+def test_help_is_short_and_names_what_can_be_used(subcommand: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     shown = text([subcommand, "--help"]) or ""
     assert len(shown.splitlines()) < 100
     assert max(map(len, shown.splitlines())) <= 120

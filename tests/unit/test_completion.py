@@ -261,6 +261,7 @@ def test_programs(answer: str) -> None:
         BODY + '\n"""\nIt\'s done.\n',
         "```python return 2 * sum(values)```",
         f"```python {BODY.lstrip()}```",
+        f"```python low, high = 0, 1\n{BODY}```",
         "```python for value in values:\n        pass\n    return 2 * sum(values)\n```",
         block("def double(x): return 2 * x\n") + block("    return double(sum(values))\n"),
         block("    return double(sum(values))\n") + block("def double(x): return 2 * x\n"),

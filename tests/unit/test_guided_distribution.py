@@ -241,11 +241,11 @@ def plant_plain_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """The prompt's last position is the target's alone."""
     make = ReadoutGroup.mix
 
-    def plain_once(self: ReadoutGroup, out: TargetOutput, target: Tensor, step: Tensor) -> Tensor:
+    def plain_once(self: ReadoutGroup, *given: Any) -> Tensor:
         betas, first = self.betas, not hasattr(self, "stored")
         self.stored = True  # type: ignore[attr-defined]
         self.betas = torch.zeros_like(betas) if first else betas
-        logits = make(self, out, target, step)
+        logits = make(self, *given)
         self.betas = betas
         return logits
 

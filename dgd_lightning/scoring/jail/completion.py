@@ -28,7 +28,9 @@ LANGUAGE = re.compile(r"[\s{.]*(?:lang(?:uage)?-)?(?P<name>[\w#+]*)")
 PYTHON = re.compile(r"(?:i?python|py)\d*")
 STATEMENT = r"(?:(?:import|from|class|def|async[ \t]+def)[ \t]+\w|@\w|[A-Za-z_]\w*[ \t]*(?::[^=\n]{1,80})?=(?!=))"
 START = re.compile(rf"(?:(?:[ \t]*(?:{TAG})[ \t]*){{1,3}}|(?P<indent>[ \t]*))(?={STATEMENT})")
-FIRST = re.compile(rf"(?:return|yield|for|while|if|with|try)\b|(?!\w+=[\w/.]*[A-Za-z]){STATEMENT}")  # not file=x.py
+SEVERAL = r"\w+(?:, ?\w+)+ ?=(?!=)"  # names that are assigned to together
+ONE = rf"(?!\w+=[\w/.]*[A-Za-z]){STATEMENT}"  # not file=x.py
+FIRST = re.compile(rf"(?:return|yield|for|while|if|with|try)\b|{SEVERAL}|{ONE}")
 
 
 class Program(NamedTuple):
