@@ -32,6 +32,7 @@ from dgd_lightning.report.print_tables import new_table, plain_console, print_ta
 from dgd_lightning.scoring.statistics import Pair, compare, rate
 
 SIZES = ("one", "four", "unequal")
+FEW = 40  # simulated runs of a claim: enough, since claims are averaged
 TAU = 3.0
 
 
@@ -97,11 +98,11 @@ def false_positives(rng: np.random.Generator, where: Population, lines: int, run
     return float(np.mean(p.min(0) * lines <= 0.05))  # Holm finds something where it finds the smallest
 
 
-def simulated(run: Run, lines: int, seed: int) -> Simulated:
+def simulated(run: Run, lines: int, seed: int, runs: int | None = None) -> Simulated:
     """What a run knows of its power."""
     fixed, broken = run.other > run.base, run.other < run.base
     counts = (run.per_context(values) for values in (np.ones(len(run.base)), run.base, fixed, broken))
-    return Simulated(*counts, lines=lines, seed=seed)
+    return Simulated(*counts, lines=lines, seed=seed, runs=runs)
 
 
 def found(rng: np.random.Generator, where: Population, effect: float, lines: int, runs: int, *, whole: bool) -> float:
@@ -128,7 +129,7 @@ def claim(
     def powers(effect_there: float) -> Iterator[float]:
         for seed in range(runs):
             run = drawn(rng, where, effect_there, whole=whole)
-            yield simulated(run, lines, seed).power(effect, whole=whole)
+            yield simulated(run, lines, seed, FEW).power(effect, whole=whole)
 
     claimed = [np.mean(list(powers(there))) for there in (0.0, effect)]
     printed = [simulated(drawn(rng, where), lines, n).smallest(whole=whole) for n in range(prints)]
@@ -214,7 +215,7 @@ def all_power(rng: np.random.Generator, runs: int) -> Numbers:
                 for whole in (False, True):
                     where, effect = Population(contexts, sizes, solved, noise=noise), effects[whole]
                     name = f"{where.name}, {lines} lines, {effect:+.1%} {'whole' if whole else 'spread'}"
-                    results[name] = claim(rng, where, effect, lines, runs // 4, whole=whole)._asdict()
+                    results[name] = claim(rng, where, effect, lines, runs, whole=whole)._asdict()
     return results
 
 

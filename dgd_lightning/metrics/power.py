@@ -40,6 +40,7 @@ class Simulated:
         fixed: [C] solved by the arm alone.
         broken: [C] solved by the baseline alone.
         lines: of the table: a line is found where p is at most 0.05 / lines, as Holm asks where no other line is.
+        runs: to simulate; by default as many as are worth their time.
     """
 
     def __init__(
@@ -51,17 +52,20 @@ class Simulated:
         *,
         lines: int = 1,
         seed: int = 0,
+        runs: int | None = None,
     ) -> None:
         n, s = np.array(tasks), np.array(solved)
         self.contexts, self.tasks, self.alpha, self.seed = len(n), int(n.sum()), ALPHA / lines, seed
         rng = np.random.default_rng(seed)
-        size = (int(np.clip(CONTEXTS // len(n), LEAST, MOST)), len(n))
+        size = (runs or int(np.clip(CONTEXTS // len(n), LEAST, MOST)), len(n))
         rate, together, aligned = noise(n, s, np.array(fixed), np.array(broken))
         changed = rng.binomial(n, _probabilities(rng, rate, together, size), size)
         risen = rng.binomial(changed, _probabilities(rng, 0.5, aligned, size), size)
         self.sums = 2 * risen - changed  # [R, C]
-        # What the arm fails without an effect: what the baseline failed, less what the noise fixed, and what it broke.
-        self.failed = np.clip(n - s - self.sums, changed - risen, n - risen)
+        # What the arm fails without an effect. The baseline's own outcomes are one draw, too: half of the noise lies
+        # between them and either arm of a new run; all of it there would be too much of a return to the mean.
+        half = (self.sums + rng.integers(0, 2, size)) // 2  # odd ones rounded up or down
+        self.failed = np.clip(n - s - half, changed - risen, n - risen)
         self.room = float(self.failed.sum(1).mean()) / self.tasks  # the largest effect
 
     def power(self, effect: float, *, whole: bool) -> float:
