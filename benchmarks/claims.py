@@ -18,6 +18,7 @@ tasks that the second arm fails, so that the run's gain is as asked for on avera
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -98,11 +99,11 @@ def false_positives(rng: np.random.Generator, where: Population, lines: int, run
     return float(np.mean(p.min(0) * lines <= 0.05))  # Holm finds something where it finds the smallest
 
 
-def simulated(run: Run, lines: int, seed: int, runs: int | None = None) -> Simulated:
+def simulated(run: Run, lines: int, seed: int, *, whole: bool, runs: int | None = None) -> Simulated:
     """What a run knows of its power."""
     fixed, broken = run.other > run.base, run.other < run.base
     counts = (run.per_context(values) for values in (np.ones(len(run.base)), run.base, fixed, broken))
-    return Simulated(*counts, lines=lines, seed=seed, runs=runs)
+    return Simulated(*counts, whole=whole, lines=lines, seed=seed, runs=runs)
 
 
 def found(rng: np.random.Generator, where: Population, effect: float, lines: int, runs: int, *, whole: bool) -> float:
@@ -129,10 +130,10 @@ def claim(
     def powers(effect_there: float) -> Iterator[float]:
         for seed in range(runs):
             run = drawn(rng, where, effect_there, whole=whole)
-            yield simulated(run, lines, seed, FEW).power(effect, whole=whole)
+            yield simulated(run, lines, seed, whole=whole, runs=FEW).power(effect)
 
     claimed = [np.mean(list(powers(there))) for there in (0.0, effect)]
-    printed = [simulated(drawn(rng, where), lines, n).smallest(whole=whole) for n in range(prints)]
+    printed = [simulated(drawn(rng, where), lines, n, whole=whole).smallest() for n in range(prints)]
     smallest = float(np.nanmedian(printed)) if printed else float("nan")
     kept = found(rng, where, smallest, lines, 4 * runs, whole=whole) if printed else float("nan")
     true = found(rng, where, effect, lines, 4 * runs, whole=whole)
@@ -209,13 +210,17 @@ def all_false_positives(rng: np.random.Generator, runs: int) -> Numbers:
 
 def all_power(rng: np.random.Generator, runs: int) -> Numbers:
     results = {}
+    kinds = (
+        ("four", 0.2, "tasks"),
+        ("unequal", 0.2, "clusters"),
+        ("unequal", 0.5, "tasks"),
+        ("unequal", 0.2, "contexts"),
+    )
     for contexts, effects in ((24, (0.15, 0.2)), (200, (0.045, 0.06)), (500, (0.025, 0.035))):
-        for sizes, solved, noise in (("four", 0.2, "tasks"), ("unequal", 0.2, "clusters"), ("unequal", 0.5, "tasks")):
-            for lines in (1, 6):
-                for whole in (False, True):
-                    where, effect = Population(contexts, sizes, solved, noise=noise), effects[whole]
-                    name = f"{where.name}, {lines} lines, {effect:+.1%} {'whole' if whole else 'spread'}"
-                    results[name] = claim(rng, where, effect, lines, runs, whole=whole)._asdict()
+        for (sizes, solved, noise), lines, whole in itertools.product(kinds, (1, 6), (False, True)):
+            where, effect = Population(contexts, sizes, solved, noise=noise), effects[whole]
+            name = f"{where.name}, {lines} lines, {effect:+.1%} {'whole' if whole else 'spread'}"
+            results[name] = claim(rng, where, effect, lines, runs, whole=whole)._asdict()
     return results
 
 

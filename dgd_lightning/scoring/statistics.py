@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dgd_lightning.metrics.clustered import ALPHA, NAN, Difference, sign_flip
-from dgd_lightning.metrics.power import Findable, Simulated
+from dgd_lightning.metrics.power import Findable, smallest_gains
 from dgd_lightning.scoring.graded import read_score
 
 UNKNOWN = 2  # contexts, see `rate`
@@ -73,7 +73,7 @@ def findable(pairs: Iterable[Pair], lines: int) -> Findable | None:
     tasks, solved = _by_context(kept, lambda _: 1), _by_context(kept, lambda pair: pair.base)
     fixed = _by_context(kept, lambda pair: pair.other > pair.base)
     broken = _by_context(kept, lambda pair: pair.other < pair.base)
-    return Simulated(*(one.astype(int) for one in (tasks, solved, fixed, broken)), lines=lines).findable()
+    return smallest_gains(*(one.astype(int) for one in (tasks, solved, fixed, broken)), lines)
 
 
 def _by_context(pairs: Sequence[Pair], number: Callable[[Pair], float]) -> np.ndarray:

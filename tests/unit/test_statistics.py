@@ -14,7 +14,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from dgd_lightning.metrics import clustered
 from dgd_lightning.metrics.clustered import Difference, exact_p, sign_flip
-from dgd_lightning.metrics.power import Findable, Simulated, noise
+from dgd_lightning.metrics.power import Findable, Simulated, noise, smallest_gains
 from dgd_lightning.scoring.statistics import Pair, compare, findable, holm, mcnemar_p, rate
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -202,8 +202,8 @@ def test_how_many_contexts_find_anything() -> None:
     """2/2^C after Holm: 6 contexts for one comparison, 7 for 2 or 3, 8 for up to 6, 9 for up to 12."""
     for contexts, most in ((5, 0), (6, 1), (7, 3), (8, 6), (9, 12)):
         for lines in {max(most, 1), most + 1}:
-            possible = Simulated([2] * contexts, [1] * contexts, [0] * contexts, [0] * contexts, lines=lines).findable()
-            assert possible.possible == (lines <= most), (contexts, lines)
+            same = [np.full(contexts, count) for count in (2, 1, 0, 0)]
+            assert smallest_gains(*same, lines).possible == (lines <= most), (contexts, lines)
     assert findable(design(7, 4, 1, 1), 1) == pytest.approx(Findable(), nan_ok=True)  # possible, but no number
     assert findable([Pair("a", 0.5, 1.0)], 1) is None  # shares
 
@@ -223,30 +223,43 @@ def test_what_a_run_finds() -> None:
 
 
 def test_noise_is_what_the_population_has() -> None:
-    """Rate and clustering of changes, without an effect and with one, over many runs."""
-    rng, where = np.random.default_rng(3), Population(200, "four", 0.5, 0.2, "clusters")
-    for effect in (0.0, 0.15):
-        runs = [drawn(rng, where, effect) for _ in range(30)]
+    """Rate and direction of changes of whole contexts, without an effect and with one of either kind."""
+    rng, where = np.random.default_rng(3), Population(200, "four", 0.5, 0.2, "contexts")
+    for effect, whole in ((0.0, False), (0.0, True), (0.15, False), (0.15, True)):
+        runs = [drawn(rng, where, effect, whole=whole) for _ in range(30)]
         columns = [
             [run.per_context(values) for values in (run.base, run.other > run.base, run.other < run.base)]
             for run in runs
         ]
-        found = np.mean([noise(where.tasks(), *one) for one in columns], axis=0)
-        assert found[0] == pytest.approx(0.2 * 2 * 0.2, rel=0.1)  # drawn anew · p(1 − p) of beta(2, 2), either way
-    assert noise(np.array([4, 4]), np.array([2, 2]), np.array([0, 0]), np.array([0, 0])) == (0.0, 0.0, 0.0)
+        rate, _, aligned = np.mean([noise(where.tasks(), *one, whole=whole) for one in columns], axis=0)
+        assert rate == pytest.approx(0.2 * 2 * 0.5 * 0.5, rel=0.1)
+        # Of beta(2, 2): E p² = 0.3, E p(1 − p) = 0.2; pairs that change alike less opposed ones, of both
+        assert aligned == pytest.approx((0.3**2 - 0.2**2) / (0.3**2 + 0.2**2), abs=0.05)
+    assert noise(*(np.array([count, count]) for count in (4, 2, 0, 0)), whole=False) == (0.0, 0.0, 0.0)
     fixed, broken = np.array([2, 2, 0, 0]), np.array([0, 0, 2, 2])
-    # Two of four tasks change in every context: one pair in six where chance makes 1.5, and of one direction.
-    assert noise(np.array([4] * 4), np.array([2] * 4), fixed, broken) == (0.5, 0.0, 1.0)
+    # Two of four tasks change in every context: one pair in six where chance makes 1.5, and of one direction; half a
+    # context is added to four.
+    assert noise(np.array([4] * 4), np.array([2] * 4), fixed, broken, whole=True) == (0.5 * 4.5 / 4, 0.0, 1.0)
 
 
 def test_power_is_that_of_the_printed_model() -> None:
     """Without noise, every task failed, one task per context: the binomial chance of enough contexts, by hand."""
-    one = Simulated([1] * 10, [0] * 10, [0] * 10, [0] * 10)  # 6 of 10 risen give p = 2/2⁶
+    counts = [np.full(10, count) for count in (1, 0, 0, 0)]  # 6 of 10 risen give p = 2/2⁶
     by_hand = sum(math.comb(10, k) * 0.7**k * 0.3 ** (10 - k) for k in range(6, 11))
     error = math.sqrt(by_hand * (1 - by_hand) / 1000)
     for whole in (False, True):
-        assert one.power(0.7, whole=whole) == pytest.approx(by_hand, abs=4 * error)
-    assert one.power(0.0, whole=False) == 0
+        one = Simulated(*counts, whole=whole)
+        assert one.power(0.7) == pytest.approx(by_hand, abs=4 * error)
+        assert one.power(0.0) == 0
+
+
+def test_half_of_the_noise_returns_to_the_mean() -> None:
+    """Arms of one distribution: what they fail varies alike, so its covariance with their difference is half of that's
+    variance."""
+    one = Simulated(*(np.full(200, count) for count in (8, 4, 1, 1)), whole=False)
+    both = np.cov(one.sums.ravel(), one.failed.ravel())
+    assert both[0, 1] == pytest.approx(-both[0, 0] / 2, rel=0.02)
+    assert one.room == pytest.approx(0.5, abs=0.01)
 
 
 def test_claims_hold_in_a_few_simulated_runs() -> None:
