@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
         ) from error
     print_tables(console, tables)
     print(visible("\n".join(remarks)) + "\n" if remarks else "", end="")
-    print(visible(f"verdict: {' '.join(sentences)}"))
+    print(visible("verdict: " + "\n         ".join(sentences)))
     print(f"page:    {folder / PAGE}\nnumbers: {folder / NUMBERS}")
     return 0
 

@@ -83,8 +83,10 @@ def study(runs: Sequence[Run], *, pool: bool, common: bool, against: str | None)
             raise InputError(
                 "against", expected=f"one of the arms {', '.join(every)}", received=against, hint="name one of them"
             )
-        wanted = [Versus(arm.name, against, False, blends=arm.blends) for arm in arms if arm.name != against]
-        wanted += [Versus(arm.control_of, arm.name, True) for arm in arms if arm.control_of is not None]
+        others = [arm for arm in arms if arm.name != against]
+        controlled = {arm.control_of for arm in arms if arm.name == against}  # is compared with its null control anyway
+        wanted = [Versus(a.name, against, False, blends=a.blends and a.name not in controlled) for a in others]
+        wanted += [Versus(a.control_of, a.name, True) for a in others if a.control_of is not None]
     return Study(list(runs), scores, wanted, f" ({note})" if note else "")
 
 

@@ -12,7 +12,7 @@ from dgd_lightning.report.text import rendered
 from dgd_lightning.scoring.summary import Compared
 
 PICTURES = {"by_category": "Solve rate by category", "by_length": "Solve rate by prompt length"}
-LEGEND = "Hollow: against a null control. Without an interval: too few contexts, or all of them changed alike."
+LEGEND = "Hollow: against a null control. Without an interval: too few contexts, or changed ones, or all changed alike."
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#c98a00", "#3f9fd8", "#8a6d3b", "#808080")
 WIDTH, LEFT, RIGHT = 960, 270, 240  # pixels: of all, of labels, of numbers
 TICKS = 6

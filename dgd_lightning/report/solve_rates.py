@@ -98,14 +98,15 @@ def comparison_table(found: Sequence[Compared]) -> Table:
         ["arm", "against"],
         ["tasks", "difference", "fixed", "broken", "p", "Holm", "finds"],
         "fixed, broken: tasks that only one of the two solved. p: exact sign-flip test over contexts; Holm: "
-        "adjusted for all lines. finds: smallest true gain that 80% of such runs would find, spread evenly over tasks "
-        "to gathered in whole contexts.",
+        "adjusted for all lines, as intervals are not. No interval: too few contexts, or changed ones, or all changed "
+        "alike. finds: smallest true gain that 80% of such runs would find, spread evenly over tasks to gathered in "
+        "whole contexts.",
     )
     for one in found:
         result = one.result
         table.add_row(
             one.versus.arm,
-            base_name(one.versus),
+            base_name(one.versus).replace(" (", "\n("),
             f"{result.tasks}",
             change(result),
             f"{result.fixed}",
@@ -292,4 +293,5 @@ def _beaten(control: Compared) -> str:
 def _amount(one: Compared) -> str:
     value, _, interval = change(one.result).partition(" ")
     numbers = f"{'0.0' if value == 'none' else value} points {interval}".rstrip()
-    return f"{numbers}, Holm p {p_value(one.holm)}"
+    alone = f" ({p_value(one.result.p)} alone, as the interval)" if one.result.p <= ALPHA < one.holm else ""
+    return f"{numbers}, Holm p {p_value(one.holm)}{alone}"

@@ -188,6 +188,12 @@ def test_runs_stand_side_by_side_and_against_an_arm(tmp_path: Path) -> None:
     found = report(one, two, other, "--against", "two/plain", out=tmp_path)
     assert {c["arm"] for c in found["comparisons"] if c["against"] == "two/plain"} == set(found["arms"]) - {"two/plain"}
     assert {c["arm"] for c in found["comparisons"] if c["null_control"]} == {"one/guided", "two/guided"}
+    found = report(one, "--against", "noise", out=tmp_path)
+    assert [(c["arm"], c["against"]) for c in found["comparisons"]] == [("plain", "noise"), ("guided", "noise")]
+    assert all(
+        f"{arm} against noise: " in said for arm, said in zip(("plain", "guided"), found["verdict"], strict=True)
+    )
+    assert "no null control" not in " ".join(found["verdict"])
     with pytest.raises(InputError, match=r"^against: expected one of the arms one/plain, .*received three"):
         report(one, two, "--against", "three", out=tmp_path)
 
@@ -331,6 +337,8 @@ def test_verdicts_in_words() -> None:
     assert verdict([compared(0.05, holm=0.05)], []) == [
         "guided against plain: better (+5.0 points [+3.0, +7.0], Holm p 0.050)."
     ]
+    alone = compared(-0.05, holm=0.04)._replace(holm=0.16)  # its interval is without 0
+    assert "[-7.0, -3.0], Holm p 0.160 (0.040 alone, as the interval)); gains" in verdict([alone], [])[0]
     (lonely,) = verdict([compared(0.05, holm=0.05, blends=True)], [])
     assert lonely.endswith(
         "Holm p 0.050); it has no null control here, so what helps need not be what the readout knows."
