@@ -2,7 +2,7 @@
 
     python -m benchmarks.claims --runs 1000
 
-prints tables and one line of JSON; ``--parts`` measures some of it. About an hour of one core at 1,000 runs.
+prints tables and one line of JSON; ``--parts`` measures some of it. Half an hour of one core at 1,000 runs.
 
 - false positives: share of runs of equal arms in which any line of the table has Holm's p ≤ 0.05.
 - power: how often a gain is really found, in fresh runs, against what runs claim by themselves (`metrics.power`), on
@@ -11,8 +11,8 @@ prints tables and one line of JSON; ``--parts`` measures some of it. About an ho
 
 Populations: contexts differ in difficulty (beta distributed); a share of tasks is drawn anew under the second arm,
 each by itself, more in some contexts than in others, or whole contexts with a difficulty of their own. An effect solves
-tasks that the second arm fails, so that the run's gain is as asked for on average: each task with one probability
-(spread), or all of a context together (whole).
+tasks that the second arm fails, so that the gain is as asked for on average: each task with one probability (spread),
+or all of a context together (whole).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Run(NamedTuple):
 
 
 def drawn(rng: np.random.Generator, where: Population, effect: float = 0.0, *, whole: bool = False) -> Run:
-    """A run; ``effect``: share of all tasks that it solves more, on average."""
+    """A run; ``effect``: share of all tasks that its second arm solves more, on average."""
     tasks, mean = where.tasks(), (4 * where.solved, 4 * (1 - where.solved))
     context = np.repeat(np.arange(where.contexts), tasks)
     ease = rng.beta(*mean, where.contexts)
@@ -88,7 +88,7 @@ def drawn(rng: np.random.Generator, where: Population, effect: float = 0.0, *, w
     else:
         anew = rng.random(len(context)) < share
     other = np.where(anew, again, base)
-    hit = effect * len(context) / max(1, int((~other).sum()))
+    hit = effect / (1 - where.solved)
     gained = (rng.random(where.contexts) < hit)[context] if whole else rng.random(len(context)) < hit
     return Run(context, base.astype(int), (other | gained).astype(int))
 
@@ -181,7 +181,7 @@ def taus(
         return [Verified(*one) for one in zip(tokens.tolist(), verifications.tolist(), strict=True)]
 
     for _ in range(runs):
-        ease = TAU * rng.uniform(0.5, 1.5, len(tasks))
+        ease = 1 + (TAU - 1) * rng.lognormal(-0.125, 0.5, len(tasks))
         base, other = side(ease), side(ease * gain * varied())  # contexts gain differently
         compared = tau_gain(list(zip(base, other, strict=True)))
         one = clustered_mean([s.tokens for s in base], [s.verifications for s in base])
@@ -228,9 +228,10 @@ def difference_coverage(rng: np.random.Generator, runs: int) -> Numbers:
     results = {}
     for contexts in (6, 8, 12, 24, 60, 200, 500):
         for sizes in SIZES:
-            where, large = Population(contexts, sizes), 0.2 if contexts < 100 else 0.05
-            for effect, whole in ((0.0, False), (large, False), (large, True)):
-                name = f"{where.name}: difference of {effect:+.0%} {'whole' if whole else 'spread'}"
+            where = Population(contexts, sizes, noise="contexts" if sizes == "unequal" else "tasks")
+            large = 0.2 if contexts < 100 else 0.05
+            for effect, whole in ((0.0, False), (large, False), (large, True), (large / 4, True)):
+                name = f"{where.name}: difference of {effect:+.1%} {'whole' if whole else 'spread'}"
                 results[name] = coverage(differences(rng, where, effect, runs, whole=whole))
     return results
 

@@ -277,7 +277,7 @@ def _missed(one: Compared, lines: int) -> str:
 
 def _beside(control: Compared) -> str:
     """The null control, where there is nothing that it would have to be beaten in."""
-    return f"; against its null control {control.versus.base} {_amount(control)}"
+    return f"; against its null control {control.versus.base}: {_amount(control)}"
 
 
 def _beaten(control: Compared) -> str:
@@ -293,5 +293,5 @@ def _beaten(control: Compared) -> str:
 def _amount(one: Compared) -> str:
     value, _, interval = change(one.result).partition(" ")
     numbers = f"{'0.0' if value == 'none' else value} points {interval}".rstrip()
-    alone = f" ({p_value(one.result.p)} alone, as the interval)" if one.result.p <= ALPHA < one.holm else ""
+    alone = f"; without Holm, as the interval is, {p_value(one.result.p)}" if one.result.p <= ALPHA < one.holm else ""
     return f"{numbers}, Holm p {p_value(one.holm)}{alone}"

@@ -323,7 +323,7 @@ def test_what_would_have_been_missed(finds: Findable | None, contexts: int, cell
 def test_verdicts_in_words() -> None:
     noise = {"base": "noise", "control": True}
     assert verdict([compared(0.0, holm=1.0)], []) == ["guided against plain: no task differs."]
-    beside = "; against its null control noise +1.0 points [-1.0, +3.0], Holm p 1.000."
+    beside = "; against its null control noise: +1.0 points [-1.0, +3.0], Holm p 1.000."
     for value, p, words in ((0.0, 1.0, "no task differs"), (-0.029, 1.0, MISSED), (-0.05, 0.04, "Holm p 0.040)")):
         (said,) = verdict([compared(value, holm=p, blends=True), compared(0.01, holm=1.0, **noise)], [])
         assert said.endswith(words + beside)
@@ -338,7 +338,7 @@ def test_verdicts_in_words() -> None:
         "guided against plain: better (+5.0 points [+3.0, +7.0], Holm p 0.050)."
     ]
     alone = compared(-0.05, holm=0.04)._replace(holm=0.16)  # its interval is without 0
-    assert "[-7.0, -3.0], Holm p 0.160 (0.040 alone, as the interval)); gains" in verdict([alone], [])[0]
+    assert "[-7.0, -3.0], Holm p 0.160; without Holm, as the interval is, 0.040); gains" in verdict([alone], [])[0]
     (lonely,) = verdict([compared(0.05, holm=0.05, blends=True)], [])
     assert lonely.endswith(
         "Holm p 0.050); it has no null control here, so what helps need not be what the readout knows."
