@@ -11,7 +11,7 @@ import numpy as np
 ALPHA = 0.05  # two-sided
 NAN = float("nan")
 FEWEST_CONTEXTS = 6  # 2/2⁵ > ALPHA: the signs of five contexts are alike too often for any test or interval
-FEWEST_CHANGED = 3  # contexts that are not 0, below which intervals cover less than they say (benchmarks/statistics.py)
+FEWEST_CHANGED = 3  # contexts that are not 0, below which intervals cover less than they say (benchmarks/claims.py)
 ENUMERATED = 14  # contexts, 2¹³ pairs of opposite signs
 DRAWS = 9_999  # of signs, for more contexts
 LARGEST = 50_000  # sum of whole numbers whose signs are counted, not drawn
@@ -66,8 +66,10 @@ def exact_p(differences: np.ndarray) -> np.ndarray:
     if not (unit := np.gcd.reduce(sizes, axis=None)):
         return np.ones(len(sizes))
     sizes, seen = sizes // unit, seen // unit
-    values = np.unique(sizes[sizes > 0])  # [V]
-    number = np.stack([(sizes == value).sum(1) for value in values], axis=1).astype(float)  # [R, V]
+    runs, most = len(sizes), int(sizes.max()) + 1
+    number = np.bincount((np.arange(runs)[:, None] * most + sizes).ravel(), minlength=runs * most).reshape(runs, most)
+    values = 1 + np.flatnonzero(number[:, 1:].any(0))  # [V]
+    number = number[:, values].astype(float)  # [R, V] of contexts
     length = 2 << int(sizes.sum(1).max()).bit_length()  # room for sums of either sign
     cosines = np.cos(np.outer(values, 2 * np.pi / length * np.arange(length // 2 + 1)))
     signs = 1 - 2 * (number @ (cosines < 0) % 2)
@@ -75,7 +77,7 @@ def exact_p(differences: np.ndarray) -> np.ndarray:
     shares = np.fft.irfft(signs * products, n=length, axis=1)[:, : length // 2]  # of the sums 0, 1, 2, …
     beyond = np.cumsum(shares[:, ::-1], axis=1)[:, ::-1]
     tail = 2 * np.take_along_axis(beyond, seen[:, None], axis=1)[:, 0]
-    alike = 2.0 ** (1 - (sizes > 0).sum(1))  # the smallest p there is, which rounding must not undercut
+    alike = 2.0 ** (1 - number.sum(1))  # the smallest p there is, which rounding must not undercut
     return np.where(seen == 0, 1.0, np.clip(tail, alike, 1.0))
 
 

@@ -89,7 +89,7 @@ class Simulated:
 
 
 def smallest_gains(
-    tasks: np.ndarray, solved: np.ndarray, fixed: np.ndarray, broken: np.ndarray, lines: int = 1
+    tasks: np.ndarray, solved: np.ndarray, fixed: np.ndarray, broken: np.ndarray, *, lines: int = 1
 ) -> Findable:
     """The smallest gains that such runs find; none for fewer than `FEWEST` contexts. Arguments as of `Simulated`."""
     possible = 2.0 ** (1 - len(tasks)) <= ALPHA / lines

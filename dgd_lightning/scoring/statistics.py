@@ -73,7 +73,7 @@ def findable(pairs: Iterable[Pair], lines: int) -> Findable | None:
     tasks, solved = _by_context(kept, lambda _: 1), _by_context(kept, lambda pair: pair.base)
     fixed = _by_context(kept, lambda pair: pair.other > pair.base)
     broken = _by_context(kept, lambda pair: pair.other < pair.base)
-    return smallest_gains(*(one.astype(int) for one in (tasks, solved, fixed, broken)), lines)
+    return smallest_gains(*(one.astype(int) for one in (tasks, solved, fixed, broken)), lines=lines)
 
 
 def _by_context(pairs: Sequence[Pair], number: Callable[[Pair], float]) -> np.ndarray:

@@ -203,7 +203,7 @@ def test_how_many_contexts_find_anything() -> None:
     for contexts, most in ((5, 0), (6, 1), (7, 3), (8, 6), (9, 12)):
         for lines in {max(most, 1), most + 1}:
             same = [np.full(contexts, count) for count in (2, 1, 0, 0)]
-            assert smallest_gains(*same, lines).possible == (lines <= most), (contexts, lines)
+            assert smallest_gains(*same, lines=lines).possible == (lines <= most), (contexts, lines)
     assert findable(design(7, 4, 1, 1), 1) == pytest.approx(Findable(), nan_ok=True)  # possible, but no number
     assert findable([Pair("a", 0.5, 1.0)], 1) is None  # shares
 
