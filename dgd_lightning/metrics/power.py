@@ -73,8 +73,10 @@ class Simulated:
         """Share of runs that find a gain of ``effect`` (of all tasks, 0 … 1)."""
         share = min(1.0, effect / self.room) if self.room else 0.0
         rng = np.random.default_rng((self.seed, 1))
-        hit = rng.random(self.failed.shape) < share if self.whole else None
-        sums = self.sums + (rng.binomial(self.failed, share) if hit is None else self.failed * hit)
+        if self.whole:
+            sums = self.sums + self.failed * (rng.random(self.failed.shape) < share)
+        else:
+            sums = self.sums + rng.binomial(self.failed, share)
         return float(((exact_p(sums) <= self.alpha) & (sums.sum(1) > 0)).mean())
 
     def smallest(self, low: float = 0.0) -> float:
