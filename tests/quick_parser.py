@@ -50,7 +50,9 @@ def _remembering(adapt: Callable[..., Any], known: dict[Hashable, Any]) -> Calla
     def adapted(*values: Any, **named: Any) -> Any:
         arguments = dict(signature.bind(*values, **named).arguments)
         try:
-            if arguments["instantiate_classes"] or arguments["sub_add_kwargs"].get("linked_targets"):
+            before = arguments.get("prev_val") or {}  # changed in its place where another class comes after it
+            changed = "class_path" in before and before["class_path"] != arguments["value"]["class_path"]
+            if changed or arguments["instantiate_classes"] or arguments["sub_add_kwargs"].get("linked_targets"):
                 raise _Unknown
             kinds = _typehints.import_object(arguments["value"]["class_path"]), str(arguments.pop("typehint", None))
             key = (kinds, os.getcwd(), _frozen(arguments), *(_frozen(flag.get()) for flag in FLAGS))

@@ -12,6 +12,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from dgd_lightning.commands.merging import replacing
 from dgd_lightning.errors import InputError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -39,7 +40,9 @@ def command_parser(name: str, about: str | None, *, config: bool = True) -> Argu
 def parsed(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
     """What a command's parser makes of the arguments after the command's name."""
     try:
-        return parser.instantiate_classes(parser.parse_args(list(argv)))
+        with replacing():
+            options = parser.parse_args(list(argv))
+        return parser.instantiate_classes(options)
     except ArgumentError as error:
         raise from_parser_message(str(error)) from error
 

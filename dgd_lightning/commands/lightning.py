@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -27,6 +27,7 @@ from dgd_lightning.callbacks import (
 )
 from dgd_lightning.checks import check_folder_name
 from dgd_lightning.commands.given import OPTIONS, check_checkpoint
+from dgd_lightning.commands.merging import replacing
 from dgd_lightning.data import TaskData
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.arms import described
@@ -121,6 +122,10 @@ class ProjectCLI(LightningCLI):
             return {"fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"}}
         skipped = {"model", "dataloaders", "datamodule", "verbose"}  # --verbose is ours
         return {self._asked: skipped | ({"return_predictions"} if self._asked == "predict" else set())}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        with replacing():
+            super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint's stored hyperparameters do not override the YAML."""

@@ -141,6 +141,9 @@ def test_refused_runs_leave_no_version_behind(config: Config, dgd: Dgd, tmp_path
     assert not list((tmp_path / "logs").rglob("version_*"))
 
 
+ARMS_ALIKE = {"a": ", temperature: 0.5", "b": "", "c": ""}
+
+
 def test_check_shows_what_a_run_comes_to_and_writes_nothing(
     config: Config, dgd: Dgd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +162,13 @@ def test_check_shows_what_a_run_comes_to_and_writes_nothing(
     assert lines[4] == "data: ContextsData, tasks 6, contexts 4, groups 3"
     assert lines[5] == f"run folder: {tmp_path / 'logs/run/version_0'} (new)"
     assert not (tmp_path / "logs").exists()
+    typed = ", ".join(f"{{name: {name}, method: Speculative{more}}}" for name, more in ARMS_ALIKE.items())
+    run = dgd("predict", "--config", config(), "--check", "--model.arms", f"[{typed}]")
+    assert run.out.splitlines()[:3] == [  # nothing of the file's, whose last one draws at 0.8
+        "arm a: Speculative; temperature 0.5",
+        "arm b: Speculative; greedy",
+        "arm c: Speculative; greedy",
+    ]
     arms = [{"name": "b", **guided(readout={"class_path": "LogitLens", "init_args": {"layer": 9}})}]
     run = dgd("predict", "--config", config({"arms": arms}), "--check")
     check(run, "model.arms[b].method.readout.layer", "0…3")
