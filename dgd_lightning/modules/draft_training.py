@@ -165,12 +165,7 @@ class DraftTraining(L.LightningModule):
         """The loss of one batch, ``input_ids`` and ``loss_mask`` [B, S], at anchors drawn from ``generator``."""
         target, config = self.pair.target, self.draft.config
         with torch.no_grad():
-            batch, length = input_ids.shape
-            cache, layers = target.new_cache(batch, length), config.target_layer_ids
-            features = target.prefill(  # [B, S, F·H]
-                input_ids, [length] * batch, cache, layer_ids=layers, chunk_size=length, keep_features=True
-            ).features
-            assert features is not None
+            features = target.features(input_ids, config.target_layer_ids)  # [B, S, F·H]
             anchors, keep = sample_anchors(loss_mask, self.num_anchors, generator)
             embeddings = target.embed(block_ids(input_ids, anchors, config.block_size, config.mask_token_id))
         hidden = self.draft.multi_anchor(
