@@ -87,7 +87,8 @@ class AdaptProblem:
         lora: DraftLora,
         validation_texts: ValidationTexts | None = None,
     ) -> None:
-        held_out, self.trained, _ = validation_texts or ValidationTexts([], [])
+        texts = validation_texts or ValidationTexts([], [])
+        held_out, self.trained = texts.held_out, texts.trained
         self.target, self.draft, self.split, self.config = pair.target, pair.require_draft(), split, config
         self.block_size = self.draft.config.block_size
         self.gamma = config.decay_gamma or default_gamma(self.block_size)
