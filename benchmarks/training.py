@@ -3,10 +3,11 @@
     python benchmarks/training.py [--shape smollm2] [--target FOLDER --data ROWS] [--device cuda]
 
 Two arms, alternating in one run on the same conversations and draft: *before* has random batches, pads every
-conversation's blocks to the number of anchors, runs all of the target's layers into a cache, sends all slots through the
-head, and makes logits once more in the backward pass; *after* is the library. A slot is supervised where it has weight in the loss. Without ``--target`` the
-pair is the bundled one, or with ``--shape smollm2`` a random one of SmolLM2-135M's widths (30 layers of 576, 49,152
-tokens) on random conversations of its lengths. Prints a table and ends with one JSON line.
+conversation's blocks to the number of anchors, runs all of the target's layers into a cache, sends all slots through
+the head, and makes logits once more in the backward pass; *after* is the library. A slot is supervised where it has
+weight in the loss. Without ``--target`` the pair is the bundled one, or with ``--shape smollm2`` a random one of
+SmolLM2-135M's widths (30 layers of 576, 49,152 tokens) on random conversations of its lengths. Prints a table and ends
+with one JSON line.
 """
 
 from __future__ import annotations
