@@ -47,10 +47,9 @@ ARMS = ("before", "after")
 
 
 def padded_anchors(loss_mask: Tensor, num_anchors: int, generator: torch.Generator | None) -> Anchors:
-    """The same anchors in ``num_anchors`` places of every row, as far as a row can be as long."""
+    """The same anchors in ``num_anchors`` places of every row, however few it has."""
     found = sample_anchors(loss_mask, num_anchors, generator)
-    room = (0, max(0, min(num_anchors, loss_mask.shape[1] - 1) - found.anchors.shape[1]))
-    return Anchors(*(torch.nn.functional.pad(x, room) for x in found))
+    return Anchors(*(torch.nn.functional.pad(x, (0, num_anchors - x.shape[1])) for x in found))
 
 
 def whole_loss(
