@@ -90,6 +90,7 @@ class AdaptTrace(NamedTuple):
     held_out_by: Literal["validation_texts", "span", "nothing"]  # what the scores are of
     validation_texts: int  # texts held out; fewer than asked for where the target repeats itself
     validation_answers: int  # of these, questions with their answers; the others are continuations
+    validation_asked: int  # of these, questions that the target was asked for; the others are of a user's turn gone on
     train_texts: int  # texts trained on
     prefill_seconds: float
     validation_seconds: float

@@ -94,3 +94,12 @@ def bench_data() -> Path:
     if not folder.is_dir():
         pytest.skip("there is no folder of real data sets: set DGD_BENCH_DATA")
     return folder
+
+
+@pytest.fixture
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face folder: the one that DGD_SMOLLM2 names; else a skip."""
+    folder = Path(os.environ.get("DGD_SMOLLM2", ""))
+    if not (folder / "config.json").is_file():
+        pytest.skip("there is no folder of SmolLM2-135M-Instruct: set DGD_SMOLLM2")
+    return folder

@@ -75,6 +75,7 @@ class Adaptations(NamedTuple):
     tau: tuple[float, float]
     seconds: list[float]  # in the order of ``SECONDS``
     peak: int | None  # bytes
+    texts: tuple[int, int, int]  # that judged: a question asked for, one of a user's turn gone on, a continuation
 
 
 def summed(records: Iterable[Record]) -> Adaptations:
@@ -90,6 +91,10 @@ def summed(records: Iterable[Record]) -> Adaptations:
         before, after = (mean([one[f"held_out_{when}"][key] for one in scored]) for when in ("before", "after"))
         return before, after
 
+    judged = [one for one in fine if one.get("held_out_by") == "validation_texts"]
+    texts, answers, asked = (
+        sum(one.get(f"validation_{name}", 0) for one in judged) for name in ("texts", "answers", "asked")
+    )
     return Adaptations(
         len(every),
         sum(one["kept"] for one in fine),
@@ -98,4 +103,5 @@ def summed(records: Iterable[Record]) -> Adaptations:
         change("tau"),
         [mean([one[name] for one in fine]) for name in SECONDS],
         max((one[MEMORY] for one in fine if one[MEMORY] is not None), default=None),
+        (asked, answers - asked, texts - answers),
     )

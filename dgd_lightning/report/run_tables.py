@@ -106,12 +106,15 @@ def gain_table(gains: Iterable[Gain]) -> Table:
 
 def adaptation_table(found: Adaptations) -> Table:
     """What the adaptations were, over all contexts."""
-    numbers = ("contexts", "kept", "failed", "held-out loss", "held-out τ", "prefill s", "validation s", "fit s")
-    table = new_table("Adaptations (means per context)", (), (*numbers, "peak MiB"))
+    numbers = ("contexts", "kept", "failed", "judged by", "held-out loss", "held-out τ")
+    seconds = ("prefill s", "validation s", "fit s", "peak MiB")
+    caption = "Judged by: validation texts with a question asked for / of a user's turn gone on / without a question."
+    table = new_table("Adaptations (means per context)", (), (*numbers, *seconds), caption)
     changes = (f"{before:.2f} → {after:.2f}" if before == before else "–" for before, after in (found.loss, found.tau))
-    seconds = (shown(mean, "{:.2f}") for mean in found.seconds)
+    spent = (shown(mean, "{:.2f}") for mean in found.seconds)
     peak = "–" if found.peak is None else f"{found.peak / 2**20:.0f}"
-    table.add_row(str(found.contexts), str(found.kept), str(found.failed), *changes, *seconds, peak)
+    texts = " / ".join(map(str, found.texts)) if any(found.texts) else "–"
+    table.add_row(str(found.contexts), str(found.kept), str(found.failed), texts, *changes, *spent, peak)
     return table
 
 

@@ -263,6 +263,7 @@ class Fit:
             held_out_by="validation_texts" if self.problem.has_validation_texts else scored,  # type: ignore[arg-type]
             validation_texts=len(texts.held_out),
             validation_answers=texts.answers,
+            validation_asked=texts.asked,
             train_texts=len(texts.trained),
             prefill_seconds=material.prefill_seconds,
             validation_seconds=material.validation_seconds,

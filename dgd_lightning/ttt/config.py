@@ -34,10 +34,10 @@ class TTTConfig:
             weights of D-PACE (arXiv 2605.18810).
         decay_gamma: γ in slots; None takes the paper's for the block size.
         dpace_alpha: smoothing of D-PACE's confidences, 0 < α ≤ 1.
-        validation_texts: texts that the target writes itself behind the context: in a chat the question it would expect
-            next, drawn at temperature 1, and its greedy answer. No step sees them; τ on them is scored before, during
-            and after, the weights with the highest are kept, and none where the gain is not sure (``min_gain``).
-            The context's own text does not show what becomes of answers. 0 holds out the context's end instead.
+        validation_texts: texts that the target writes itself behind the context: in a chat a question that it is asked
+            for, or expects next, and its greedy answer; else a continuation. No step sees them; τ on them is scored
+            before, during and after, the weights with the highest are kept, and none where the gain is not sure
+            (``min_gain``). The context's own text does not show what becomes of answers. 0 holds out the context's end.
         validation_tokens: limit of each question and of each answer.
         validation_batch: texts that are written together, in copies of the context's keys and values; null: as many as
             fit in 1 GiB of copies. For every number the texts are the same, but for near-ties in half precision.

@@ -12,19 +12,12 @@ from torch.utils.checkpoint import checkpoint
 from dgd_lightning.draft.attention import KeysValues, choose_attention, joined
 from dgd_lightning.draft.lora import DraftLora, LoraLinear
 from dgd_lightning.draft.model import DFlashDraft, context_pieces, over_rows
-from dgd_lightning.draft.objective import block_ids, default_gamma
+from dgd_lightning.draft.objective import SlotScores, block_ids, decay_weights, default_gamma, slot_scores
 from dgd_lightning.metrics.acceptance import tau
 from dgd_lightning.pair import Pair
 from dgd_lightning.ttt.config import TTTConfig
 from dgd_lightning.ttt.context import Blocks, ReadText, Split, draw_blocks, held_out_blocks
-from dgd_lightning.ttt.objective import (
-    SlotScores,
-    accepted_slots,
-    committed_per_block,
-    decay_weights,
-    dpace_weights,
-    slot_scores,
-)
+from dgd_lightning.ttt.objective import accepted_slots, committed_per_block, dpace_weights
 from dgd_lightning.ttt.validation_texts import ValidationTexts
 from dgd_lightning.types import HeldOutScore
 
@@ -94,7 +87,8 @@ class AdaptProblem:
         lora: DraftLora,
         validation_texts: ValidationTexts | None = None,
     ) -> None:
-        held_out, self.trained, _ = validation_texts or ValidationTexts([], [])
+        texts = validation_texts or ValidationTexts([], [])
+        held_out, self.trained = texts.held_out, texts.trained
         self.target, self.draft, self.split, self.config = pair.target, pair.require_draft(), split, config
         self.block_size = self.draft.config.block_size
         self.gamma = config.decay_gamma or default_gamma(self.block_size)
@@ -124,7 +118,7 @@ class AdaptProblem:
         if self.config.weighting == "dpace":
             weights = dpace_weights(scores.confidence, inside, self.config.dpace_alpha)
         else:
-            weights = decay_weights(inside, self.gamma)
+            weights = decay_weights(inside, self.gamma, scores.loss.dtype)
         total = weights.sum()
         if reduce is not None:
             total = reduce(total)
@@ -151,7 +145,7 @@ class AdaptProblem:
                 parts = (x.split(self.config.anchors_per_step, dim=1) for x in (one.anchors, one.keep))
                 for anchors, keep in zip(*parts, strict=True):
                     scores, tokens, inside = self._scores(one._replace(anchors=anchors, keep=keep), with_target=True)
-                    weights = decay_weights(inside, self.gamma)
+                    weights = decay_weights(inside, self.gamma, scores.loss.dtype)
                     assert scores.target_choice is not None
                     accepted = accepted_slots(scores.choice, scores.target_choice, tokens, inside)
                     loss, weight = loss + (scores.loss * weights).sum(), weight + weights.sum()
@@ -173,16 +167,17 @@ class AdaptProblem:
         tokens = text.ids[0][where]
         target_states = None
         if with_target:
-            target_states = text.states[0][(where - 1 - text.states_from).clamp(min=0)].flatten(0, 1)  # [N·(K − 1), H]
+            target_states = text.states[0][(where - 1 - text.states_from).clamp(min=0)]  # [N, K − 1, H]
         ids = block_ids(text.ids, blocks.anchors, self.block_size, draft.config.mask_token_id)
         embeddings = target.embed(ids).to(draft.dtype)  # [1, N·K, H]
         hidden = draft.over_context(
             self._context(blocks), embeddings, blocks.anchors, blocks.keep, first=blocks.first, attention=self.attention
         )
         scores = slot_scores(
-            hidden[0].unflatten(0, (-1, self.block_size))[:, 1:].flatten(0, 1),  # [N·(K − 1), H]
+            hidden[0].unflatten(0, (-1, self.block_size))[:, 1:],  # [N, K − 1, H]
             lambda x: target.lm_head(x.to(target.dtype)),
             tokens,
+            inside,
             target_states,
             kind=self.config.loss_kind,
             soft=self.config.labels == "target",

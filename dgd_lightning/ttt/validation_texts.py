@@ -1,18 +1,20 @@
 """Validation texts: what the target writes itself behind a context; adaptations are judged by it, or trained on it.
 
 A context's own text does not show what an adapted draft does to answers: learning prose lowers the loss on prose. Text
-of the kind that will be decoded does. An instruct model that is given a chat up to the user's turn writes
-the question it would expect there (Xu et al. 2024, arXiv 2406.08464, made training data so), and its own greedy answer
-is what decoding will produce. Where no turn is closed (no chat template, raw text), a validation text is a
-continuation: a few tokens drawn at random, the rest greedy. No gold answer is read for it, and no task's question
-becomes one.
+of the kind that will be decoded does: a question on the context, and the target's own greedy answer to it, which is
+what decoding will produce. The target is asked for a question. Where its reply is none, it goes on with the user's
+turn, as an instruct model does that expects a question there (Xu et al. 2024, arXiv 2406.08464, made training data so).
+Where it closes no turn either, and where the chat template closes none (no template, raw text), a validation text is a
+continuation of the context: a few tokens drawn at random, the rest greedy. No gold answer is read for it, and no task's
+question becomes one.
 """
 
+import re
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from dgd_lightning.decode.prefix_cache import PrefixCache
@@ -31,6 +33,16 @@ LEAD = 8  # tokens of a continuation that are drawn, so that no two are alike
 FEWEST_TOKENS = 3  # of an answer: a shorter one is one verification, whatever the draft
 COPIES = 2**30  # bytes of the context's keys and values that are copied, so that validation texts are written together
 MARK = "dgd-mark"  # in place of a user's words, where the template is asked what follows them
+SPACE = "\n\n"  # between the context and the question
+ASK = "Write one question that the text above answers."
+ASK_TEMPERATURE = 0.8
+QUESTION = re.compile(r"[?？؟՞;⁇፧]\W*$")  # how one ends, quotes or brackets around it included
+NO_QUESTIONS = (
+    "the target wrote no question behind a context: continuations of the text decide whether its adaptation is kept, a "
+    "weak proxy for answers (dgd.ttt.validation_answers is 0 in such rows)"
+)
+
+Kind = Literal["asked", "turn", "continuation"]  # whose question: one asked for, one of the user's turn gone on; none
 
 
 class Written(NamedTuple):
@@ -38,7 +50,7 @@ class Written(NamedTuple):
 
     ids: list[int]  # context included
     first_anchor: int  # where the greedy part begins
-    answers: bool  # a question and its answer; False: a continuation
+    kind: Kind
 
 
 class Chosen(NamedTuple):
@@ -57,6 +69,7 @@ class ValidationTexts(NamedTuple):
     held_out: list[ReadText]
     trained: list[ReadText]
     answers: int = 0  # of the held-out ones, those that are a question and its answer
+    asked: int = 0  # of these, those whose question was asked for
 
 
 def turn_end(pair: Pair, *, enable_thinking: bool = False) -> list[int]:
@@ -84,6 +97,7 @@ class Plan(NamedTuple):
     """How validation texts are written behind a context of S tokens."""
 
     turn_end: list[int]  # empty: they are continuations
+    ask: list[int]  # what asks for a question, the turn's end included; empty with ``turn_end``
     tokens: int  # limit of each question and of each answer
     capacity: int  # positions that the target's cache needs
 
@@ -93,14 +107,15 @@ def plan(pair: Pair, length: int, config: TTTConfig, *, enable_thinking: bool = 
     if config.steps == 0 or config.validation_texts + config.train_texts == 0:
         return None
     end = turn_end(pair, enable_thinking=enable_thinking)
-    besides = len(end) + pair.require_draft().config.block_size
+    ask = [*_encode(pair, SPACE + ASK), *turn_end(pair)] if end else []  # a question needs no thoughts
+    besides = len(ask) + len(end) + pair.require_draft().config.block_size
     tokens = min(config.validation_tokens, (pair.target.max_positions - length - besides) // 2)
     if tokens < LEAD:
         least = 2 * LEAD + besides
         expected = f"a context that leaves {least} of the target's {pair.target.max_positions} positions"
         hint = "set ttt.validation_texts and ttt.train_texts to 0: the context's end is held out then"
         raise ContextError("ttt.validation_texts", expected=expected, received=f"{length} tokens", hint=hint)
-    return Plan(end, tokens, length + 2 * tokens + besides)
+    return Plan(end, ask, tokens, length + 2 * tokens + besides)
 
 
 @torch.no_grad()
@@ -143,10 +158,14 @@ def write_texts(
         layer_ids = tuple(draft.config.target_layer_ids)
         prefix = PrefixCache(context[:known], cache, layer_ids, features[:, :known])
 
-    write = partial(_write, pair, context, prefix, planned, on_text)
-    written = share(lambda: _choose(write, width, pair.tokenizer, config, avoid, len(context)))
+    writer = Writer(pair, context, prefix, planned, on_text)
+    written = share(lambda: _choose(writer, width, config, avoid))
     held_out, trained = ([_read(pair, text, known, cache) for text in texts] for texts in written)
-    return ValidationTexts(held_out, trained, sum(text.answers for text in written.held_out))
+    kinds = [text.kind for text in written.held_out]
+    answers = len(kinds) - kinds.count("continuation")
+    if kinds and not answers:
+        rank_zero_warn(NO_QUESTIONS)
+    return ValidationTexts(held_out, trained, answers, kinds.count("asked"))
 
 
 def at_once(pair: Pair, cache: PositionCache, config: TTTConfig, planned: Plan) -> int:
@@ -164,89 +183,135 @@ def at_once(pair: Pair, cache: PositionCache, config: TTTConfig, planned: Plan) 
     return max(1, min(wanted, COPIES // (planned.capacity * (own + theirs))))
 
 
-def _write(
-    pair: Pair, context: Tensor, prefix: PrefixCache, planned: Plan, on_text: Callable[[], None], seeds: list[int]
-) -> list[Written]:
-    """A validation text for each seed, all of them at a time."""
-    end, stops = planned.turn_end, pair.target.stop_token_ids
-    # Where the context closes the user's turn, the answer is to come: there is nothing to ask.
-    asks = bool(end) and context[-len(end) :].tolist() != end
-    same_dtype = pair.require_draft().dtype == pair.target.dtype
-    generate = speculative_generate if same_dtype else autoregressive_generate
-    on_text()
-    drawn = autoregressive_generate(
-        pair,
-        [context] * len(seeds),
-        max_new_tokens=planned.tokens if asks else LEAD,
-        temperature=1.0,
-        seed=seeds,
-        stop_token_ids=(*end[:1], *stops) if asks else (),
-        prefixes=[prefix] * len(seeds),
-        names=["context"] * len(seeds),
-    )
-    written = [Written(context.tolist(), len(context), answers=False)] * len(seeds)  # those that stopped at once
-    asked: dict[bool, dict[int, Tensor]] = {True: {}, False: {}}  # questions that the target ended itself, and others
-    for i, one in enumerate(drawn):
-        ids, last = one.tokens, int(one.tokens[-1])
-        closed = asks and last == end[0]
-        words = ids[:-1] if closed or last in stops else ids
-        behind = [words, torch.tensor(end)] if closed else [words[:LEAD]]
-        if sum(map(len, behind)) > 0:
-            asked[closed][i] = torch.cat([context, *behind])
-    for closed, prompts in asked.items():
-        if not prompts:
-            continue
-        on_text()
-        # A continuation goes on past its stop tokens: a chat model writes the next turns too.
-        answers = generate(
-            pair,
-            list(prompts.values()),
-            max_new_tokens=planned.tokens,
-            stop_token_ids=None if closed else (),
-            prefixes=[prefix] * len(prompts),
-            names=["context"] * len(prompts),
+class Writer:
+    """Writes validation texts behind a context [S] that the target has read."""
+
+    def __init__(
+        self, pair: Pair, context: Tensor, prefix: PrefixCache, planned: Plan, on_text: Callable[[], None]
+    ) -> None:
+        self.pair, self.context, self.prefix, self.planned, self.on_text = pair, context, prefix, planned, on_text
+        end = planned.turn_end
+        # Where the context closes the user's turn, the answer is to come: there is nothing to ask.
+        self.asks = bool(end) and context[-len(end) :].tolist() != end
+        same_dtype = pair.require_draft().dtype == pair.target.dtype
+        self.generate = speculative_generate if same_dtype else autoregressive_generate
+
+    def words(self, ids: Sequence[int]) -> str:
+        """What identifies a text: the same words can be other tokens."""
+        return repr(ids) if self.pair.tokenizer is None else str(self.pair.tokenizer.decode(ids)).strip()
+
+    def questions(self, seeds: Sequence[int]) -> list[Written | None]:
+        """A question and its greedy answer for each seed, all of them at a time; None where the target writes none."""
+        written: list[Written | None] = [None] * len(seeds)
+        if not self.asks:
+            return written
+        end, stops = self.planned.turn_end, self.pair.target.stop_token_ids
+        ends = self.pair.tokenizer.decode(self.context[-LEAD:].tolist())  # type: ignore[union-attr]
+        before = torch.tensor(_encode(self.pair, "" if ends[-1:].isspace() else SPACE)).long()
+        prompts: dict[int, tuple[Kind, Tensor]] = {}  # by place in the list
+
+        def draw(kind: Kind, prompt: Tensor, temperature: float) -> None:
+            places = [place for place in range(len(seeds)) if place not in prompts]
+            if not places:
+                return
+            drawn = self._draw(prompt, self.planned.tokens, [seeds[place] for place in places], temperature, end[:1])
+            for place, (*ids, last) in zip(places, drawn, strict=True):
+                asked = kind == "asked"
+                closed = last in (end[0], *stops) if asked else last == end[0]
+                if closed and (not asked or QUESTION.search(self.words(ids))):
+                    question = [self.context, *([before] if asked else []), torch.tensor([*ids, *end])]
+                    prompts[place] = kind, torch.cat(question)
+
+        draw("asked", torch.cat([self.context, before, torch.tensor(self.planned.ask)]), ASK_TEMPERATURE)
+        draw("turn", self.context, 1.0)
+        for place, text in zip(prompts, self._answered(list(prompts.values()), None), strict=True):
+            written[place] = text
+        return written
+
+    def continuations(self, seeds: Sequence[int]) -> list[Written | None]:
+        """A continuation of the context for each seed, all of them at a time; None where the target stops at once.
+
+        It goes on past its stop tokens: a chat model writes the next turns too.
+        """
+        stops = self.pair.target.stop_token_ids
+        drawn = [ids[:-1] if ids[-1] in stops else ids for ids in self._draw(self.context, LEAD, seeds, 1.0, ())]
+        prompts: list[tuple[Kind, Tensor]] = [
+            ("continuation", torch.cat([self.context, torch.tensor(ids)])) for ids in drawn if ids
+        ]
+        texts = iter(self._answered(prompts, ()))
+        return [next(texts) if ids else None for ids in drawn]
+
+    def _draw(
+        self, prompt: Tensor, tokens: int, seeds: Sequence[int], temperature: float, stops: Sequence[int]
+    ) -> list[list[int]]:
+        """At most so many tokens behind a prompt [S] for each seed, the stop token included."""
+        self.on_text()
+        outputs = autoregressive_generate(
+            self.pair,
+            [prompt] * len(seeds),
+            max_new_tokens=tokens,
+            temperature=temperature,
+            seed=seeds,
+            stop_token_ids=stops,
+            **self._behind(len(seeds)),
         )
-        for (i, prompt), answer in zip(prompts.items(), answers, strict=True):
-            written[i] = Written([*prompt.tolist(), *answer.tokens.tolist()], len(prompt), closed)
-    return written
+        return [output.tokens.tolist() for output in outputs]
+
+    def _answered(self, prompts: Sequence[tuple[Kind, Tensor]], stops: Sequence[int] | None) -> list[Written]:
+        """The prompts, each [S], with the target's greedy answers."""
+        if not prompts:
+            return []
+        self.on_text()
+        texts = [prompt for _, prompt in prompts]
+        outputs = self.generate(
+            self.pair,
+            texts,
+            max_new_tokens=self.planned.tokens,
+            stop_token_ids=stops,
+            **self._behind(len(texts)),
+        )
+        return [
+            Written([*prompt.tolist(), *output.tokens.tolist()], len(prompt), kind)
+            for (kind, prompt), output in zip(prompts, outputs, strict=True)
+        ]
+
+    def _behind(self, rows: int) -> dict[str, Any]:
+        return {"prefixes": [self.prefix] * rows, "names": ["context"] * rows}
 
 
-def _choose(
-    write: Callable[[list[int]], list[Written]],
-    width: int,
-    tokenizer: Any | None,
-    config: TTTConfig,
-    avoid: Sequence[Tensor],
-    length: int,
-) -> Chosen:
+def _choose(writer: Writer, width: int, config: TTTConfig, avoid: Sequence[Tensor]) -> Chosen:
     """The held-out texts, then those trained on: other questions and other answers; none of ``avoid``.
 
-    ``write`` is asked for at most ``width`` texts at a time, and for no more than are missing; ``length`` is the
-    context's.
+    The writer is asked for at most ``width`` texts at a time, and for no more than are missing. Continuations fill up
+    what is missing once as many questions in a row as are wanted came to nothing.
     """
-
-    def words(ids: Sequence[int]) -> str:  # the same words can be other tokens
-        return repr(ids) if tokenizer is None else str(tokenizer.decode(ids)).strip()
-
-    seen = {words(prompt.tolist()[length:]) for prompt in avoid}
+    length = len(writer.context)
+    seen = {writer.words(prompt.tolist()[length:]) for prompt in avoid}
     answers: set[str] = set()
     chosen = Chosen([], [])
     number = 0
     for kept, count in zip(chosen, (config.validation_texts, config.train_texts), strict=True):
-        last = number + TRIES * count
-        while len(kept) < count and number < last:
-            together = range(number, min(number + width, number + count - len(kept), last))
-            number = together.stop
-            for text in write([row_seeds(mixed_seed(config.seed, -1, one), 1)[0] for one in together]):
-                ids, first, _ = text
-                question, answer = words(ids[length:first]), words(ids[first:])
-                trained = kept is chosen.trained
-                if question in seen or len(ids) < first + FEWEST_TOKENS or (trained and answer in answers):
-                    continue
-                seen.add(question)
-                if not trained:
-                    answers.add(answer)
-                kept.append(text)
+        for write in (writer.questions, writer.continuations):
+            last, missed = number + TRIES * count, 0
+            while len(kept) < count and number < last and missed < count:
+                together = range(number, min(number + width, number + count - len(kept), last))
+                texts = write([row_seeds(mixed_seed(config.seed, -1, one), 1)[0] for one in together])
+                for text in texts:
+                    number += 1
+                    missed = missed + 1 if text is None else 0
+                    if missed >= count:  # whatever the width: the same texts
+                        break
+                    if text is None or len(text.ids) < text.first_anchor + FEWEST_TOKENS:
+                        continue
+                    question = writer.words(text.ids[length : text.first_anchor])
+                    answer = writer.words(text.ids[text.first_anchor :])
+                    trained = kept is chosen.trained
+                    if question in seen or (trained and answer in answers):
+                        continue
+                    seen.add(question)
+                    if not trained:
+                        answers.add(answer)
+                    kept.append(text)
     if config.validation_texts and not chosen.held_out:
         raise ContextError(
             "ttt.validation_texts",
@@ -255,6 +320,11 @@ def _choose(
             hint="set ttt.validation_texts to 0: the context's end is held out then",
         )
     return chosen
+
+
+def _encode(pair: Pair, text: str) -> list[int]:
+    tokenizer: Any = pair.tokenizer
+    return list(tokenizer.encode(text, add_special_tokens=False))
 
 
 def _read(pair: Pair, text: Written, known: int, cache: PositionCache) -> ReadText:

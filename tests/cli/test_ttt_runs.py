@@ -202,8 +202,8 @@ def test_predict_on_two_ranks_gives_the_rows_of_one(config: Config, contexts: Pa
     assert found[0] == found[1]
 
 
-REHEARSED = {"steps": 4, "lr": 2e-2, "rank": 16, "eval_every": 4, "anchors_per_step": 32}
-REHEARSED |= {"validation_texts": 3, "train_texts": 1, "validation_tokens": 40, "min_gain": 0.02}
+REHEARSED = {"steps": 16, "lr": 1e-2, "rank": 16, "eval_every": 8, "anchors_per_step": 32}
+REHEARSED |= {"validation_texts": 4, "train_texts": 1, "validation_tokens": 40, "min_gain": 0.02}
 
 
 def lab_fit(tmp_path: Path, out: Path) -> Path:
@@ -219,7 +219,7 @@ def lab_fit(tmp_path: Path, out: Path) -> Path:
 def test_fit_and_predict_by_validation_texts_make_one_adapter(dgd: Dgd, config: Config, tmp_path: Path) -> None:
     run = dgd("fit", "--config", lab_fit(tmp_path, tmp_path / "out"))
     assert run.code == 0, run.err
-    assert "held out, 3 validation texts: loss" in run.out
+    assert "held out, 4 validation texts: loss" in run.out
     fitted = load_adapter(tmp_path / "out").weights
     assert any((weight != 0).any() for key, weight in fitted.items() if "lora_B" in key)
     model = {
@@ -243,7 +243,7 @@ def test_fit_and_predict_by_validation_texts_make_one_adapter(dgd: Dgd, config: 
     assert all(torch.equal(adapted[key], fitted[key]) for key in fitted)
     row = next(row["dgd"] for row in predictions(folder) if row["dgd"]["arm"] == "adapted")
     assert row["ttt"]["held_out_by"] == "validation_texts"
-    assert (row["ttt"]["validation_texts"], row["ttt"]["train_texts"]) == (3, 1)
+    assert (row["ttt"]["validation_texts"], row["ttt"]["train_texts"]) == (4, 1)
 
 
 @pytest.mark.slow

@@ -81,3 +81,16 @@ def naive_loss(
                 right += int(logits[b, n, k].argmax() == label)
                 count += 1
     return total / weight_sum, right / count
+
+
+def naive_anchors(loss_mask: Tensor, num_anchors: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The anchors of every row in ``num_anchors`` places, however few it has: (anchors, keep), [B, N] each."""
+    batch, length = loss_mask.shape
+    noise = torch.rand(batch, length - 1, generator=generator).tolist()
+    anchors, keep = torch.zeros(2, batch, num_anchors, dtype=torch.long)
+    for row in range(batch):
+        valid = [p for p in range(1, length - 1) if loss_mask[row, p] > 0 and loss_mask[row, p + 1] > 0]
+        chosen = sorted(sorted(valid, key=noise[row].__getitem__)[:num_anchors])
+        anchors[row, : len(chosen)] = torch.tensor(chosen, dtype=torch.long)
+        keep[row, : len(chosen)] = 1
+    return anchors, keep.bool()

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
 import pytest
 import torch
-from oracle import naive_block, naive_loss
+from oracle import naive_anchors, naive_block, naive_loss
 from tiny import make_draft, make_pair
 from torch import Tensor
 
 from dgd_lightning.draft.model import DFlashDraft
-from dgd_lightning.draft.objective import block_ids, block_loss, sample_anchors
+from dgd_lightning.draft.objective import Anchors, block_ids, block_loss, decay_weights, sample_anchors, slot_scores
+from dgd_lightning.modules.draft_training import DraftTraining
 from dgd_lightning.target.model import Target
 
 # fp64 sums in another order; six layers of width 32
 EXACT = {"atol": 1e-11, "rtol": 1e-11}
+TRAINING = {"atol": 1e-10, "rtol": 1e-10}  # the same with another order of the softmax's sums
 
 
 def features_of(target: Target, draft: DFlashDraft, ids: Tensor) -> Tensor:
@@ -33,6 +39,12 @@ def test_features_are_transformers_hidden_states(target: Target, layer_ids: tupl
     read = target.prefill(ids, [17, 17], cache, layer_ids=layer_ids, chunk_size=5, keep_features=True)
     torch.testing.assert_close(read.features, wanted, **EXACT)
     torch.testing.assert_close(read.logits, states.logits[:, -1], **EXACT)
+    ran = list[int]()
+    handles = [layer.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, layer in enumerate(target._layers)]
+    torch.testing.assert_close(target.features(ids, layer_ids), wanted, **EXACT)
+    assert ran == list(range(max(layer_ids) + 1))
+    for handle in handles:
+        handle.remove()
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -144,6 +156,60 @@ def test_loss_and_gradients_are_the_naive_ones(chunk: int) -> None:
     assert got[2].keys() == {name for name, _ in draft.named_parameters()}
     for name, gradient in wanted[2].items():
         torch.testing.assert_close(got[2][name], gradient, **EXACT)
+
+
+def cut(anchors: Anchors) -> Anchors:
+    """Without the last block of every row."""
+    return Anchors(anchors.anchors[:, :-1], anchors.keep[:, :-1])
+
+
+FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "a dropped slot": (
+        "dgd_lightning.draft.objective.slot_scores",
+        lambda states, head, tokens, inside, **more: slot_scores(
+            states, head, tokens, inside & (inside.flatten().cumsum(0).view_as(inside) != 5), **more
+        ),
+    ),
+    "a wrong weight": (
+        "dgd_lightning.draft.objective.decay_weights",
+        lambda inside, gamma, dtype: decay_weights(inside, gamma * 1.000001, dtype),
+    ),
+    "an anchor cut off": (
+        "dgd_lightning.modules.draft_training.sample_anchors",
+        lambda *given: cut(sample_anchors(*given)),
+    ),
+}
+
+
+@pytest.mark.parametrize("attention", ["tiles", "sdpa"])
+@pytest.mark.parametrize("fault", [None, *FAULTS])
+def test_a_training_step_is_the_dense_one(fault: str | None, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the head, the blocks and the softmax leave out has no weight; a fault of a millionth shows."""
+    pair = make_pair()
+    target, draft = pair.target, pair.draft
+    assert draft is not None
+    size, many = draft.config.block_size, 12
+    ids = torch.randint(0, 63, (3, 20), generator=torch.Generator().manual_seed(9))
+    loss_mask = torch.zeros(3, 20, dtype=torch.bool)
+    loss_mask[0, 5:18] = loss_mask[1, 2:7] = loss_mask[1, 10:12] = True  # and nothing in the last row
+
+    anchors, keep = naive_anchors(loss_mask, many, torch.Generator().manual_seed(1))
+    assert keep.sum(1).tolist() == [12, 5, 0]
+    embeddings = target.embed(block_ids(ids, anchors, size, draft.config.mask_token_id))
+    hidden = draft.multi_anchor(features_of(target, draft, ids), embeddings, anchors, keep, attention="dense")
+    logits = target.lm_head(hidden).unflatten(1, (-1, size))
+    dense, accuracy = naive_loss(logits, ids, loss_mask, anchors, keep, gamma=size / 2)
+    wanted = torch.autograd.grad(dense, list(draft.parameters()))
+
+    if fault is not None:
+        monkeypatch.setattr(*FAULTS[fault])
+    step = DraftTraining("the pair below", num_anchors=many)
+    step.pair, step.draft, step.attends = pair, draft, attention
+    with nullcontext() if fault is None else pytest.raises(AssertionError, match="not close"):
+        result = step(ids, loss_mask, torch.Generator().manual_seed(1))
+        found = torch.autograd.grad(result.loss, list(draft.parameters()))
+        torch.testing.assert_close([result.loss, *found], [dense, *wanted], **TRAINING)
+        assert result.accuracy.item() == pytest.approx(accuracy, abs=1e-6)
 
 
 def test_gradient_checkpointing_changes_nothing() -> None:

@@ -30,7 +30,8 @@ PLAIN, ADAPTED, ONLINE = (
 )  # fmt: skip
 BEFORE = {"step": 0, "loss": 2.0, "tau": 2.0, "acceptance": [0.5, 0.25]}
 AFTER = {"step": 8, "loss": 1.0, "tau": 3.0, "acceptance": [0.75, 0.5]}
-KEPT = {"kept": True, "held_out_before": BEFORE, "held_out_after": AFTER}
+TEXTS = {"held_out_by": "validation_texts", "validation_texts": 6, "validation_answers": 5, "validation_asked": 3}
+KEPT = {"kept": True, "held_out_before": BEFORE, "held_out_after": AFTER, **TEXTS}
 UNSCORED = {"kept": False, "held_out_before": None, "held_out_after": None}
 FAILED = {"kept": False, "error": "context: expected at least 8 tokens, received 3. Hint: …"}
 
@@ -152,6 +153,7 @@ def test_adaptations_are_summed_up_without_those_that_failed(tmp_path: Path) -> 
         "contexts": "3",
         "kept": "1",
         "failed": "1",
+        "judged by": "3 / 2 / 1",
         "held-out loss": "2.00 → 1.00",
         "held-out τ": "2.00 → 3.00",
         "prefill s": "0.50",
@@ -165,7 +167,7 @@ def test_all_adaptations_failed(tmp_path: Path) -> None:
     _, records = read(write(tmp_path, [line("b", 0, "adapted", [1], FAILED)]))
     (row,) = cells(adaptation_table(summed(records.values())))
     assert row == {"contexts": "1", "kept": "0", "failed": "1"} | dict.fromkeys(
-        ("held-out loss", "held-out τ", "prefill s", "validation s", "fit s", "peak MiB"), "–"
+        ("judged by", "held-out loss", "held-out τ", "prefill s", "validation s", "fit s", "peak MiB"), "–"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import lightning as L
@@ -12,16 +13,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import make_target
 from torch.utils.data import DataLoader
 
-from dgd_lightning.data.responses import ResponseOrder, ResponsesData, pad_responses
+from dgd_lightning.data.responses import ResponseOrder, ResponsesData, batches_of_epoch, pad_responses
 from dgd_lightning.draft.checkpoint import load_draft
 from dgd_lightning.errors import InputError
 from dgd_lightning.lab.training_data import LabTargetData, Stage
 from dgd_lightning.methods.autoregressive import autoregressive_generate
 from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.modules.draft_training import DraftTraining
+from dgd_lightning.modules.new_draft import FIRST_SPREAD, new_draft, new_draft_config
 from dgd_lightning.modules.target_pretraining import TargetPretraining
 from dgd_lightning.modules.training import cosine_with_warmup, without_paths
-from dgd_lightning.pair import load_pair
+from dgd_lightning.pair import Pair, load_pair
 from dgd_lightning.target.load import load_target
 
 STAGES = [Stage(8, 48, 2, (3, 3), 0.2, 0.5, 0.1, ["glossary"])]
@@ -105,6 +107,23 @@ def test_draft_learns_and_is_exported(folder: Path, tmp_path: Path):
         assert torch.equal(value, pair.draft.state_dict()[name])
 
 
+@pytest.mark.parametrize("start", ["random", "target"])
+def test_a_new_draft_knows_nothing(start: str):
+    """Its first loss is about that of guessing, however large the embedding of its mask token is."""
+    target = make_target("qwen2", tie_word_embeddings=True, initializer_range=0.8, num_hidden_layers=6)
+    config = new_draft_config(target, 2, 4, None, 63)
+    fitting = DraftTraining("the pair below", num_anchors=8)
+    fitting.draft = new_draft(target, config, start, 0).to(target.dtype)
+    fitting.pair, fitting.attends = Pair(target, fitting.draft, None), "sdpa"
+    ids = torch.randint(0, 60, (4, 30), generator=torch.Generator().manual_seed(0))
+    batch = ids, torch.ones_like(ids, dtype=torch.bool), torch.Generator().manual_seed(0)
+    assert fitting(*batch).loss.item() == pytest.approx(math.log(64) + FIRST_SPREAD**2 / 2, abs=0.5)
+    fitting.draft.norm.weight.data.fill_(1.0)
+    assert fitting(*batch).loss.item() > 2 * math.log(64)
+    copied = target.model.get_decoder().layers[4].mlp.up_proj.weight
+    assert torch.equal(fitting.draft.layers[0].mlp.up_proj.weight, copied) is (start == "target")
+
+
 class SaveAt(L.Callback):
     """Saves a checkpoint after one step, as `ModelCheckpoint` would."""
 
@@ -147,10 +166,25 @@ def test_order_covers_the_data_every_epoch_and_ranks_share_it():
     assert [next(start) for _ in range(20)] == first + second
     ranks = [ResponseOrder(dataset, 2, 0, None) for _ in range(2)]
     for rank, sampler in enumerate(ranks):
-        sampler.num_replicas, sampler.rank, sampler.batches = 2, rank, 2
+        sampler.num_replicas, sampler.rank = 2, rank
     shares = [set(sampler.epoch_order(0)) for sampler in ranks]
     assert len(shares[0]) == len(shares[1]) == 4
     assert not shares[0] & shares[1]
+    assert len(ResponseOrder(dataset[:3], 4, 0, None).epoch_order(0)) == 4  # repeated
+
+
+def test_batches_are_of_one_length_and_new_in_every_epoch():
+    lengths = torch.randint(20, 500, (640,), generator=torch.Generator().manual_seed(0)).tolist()
+    epochs = [batches_of_epoch(lengths, 8, seed) for seed in (1, 2)]
+    assert epochs[0] == batches_of_epoch(lengths, 8, 1)
+    for batches in epochs:
+        assert sorted(index for batch in batches for index in batch) == list(range(640))
+        longest = [max(lengths[index] for index in batch) for batch in batches]
+        assert sum(longest) * 8 < 1.08 * sum(lengths)  # in random batches 1.7 times
+        early, late = sum(longest[:40]), sum(longest[40:])
+        assert 0.7 < early / late < 1.4  # short and long ones come in turn
+    companies = [{frozenset(batch) for batch in batches} for batches in epochs]
+    assert not companies[0] & companies[1]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,9 +24,13 @@ from dgd_lightning import (
     ttt_adapt,
 )
 from dgd_lightning.decode.prefix_cache import PrefixCache
+from dgd_lightning.decode.random_source import row_seeds
 from dgd_lightning.draft.lora import DraftLora
+from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.lab.rows import eval_rows
+from dgd_lightning.modules.new_draft import new_draft_config
 from dgd_lightning.modules.ttt_fit import _rolled_back
+from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.ttt import validation_texts
 from dgd_lightning.ttt.adapt import Fit, Material, gather, sure_gain
 from dgd_lightning.ttt.objective import committed_per_block
@@ -212,6 +218,74 @@ def test_no_validation_text_is_a_task_and_no_trained_one_held_out(lab: Pair) -> 
     assert len({tuple(ids) for ids in kept}) == len(kept)
 
 
+@pytest.mark.parametrize("dots", [True, False], ids=["a turn's end", "no space yet"])
+def test_a_question_that_was_asked_for_follows_the_context(
+    lab: Pair, monkeypatch: pytest.MonkeyPatch, dots: bool
+) -> None:
+    """The lab's target asks nothing when told to; here its dictations count as questions."""
+    monkeypatch.setattr(validation_texts, "QUESTION", re.compile(r"\.$"))
+    encode = lab.tokenizer.encode
+    context = lab_context(lab, "dictation")
+    if not dots:
+        context = torch.cat([context, torch.tensor(encode("Repeat", add_special_tokens=False))])
+    texts = gather(lab, context, TTTConfig(validation_texts=2, validation_tokens=60, steps=1)).validation_texts
+    assert (texts.answers, texts.asked) == (2, 2)
+    end, space = turn_end(lab), [] if dots else encode("\n\n", add_special_tokens=False)
+    ask = [*context.tolist(), *space, *encode("\n\n" + validation_texts.ASK, add_special_tokens=False), *end]
+    drawn = autoregressive_generate(  # the first two seeds that a draw of four gives
+        lab,
+        [torch.tensor(ask)] * 4,
+        max_new_tokens=60,
+        temperature=0.8,
+        seed=[row_seeds(mixed_seed(0, -1, number), 1)[0] for number in range(4)],
+    )
+    questions = [one.tokens[:-1].tolist() for one in drawn]
+    for text in texts.held_out:
+        prompt = text.ids[0, : text.first_anchor]
+        behind = prompt[len(context) :].tolist()
+        assert behind[: len(space)] == space
+        assert behind[-len(end) :] == end
+        assert behind[len(space) : -len(end)] in questions
+        answer = autoregressive_generate(lab, [prompt], max_new_tokens=60)[0].tokens
+        assert torch.equal(text.ids[0, text.first_anchor :], answer)
+
+
+def test_without_questions_continuations_judge_and_the_run_says_so(lab: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target that closes no turn; as many misses in a row as texts are wanted end the asking."""
+    context, asked = lab_context(lab), []
+    questions = validation_texts.Writer.questions
+
+    def silent(self: validation_texts.Writer, seeds: list[int]) -> list[None]:
+        asked.extend(seeds)
+        assert len(questions(self, seeds)) == len(seeds)
+        return [None] * len(seeds)
+
+    monkeypatch.setattr(validation_texts.Writer, "questions", silent)
+    for batch in (1, None):
+        asked.clear()
+        config = TTTConfig(validation_texts=3, validation_tokens=8, validation_batch=batch)
+        with pytest.warns(UserWarning, match="no question behind a context"):
+            texts = gather(lab, context, config).validation_texts
+        assert (len(texts.held_out), texts.answers, texts.asked) == (3, 0, 0)
+        assert len(asked) == len(set(asked)) == 3
+
+
+@pytest.mark.slow
+def test_a_real_model_asks_when_it_is_asked(smollm2: Path) -> None:
+    """SmolLM2 seldom closes a user's turn that it goes on with; asked, it writes a question three times of four."""
+    target = load_pair(smollm2, None, device="cpu", dtype="float32")
+    draft = DFlashDraft(new_draft_config(target.target, 1, 4, None, 0))
+    pair = Pair(target.target, draft, target.tokenizer)
+    text = "The lighthouse of Marrow Point was built in 1874. Its lamp burned whale oil. Its last keeper was Ada Finch."
+    chat = [{"role": "user", "content": text}]
+    prompt = pair.tokenizer.apply_chat_template(chat, tokenize=False).rpartition("<|im_end|>")[0]
+    context = torch.tensor(pair.tokenizer.encode(prompt, add_special_tokens=False))
+    texts = gather(pair, context, TTTConfig(validation_texts=8, validation_tokens=64)).validation_texts
+    assert len(texts.held_out) == 8
+    assert texts.asked >= 5
+    assert texts.answers >= 6
+
+
 def test_a_whole_prompt_is_continued_not_asked(lab: Pair) -> None:
     prompt = lab_prompt(lab)  # a single task's context is its prompt: the answer is to come
     texts = gather(lab, prompt, TTTConfig(validation_texts=2, validation_tokens=SHORT), avoid=[prompt]).validation_texts
@@ -307,8 +381,8 @@ def test_what_was_lacking_is_said(scores: list[tuple[int, float, float]], words:
 
 def test_gains_below_the_least_are_not_worth_it(lab: Pair) -> None:
     context = lab_context(lab, "ledger")
-    knobs = {"steps": 4, "lr": 2e-2, "rank": 16, "eval_every": 4, "anchors_per_step": 32}
-    knobs |= {"validation_texts": 3, "validation_tokens": 40}
+    knobs = {"steps": 16, "lr": 1e-2, "rank": 16, "eval_every": 8, "anchors_per_step": 32}
+    knobs |= {"validation_texts": 4, "train_texts": 1, "validation_tokens": 40}
     result = ttt_adapt(lab, context, TTTConfig(**knobs, min_gain=0.02))
     assert result.kept
     gain = max(score.tau for score in result.trace.scores) / result.trace.scores[0].tau - 1
