@@ -55,7 +55,8 @@ def _remembering(adapt: Callable[..., Any], known: dict[Hashable, Any]) -> Calla
             if changed or arguments["instantiate_classes"] or arguments["sub_add_kwargs"].get("linked_targets"):
                 raise _Unknown
             kinds = _typehints.import_object(arguments["value"]["class_path"]), str(arguments.pop("typehint", None))
-            key = (kinds, os.getcwd(), _frozen(arguments), *(_frozen(flag.get()) for flag in FLAGS))
+            merging = _typehints.adapt_typehints.__name__  # jsonargparse's way, or ours
+            key = (kinds, merging, os.getcwd(), _frozen(arguments), *(_frozen(flag.get()) for flag in FLAGS))
         except (_Unknown, KeyError, TypeError, ValueError, ImportError, AttributeError):
             return adapt(*values, **named)
         if key not in known:

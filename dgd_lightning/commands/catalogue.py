@@ -5,18 +5,28 @@ list that could be out of date. What the sources do not say for sure is None: on
 """
 
 import ast
+import builtins
+import contextlib
 import re
+import typing
 from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import docstring_parser
+from jsonargparse import ArgumentParser
+
+from dgd_lightning.checks import check_choice, check_integer, check_number
+from dgd_lightning.errors import InputError
 
 PACKAGE = Path(__file__).parents[1]
-BARE = ("ABC", "Protocol", "Callback", "LightningModule", "LightningDataModule")  # bases that take nothing
+BARE = ("ABC", "Protocol", "Callback", "Logger", "LightningModule", "LightningDataModule")  # bases that take nothing
+CHECKS = {"check_integer": check_integer, "check_number": check_number, "check_choice": check_choice}
 _CLASS = re.compile(r"^class (\w+)(?:\(([^)]*)\))?:", re.M)
+_ALIAS = re.compile(r"^([A-Z][a-z]\w*) = ((?:Literal|list)\[.*)", re.M)
 
 
 class Parameter(NamedTuple):
@@ -41,10 +51,72 @@ def _classes() -> dict[str, tuple[Path, list[str]] | None]:
     return found
 
 
-def _ancestors(name: str) -> Iterator[str]:
+@cache
+def _aliases() -> dict[str, str]:
+    """Annotations that the package has names for."""
+    texts = (path.read_text(encoding="utf-8") for path in {found[0] for found in _classes().values() if found})
+    return {name: kind for text in texts for name, kind in _ALIAS.findall(text)}
+
+
+class _Names(dict[str, Any]):
+    """What names in an annotation stand for; `Any` for what is not known here."""
+
+    def __missing__(self, name: str) -> Any:
+        if name in _aliases():
+            return eval(_aliases()[name], {}, self)
+        return Any if ours(name) else getattr(builtins, name, getattr(typing, name, Any))
+
+
+@cache
+def _reader(kind: str) -> ArgumentParser | None:
+    parser = ArgumentParser(exit_on_error=False)
+    try:
+        parser.add_argument("--value", type=eval(kind, {}, _Names()))
+    except Exception:  # names of another module's
+        return None
+    return parser
+
+
+def adapted(value: Any, kind: str, *, append: bool = False) -> Any:
+    """A value as an annotation has it, a text as its number: `x` is no ``int | None``. Classes are not looked at.
+
+    Raises:
+        ArgumentError: it does not fit.
+    """
+    parser = _reader(kind)
+    return value if parser is None else parser.parse_object({f"value{'+' * append}": value}).value
+
+
+def refusal(name: str, values: dict[str, Any]) -> InputError | None:
+    """What a class of the package says of an argument that it checks by itself; the checks are its own, run from here.
+
+    ``values``: the arguments that are given, numbers as numbers.
+    """
+    init = _functions(_node(name)).get("__init__")
+    receivers = [ast.unparse(call.func) for call in (_takers(init) if init else ())]
+    usual = {key: one.default for key, one in (parameters(name) or {}).items()}
+    known = {key: ast.literal_eval(text) for key, text in usual.items() if text and _is_literal(text)} | values
+    for node in map(_node, filter(ours, (name, *ancestors(name), *receivers))):
+        checking = [one for name, one in _functions(node).items() if name in ("__init__", "__post_init__", "check")]
+        for statement in (part for function in checking for part in function.body):
+            calls = {ast.unparse(call.func) for call in ast.walk(statement) if isinstance(call, ast.Call)}
+            if not calls & CHECKS.keys() or calls - {*CHECKS, "getattr"}:
+                continue
+            names = {**known, **CHECKS, "self": SimpleNamespace(**known)}
+            try:
+                exec(compile(ast.Module([statement], []), name, "exec"), names)
+            except InputError as error:
+                return error
+            except Exception:  # names of its module, and arguments that have no value here
+                continue
+    return None
+
+
+def ancestors(name: str) -> Iterator[str]:
+    """Names of the classes that a class of the package is one of."""
     for base in (_classes().get(name) or (None, []))[1]:
         yield base
-        yield from _ancestors(base) if ours(base) else ["Callback"] * (base in lightning_callbacks())
+        yield from ancestors(base) if ours(base) else ["Callback"] * (base in in_lightning_by("Callback"))
 
 
 def ours(name: str) -> bool:
@@ -54,9 +126,10 @@ def ours(name: str) -> bool:
 
 def below(kind: str) -> list[str]:
     """The package's classes on a class, which may be Lightning's."""
-    return sorted(name for name in _classes() if kind in _ancestors(name))
+    return sorted(name for name in _classes() if kind in ancestors(name))
 
 
+@cache
 def in_lightning(name: str) -> bool:
     """Whether Lightning has a class of this name anywhere, or may have one: its sources are not there."""
     root = _lightning()
@@ -65,17 +138,17 @@ def in_lightning(name: str) -> bool:
 
 
 @cache
-def lightning_callbacks() -> list[str]:
-    """Names of Lightning's callbacks."""
+def in_lightning_by(kind: str) -> list[str]:
+    """Names of Lightning's callbacks (``Callback``) or loggers (``Logger``)."""
     root = _lightning()
-    text = "" if root is None else (root / "callbacks" / "__init__.py").read_text(encoding="utf-8")
-    return re.findall(r'"(\w+)",', text)
+    path = (root or Path()) / f"{kind.lower()}s" / "__init__.py"
+    return re.findall(r'^    "(\w+)",', path.read_text(encoding="utf-8"), re.M) if root and path.is_file() else []
 
 
 def concrete(name: str) -> bool:
     """Whether a class of the package is for use in YAML: nothing is left for others to write, and it is no base."""
     written: set[str] = set()
-    for one in filter(ours, (name, *_ancestors(name))):
+    for one in filter(ours, (name, *ancestors(name))):
         for function in (part for part in _node(one).body if isinstance(part, ast.FunctionDef)):
             marks = [*function.decorator_list, *(part for part in function.body if isinstance(part, ast.Raise))]
             left = any(re.search("abstractmethod|NotImplementedError", ast.unparse(mark)) for mark in marks)
@@ -97,7 +170,7 @@ def parameters(name: str) -> Parameters | None:
     if not ours(name):
         return {} if name in BARE else None
     node, (_, bases) = _node(name), _classes()[name]  # type: ignore[misc]
-    init = next((one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"), None)
+    init = _functions(node).get("__init__")
     texts = _documented(node)
     if init is not None:
         own, passed = _arguments(init, texts), _passed_on(init, bases)
@@ -123,8 +196,8 @@ def trainer_parameters(method: str = "__init__") -> Parameters | None:
 
 
 def classes_in(kind: str) -> list[str]:
-    """The package's classes that an annotation names."""
-    return [name for name in re.findall(r"\w+", kind) if ours(name)]
+    """The package's classes that an annotation names, and Lightning's that YAML may name."""
+    return [name for name in re.findall(r"\w+", kind) if ours(name) or name in BARE]
 
 
 @cache
@@ -190,13 +263,22 @@ def _fields(node: ast.ClassDef, texts: dict[str, str]) -> Parameters:
     return found
 
 
+def _functions(node: ast.ClassDef) -> dict[str, ast.FunctionDef]:
+    return {one.name: one for one in node.body if isinstance(one, ast.FunctionDef)}
+
+
+def _takers(init: ast.FunctionDef) -> list[ast.Call]:
+    """The calls that an ``__init__`` hands its ``**more`` to."""
+    more = init.args.kwarg.arg if init.args.kwarg else None
+    calls = [one for one in ast.walk(init) if isinstance(one, ast.Call) and more is not None]
+    return [one for one in calls if any(word.arg is None and ast.unparse(word.value) == more for word in one.keywords)]
+
+
 def _passed_on(init: ast.FunctionDef, bases: list[str]) -> Parameters | None:
     """What an ``__init__`` takes as ``**more`` and hands to another class, less what it gives that class itself."""
     if init.args.kwarg is None:
         return {}
-    more = init.args.kwarg.arg
-    calls = [one for one in ast.walk(init) if isinstance(one, ast.Call)]
-    calls = [one for one in calls if any(word.arg is None and ast.unparse(word.value) == more for word in one.keywords)]
+    calls = _takers(init)
     if len(calls) != 1:
         return None
     receiver = ast.unparse(calls[0].func)
@@ -204,3 +286,10 @@ def _passed_on(init: ast.FunctionDef, bases: list[str]) -> Parameters | None:
     given = {word.arg for word in calls[0].keywords}
     rest = list((taken or {}).items())[len(calls[0].args) :]
     return None if taken is None else {name: one for name, one in rest if name not in given}
+
+
+def _is_literal(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        ast.literal_eval(text)
+        return True
+    return False

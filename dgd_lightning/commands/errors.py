@@ -1,18 +1,17 @@
 """Makes one `InputError` (argument, expected, received, hint) of jsonargparse's and the system's complaints."""
 
-import dataclasses
 import difflib
 import errno
 import importlib
 import re
 import sys
-import typing
 from collections.abc import Sequence
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from dgd_lightning.commands.merging import replacing
+from dgd_lightning.commands.reading import replacing
 from dgd_lightning.errors import InputError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -24,6 +23,7 @@ _UNKNOWN = re.compile(
     r"|(Group '(?P<group>[^']+)' )?does not accept option '(?P<inner>[^']+)'"
 )
 _UNRECOGNISED = re.compile(r"unrecognized arguments: (?P<all>--(?P<key>[^\s=]+).*)")
+_SWITCHED = re.compile(r"true|false|yes|no|null", re.I)  # what follows on a switch as its value
 _LITERAL = re.compile(r"Literal\[([^\]]*)\]")
 _TYPE = re.compile(r"Expected an? (.+?)\. Got value: (.*)")
 _UNION = re.compile(r"Subtypes: \[([^\n]+)\]\n(?:(?!Subtypes: ).)*?Given value: ([^\n]*)", re.S)  # the innermost
@@ -37,11 +37,19 @@ def command_parser(name: str, about: str | None, *, config: bool = True) -> Argu
     return parser
 
 
+def add_switch(parser: ArgumentParser, option: str, about: str) -> None:
+    """An option that needs no value: ``--option``, ``--option true``, ``option: true`` in YAML."""
+    parser.add_argument(option, type=bool, nargs="?", const=True, default=False, help=about)
+
+
 def parsed(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
     """What a command's parser makes of the arguments after the command's name."""
+    switches = {name for action in parser._actions if action.const is True for name in action.option_strings}
+    pairs = zip(argv, [*argv[1:], ""], strict=False)
+    words = [f"{word}=true" if word in switches and not _SWITCHED.fullmatch(after) else word for word, after in pairs]
     try:
         with replacing():
-            options = parser.parse_args(list(argv))
+            options = parser.parse_args(words)
         return parser.instantiate_classes(options)
     except ArgumentError as error:
         raise from_parser_message(str(error)) from error
@@ -91,6 +99,11 @@ def as_written(error: InputError) -> InputError:
     return InputError(argument, expected=rename(error.expected), received=error.received, hint=rename(error.hint))
 
 
+def in_one_line(value: Any) -> str:
+    """The YAML that a user is to write."""
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6).strip()
+
+
 def _short(text: object, limit: int = 120) -> str:
     line = " ".join(str(text).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
@@ -111,16 +124,6 @@ def _parameters(owner: Any) -> list[str]:
         return ArgumentParser().add_class_arguments(owner)
     except (ValueError, TypeError):
         return []
-
-
-def _inner(owner: Any, name: str) -> Any:
-    """The class of a parameter, ``TTTConfig`` for ``ttt: TTTConfig | None``; None where there is no single one."""
-    try:
-        hint = typing.get_type_hints(owner.__init__)[name]
-    except (NameError, KeyError, TypeError, AttributeError):
-        return None
-    found = [one for one in (typing.get_args(hint) or (hint,)) if dataclasses.is_dataclass(one)]
-    return found[0] if len(found) == 1 else None
 
 
 def _unknown(message: str, path: str) -> InputError | None:
@@ -149,8 +152,7 @@ def _unknown_key(before: str, path: str, key: list[str]) -> InputError:
     """A key that its class does not take; ``before``: what the message says first, ``key``: relative to the path."""
     classes = _CLASS.findall(before)
     owner = _named(classes[-1]) if classes else None
-    for name in key[:-1]:
-        owner = _inner(owner, name)
+    owner = owner if len(key) == 1 else None  # else of a group in it
     known = _parameters(owner) if owner is not None else []
     place = ".".join(key if path == "command line" else [path, *key])
     return unknown_key(place, key[-1], owner.__name__ if owner is not None else "this subcommand", known)
@@ -198,6 +200,10 @@ def _bad_class(message: str, path: str) -> InputError | None:
             hint = "check class_path, and that the folder of its file is on PYTHONPATH"
         given = problem[1].split()[2] if problem[1].startswith("Import path") else classes[-1]
         return InputError(f"{path}.class_path", expected=expected, received=f"{given} ({problem[1]})", hint=hint)
+    if match := re.search(r"instantiatable class, but (\S+) is abstract", message):
+        left = ", ".join(sorted(getattr(_named(match[1]), "__abstractmethods__", ())))
+        expected, hint = "a class of which nothing is left to write", f"write its {left}, or name another"
+        return InputError(f"{path}.class_path", expected=expected, received=match[1], hint=hint)
     if match := re.search(r"'([^']+)' is not a subclass of (\w+)", message):
         return InputError(f"{path}.class_path", expected=f"a subclass of {match[2]}", received=match[1], hint=hint)
     return None
@@ -208,6 +214,11 @@ def bad_file(message: str, path: str = "config") -> InputError | None:
     if match := re.search(r"(?:File does not exist|is not readable|unable to read)[^']*'([^']+)'", message, re.I):
         argument = "--config" if path == "config" else path
         return InputError(argument, expected="a readable file", received=match[1], hint="check the path")
+    if match := re.search(r"Unexpected config:\s*(.*)", message, re.S):
+        received = _short(match[1]) or "an empty file"
+        return InputError("--config", expected="keys with their values", received=received, hint="see `dgd configs`")
+    if match := re.search(r"argument (--\S+): expected one argument", message):
+        return no_value(match[1])
     if match := re.search(r"Problems? parsing config[^:]*: (.+)", message, re.S):
         received, hint = _short(match[1]), "correct the YAML"
         # PyYAML names where the block begins, and last where it can't go on
@@ -217,6 +228,11 @@ def bad_file(message: str, path: str = "config") -> InputError | None:
             hint = f"correct line {line}, or the one before it"
         return InputError("--config", expected="a YAML file", received=received, hint=hint)
     return None
+
+
+def no_value(option: str) -> InputError:
+    """What is said of an option that no value follows."""
+    return InputError(option, expected="a value", received="nothing", hint=f"write {option} VALUE")
 
 
 def _value(message: str, path: str) -> InputError | None:

@@ -75,6 +75,11 @@ def _short(subcommand: str) -> str:
 def _of(path: str, wanted: str, argv: Sequence[str]) -> str | None:
     """Help of an argument: what its class takes, or which classes there are."""
     kinds, inside = [], path
+    option, known = path.removeprefix("trainer."), catalogue.trainer_parameters() or {}
+    if path.startswith("trainer.") and option in known and not wanted and option != "callbacks":
+        names = catalogue.in_lightning_by(option.capitalize())
+        classes = "".join(f"\n  {name}" for name in names if name != "Logger")
+        return _listed("Lightning's Trainer:", "--trainer", {option: known[option]}) + classes
     for start, base in KINDS.items():
         if path == start or path.startswith(f"{start}."):
             kinds, inside = [base], path[len(start) + 1 :]

@@ -26,8 +26,9 @@ from dgd_lightning.callbacks import (
     Provenance,
 )
 from dgd_lightning.checks import check_folder_name
-from dgd_lightning.commands.given import OPTIONS, check_checkpoint
-from dgd_lightning.commands.merging import replacing
+from dgd_lightning.commands.given import OPTIONS
+from dgd_lightning.commands.mistakes import check_checkpoint, check_subcommand
+from dgd_lightning.commands.reading import replacing
 from dgd_lightning.data import TaskData
 from dgd_lightning.errors import InputError
 from dgd_lightning.modules.arms import described
@@ -176,10 +177,7 @@ class ProjectCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs it; where it fails, launched ranks are ended too: they would wait for this one for ever."""
-        for kind, own in ((Decoding, "predict"), (Diagnostic, "test")):
-            if isinstance(self.model, kind) and subcommand != own:
-                expected = f"{own}, for {kind.__name__}"
-                raise InputError("subcommand", expected=expected, received=subcommand, hint=f"run `dgd {own}`")
+        check_subcommand(subcommand, [kind.__name__ for kind in type(self.model).__mro__])
         if self._get(self.config, "check"):
             self._show()
             return
@@ -219,9 +217,6 @@ class ProjectCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with our logger where the user chose none, and with the callbacks that every run has."""
         settings = self._get(self.config_init, "trainer")
-        if str(devices := settings.get("devices")) in ("0", "[]"):
-            expected, hint = "how many, at least 1, a list of their numbers, or auto", "use 1"
-            raise InputError("trainer.devices", expected=expected, received=devices, hint=hint)
         wants_bar = settings.get("enable_progress_bar") is not False
         settings["callbacks"] = self._with_defaults(settings.get("callbacks"), wants_bar)
         given = settings.get("logger")

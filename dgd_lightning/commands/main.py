@@ -1,6 +1,7 @@
 """`dgd SUBCOMMAND …`: which file runs a subcommand, exit codes, and what is printed where one fails."""
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -49,9 +50,31 @@ END_SECONDS = 5.0  # from SIGTERM to an end without ceremony
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one `dgd` command.
 
-    It gives 0 on success, 2 on a user's mistake (one line on stderr), 130 after Ctrl-C, 143 after SIGTERM.
+    It gives 0 on success, 2 on a user's mistake (one line on stderr), 130 after Ctrl-C, 143 after SIGTERM, 141 where
+    nobody reads what is printed any more.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _main(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _unread():
+            raise
+        return 128 + signal.SIGPIPE
+    return code
+
+
+def _unread() -> bool:
+    """Whether nobody reads what is printed any more, as behind `| head`; then it goes nowhere from here on."""
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, 0)
+    unread = any(event & select.POLLERR for _, event in poll.poll(0))
+    if unread:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return unread
+
+
+def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0 if argv else 2

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from dgd_lightning.commands.errors import command_parser, parsed
+from dgd_lightning.commands.errors import add_switch, command_parser, parsed
 from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
 from dgd_lightning.report.print_tables import plain_console, print_tables
@@ -93,8 +93,8 @@ def parse_options(argv: list[str]) -> Namespace:
     parser = command_parser("report", __doc__)
     parser.add_argument("runs", type=str, nargs="+", help="graded run folders, or files of graded rows")
     pool = "the same arms with other seeds: count all their answers"
-    parser.add_argument("--pool", type=bool, default=False, help=pool)
-    parser.add_argument("--common", type=bool, default=False, help="compare over the tasks that all runs have")
+    add_switch(parser, "--pool", pool)
+    add_switch(parser, "--common", "compare over the tasks that all runs have")
     parser.add_argument("--against", type=str | None, default=None, help="arm that all others are compared with")
     parser.add_argument("--out", type=str | None, default=None, help="folder; else that of a single run, or this one")
     return parsed(parser, argv)

@@ -9,14 +9,14 @@ from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentError
 
 from dgd_lightning.commands.bootstrap import bootstrap
-from dgd_lightning.commands.errors import as_written, from_parser_message, mistake_behind
-from dgd_lightning.commands.given import Given, check_given, given
+from dgd_lightning.commands.errors import as_written, from_parser_message, in_one_line, mistake_behind
+from dgd_lightning.commands.given import Given, given
 from dgd_lightning.commands.help import text as help_text
 from dgd_lightning.commands.main import ended_by_sigterm
+from dgd_lightning.commands.mistakes import check_given
 from dgd_lightning.errors import InputError
 from dgd_lightning.old_rows import upgraded_arm
 
@@ -75,15 +75,6 @@ def check_arms_form(found: Sequence[Given]) -> None:
         if not isinstance(method, str | dict):
             hint = "write Speculative, or {class_path: Guided, init_args: {beta: 0.3}}"
             raise InputError(argument, expected="a method's class", received=method, hint=hint)
-        if isinstance(method, dict) and (loose := method.keys() - {"class_path", "init_args", "dict_kwargs"}):
-            settings = method.get("init_args")
-            inside = {key: method[key] for key in sorted(loose)} | (settings if isinstance(settings, dict) else {})
-            raise InputError(
-                argument,
-                expected="a method's class, with its settings in init_args",
-                received=f"{', '.join(sorted(loose))} beside class_path",
-                hint=f"write {_flow({'class_path': method.get('class_path', 'Guided'), 'init_args': inside})}",
-            )
         if (new := upgraded_arm(arm)) is None:
             continue
         beside = ", ".join(key for key in arm if key not in new)
@@ -92,13 +83,8 @@ def check_arms_form(found: Sequence[Given]) -> None:
             argument,
             expected="a method's class, with its settings in init_args",
             received=f"{old} (the form of before 0.2)",
-            hint=f"write {_flow(new)}",
+            hint=f"write {in_one_line(new)}",
         )
-
-
-def _flow(value: Any) -> str:
-    """YAML in one line."""
-    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)
 
 
 def with_arm(error: InputError, found: Sequence[Given]) -> InputError:
@@ -145,5 +131,6 @@ def _arms(found: Sequence[Given]) -> Iterator[Any]:
         model = one.values.get("model")
         if isinstance(model, dict) and str(model.get("class_path", "Decoding")).rpartition(".")[2] == "Decoding":
             inner = model.get("init_args")
-            arms = (inner if isinstance(inner, dict) else model).get("arms")
-            yield from arms if isinstance(arms, list) else [arms] if isinstance(arms, dict) else []
+            holder = inner if isinstance(inner, dict) else model
+            for arms in (holder.get("arms"), holder.get("arms+")):
+                yield from arms if isinstance(arms, list) else [] if arms is None else [arms]

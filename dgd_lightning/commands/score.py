@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dgd_lightning.checks import check_integer
-from dgd_lightning.commands.errors import command_parser, parsed
+from dgd_lightning.commands.errors import add_switch, command_parser, parsed
 from dgd_lightning.errors import InputError
 from dgd_lightning.grader import ASK, READ, Grader, package_graders
 from dgd_lightning.metrics.clustered import counted
@@ -56,14 +56,14 @@ def parse_options(argv: list[str]) -> Namespace:
     parser = command_parser("score", __doc__)
     parser.add_argument("runs", type=str, nargs="+", help="run folders, or files of rows with model_output")
     parser.add_argument("--judge", type=JudgeConfig | None, default=None, help="for rows with rubrics")
-    parser.add_argument("--taxonomy", type=bool, default=False, help="ask the judge why failed answers failed")
+    add_switch(parser, "--taxonomy", "ask the judge why failed answers failed")
     code = "run programs that a model wrote, for HumanEval and MBPP (or set HF_ALLOW_CODE_EVAL=1)"
-    parser.add_argument("--allow_code_execution", type=bool, default=False, help=code)
+    add_switch(parser, "--allow_code_execution", code)
     bare = "run them also where the kernel shuts off neither your files nor the network"
-    parser.add_argument("--allow_no_isolation", type=bool, default=False, help=bare)
+    add_switch(parser, "--allow_no_isolation", bare)
     parser.add_argument("--code_workers", type=int, default=2, help="programs run at once")
     parser.add_argument("--math_workers", type=int, default=2, help="answers compared at once")
-    parser.add_argument("--regrade", type=bool, default=False, help="grade rows anew that came with a score")
+    add_switch(parser, "--regrade", "grade rows anew that came with a score")
     parser.add_argument("--exclude", type=str | None, default=None, help="file of task ids: rates also without them")
     export = "write one arm's answers to this file for CL-bench's own eval.py, and grade nothing"
     parser.add_argument("--export_clbench", type=str | None, default=None, help=export)

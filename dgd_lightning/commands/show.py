@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 def _rows(run: Path) -> Iterable[Row]:
     if run.is_dir() and not (run / "graded.jsonl").is_file() and (rows := list(rows_so_far(run))):
         return rows
-    where = source(run)
+    where = source(run, "run")
     return rows_of(where.graded if run.is_dir() and where.graded.is_file() else where.rows)
 
 

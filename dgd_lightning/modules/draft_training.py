@@ -6,10 +6,8 @@ loop: τ.
 """
 
 import copy
-import re
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning as L
 import torch
@@ -17,16 +15,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from dgd_lightning.checks import check_integer, check_number
+from dgd_lightning.checks import check_choice, check_integer, check_number
 from dgd_lightning.data.licence import check_clbench
 from dgd_lightning.draft.attention import Wanted, choose_attention
 from dgd_lightning.draft.checkpoint import save_draft
-from dgd_lightning.draft.config import DraftConfig, default_layer_ids
-from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.draft.objective import BlockLoss, block_ids, block_loss, default_gamma, sample_anchors
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.metrics.acceptance import AcceptanceLength
+from dgd_lightning.modules.new_draft import Start, new_draft, new_draft_config, unused_row
 from dgd_lightning.modules.pair_source import PairSource, room_before
 from dgd_lightning.modules.training import (
     best_checkpoint,
@@ -36,12 +33,9 @@ from dgd_lightning.modules.training import (
     require_writable,
     scheduled,
 )
-from dgd_lightning.pair import Pair, token_count
+from dgd_lightning.pair import Pair
 from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.target.folder import bundled
-from dgd_lightning.target.model import Target
-
-RESERVED = re.compile(r"reserved|unused", re.I)  # in a token's name: Llama's and Gemma's have no other use
 
 
 class DraftTraining(L.LightningModule):
@@ -57,6 +51,7 @@ class DraftTraining(L.LightningModule):
         num_layers: layers of a new draft.
         block_size: K of a new draft, the anchor included.
         target_layer_ids: tapped layers of a new draft; None takes ``num_layers`` points evenly from 1 to L − 3.
+        start: a new draft's first weights: ``random``, or as far as they fit those of the ``target``'s last layers.
         mask_token_id: the mask token of a new draft, a row of the target's embedding. None takes a row that is not in
             use, and says which: the first one beyond the tokenizer's ids, as the published drafts do; else a reserved
             token, or an id, that the training data does not have.
@@ -84,6 +79,7 @@ class DraftTraining(L.LightningModule):
         num_layers: int = 5,
         block_size: int = 16,
         target_layer_ids: list[int] | None = None,
+        start: Start = "random",
         mask_token_id: int | None = None,
         num_anchors: int = 512,
         gamma: float | None = None,
@@ -107,6 +103,7 @@ class DraftTraining(L.LightningModule):
         for name, value in self.recipe.items():
             check_number(f"model.{name}", value, least=0)
         self.source = PairSource(target, draft, device_map=None, **pair)
+        self.start = check_choice("model.start", start, get_args(Start))
         self.shape = (num_layers, block_size, target_layer_ids, mask_token_id)
         self.num_anchors, self.gamma, self.attention = num_anchors, gamma, attention
         self.gradient_checkpointing, self.val_max_new_tokens = gradient_checkpointing, val_max_new_tokens
@@ -147,13 +144,8 @@ class DraftTraining(L.LightningModule):
                 data = getattr(getattr(self._trainer, "datamodule", None), "train_set", None)
                 mask, why = unused_row(loaded.target, loaded.tokenizer, data or ())
                 rank_zero_only(print)(f"mask token: {mask}, {why}")
-            draft = DFlashDraft(new_draft_config(loaded.target, layers, size, taps, mask))
-            generator = torch.Generator().manual_seed(self.seed)
-            for module in draft.modules():  # as Qwen3 initialises; norms start at 1
-                if isinstance(module, torch.nn.Linear):
-                    torch.nn.init.normal_(module.weight, std=0.02, generator=generator)
-                    if module.bias is not None:
-                        torch.nn.init.zeros_(module.bias)
+            config = new_draft_config(loaded.target, layers, size, taps, mask)
+            draft = new_draft(loaded.target, config, self.start, self.seed)
         self.draft = draft.to(loaded.target.device, torch.float32).requires_grad_(True)
         self.draft.gradient_checkpointing = self.gradient_checkpointing
         self.attends = choose_attention(self.attention, self.draft.device, "model.attention")
@@ -165,12 +157,7 @@ class DraftTraining(L.LightningModule):
         """The loss of one batch, ``input_ids`` and ``loss_mask`` [B, S], at anchors drawn from ``generator``."""
         target, config = self.pair.target, self.draft.config
         with torch.no_grad():
-            batch, length = input_ids.shape
-            cache, layers = target.new_cache(batch, length), config.target_layer_ids
-            features = target.prefill(  # [B, S, F·H]
-                input_ids, [length] * batch, cache, layer_ids=layers, chunk_size=length, keep_features=True
-            ).features
-            assert features is not None
+            features = target.features(input_ids, config.target_layer_ids)  # [B, S, F·H]
             anchors, keep = sample_anchors(loss_mask, self.num_anchors, generator)
             embeddings = target.embed(block_ids(input_ids, anchors, config.block_size, config.mask_token_id))
         hidden = self.draft.multi_anchor(
@@ -250,74 +237,3 @@ def _place(target: str) -> str:
     """What two spellings of one target share: the folder, ``lab``'s too, or the Hub id."""
     folder = Path(bundled(target, "target")).expanduser()
     return str(folder.resolve()) if folder.is_dir() else target
-
-
-def unused_row(target: Target, tokenizer: Any | None, data: Iterable[Iterable[Tensor]]) -> tuple[int, str]:
-    """A row of the target's embedding that is no token in use, for the mask token, and why it is none.
-
-    The published Qwen3 drafts have 151669, the first of the rows that pad the embedding.
-
-    Args:
-        data: conversations, each some tensors of ids; empty where they are not known.
-    """
-    tokens = token_count(tokenizer)
-    if tokens is not None and tokens < target.vocab_size:
-        return tokens, f"the first row beyond the tokenizer's {tokens:,} ids"
-    free = torch.ones(target.vocab_size, dtype=torch.bool)
-    known = False
-    for ids in (part for conversation in data for part in conversation):
-        free[ids], known = False, True
-    names = {} if tokenizer is None else tokenizer.get_added_vocab()
-    reserved = [id for name, id in names.items() if RESERVED.search(name) and free[id]]
-    if reserved:
-        return max(reserved), "a reserved token that the data does not have"
-    free[[*names.values(), *target.stop_token_ids]] = False  # what templates write, and answers end with
-    if not known or not free.any():
-        raise InputError(
-            "model.mask_token_id",
-            expected="a row that no token uses",
-            received="none: the tokenizer has no reserved token, and "
-            + ("every id is in the training data" if known else "the training data is not known"),
-            hint="name an id that neither prompts nor answers have",
-        )
-    return int(free.nonzero()[-1]), "the last id that the training data does not have"
-
-
-def new_draft_config(
-    target: Target, num_layers: int, block_size: int, target_layer_ids: list[int] | None, mask: int
-) -> DraftConfig:
-    """A draft's configuration with the target's own widths, as the published drafts have."""
-    config: Any = target.model.config
-    if not 0 <= mask < target.vocab_size:
-        raise InputError(
-            "model.mask_token_id",
-            expected=f"a row of the target's embedding, 0…{target.vocab_size - 1}",
-            received=mask,
-            hint="choose an id that the tokenizer does not use, or leave it out",
-        )
-    layers = default_layer_ids(target.num_layers, num_layers) if target_layer_ids is None else target_layer_ids
-    if not layers or any(layer not in range(target.num_layers) for layer in layers):
-        raise InputError(
-            "model.target_layer_ids",
-            expected=f"layers of the target, 0…{target.num_layers - 1}",
-            received=list(layers),
-            hint="name layers that it has, or leave it out",
-        )
-    heads = config.num_attention_heads
-    rope = config.rope_parameters or {}
-    return DraftConfig(
-        hidden_size=target.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_layers=num_layers,
-        num_heads=heads,
-        num_kv_heads=config.num_key_value_heads or heads,
-        head_dim=getattr(config, "head_dim", None) or target.hidden_size // heads,
-        vocab_size=target.vocab_size,
-        block_size=block_size,
-        mask_token_id=mask,
-        target_layer_ids=tuple(layers),
-        num_target_layers=target.num_layers,
-        rms_norm_eps=config.rms_norm_eps,
-        rope_theta=float(rope.get("rope_theta", 10000.0)),
-        max_positions=target.max_positions,
-    )

@@ -32,7 +32,7 @@ VERBS = r"\b(?:is|are|was|be|equals|ist|lautet|es|est|é|è|adalah|là|ni)\b|[�
 SAID = re.compile(
     rf"(?<![{LETTERS}])(?:(?:{SPACED}|{OTHER})(?:[^\n.!?。:：=—→]{{0,60}}?(?:{VERBS}|(?P<mark>[:：=—→]))"
     rf"|(?P<heading>[*_ \t]{{0,4}}\n))|(?:{OTHER})(?=\s?[-$]?\d))"
-    r"(?![\s*]{0,5}not?\b)[\s*:：]{0,12}(?P<found>[^\n]+)",
+    r"(?![\s*]{0,5}not?\b)[\s*:：]{0,12}(?=(?P<found>[^\n]{1,1000}))",  # ahead: the same line may say another later
     re.I,
 )
 # Languages that part thousands by full stops; a comma before three digits parts them too, as in Mexico.
@@ -49,7 +49,9 @@ RESULT = re.compile(  # no mere words
 AT_ONCE = re.compile(  # not so where an answer begins with its work: "Answer: Janet has 16 eggs. …"
     r"\W*(?:(?:about|approximately|exactly|roughly|[a-z]{1,3})\b\W*)?(?:\d|(?<=\\)[a-z])", re.I
 )
-WORK = re.compile(r"\s?(?:[-+*/×·÷^x]\s?\(?-?\d|\\[a-zA-Z]{2})")  # what makes a number part of an operation
+WORK = re.compile(  # what makes a number part of an operation, or one of two
+    r"\s?(?:[-+*/×·÷^x]\s?\(?-?\d|\\[a-zA-Z]{2}|(?:or|to)\s\$?\d)"
+)
 COMMAND = re.compile(r"\\[a-zA-Z]{2}")
 THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|,\\!|\\[,!; ]|~)\s?(?=\d{3}(?!\d))")  # as LaTeX parts them
 WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
@@ -58,7 +60,7 @@ ENDED = re.compile(r"<\|(?:im_|eot|end)|</s>|<end_of_turn>")
 NEXT = re.compile(r"\n[ \t]{0,9}(?:Question|Problem|Q)\s?:")
 MAX_TEXT = 100_000  # characters of an answer's end that are looked at
 MAX_LENGTH = 1000  # characters of a result; longer ones are no result
-LAST = 20  # boxes that are tried, from the end
+LAST = 20  # boxes, and sayings, that are tried, from the end
 
 
 class Found(NamedTuple):
@@ -122,7 +124,7 @@ def _stated(text: str, kind: Kind) -> Found | None:
             marked = (_number(content) if kind == "number" else _formula(content) or content) or marked
     if marked is not None:
         return _found(marked, "####")
-    for match in reversed([*SAID.finditer(text)]):
+    for match in [*SAID.finditer(text)][: -LAST - 1 : -1]:
         if content := _said(text, match, kind):
             return _found(content, "said")
     return None

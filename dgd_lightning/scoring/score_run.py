@@ -78,8 +78,10 @@ class GradedRun(NamedTuple):
     counts: Counts
 
 
-def source(path: str | Path) -> Source:
-    """A run folder, or a file of rows with ``model_output``.
+def source(path: str | Path, argument: str = "runs") -> Source:
+    """A run folder, or a file of rows with ``model_output``; ``argument``: what the command calls it.
+
+    What is written of ``x.csv`` stands beside it: ``x_graded.jsonl``; ``x.csv_graded.jsonl`` beside an ``x.jsonl``.
 
     Raises:
         InputError: neither is there.
@@ -94,12 +96,14 @@ def source(path: str | Path) -> Source:
                 hint = "let `dgd predict` finish: the same command continues it"
             elif (newest := run_folder.newest_version(path)) is not None:
                 hint = f"name one of its versions: {newest}"
-            raise InputError("runs", expected=f"a folder with {run_folder.PREDICTIONS}", received=received, hint=hint)
+            raise InputError(argument, expected=f"a folder with {run_folder.PREDICTIONS}", received=received, hint=hint)
         return Source(rows, *(path / name for name in ("scores.jsonl", "graded.jsonl", "scores.json")))
     if not path.is_file():
-        raise InputError("runs", expected="a run folder or a file of rows", received=path, hint="check the path")
+        raise InputError(argument, expected="a run folder or a file of rows", received=path, hint="check the path")
     ends = (".scores.jsonl", "_graded.jsonl", ".scores.json")
-    return Source(path, *(path.with_name(stem(path) + end) for end in ends))
+    alike = any(one != path and stem(one) == stem(path) and one.is_file() for one in path.parent.iterdir())
+    name = path.name if alike else stem(path)
+    return Source(path, *(path.with_name(name + end) for end in ends))
 
 
 def rows_of(path: Path, *, graded: bool = False) -> Iterator[Row]:

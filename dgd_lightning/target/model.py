@@ -1,7 +1,8 @@
 """The frozen target: prefill in chunks and step, keeping tapped features and the logits that are asked for, no more."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import MethodType
 from typing import Any, Self
@@ -177,6 +178,18 @@ class Target(nn.Module):
                 kept[:, low:high] = features
         return Prefill(self.lm_head(last)[:, 0], kept, starts + lengths)
 
+    @torch.no_grad()
+    def features(self, ids: Tensor, layer_ids: Sequence[int]) -> Tensor:
+        """Features [B, S, F·H] of whole sequences [B, S], padded on the right, and nothing else.
+
+        Nothing is cached, and no layer behind the deepest tapped one runs.
+        """
+        final = self.num_layers - 1
+        with self._tapped(layer_ids, None if final in layer_ids else max(layer_ids)) as taps:
+            # the last layer's come after the final norm
+            taps[final] = self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        return torch.cat([taps[i].to(self.device) for i in layer_ids], dim=-1)
+
     def _forward(
         self,
         ids: Tensor,
@@ -192,23 +205,32 @@ class Target(nn.Module):
         cache.at(positions, slots=slots, max_length=max_length)
         masks = self._masks(positions[:1] if alike else positions, max_length, cache.key_positions)
         arguments = {"attention_mask": masks, "position_ids": positions, self._cache_name: cache}
+        with self._tapped(layer_ids) as taps:
+            hidden = self.model.get_decoder()(input_ids=ids, use_cache=True, **arguments).last_hidden_state  # [B, Q, H]
+        if not layer_ids:
+            return hidden, None
+        taps[self.num_layers - 1] = hidden  # transformers' last hidden state comes after the final norm
+        return hidden, torch.cat([taps[i].to(self.device) for i in layer_ids], dim=-1)
+
+    @contextmanager
+    def _tapped(self, layer_ids: Sequence[int], last: int | None = None) -> Iterator[dict[int, Tensor]]:
+        """What these layers of the forwards inside give; layer ``last`` ends the forward, and the block."""
         taps: dict[int, Tensor] = {}
 
         def keep(i: int, module: nn.Module, inputs: Any, output: Any) -> None:
             taps[i] = output[0] if isinstance(output, tuple) else output
+            if i == last:
+                raise _Enough
 
         for i in layer_ids:
             check_integer("layer_ids", i, least=0, most=self.num_layers - 1, hint="use a draft made for this target")
         handles = [self._layers[i].register_forward_hook(partial(keep, i)) for i in set(layer_ids)]
         try:
-            hidden = self.model.get_decoder()(input_ids=ids, use_cache=True, **arguments).last_hidden_state  # [B, Q, H]
+            with suppress(_Enough):
+                yield taps
         finally:
             for handle in handles:
                 handle.remove()
-        if not layer_ids:
-            return hidden, None
-        taps[self.num_layers - 1] = hidden  # transformers' last hidden state comes after the final norm
-        return hidden, torch.cat([taps[i].to(self.device) for i in layer_ids], dim=-1)
 
     def _masks(self, positions: Tensor, max_length: int, key_positions: Tensor | None) -> Tensor | dict[str, Tensor]:
         """The attention mask that the family's decoder takes: one, or one per kind of layer."""
@@ -225,6 +247,10 @@ class Target(nn.Module):
         if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
             return {"full_attention": mask(None), "sliding_attention": mask(window)}
         return mask(None)
+
+
+class _Enough(Exception):
+    """Ends a forward of the target where no later layer is wanted."""
 
 
 def position_mask(

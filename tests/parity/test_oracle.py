@@ -39,6 +39,12 @@ def test_features_are_transformers_hidden_states(target: Target, layer_ids: tupl
     read = target.prefill(ids, [17, 17], cache, layer_ids=layer_ids, chunk_size=5, keep_features=True)
     torch.testing.assert_close(read.features, wanted, **EXACT)
     torch.testing.assert_close(read.logits, states.logits[:, -1], **EXACT)
+    ran = list[int]()
+    handles = [layer.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, layer in enumerate(target._layers)]
+    torch.testing.assert_close(target.features(ids, layer_ids), wanted, **EXACT)
+    assert ran == list(range(max(layer_ids) + 1))
+    for handle in handles:
+        handle.remove()
 
 
 @pytest.mark.parametrize("layers", [1, 2])

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from dgd_lightning.commands import catalogue
-from dgd_lightning.commands.given import check_given, given
+from dgd_lightning.commands.given import given
 from dgd_lightning.commands.help import text
 from dgd_lightning.commands.lightning import import_plugins
+from dgd_lightning.commands.mistakes import check_given
 from dgd_lightning.decode.blending import Schedule
 from dgd_lightning.decode.readouts.base import Readout
 from dgd_lightning.errors import InputError
@@ -66,8 +68,13 @@ def told(*argv: str) -> str:
 @pytest.mark.parametrize("subcommand", ["predict", "fit", "test", "validate"])
 def test_no_packaged_configuration_is_refused(path: Path, subcommand: str) -> None:
     if path.parent.name != "sweeps":
+        model = yaml.safe_load(path.read_text())["model"]["class_path"]
+        own = {"Decoding": "predict", "Diagnostic": "test"}.get(model, subcommand)
         missing = told(subcommand, "--config", str(path))
-        assert missing == "" or missing == "data.path: check the path"  # a path for the user to fill in
+        if own != subcommand:
+            assert missing == f"subcommand: run `dgd {own}`"
+        else:
+            assert missing == "" or missing == "data.path: check the path"  # a path for the user to fill in
 
 
 BASE = ("predict", "--config", "quickstart")
@@ -93,6 +100,56 @@ MISTAKES = {
     "--data ContextsData --data.path nowhere.jsonl": "data.path: check the path",
     "--model.target ./nowhere": "target: check the path",
     "--ckpt_path nowhere.ckpt": "ckpt_path: give the path of one, such as logs/NAME/version_N/checkpoints/last.ckpt",
+    "--config {name: a, name: b}": "--config: correct line 1, or the one before it",
+    "--config {data: {class_path: LabContexts, init_args: {limit: 1, limit: 2}}}":
+        "--config: correct line 1, or the one before it",
+    "--config [1, 2]": "--config: see `dgd configs`",
+    "--config": "--config: write --config VALUE",
+    "--config=": "--config: write --config VALUE",
+    "--config {1: x}": "1: remove it, or see `--help`",
+    "--config {data: {class_path: LabContexts, init_args: {1: x}}}": "data.1: remove it, or use one of ",
+    "--config {model: {class_path: Decoding, init_args: [1]}}": "model.init_args: write init_args: {key: value}",
+    "--config {data: {class_path: LabContexts, seed: 1}}":
+        "data: write {class_path: LabContexts, init_args: {seed: 1}}",
+    "--config {model: [1, 2]}": "model: see `--model.help`",
+    "--config {trainer: [1]}": "trainer: correct the value",
+    "--config {seed_everything: x}": "seed_everything: correct the value",
+    "--data.limit": "--data.limit: write --data.limit VALUE",
+    "--data.limit --verbose": "--data.limit: write --data.limit VALUE",
+    "--verbose yes": "--verbose: write --verbose alone",
+    "--check=true": "--check: write --check alone",
+    "--verbose=": "--verbose: write --verbose alone",
+    "--model [1, 2]": "model: see `--model.help`",
+    "--model.ttt [1]": "model.ttt: see `--model.ttt.help`",
+    "--model.ttt fast": "model.ttt: see `--model.ttt.help`",
+    "--model.arms plain": "model.arms: see `--model.arms.help`",
+    "--model.arms [{method: Speculative}]":
+        "model.arms[0].name: set it in the YAML or on the command line",
+    "--model.arms [{name: a, method: Guided}]":
+        "model.arms[a].method.beta: set it in the YAML or on the command line",
+    "--model.arms [{name: a, method: {class_path: Guided, init_args: {beta: big}}}]":
+        "model.arms[a].method.beta: correct the value",
+    "--model.arms.temperature warm": "model.arms.temperature: correct the value",
+    "--model.arms [{name: a, method: {class_path: Rerank, init_args: {block_size: 1}}}]":
+        "model.arms[a].method.block_size: use e.g. 2",
+    "--data.limit x": "data.limit: correct the value",
+    "--data.limit -1": "data.limit: use e.g. 1",
+    "--data.limit 1.5": "data.limit: correct the value",
+    "--data.families tariff": "data.families: correct the value",
+    "--model.stop_token_ids+ x": "model.stop_token_ids: correct the value",
+    "--model.ttt.steps -1": "model.ttt.steps: use e.g. 0",
+    "--model.ttt.labels contxt": "model.ttt.labels: did you mean 'context'?",
+    "--model.cpu_threads 0": "model.cpu_threads: use e.g. 1",
+    "--trainer.max_epochs many": "trainer.max_epochs: correct the value",
+    "--trainer.devices 0": "trainer.devices: use 1",
+    "--trainer.logger CSVLoger": "trainer.logger: did you mean 'CSVLogger'?",
+    "--seed_everything abc": "seed_everything: correct the value",
+    "--name ../x": "name: use letters, digits, '-', '_' and '.'; where the folder goes is for logs_dir to say",
+    "--data LabContext": "data: did you mean 'LabContexts'?",
+    "--model nowhere.Own": "model: check class_path, and that the folder of its file is on PYTHONPATH",
+    "--data json.Nowhere": "data: check class_path, and that the folder of its file is on PYTHONPATH",
+    "--trainer.callbacks+ lightning.pytorch.callbacks.ModelCheckpoin":
+        "trainer.callbacks: check class_path, and that the folder of its file is on PYTHONPATH",
 }  # fmt: skip
 
 
@@ -114,7 +171,36 @@ def quickstart() -> str:
 
 @pytest.mark.parametrize("options", MISTAKES)
 def test_what_is_misspelt_or_missing_is_told_with_the_nearest_name(quickstart: str, options: str) -> None:
-    assert told("predict", "--config", quickstart, *words(options)) == MISTAKES[options]
+    shown = told("predict", "--config", quickstart, *words(options))
+    assert shown.startswith(MISTAKES[options]) if MISTAKES[options].endswith(" ") else shown == MISTAKES[options]
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["data.limit", "3"], "write --data.limit"),
+        (["data.limit=3"], "write --data.limit"),
+        (["-limit", "3"], "see `dgd predict --help`"),
+        (["quickstart"], "write --config quickstart"),
+        (["own.yaml"], "write --config own.yaml"),
+        (["--data.limit", "3", "4"], "see `dgd predict --help`"),
+    ],
+)
+def test_words_without_an_option_are_told(quickstart: str, argv: list[str], hint: str, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").touch()
+    assert told("predict", "--config", quickstart, *argv) == f"command line: {hint}"
+
+
+@pytest.mark.parametrize("content", ["", "# nothing\n", "- a\n", "3\n"])
+def test_a_file_that_maps_no_keys_is_told(content: str, tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(content)
+    assert told("predict", "--config", "x.yaml") == "--config: see `dgd configs`"
+
+
+def test_a_configuration_without_a_model_is_told(tmp_path: Path) -> None:
+    assert told("predict", "--config", "{name: x}") == "model: set model.class_path"
+    os.mkfifo(tmp_path / "pipe")  # which the parser reads: it may name one
+    assert told("predict", "--config", "pipe", "--name", "x") == ""
 
 
 @pytest.mark.parametrize(
@@ -132,6 +218,14 @@ def test_what_is_misspelt_or_missing_is_told_with_the_nearest_name(quickstart: s
         "--trainer.callbacks SaveConfigCallback",  # of another of Lightning's files
         "--verbose --print_config=skip_default --return_predictions true",
         "--ckpt_path best",
+        "--data.limit 0x10 --model.ttt.lr 1e-3 --model.warmup yes --data.families+ tariff --name 3",
+        "--model.arms.temperature 1.0 --model.arms+ {name: x, method: Speculative} --model.arms.name y",
+        "--config {data: {class_path: LabContexts, init_args: {limit: '3', families+: [ledger]}}}",
+        "--data PromptsData --data.path /dev/null --data.template {question} --data.system [a] --data.field {a: 1}",
+        "--data.limit -1 --data.limit 2",  # the last one counts
+        "--data.limit null --trainer.logger false --trainer.max_epochs -1 --logs_dir - a",
+        "--trainer.logger CSVLogger --trainer.logger.save_dir x --trainer.callbacks.output_dir x",
+        "--model json.decoder.JSONDecoder --model.x 1",
     ],
 )
 def test_what_is_not_certain_is_left_to_the_parser(quickstart: str, options: str, tmp_path: Path) -> None:
@@ -151,6 +245,8 @@ def test_help_of_a_class_has_all_that_it_takes_with_its_docstring() -> None:
         assert all(f"--data.{name}" in shown for name in ("path", "split", "field", "batch_size", "clbench"))
     assert "LogitLens" in (text(["predict", "--model.arms.method.readout.help"]) or "")
     assert "--trainer.devices" in (text(["predict", "--help.trainer"]) or "")
+    assert "CSVLogger" in (text(["predict", "--trainer.logger.help"]) or "")
+    assert "--trainer.strategy" in (text(["predict", "--trainer.strategy.help"]) or "")
     assert text(["predict", "--model.help", "my.Own"]) is None  # the parser imports it
     assert text(["predict", "--model.target", "x"]) is None
 

@@ -170,10 +170,15 @@ def test_another_permission_is_needed_without_isolation() -> None:
     with pytest.raises(InputError, match="--allow_no_isolation true") as raised:
         without_isolation().grade(HUMAN_EVAL, BODY)
     assert "switched off" in str(raised.value)
-    options = parse_options(["run", "--allow_code_execution", "true", "--allow_no_isolation", "true"])
-    grader = CodeGrader.from_options(vars(options))
-    assert grader is not None
-    assert (grader.allowed, grader.allow_no_isolation) == (True, True)
+    for words in (
+        "run --allow_code_execution true --allow_no_isolation=true",
+        "--allow_code_execution run --allow_no_isolation",
+    ):
+        options = parse_options(words.split())
+        grader = CodeGrader.from_options(vars(options))
+        assert grader is not None
+        assert (options.runs, grader.allowed, grader.allow_no_isolation) == (["run"], True, True)
+    assert not parse_options(["run", "--allow_code_execution", "false"]).allow_code_execution
     assert without_isolation(allow_no_isolation=True).grade(HUMAN_EVAL, BODY).value == 1.0
 
 

@@ -90,6 +90,7 @@ WRAPPINGS = {
     "opened by the prompt, with another program": "{}```\n\nOr:\n\n```python\ndef NAME(x):\n    return -1\n```\n",
     "opened by the prompt, which did not name the language": "python\n{}```",
     "twice opened": "```\n```python\n{}```\n```",
+    "in a longer fence": "````\n```python\n{}```\n````",
     "in a document": "````markdown\n# Answer\n```python\n{}```\n````",
     "CRLF": "```python\r\n{}```\r\n",
     "CR": "```python\r{}```\r",

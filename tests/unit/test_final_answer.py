@@ -33,6 +33,8 @@ from dgd_lightning.scoring.numerals import numerals, plain_digits
         ("So $x=12$. I checked it: the answer is correct.", "formula", "x=12", "formula"),
         ("So $x=12$. The answer is a bit surprising.", "formula", "x=12", "formula"),
         ("The answer is 12, as shown above.", "formula", "12", "said"),
+        ("The answer is 12. No, that is wrong: the answer is 13.", "number", "13", "said"),  # on one line
+        ("The answer is 12 or 13.", "number", "12 or 13", "said"),  # neither: it is not known which
         ("The answer is 3/4, which is 0.75.", "formula", "3/4", "said"),
         ("The answer is (3, 4). That took $2$ steps.", "formula", "(3, 4)", "said"),
         ("The answer is $x = 2$ or $x = 3$, as $x > 0$.", "formula", "x = 2, x = 3", "said"),

@@ -195,6 +195,10 @@ def test_scores_and_reports_of_tables(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["score", str(path)]) == 0
     assert [json.loads(line)["score"] for line in source(path).graded.read_text().splitlines()] == [1, 0]
     assert source(path).graded.name == "gpt-5.1_graded.jsonl"
+    (other := tmp_path / "answers.jsonl").touch()
+    (tmp_path / "answers.csv").touch()
+    assert source(other).graded.name == "answers.jsonl_graded.jsonl"  # each file has its own
+    assert source(tmp_path / "answers.csv").scores.name == "answers.csv.scores.jsonl"
     (run,) = read_runs([str(source(path).graded)])
     assert (run.label, [(one.idx, one.arm, one.score) for one in run.scores]) == (
         "gpt-5.1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import lightning as L
@@ -19,9 +20,10 @@ from dgd_lightning.lab.training_data import LabTargetData, Stage
 from dgd_lightning.methods.autoregressive import autoregressive_generate
 from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.modules.draft_training import DraftTraining
+from dgd_lightning.modules.new_draft import FIRST_SPREAD, new_draft, new_draft_config
 from dgd_lightning.modules.target_pretraining import TargetPretraining
 from dgd_lightning.modules.training import cosine_with_warmup, without_paths
-from dgd_lightning.pair import load_pair
+from dgd_lightning.pair import Pair, load_pair
 from dgd_lightning.target.load import load_target
 
 STAGES = [Stage(8, 48, 2, (3, 3), 0.2, 0.5, 0.1, ["glossary"])]
@@ -103,6 +105,23 @@ def test_draft_learns_and_is_exported(folder: Path, tmp_path: Path):
         assert torch.equal(output.tokens, response)
     for name, value in fitting.draft.state_dict().items():
         assert torch.equal(value, pair.draft.state_dict()[name])
+
+
+@pytest.mark.parametrize("start", ["random", "target"])
+def test_a_new_draft_knows_nothing(start: str):
+    """Its first loss is about that of guessing, however large the embedding of its mask token is."""
+    target = make_target("qwen2", tie_word_embeddings=True, initializer_range=0.8, num_hidden_layers=6)
+    config = new_draft_config(target, 2, 4, None, 63)
+    fitting = DraftTraining("the pair below", num_anchors=8)
+    fitting.draft = new_draft(target, config, start, 0).to(target.dtype)
+    fitting.pair, fitting.attends = Pair(target, fitting.draft, None), "sdpa"
+    ids = torch.randint(0, 60, (4, 30), generator=torch.Generator().manual_seed(0))
+    batch = ids, torch.ones_like(ids, dtype=torch.bool), torch.Generator().manual_seed(0)
+    assert fitting(*batch).loss.item() == pytest.approx(math.log(64) + FIRST_SPREAD**2 / 2, abs=0.5)
+    fitting.draft.norm.weight.data.fill_(1.0)
+    assert fitting(*batch).loss.item() > 2 * math.log(64)
+    copied = target.model.get_decoder().layers[4].mlp.up_proj.weight
+    assert torch.equal(fitting.draft.layers[0].mlp.up_proj.weight, copied) is (start == "target")
 
 
 class SaveAt(L.Callback):

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from dgd_lightning.data.chat import prompt_ids
 from dgd_lightning.draft.checkpoint import Adapter, load_draft, save_draft
 from dgd_lightning.errors import InputError
-from dgd_lightning.modules.draft_training import unused_row
+from dgd_lightning.modules.new_draft import unused_row
 from dgd_lightning.pair import check_pair, load_pair
 from dgd_lightning.target.load import load_target
 from dgd_lightning.target.model import Target

@@ -28,7 +28,7 @@ from dgd_lightning.decode.random_source import row_seeds
 from dgd_lightning.draft.lora import DraftLora
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.lab.rows import eval_rows
-from dgd_lightning.modules.draft_training import new_draft_config
+from dgd_lightning.modules.new_draft import new_draft_config
 from dgd_lightning.modules.ttt_fit import _rolled_back
 from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.ttt import validation_texts

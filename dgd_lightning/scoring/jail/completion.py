@@ -225,7 +225,8 @@ def _fenced(lines: list[str]) -> list[Block]:
         end, head = _end(lines, number + 1, fence, indent)
         inside = lines[number + 1 : end] + ([head] if head else [])
         closed = bool(head) or (end < len(lines) and not lines[end].strip(" \t>" + fence[0]))
-        if word and word["name"].lower() in ("markdown", "md") and inside:
+        document = word and word["name"].lower() in ("markdown", "md")
+        if inside and (document or (len(fence) > 3 and FENCE.match(inside[0]))):  # what it holds is an answer itself
             blocks += [block._replace(lines=range(number, end + 1)) for block in _fenced(inside)]
             number = end + closed
             continue

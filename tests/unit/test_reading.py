@@ -1,6 +1,6 @@
 """What is typed last is what runs: a list replaces a list, and another class drops the old one's settings.
 
-These tests also say whether a new version of jsonargparse still merges where :mod:`dgd_lightning.commands.merging`
+These tests also say whether a new version of jsonargparse still merges where :mod:`dgd_lightning.commands.reading`
 expects it.
 """
 
@@ -22,7 +22,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from dgd_lightning.commands.lightning import ProjectCLI, import_plugins
-from dgd_lightning.commands.merging import replacing
+from dgd_lightning.commands.reading import replacing
 from dgd_lightning.commands.sweep import parse_options
 
 ROOT = Path(__file__).parents[2] / "configs"
@@ -210,7 +210,7 @@ def test_what_is_typed_replaces_what_it_names_and_nothing_else(typed: str) -> No
 
 
 def test_jsonargparse_alone_would_mix_them() -> None:
-    """Else `merging.py` is not needed any more."""
+    """Else `reading.py` is not needed any more."""
     argv = (
         "predict",
         "--config",
