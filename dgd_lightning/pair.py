@@ -106,7 +106,8 @@ def load_pair(
     Args:
         target: folder or Hub id of a causal LM (Qwen3, Qwen3-MoE, Llama, Qwen2), or ``lab`` for the bundled one.
         draft: folder or Hub id of a DFlash draft, ``lab``, or None for the target alone.
-        dtype: ``auto`` (the target checkpoint's), a torch dtype or its name.
+        dtype: ``auto`` (the target checkpoint's where the device computes it natively, else float32), a torch dtype or
+            its name.
         draft_dtype: of the draft; None for the target's. Decoding needs the same, training wants fp32.
         device: ``auto``, a device, or a ``device_map``.
         attn_implementation: of the target, ``sdpa`` (default) or ``eager``.

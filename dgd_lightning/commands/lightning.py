@@ -61,9 +61,10 @@ class RunLogger(TensorBoardLogger):
     A ``version`` that is given is gone on with; else one of the configuration hash ``wanted`` may be, or it is new.
     """
 
-    def __init__(self, logs_dir: Path, name: str, version: int | None, wanted: str | None) -> None:
+    def __init__(self, logs_dir: Path, name: str, version: int | None) -> None:
         super().__init__(logs_dir, name=name, version=version, default_hp_metric=False)
-        self.wanted = wanted
+        self.wanted: str | None = None
+        self.by_word: str | None = None  # the hash that it had while ``dtype: auto`` was hashed as this word
         self.made = False  # whether this run made the folder
 
     @property
@@ -71,7 +72,7 @@ class RunLogger(TensorBoardLogger):
         """Its number. Only rank 0's choice matters: the other ranks ask it for the folder."""
         if self._version is None:
             first = _is_first_rank()
-            self._version = choose_version(Path(self.root_dir), self.wanted) if first else 0
+            self._version = choose_version(Path(self.root_dir), self.wanted, self.by_word) if first else 0
             # a version that is continued has named its configuration
             self.made = first and not Path(self.log_dir, PROVENANCE).exists()
         return self._version
@@ -225,7 +226,7 @@ class ProjectCLI(LightningCLI):
         for logger in given if isinstance(given, list) else [given]:
             _check_logger(logger)
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, RuntimeError) as error:
             raise InputError(
                 "trainer",
@@ -233,6 +234,12 @@ class ProjectCLI(LightningCLI):
                 received=error,
                 hint="change the named setting",
             ) from error
+        logger, named = trainer.logger, all(hasattr(part, "fingerprint") for part in (self.model, self.datamodule))
+        if isinstance(logger, RunLogger) and self._makes_rows() and named and _is_first_rank():
+            logger.by_word = config_hash(self.model, self.datamodule)
+            self.model.trainer = trainer  # of ``dtype: auto`` what it comes to on its device is hashed
+            logger.wanted = config_hash(self.model, self.datamodule)
+        return trainer
 
     def _with_defaults(self, configured: Callback | list[Callback] | None, wants_bar: bool) -> list[Callback]:
         """The configured callbacks after those that a run has anyway; a configured one takes its default's place."""
@@ -258,15 +265,12 @@ class ProjectCLI(LightningCLI):
         logs_dir = Path(self._get(self.config, "logs_dir")).expanduser()
         if not self._get(self.config, "check"):
             require_writable(logs_dir / name, "logs_dir")
-        version = wanted = None
+        version = None
         if self.subcommand == "fit":
             # A checkpoint names its folder; ModelCheckpoint goes on with its best one only where that is the same.
             logs_dir = logs_dir.resolve()
             version = self._resumed_version(logs_dir / name)
-        elif self._makes_rows() and _is_first_rank():
-            named = all(hasattr(part, "fingerprint") for part in (self.model, self.datamodule))
-            wanted = config_hash(self.model, self.datamodule) if named else None
-        return RunLogger(logs_dir, name, version, wanted)
+        return RunLogger(logs_dir, name, version)
 
     def _resumed_version(self, root: Path) -> int | None:
         """The version of this run that ``--ckpt_path`` lies in, or None."""

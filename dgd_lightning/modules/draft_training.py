@@ -111,7 +111,7 @@ class DraftTraining(L.LightningModule):
 
     def fingerprint(self) -> dict[str, Any]:
         """What the run starts from, for its provenance."""
-        return self.source.fingerprint()
+        return {**self.source.fingerprint(), "dtype": self.source.dtype_name(self._trainer)}
 
     def setup(self, stage: str) -> None:
         """Checks what would else be found after the training, or never."""

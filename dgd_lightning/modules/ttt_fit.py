@@ -59,7 +59,7 @@ class TestTimeTraining(L.LightningModule):
 
     def fingerprint(self) -> dict[str, Any]:
         """What the run starts from, for its provenance."""
-        return self.source.fingerprint()
+        return {**self.source.fingerprint(), "dtype": self.source.dtype_name(self._trainer)}
 
     def setup(self, stage: str) -> None:
         """Checks that the data may be adapted to, and that the trainer suits a fit."""
