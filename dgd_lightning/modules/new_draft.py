@@ -50,14 +50,14 @@ def new_draft(target: Target, config: DraftConfig, start: Start, seed: int) -> D
 
 
 def first_scale(target: Target, mask_token_id: int, norm: Tensor) -> float:
-    """Factor on the weights [H] of the last norm by which logits begin with the deviation :data:`FIRST_SPREAD`.
+    """Factor on the weights [H] of the last norm by which logits begin with at most the deviation :data:`FIRST_SPREAD`.
 
     What new layers add is small, so the head sees the mask token's own embedding: with weights of one it would be sure
     of that token, at a loss of 46 for SmolLM2 where ln V is 10.8.
     """
     state = wide(target.embed(torch.tensor([mask_token_id], device=target.device)))  # [1, H]
     state = state * state.square().mean().clamp_min(1e-12).rsqrt() * norm.to(state.device)
-    return FIRST_SPREAD / max(1e-6, float(wide(target.lm_head(state.to(target.dtype))).std()))
+    return min(1.0, FIRST_SPREAD / max(1e-6, float(wide(target.lm_head(state.to(target.dtype))).std())))
 
 
 def unused_row(target: Target, tokenizer: Any | None, data: Iterable[Iterable[Tensor]]) -> tuple[int, str]:
