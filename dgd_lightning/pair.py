@@ -28,6 +28,7 @@ from dgd_lightning.target.folder import (
 from dgd_lightning.target.load import check_family, load_target
 from dgd_lightning.target.model import Target
 
+MARK = "dgd-mark"  # in place of a user's words, where a template is asked what stands around them
 HASHED_WHOLE = 64 * 2**20  # bytes; of larger weight files only size and time of change count
 
 

@@ -37,6 +37,7 @@ FIRST_WORDS = (  # without them a model writes of what it was tuned on most
 )
 LOOP = re.compile(r"(\b\w.{2,80}?)(?:\W{0,3}\1){3}", re.S)  # four times in a row
 FEWEST_WORDS = 3
+HELD_OUT = 0.05  # of the prompts
 LONGEST = 8000  # characters that are searched for loops
 
 
@@ -101,15 +102,13 @@ class WrittenPrompts(TaskData):
 
     Args:
         path: the run's predictions.
-        held_out: take the prompts that are held out for evaluation, instead of all others.
-        held_out_share: their share; which ones they are depends on their words alone.
+        held_out: take those that are held out for evaluation, one in twenty by their words, instead of all others.
         **options: see `TaskData`.
     """
 
-    def __init__(self, path: str, held_out: bool = False, held_out_share: float = 0.05, **options: Any) -> None:
+    def __init__(self, path: str, held_out: bool = False, **options: Any) -> None:
         super().__init__(**options)
         self.path, self.held_out = Path(path), held_out
-        self.share = check_number("data.held_out_share", held_out_share, least=0, below=1)
 
     def read(self) -> list[Task]:
         """See `TaskData.read`."""
@@ -121,7 +120,7 @@ class WrittenPrompts(TaskData):
             words = " ".join(re.findall(r"\w+", text.casefold()))
             fault = _fault(row, text, words, seen)
             seen.add(words)
-            apart = int.from_bytes(hashlib.sha256(words.encode()).digest()[:8]) < self.share * 2**64
+            apart = int.from_bytes(hashlib.sha256(words.encode()).digest()[:8]) < HELD_OUT * 2**64
             found[fault or ("held out" if apart else "kept")] += 1
             if not fault and apart == self.held_out:
                 chat = [{"role": "user", "content": text}]
