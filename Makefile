@@ -20,6 +20,7 @@ bench: ## decoding benchmarks, side by side in one run
 	$(PYTHON) benchmarks/decode.py
 	$(PYTHON) benchmarks/ttt.py
 	$(PYTHON) benchmarks/training.py
+	$(PYTHON) benchmarks/sampling.py
 
 wheel: ## build sdist and wheel, check the wheel's files, install it alone, run the quickstart by name
 	PYTHON=$(PYTHON) .ci/wheel
