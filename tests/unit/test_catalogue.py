@@ -136,6 +136,7 @@ MISTAKES = {
         "model.arms[a].method.block_size: use e.g. 2",
     "--data.limit x": "data.limit: correct the value",
     "--data.limit -1": "data.limit: use e.g. 1",
+    "--data.limit=": "data.limit: correct the value",
     "--data.limit 1.5": "data.limit: correct the value",
     "--data.families tariff": "data.families: correct the value",
     "--model.stop_token_ids+ x": "model.stop_token_ids: correct the value",
