@@ -71,6 +71,8 @@ class DraftTraining(L.LightningModule):
         pair: see `PairSource`; ``dtype`` is the target's, the draft trains in fp32 under ``trainer.precision``.
     """
 
+    continues = True  # from a checkpoint, as if it had not been interrupted
+
     def __init__(
         self,
         target: str,
