@@ -53,7 +53,7 @@ class Best(NamedTuple):
 
 
 def require_writable(folder: Path, argument: str) -> None:
-    """Writes a file into the folder, so that a long run does not fail at its end; one that is made for it goes again."""
+    """Writes a file into the folder, so that a long run does not fail at its end. A folder made for it goes again."""
     made = [one for one in (folder, *folder.parents) if not one.exists()]  # the innermost first
     try:
         folder.mkdir(parents=True, exist_ok=True)
