@@ -31,7 +31,7 @@ from dgd_lightning.commands.given import OPTIONS
 from dgd_lightning.commands.mistakes import check_checkpoint, check_subcommand
 from dgd_lightning.commands.reading import replacing
 from dgd_lightning.data import TaskData
-from dgd_lightning.errors import InputError
+from dgd_lightning.errors import LEAVE_OUT, InputError
 from dgd_lightning.modules.arms import described
 from dgd_lightning.modules.decoding import Decoding
 from dgd_lightning.modules.diagnostic import Diagnostic
@@ -170,8 +170,8 @@ class ProjectCLI(LightningCLI):
                 )
         fast_dev_run = self.trainer.fast_dev_run  # type: ignore[attr-defined]
         for argument, refused, received, hint in (
-            ("fast_dev_run", fast_dev_run, "true", "leave it out, and set data.limit for a short run"),
-            ("logger", not self.trainer.loggers, "false", "leave it out: rows are written into the logger's folder"),
+            ("fast_dev_run", fast_dev_run, "true", "set it to false, and data.limit for a short run"),
+            ("logger", not self.trainer.loggers, "false", f"{LEAVE_OUT}: rows are written into the logger's folder"),
         ):
             if refused:
                 raise InputError(f"trainer.{argument}", expected="the default", received=received, hint=hint)
