@@ -19,6 +19,8 @@ test-all: ## the default suite and the slow tests
 bench: ## decoding benchmarks, side by side in one run
 	$(PYTHON) benchmarks/decode.py
 	$(PYTHON) benchmarks/ttt.py
+	$(PYTHON) benchmarks/training.py
+	$(PYTHON) benchmarks/sampling.py
 
 wheel: ## build sdist and wheel, check the wheel's files, install it alone, run the quickstart by name
 	PYTHON=$(PYTHON) .ci/wheel

@@ -7,6 +7,7 @@ import difflib
 import importlib
 import inspect
 import json
+import os
 import pkgutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -119,6 +120,9 @@ class DGD(TemplateLM):
                 received="WithoutContext",
                 hint="use `dgd predict`, which knows what of a prompt is its context",
             )
+        if (ranks := os.environ.get("WORLD_SIZE", "1")) != "1":
+            expected = "one process: torchrun and accelerate would have each do all of the work"
+            raise InputError("WORLD_SIZE", expected=expected, received=ranks, hint="start it with python -m")
         if device.startswith("cuda") and not torch.cuda.is_available():
             device = "auto"  # the harness asks for cuda:0 wherever its user names no device
         commits = resolve_commits(target, draft, revision, draft_revision)
@@ -205,6 +209,8 @@ class DGD(TemplateLM):
         windows, owners = [], []
         for number, request in enumerate(requests):
             ids = self.tok_encode(request.args[0])
+            if ids and ids[0] == self.prefix_token_id:  # the windows add it
+                ids = ids[1:]
             parts = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, 1)
             for context, continuation in map(make_disjoint_window, parts):
                 windows.append((None, context, continuation))

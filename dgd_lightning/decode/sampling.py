@@ -1,15 +1,19 @@
 """From logits to a distribution and from one uniform to a token; nothing here draws a random number itself."""
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dgd_lightning.checks import check_integer, check_number
 from dgd_lightning.distributions import real_dtype, wide
+from dgd_lightning.errors import LEAVE_OUT
 
 MIN_TEMPERATURE = 1e-4  # below it fp32 logits overflow when divided, and the distribution is the argmax's anyway
+GRAIN = 2.0**40  # units in the mass of the likeliest token: int64 holds the sum of 2²² such tokens
 
 
 class SamplingParams(NamedTuple):
@@ -32,8 +36,8 @@ def sampling_params(temperature: float = 0.0, top_k: int | None = None, top_p: f
     """Check the three knobs and pack them."""
     if check_number("temperature", temperature, least=0, hint="use 0 for greedy decoding or e.g. 1.0") != 0:
         check_number("temperature", temperature, least=MIN_TEMPERATURE, hint="use 0 for greedy decoding")
-    check_integer("top_k", top_k, optional=True, hint="leave it out")
-    check_number("top_p", top_p, above=0, most=1, optional=True, hint="leave it out")
+    check_integer("top_k", top_k, optional=True, hint=LEAVE_OUT)
+    check_number("top_p", top_p, above=0, most=1, optional=True, hint=LEAVE_OUT)
     return SamplingParams(float(temperature), top_k, None if top_p is None else float(top_p))
 
 
@@ -42,21 +46,107 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
 
     Logits [.., V] of any float dtype give [.., V] in fp32 or wider; temperature 0 gives the argmax's one-hot vector.
     """
-    logits = wide(logits)  # [.., V]
+    rows = wide(logits).reshape(-1, logits.shape[-1])  # [n, V]
     if params.greedy:
-        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-    scaled = (logits - logits.amax(-1, keepdim=True)) / params.temperature  # [.., V], at most 0: cannot overflow
-    if params.top_k is not None and params.top_k < scaled.shape[-1]:
-        smallest_kept = scaled.topk(params.top_k, dim=-1).values[..., -1:]  # [.., 1]
-        scaled = scaled.masked_fill(scaled < smallest_kept, -math.inf)
-    if params.top_p is not None and params.top_p < 1.0:
-        # Stable, so that equal logits are cut in the order of their ids, whatever the batch.
-        ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
-        mass = ordered.softmax(-1)
-        before = mass.cumsum(-1) - mass  # [.., V], mass of all likelier tokens; 0 for the first, so one always stays
-        dropped = torch.zeros_like(before, dtype=torch.bool).scatter_(-1, order, before >= params.top_p)
-        scaled = scaled.masked_fill(dropped, -math.inf)
-    return scaled.softmax(-1)
+        return torch.zeros_like(rows).scatter_(-1, rows.argmax(-1, keepdim=True), 1.0).view(logits.shape)
+    scaled, ranked = (rows - rows.amax(-1, keepdim=True)).div_(params.temperature), None  # at most 0: no overflow
+    if params.top_k is not None and params.top_k < rows.shape[-1]:
+        ranked = scaled.topk(params.top_k).values  # [n, k]
+        scaled.masked_fill_(scaled < ranked[:, -1:], -math.inf)
+    if params.top_p is None or params.top_p == 1.0:
+        return scaled.softmax(-1).view(logits.shape)
+    return nucleus(scaled, params.top_p, ranked, waits=asking_waits(scaled.device)).view(logits.shape)
+
+
+def asking_waits(device: torch.device) -> bool:
+    """Whether a branch on what tensors hold makes the host wait for their device."""
+    return device.type != "cpu"
+
+
+def halved_sum(numbers: Tensor) -> Tensor:
+    """Sum over the last dimension, [.., V] -> [.., 1], in an order that depends on V only, not on device or batch.
+
+    Again and again the second half is added to the first one, entry by entry, and an odd last entry to the first.
+    """
+    while (size := numbers.shape[-1]) > 1:
+        half = size // 2
+        sums = numbers[..., :half] + numbers[..., half : 2 * half]
+        if size % 2:
+            sums[..., :1] += numbers[..., -1:]
+        numbers = sums
+    return numbers
+
+
+def nucleus(scaled: Tensor, top_p: float, ranked: Tensor | None = None, *, waits: bool) -> Tensor:
+    """Probabilities [n, V] of logits, 0 outside of the smallest set of likeliest tokens that holds the mass ``top_p``.
+
+    A token is inside if the mass before it, of all likelier tokens and of equal ones with lower ids, is less than
+    ``top_p`` of the whole, which is the `halved_sum` of exp(logit). Masses before a token are sums of whole multiples
+    of 1 / GRAIN, exact in every order.
+
+    Args:
+        scaled: at most 0, and 0 for the likeliest token.
+        ranked: [n, k], largest first, where all but these k logits and those equal to the last of them are -inf.
+        waits: whether to ask a device how many tokens can be inside would wait for it. Then all are sorted, or
+            ``ranked`` is read; on a CPU only tokens that can be inside are sorted, row by row.
+    """
+    weights = scaled.exp()  # [n, V]
+    whole = halved_sum(weights).to(real_dtype(scaled.device))  # [n, 1]
+    needed = (whole * (top_p * GRAIN)).ceil().long()
+    if waits:
+        ranked = scaled.sort(dim=-1, descending=True).values if ranked is None else ranked
+        weights.masked_fill_(~inside(scaled, *edge_of(ranked, needed)), 0)
+        return weights.div_(halved_sum(weights))
+    # V tokens below this mass have less than half of what may be outside: none of them is inside. 1e-5 is more than
+    # all rounding.
+    least = (whole * (max((1 - top_p) / 2 - 1e-5, 0) / scaled.shape[-1])).log().to(scaled.dtype)
+    probs, masses = torch.zeros_like(weights), weights.numpy()
+    likely = [np.flatnonzero(~(row < bound)) for row, bound in zip(scaled.numpy(), least.numpy(), strict=True)]
+    for row, ids in enumerate(insides(scaled.numpy(), likely, needed[:, 0].tolist())):
+        mass = masses[row, ids]
+        probs.numpy()[row, ids] = mass / mass.sum()
+    return probs
+
+
+def insides(logits: np.ndarray, likely: list[np.ndarray], needed: list[int]) -> Iterator[np.ndarray]:
+    """Ids inside the nucleus of each row of logits [n, V], from those that can be inside; of NaN none.
+
+    In NumPy, whose loops stay on one thread: of so small pieces PyTorch's threads would mostly wait for each other.
+    """
+    found = [row[ids] for row, ids in zip(logits, likely, strict=True)]
+    ranked = [-np.sort(-own) for own in found]  # largest first
+    mass = (torch.from_numpy(np.concatenate(ranked)).exp_() * GRAIN).long().numpy()
+    ends = np.cumsum([len(own) for own in ranked])[:-1]
+    for ids, own, order, parts, need in zip(likely, found, ranked, np.split(mass, ends), needed, strict=True):
+        before = np.cumsum(parts) - parts
+        last = max(int(np.searchsorted(before, need)) - 1, 0)
+        edge = order[last]
+        kept = own >= edge
+        kept[np.flatnonzero(own == edge)[(order[: last + 1] == edge).sum() :]] = False
+        yield ids[kept]
+
+
+class Edge(NamedTuple):
+    """Where the nucleus ends, on a device that is not asked."""
+
+    logit: Tensor  # [.., 1] the smallest one inside
+    equal: Tensor  # [.., 1] how many tokens with this logit are inside
+
+
+def edge_of(ranked: Tensor, needed: Tensor) -> Edge:
+    """From logits [.., m], largest first, and the mass [.., 1] that must be inside, in units of 1 / GRAIN."""
+    mass = (ranked.exp() * GRAIN).long()  # [.., m]
+    last = (mass.cumsum(-1) - mass < needed).sum(-1, keepdim=True).clamp(min=1) - 1  # [.., 1]; of NaN 0
+    edge = ranked.gather(-1, last)
+    above = mass.masked_fill(ranked <= edge, 0).sum(-1, keepdim=True)
+    own = mass.gather(-1, last).clamp(min=1)
+    return Edge(edge, (needed - above + own - 1).div(own, rounding_mode="floor"))  # more may be equal than the m hold
+
+
+def inside(logits: Tensor, edge: Tensor, equal: Tensor) -> Tensor:
+    """Which of the logits [.., m], in the order of their ids, are inside: of those at the edge the first ones."""
+    tied = logits == edge
+    return (logits > edge) | (tied & (tied.cumsum(-1) <= equal))
 
 
 def draw(probs: Tensor, uniform: Tensor) -> Tensor:

@@ -174,13 +174,13 @@ def _piece(
     with torch.no_grad():
         logits = wide(made)
         choice = logits.argmax(-1)
-        log_q = logits - logits.logsumexp(-1, keepdim=True)
+        log_q = logits.log_softmax(-1)
         target_choice = log_p = None
         if target_states is not None:
             theirs = wide(lm_head(target_states))
             target_choice = theirs.argmax(-1)
             if soft and kind != "argmax":
-                log_p = theirs - theirs.logsumexp(-1, keepdim=True)
+                log_p = theirs.log_softmax(-1)
         if log_p is None:
             labels = (tokens if kind != "argmax" or target_choice is None else target_choice)[:, None]
             log_label = log_q.gather(1, labels)

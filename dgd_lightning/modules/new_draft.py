@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dgd_lightning.distributions import wide
 from dgd_lightning.draft.config import DraftConfig, default_layer_ids
 from dgd_lightning.draft.model import DFlashDraft
-from dgd_lightning.errors import InputError
+from dgd_lightning.errors import LEAVE_OUT, InputError
 from dgd_lightning.pair import token_count
 from dgd_lightning.target.model import Target
 
@@ -50,14 +50,14 @@ def new_draft(target: Target, config: DraftConfig, start: Start, seed: int) -> D
 
 
 def first_scale(target: Target, mask_token_id: int, norm: Tensor) -> float:
-    """Factor on the weights [H] of the last norm by which logits begin with the deviation :data:`FIRST_SPREAD`.
+    """Factor on the weights [H] of the last norm by which logits begin with at most the deviation :data:`FIRST_SPREAD`.
 
     What new layers add is small, so the head sees the mask token's own embedding: with weights of one it would be sure
     of that token, at a loss of 46 for SmolLM2 where ln V is 10.8.
     """
     state = wide(target.embed(torch.tensor([mask_token_id], device=target.device)))  # [1, H]
     state = state * state.square().mean().clamp_min(1e-12).rsqrt() * norm.to(state.device)
-    return FIRST_SPREAD / max(1e-6, float(wide(target.lm_head(state.to(target.dtype))).std()))
+    return min(1.0, FIRST_SPREAD / max(1e-6, float(wide(target.lm_head(state.to(target.dtype))).std())))
 
 
 def unused_row(target: Target, tokenizer: Any | None, data: Iterable[Iterable[Tensor]]) -> tuple[int, str]:
@@ -101,7 +101,7 @@ def new_draft_config(
             "model.mask_token_id",
             expected=f"a row of the target's embedding, 0…{target.vocab_size - 1}",
             received=mask,
-            hint="choose an id that the tokenizer does not use, or leave it out",
+            hint=f"choose an id that the tokenizer does not use, or {LEAVE_OUT}",
         )
     layers = default_layer_ids(target.num_layers, num_layers) if target_layer_ids is None else target_layer_ids
     if not layers or any(layer not in range(target.num_layers) for layer in layers):
@@ -109,7 +109,7 @@ def new_draft_config(
             "model.target_layer_ids",
             expected=f"layers of the target, 0…{target.num_layers - 1}",
             received=list(layers),
-            hint="name layers that it has, or leave it out",
+            hint=f"name layers that it has, or {LEAVE_OUT}",
         )
     heads = config.num_attention_heads
     rope = config.rope_parameters or {}

@@ -23,6 +23,7 @@ from lm_eval import simple_evaluate  # type: ignore[import-not-found, unused-ign
 from lm_eval.api.instance import Instance  # type: ignore[import-not-found, unused-ignore]
 from lm_eval.api.model import CachingLM  # type: ignore[import-not-found, unused-ignore]
 from lm_eval.api.registry import get_model  # type: ignore[import-not-found, unused-ignore]
+from lm_eval.models.huggingface import HFLM  # type: ignore[import-not-found, unused-ignore]
 from lm_eval.tasks import TaskManager  # type: ignore[import-not-found, unused-ignore]
 
 from dgd_lightning import lm_eval as adapter
@@ -113,6 +114,33 @@ def test_rolling_log_likelihoods_read_window_by_window(load: Any, method: str) -
             end = min(start + LENGTH, len(ids))
             expected += score(forward(lm, everything[max(0, end - LENGTH) : end]), ids[start:end])[0]
         assert total == pytest.approx(expected, abs=SAME)
+
+
+def test_numbers_and_answers_are_those_of_the_harness_own_model(load: Any) -> None:
+    lm = load(batch_size=3)
+    theirs = HFLM(pretrained=lm.pair.target.model, tokenizer=byte_tokenizer(), batch_size=3, max_length=512)
+    pairs = asked("loglikelihood", ("one", " two"), ("one", " three"), ("", "x"), ("a longer context", "é"))
+    for (ours, best), (total, greedy) in zip(lm.loglikelihood(pairs), theirs.loglikelihood(pairs), strict=True):
+        assert ours == pytest.approx(total, abs=1e-5)  # they sum in float32
+        assert best == greedy
+    texts = asked("loglikelihood_rolling", "a text", "y" * 600)
+    assert lm.loglikelihood_rolling(texts) == pytest.approx(theirs.loglikelihood_rolling(texts), abs=1e-3)
+    prompts = asked("generate_until", *((text, {"until": ["\n"], "max_gen_toks": 12}) for text in ("one", "another")))
+    assert lm.generate_until(prompts) == theirs.generate_until(prompts)
+
+
+def test_rolling_texts_begin_with_one_first_token(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = load()
+    (alone,) = lm.loglikelihood_rolling(asked("loglikelihood_rolling", "a text"))
+    encode = type(lm).tok_encode
+    monkeypatch.setattr(type(lm), "tok_encode", lambda self, text: [self.prefix_token_id, *encode(self, text)])
+    assert lm.loglikelihood_rolling(asked("loglikelihood_rolling", "a text")) == [alone]
+
+
+def test_several_processes_are_refused(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="WORLD_SIZE: expected one process"):
+        load()
 
 
 def test_contexts_may_fill_all_positions(load: Any) -> None:

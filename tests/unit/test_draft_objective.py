@@ -47,7 +47,12 @@ def test_published_gammas() -> None:
     assert [default_gamma(k) for k in (16, 10, 8)] == [7, 5, 4]
 
 
-def test_logits_come_in_chunks() -> None:
+@pytest.mark.parametrize(
+    ("unlabelled", "dropped", "chunks"),
+    [([], [], [7, 7, 4]), ([4], [], [7, 5]), ([], [1], [7, 5]), (range(9), [], [0])],
+    ids=["all", "a token", "a block", "nothing"],
+)
+def test_only_slots_with_weight_go_through_the_head_once(unlabelled: list, dropped: list, chunks: list) -> None:
     sizes: list[int] = []
 
     def head(states: Tensor) -> Tensor:
@@ -57,23 +62,17 @@ def test_logits_come_in_chunks() -> None:
     hidden = torch.randn(2, 12, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
     ids = torch.zeros(2, 9, dtype=torch.long)
     anchors = torch.tensor([[1, 2, 3], [1, 2, 3]])
-    result = block_loss(
-        hidden,
-        head,
-        ids,
-        torch.ones(2, 9),
-        anchors,
-        torch.ones(2, 3, dtype=torch.bool),
-        block_size=4,
-        gamma=2.0,
-        chunk=7,
-    )
-    assert sizes == [7, 7, 4]
+    mask, keep = torch.ones(2, 9), torch.ones(2, 3, dtype=torch.bool)
+    mask[:, unlabelled], keep[:, dropped] = 0, False
+    result = block_loss(hidden, head, ids, mask, anchors, keep, block_size=4, gamma=2.0, chunk=7)
+    assert sizes == chunks
     result.loss.backward()
-    assert sizes == [7, 7, 4]  # gradients were made with them
+    assert sizes == chunks  # gradients were made with them
     assert hidden.grad is not None
-    assert not hidden.grad.unflatten(1, (-1, 4))[:, :, 0].any()  # slot 0 is given, not predicted
-    assert result.per_slot_count.tolist() == [6, 6, 6]
+    reached = hidden.grad.abs().sum(-1).view(2, 3, 4) > 0
+    assert reached[..., 0].sum() == 0  # slot 0 is given, not predicted
+    assert torch.equal(reached[..., 1:].sum(dim=(0, 1)), result.per_slot_count)
+    assert result.per_slot_count.sum() == sum(chunks)
 
 
 def test_nothing_supervised_gives_zero() -> None:

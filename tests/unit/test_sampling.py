@@ -9,7 +9,7 @@ import torch
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from dgd_lightning.decode.random_source import ACCEPT, DRAFT, TARGET, RandomTable, random_table, row_seeds
-from dgd_lightning.decode.sampling import draw, probabilities, sampling_params
+from dgd_lightning.decode.sampling import GRAIN, draw, halved_sum, nucleus, probabilities, sampling_params
 from dgd_lightning.distributions import real_dtype, uniforms_on
 from dgd_lightning.errors import InputError
 
@@ -27,6 +27,81 @@ def test_filters_match_transformers(temperature: float, top_k: int | None, top_p
         expected = TopPLogitsWarper(top_p)(None, expected)
     got = probabilities(logits, sampling_params(temperature, top_k, top_p))
     torch.testing.assert_close(got, expected.softmax(-1), rtol=0, atol=FP64_ROUNDING)
+
+
+def sorted_nucleus(scaled: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The slow oracle of `nucleus`: which of the logits [n, V] are inside, by sorting all and adding one by one."""
+    weights, inside = scaled.exp(), torch.zeros_like(scaled, dtype=torch.bool)
+    needed = (halved_sum(weights).double()[:, 0] * (top_p * GRAIN)).tolist()
+    order = scaled.sort(dim=-1, descending=True, stable=True).indices.tolist()  # equal logits by their ids
+    for row, ids in enumerate(order):
+        before, mass = 0, weights[row].tolist()
+        for token in ids:
+            if before >= needed[row]:
+                break
+            inside[row, token] = True
+            before += int(mass[token] * GRAIN)
+    return inside
+
+
+def drawn_logits(kind: str) -> torch.Tensor:
+    """[n, V] of different shapes, the likeliest at 0."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(9, 2001, generator=generator)
+    if kind == "peaked":
+        logits[:, 7::400] += 14 * torch.rand(9, 5, generator=generator)
+    elif kind == "bfloat16":
+        logits = (4 * logits).bfloat16().float()  # many equal ones
+    elif kind == "whole":
+        logits = (2 * logits).round()
+    elif kind == "equal":
+        logits = torch.zeros(9, 40)  # 0.5, 0.9 and 0.05 of them are whole numbers of tokens
+    elif kind == "one":
+        logits[:, 3] = 100
+    elif kind == "float64":
+        logits = 3 * logits.double()
+    elif kind == "masked":
+        logits[:, ::2] = -torch.inf
+    return logits - logits.amax(-1, keepdim=True)
+
+
+KINDS = ("flat", "peaked", "bfloat16", "whole", "equal", "one", "float64", "masked")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999, 1 - 1e-7])
+def test_the_nucleus_is_that_of_a_sort(kind: str, top_p: float) -> None:
+    scaled = drawn_logits(kind)
+    expected = scaled.masked_fill(~sorted_nucleus(scaled, top_p), -torch.inf).softmax(-1)
+    for waits in (False, True):  # on a CPU, and as another device would
+        got = nucleus(scaled, top_p, waits=waits)
+        assert torch.equal(got > 0, expected > 0)
+        torch.testing.assert_close(got, expected)
+        alone = torch.cat([nucleus(row, top_p, waits=waits) for row in scaled.split(1)])
+        assert torch.equal(alone, got)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("top_k", [1, 5, 37])
+def test_after_top_k_only_those_are_looked_at(kind: str, top_k: int) -> None:
+    scaled = drawn_logits(kind)
+    ranked = scaled.topk(top_k).values
+    left = scaled.masked_fill(scaled < ranked[:, -1:], -torch.inf)
+    expected = left.masked_fill(~sorted_nucleus(left, 0.8), -torch.inf).softmax(-1)
+    for waits in (False, True):
+        got = nucleus(left, 0.8, ranked, waits=waits)
+        assert torch.equal(got > 0, expected > 0)
+        torch.testing.assert_close(got, expected)
+    got = probabilities(scaled.view(3, 3, -1), sampling_params(1.0, top_k, 0.8)).view_as(scaled)
+    assert torch.equal(got > 0, expected > 0)
+
+
+def test_the_whole_is_the_same_in_every_batch() -> None:
+    numbers = torch.rand(5, 1237, generator=torch.Generator().manual_seed(0))
+    sums = halved_sum(numbers)
+    torch.testing.assert_close(sums.double(), numbers.double().sum(-1, keepdim=True), rtol=1e-6, atol=0)  # fp32
+    assert torch.equal(torch.cat([halved_sum(row) for row in numbers.split(1)]), sums)
+    assert halved_sum(torch.arange(7)).item() == 21
 
 
 def test_dtypes_and_greedy() -> None:
