@@ -28,6 +28,7 @@ from dgd_lightning.target.folder import (
 from dgd_lightning.target.load import check_family, load_target
 from dgd_lightning.target.model import Target
 
+MARK = "dgd-mark"  # in place of a user's words, where a template is asked what stands around them
 HASHED_WHOLE = 64 * 2**20  # bytes; of larger weight files only size and time of change count
 
 
@@ -106,7 +107,8 @@ def load_pair(
     Args:
         target: folder or Hub id of a causal LM (Qwen3, Qwen3-MoE, Llama, Qwen2), or ``lab`` for the bundled one.
         draft: folder or Hub id of a DFlash draft, ``lab``, or None for the target alone.
-        dtype: ``auto`` (the target checkpoint's), a torch dtype or its name.
+        dtype: ``auto`` (the target checkpoint's where the device computes it natively, else float32), a torch dtype or
+            its name.
         draft_dtype: of the draft; None for the target's. Decoding needs the same, training wants fp32.
         device: ``auto``, a device, or a ``device_map``.
         attn_implementation: of the target, ``sdpa`` (default) or ``eager``.
@@ -210,6 +212,24 @@ def load_tokenizer(target: str | os.PathLike[str], *, revision: str | None = Non
         expected = "a readable tokenizer (tokenizer.json, tokenizer_config.json)"
         received = f"{folder.name}: {type(error).__name__} {first_words(error)}"
         raise InputError("target", expected=expected, received=received, hint="fetch it again") from error
+
+
+def user_turn(tokenizer: Any | None, *, enable_thinking: bool = False) -> tuple[str, str] | None:
+    """What a chat template writes before a user's words and behind them, up to the answer.
+
+    None where there is no template, or one that does not write the words as they are.
+    """
+    if getattr(tokenizer, "chat_template", None) is None:
+        return None
+    chat = [{"role": "user", "content": MARK}]
+    try:
+        text = tokenizer.apply_chat_template(  # type: ignore[union-attr]
+            chat, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
+        )
+    except Exception:  # templates raise what they like, e.g. at a chat without a system message
+        return None
+    before, found, behind = text.rpartition(MARK)
+    return (before, behind) if found else None
 
 
 def source_fingerprint(argument: str, source: str, commit: str | None) -> str:

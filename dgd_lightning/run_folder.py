@@ -55,17 +55,21 @@ def _versions(root: Path) -> list[int]:
     return sorted((int(p.name[8:]) for p in root.glob("version_*") if p.name[8:].isdecimal()), reverse=True)
 
 
-def choose_version(root: Path, wanted: str | None) -> int:
+def choose_version(root: Path, wanted: str | None, by_word: str | None = None) -> int:
     """The newest unfinished version of this configuration that no living process writes, or a new one.
 
     A new one's folder is made here, so that of several runs that start together each gets its own; until it names its
     configuration, no other run takes it. Where ``wanted``, a configuration's hash, is None, no version is continued.
+    Of an unfinished version with the hash ``by_word``, which the configuration had before, is said why it is not.
     """
     if wanted is not None and (found := unfinished_version(root, wanted)) is not None:
         return found
     unfinished = (root / f"version_{v}" for v in _versions(root) if not (root / f"version_{v}" / DONE).exists())
     if wanted is not None and (old := next(filter(_has_old_rows, unfinished), None)) is not None:
         print(f"{old} is unfinished, but its rows have the form of before version 0.2: this run begins anew")
+    if by_word not in (None, wanted) and (of_word := unfinished_version(root, str(by_word))) is not None:
+        why = "began when `dtype: auto` was recorded as this word, not as what it came to"
+        print(f"{root / f'version_{of_word}'} is unfinished, but {why}: this run begins anew")
     version = next_version(root)
     while True:
         try:

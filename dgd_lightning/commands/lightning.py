@@ -21,6 +21,7 @@ from dgd_lightning.callbacks import (
     DecodeProgress,
     DiagnosticReport,
     DivergenceMetrics,
+    FitInterrupted,
     FitProgress,
     PredictionWriter,
     Provenance,
@@ -30,7 +31,7 @@ from dgd_lightning.commands.given import OPTIONS
 from dgd_lightning.commands.mistakes import check_checkpoint, check_subcommand
 from dgd_lightning.commands.reading import replacing
 from dgd_lightning.data import TaskData
-from dgd_lightning.errors import InputError
+from dgd_lightning.errors import LEAVE_OUT, InputError
 from dgd_lightning.modules.arms import described
 from dgd_lightning.modules.decoding import Decoding
 from dgd_lightning.modules.diagnostic import Diagnostic
@@ -61,9 +62,10 @@ class RunLogger(TensorBoardLogger):
     A ``version`` that is given is gone on with; else one of the configuration hash ``wanted`` may be, or it is new.
     """
 
-    def __init__(self, logs_dir: Path, name: str, version: int | None, wanted: str | None) -> None:
+    def __init__(self, logs_dir: Path, name: str, version: int | None) -> None:
         super().__init__(logs_dir, name=name, version=version, default_hp_metric=False)
-        self.wanted = wanted
+        self.wanted: str | None = None
+        self.by_word: str | None = None  # the hash that it had while ``dtype: auto`` was hashed as this word
         self.made = False  # whether this run made the folder
 
     @property
@@ -71,7 +73,7 @@ class RunLogger(TensorBoardLogger):
         """Its number. Only rank 0's choice matters: the other ranks ask it for the folder."""
         if self._version is None:
             first = _is_first_rank()
-            self._version = choose_version(Path(self.root_dir), self.wanted) if first else 0
+            self._version = choose_version(Path(self.root_dir), self.wanted, self.by_word) if first else 0
             # a version that is continued has named its configuration
             self.made = first and not Path(self.log_dir, PROVENANCE).exists()
         return self._version
@@ -96,7 +98,7 @@ class ProjectCLI(LightningCLI):
     """`dgd fit|validate|test|predict`: model and data are given by class path (short names for the project's own)."""
 
     def __init__(self, args: list[str]) -> None:
-        self._asked = args[0]
+        self._asked, self._given = args[0], args
         super().__init__(
             args=args,
             save_config_kwargs={"overwrite": True},  # a resumed run finds its own config.yaml in its folder
@@ -168,8 +170,8 @@ class ProjectCLI(LightningCLI):
                 )
         fast_dev_run = self.trainer.fast_dev_run  # type: ignore[attr-defined]
         for argument, refused, received, hint in (
-            ("fast_dev_run", fast_dev_run, "true", "leave it out, and set data.limit for a short run"),
-            ("logger", not self.trainer.loggers, "false", "leave it out: rows are written into the logger's folder"),
+            ("fast_dev_run", fast_dev_run, "true", "set it to false, and data.limit for a short run"),
+            ("logger", not self.trainer.loggers, "false", f"{LEAVE_OUT}: rows are written into the logger's folder"),
         ):
             if refused:
                 raise InputError(f"trainer.{argument}", expected="the default", received=received, hint=hint)
@@ -225,7 +227,7 @@ class ProjectCLI(LightningCLI):
         for logger in given if isinstance(given, list) else [given]:
             _check_logger(logger)
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, RuntimeError) as error:
             raise InputError(
                 "trainer",
@@ -233,6 +235,12 @@ class ProjectCLI(LightningCLI):
                 received=error,
                 hint="change the named setting",
             ) from error
+        logger, named = trainer.logger, all(hasattr(part, "fingerprint") for part in (self.model, self.datamodule))
+        if isinstance(logger, RunLogger) and self._makes_rows() and named and _is_first_rank():
+            logger.by_word = config_hash(self.model, self.datamodule)
+            self.model.trainer = trainer  # of ``dtype: auto`` what it comes to on its device is hashed
+            logger.wanted = config_hash(self.model, self.datamodule)
+        return trainer
 
     def _with_defaults(self, configured: Callback | list[Callback] | None, wants_bar: bool) -> list[Callback]:
         """The configured callbacks after those that a run has anyway; a configured one takes its default's place."""
@@ -249,6 +257,8 @@ class ProjectCLI(LightningCLI):
             # Lightning's own bar shows nothing in a file
             kinds += [FitProgress] if wants_bar and not sys.stdout.isatty() else []
         first = [next((c for c in given if isinstance(c, kind)), None) or kind() for kind in kinds]
+        if self.subcommand == "fit" and getattr(self.model, "continues", False):
+            first.append(FitInterrupted(self._given))
         return first + [callback for callback in given if callback not in first]
 
     def _logger(self) -> RunLogger:
@@ -258,15 +268,12 @@ class ProjectCLI(LightningCLI):
         logs_dir = Path(self._get(self.config, "logs_dir")).expanduser()
         if not self._get(self.config, "check"):
             require_writable(logs_dir / name, "logs_dir")
-        version = wanted = None
+        version = None
         if self.subcommand == "fit":
             # A checkpoint names its folder; ModelCheckpoint goes on with its best one only where that is the same.
             logs_dir = logs_dir.resolve()
             version = self._resumed_version(logs_dir / name)
-        elif self._makes_rows() and _is_first_rank():
-            named = all(hasattr(part, "fingerprint") for part in (self.model, self.datamodule))
-            wanted = config_hash(self.model, self.datamodule) if named else None
-        return RunLogger(logs_dir, name, version, wanted)
+        return RunLogger(logs_dir, name, version)
 
     def _resumed_version(self, root: Path) -> int | None:
         """The version of this run that ``--ckpt_path`` lies in, or None."""

@@ -29,6 +29,7 @@ subcommands:
   show       the answers of a run, task by task
   score      grade the answers of finished runs: by program, by math-verify, in a sandbox, or by a judge
   report     one page about graded runs: solve rates, what arms changed, a verdict
+  card       a model card for a draft, with τ and speed-up of a run
   configs    list the configurations that come with the package; copy one to change it
 
 Every value of a YAML file can be overridden: dgd predict --config quickstart --data.limit 8
@@ -40,7 +41,7 @@ What a class takes:                          dgd predict --model.help Decoding  
 # Subcommand -> the file of this room whose `main` runs it with the whole argument list. Imported when asked for:
 # Lightning takes seconds, and `dgd score` needs none of it.
 COMMANDS = dict.fromkeys(("fit", "validate", "test", "predict"), "run")
-COMMANDS |= {name: name for name in ("sweep", "show", "score", "report", "configs")}
+COMMANDS |= {name: name for name in ("sweep", "show", "score", "report", "card", "configs")}
 LAUNCHED_RANK_WAITS = 5.0  # seconds
 CONTINUED = ("predict", "test", "score", "sweep")  # what was done of them is kept
 TERMINATED = 128 + signal.SIGTERM

@@ -142,13 +142,15 @@ class ResponsesData(LicensedData):
     The exact tokens in ``dgd.prompt_ids`` and ``dgd.output_ids`` are used: they alone hold a template, a system message
     or a truncation. Rows from elsewhere are rendered here: a chat in ``messages``, or in ShareGPT's ``conversations``,
     with the answer in ``model_output``, or in its last message where there is no such field; earlier turns are prompt.
-    Of several arms' rows for one task the first counts. Rows whose ``model_output`` is empty are left out.
+    Of several arms' rows for one task the first counts, or with ``arms`` those of these arms. Rows whose
+    ``model_output`` is empty are left out.
 
     Args:
         path: predictions, or another file of rows (see `row_files`).
         target: Hub id or folder whose tokenizer and chat template encode rows without ids, or ``lab``.
         batch_size: conversations per step and device.
         max_length: longer conversations are cut on the right; those whose prompt alone is as long are left out.
+        arms: names of the arms whose answers count, each as a conversation of its own; None: a task's first one.
         val_share: share of the rows (the last ones) whose prompts are decoded in validation.
         val_batch_size: prompts decoded together in validation.
         num_workers: processes that collate.
@@ -172,9 +174,10 @@ class ResponsesData(LicensedData):
         seed: int = 0,
         clbench: bool | None = None,
         revision: str | None = None,
+        arms: list[str] | None = None,
     ) -> None:
         super().__init__()
-        self.clbench = clbench
+        self.clbench, self.arms = clbench, arms
         self.suspects: list[dict[str, Any]] = []  # the first row that may be CL-bench's
         self.path, self.target, self.revision = Path(path), target, revision
         self.batch_size = check_integer("data.batch_size", batch_size)
@@ -193,6 +196,7 @@ class ResponsesData(LicensedData):
         with self.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
         settings = (self.target, self.batch_size, self.max_length, self.val_share, self.enable_thinking, self.seed)
+        settings += () if self.arms is None else (self.arms,)
         digest.update(repr(settings).encode() + (self.commit or "").encode())
         return digest.hexdigest()
 
@@ -209,13 +213,19 @@ class ResponsesData(LicensedData):
         self.vocab_size = read_json(folder / "config.json", "data.target").get("vocab_size") or ANY_VOCABULARY
         tokenizer = load_tokenizer(self.target, revision=self.commit)
         pairs: list[Conversation] = []
-        seen: set[str] = set()
+        seen: set[tuple[str, str | None]] = set()  # tasks, with ``arms`` those of each arm
+        known: set[str] = set()  # arms of the rows
         too_long = 0
         for row in read_rows(self.path):
-            idx = str(row.value.get("idx", row.number))
-            if idx in seen or row.value.get("model_output", 0) in (None, ""):
+            idx, arm = str(row.value.get("idx", row.number)), None
+            if self.arms is not None:
+                arm = row.value["dgd"].get("arm") if isinstance(row.value.get("dgd"), dict) else None
+                known.add(str(arm))
+                if arm not in self.arms:
+                    continue
+            if (idx, arm) in seen or row.value.get("model_output", 0) in (None, ""):
                 continue
-            seen.add(idx)
+            seen.add((idx, arm))
             if not self.suspects and is_clbench_row(row.value, self.path):
                 self.suspects.append(row.value)
             prompt, answer = self.encode(tokenizer, row, idx)
@@ -223,6 +233,13 @@ class ResponsesData(LicensedData):
                 too_long += 1
                 continue
             pairs.append((prompt, answer[: self.max_length - len(prompt)]))
+        if missing := set(self.arms or ()) - known:
+            raise InputError(
+                "data.arms",
+                expected=f"arms of the rows, {', '.join(sorted(known))}",
+                received=", ".join(sorted(missing)),
+                hint="use names of model.arms of the run that answered",
+            )
         if too_long:
             rank_zero_warn(
                 f"{too_long} of {too_long + len(pairs)} rows of {self.path.name} are left out: "

@@ -17,6 +17,7 @@ from dgd_lightning.draft.config import DraftConfig
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.errors import InputError
 from dgd_lightning.files import save_tensors, whole_files
+from dgd_lightning.target.dtypes import as_dtype, chosen_dtype
 from dgd_lightning.target.folder import (
     fetch_folder,
     find_weights,
@@ -25,7 +26,6 @@ from dgd_lightning.target.folder import (
     refuse_quantised,
     shorten,
 )
-from dgd_lightning.target.load import as_dtype
 
 _FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json")
 _WRAPPED = re.compile(r"^(?:module\.|draft_model\.|model\.)+")  # prefixes that training code leaves on the names
@@ -51,7 +51,8 @@ def load_draft(
 
     Args:
         name_or_path: folder or Hub id; safetensors, one file or an index.
-        dtype: ``auto`` (that of the stored ``fc.weight``), a torch dtype or its name.
+        dtype: ``auto`` (that of the stored ``fc.weight`` where the device computes it natively, else float32), a torch
+            dtype or its name.
         device: where it goes.
         revision: Hub revision.
         shared: the target's ``embed_tokens.weight`` and ``lm_head.weight``. SpecForge may save a frozen copy of them
@@ -80,7 +81,8 @@ def load_draft(
     _drop_shared(state, shared or {})
     _check_keys(state, draft.state_dict())
     draft.load_state_dict(state)
-    kind = state["fc.weight"].dtype if isinstance(wanted, str) else wanted
+    stored = state["fc.weight"].dtype
+    kind = wanted if isinstance(wanted, torch.dtype) else chosen_dtype(stored, torch.device(device))
     return draft.to(device=device, dtype=kind).eval()
 
 

@@ -120,7 +120,12 @@ class Decoding(LightningModule):
             **source.fingerprint(),
             "second_models": [source_fingerprint("target", model.model, commit) for model, commit in models],
             "arms": [{"name": arm.name, **arm.settings()} for arm in self.arms],
-            "settings": [source.dtype, source.attn_implementation, self.enable_thinking, self.reuse_prefix],
+            "settings": [
+                source.dtype_name(self._trainer),
+                source.attn_implementation,
+                self.enable_thinking,
+                self.reuse_prefix,
+            ],
             "group_settings": asdict(self.settings),
             "ttt": self.ttt and self.ttt.fingerprint(),
             **({} if self.adapters is None else {"adapters": self._saved()}),

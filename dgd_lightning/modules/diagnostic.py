@@ -102,7 +102,7 @@ class Diagnostic(LightningModule):
     def fingerprint(self) -> dict[str, Any]:
         """Everything about the model that can change a row, to be hashed."""
         source, readouts = self.source, {name: plain(readout) for name, readout in self.readouts.items()}
-        prompts = [source.dtype, source.attn_implementation, self.enable_thinking, self.too_long]
+        prompts = [source.dtype_name(self._trainer), source.attn_implementation, self.enable_thinking, self.too_long]
         settings = [self.layers, self.slots, readouts, self.answer_field, *prompts, self.seed]
         return {**source.fingerprint(), "settings": settings, "ttt": self.ttt and self.ttt.fingerprint()}
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dgd_lightning.distributions import wide
 from dgd_lightning.draft.config import DraftConfig, default_layer_ids
 from dgd_lightning.draft.model import DFlashDraft
-from dgd_lightning.errors import InputError
+from dgd_lightning.errors import LEAVE_OUT, InputError
 from dgd_lightning.pair import token_count
 from dgd_lightning.target.model import Target
 
@@ -116,7 +116,7 @@ def new_draft_config(
             "model.mask_token_id",
             expected=f"a row of the target's embedding, 0…{target.vocab_size - 1}",
             received=mask,
-            hint="choose an id that the tokenizer does not use, or leave it out",
+            hint=f"choose an id that the tokenizer does not use, or {LEAVE_OUT}",
         )
     layers = default_layer_ids(target.num_layers, num_layers) if target_layer_ids is None else target_layer_ids
     if not layers or any(layer not in range(target.num_layers) for layer in layers):
@@ -124,7 +124,7 @@ def new_draft_config(
             "model.target_layer_ids",
             expected=f"layers of the target, 0…{target.num_layers - 1}",
             received=list(layers),
-            hint="name layers that it has, or leave it out",
+            hint=f"name layers that it has, or {LEAVE_OUT}",
         )
     heads = config.num_attention_heads
     rope = config.rope_parameters or {}

@@ -5,11 +5,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from dgd_lightning.checks import check_integer
-from dgd_lightning.errors import InputError
+from dgd_lightning.errors import LEAVE_OUT, InputError
 from dgd_lightning.pair import Commits, Pair, load_pair, outline_pair, resolve_commits, source_fingerprint
-from dgd_lightning.target.folder import bundled
+from dgd_lightning.target.dtypes import chosen_dtype, named_dtype, short, stored_dtype, warn_if_slow, why_chosen
+from dgd_lightning.target.folder import bundled, fetch_folder, read_json
+from dgd_lightning.target.load import MODEL_FILES
 from dgd_lightning.target.model import Target
 
 
@@ -20,7 +23,8 @@ class PairSource:
     Args:
         target: folder or Hub id of the target; ``lab`` for the bundled one.
         draft: folder or Hub id of the draft; ``lab`` for the bundled one; None for none.
-        dtype: ``auto`` (the checkpoint's), ``float32``, ``bfloat16`` …
+        dtype: ``float32``, ``bfloat16`` …; ``auto``: the checkpoint's where the device computes it natively, else
+            ``float32``. A run says which, and records that; so it is not continued where ``auto`` comes to another.
         attn_implementation: of the target, ``sdpa`` (default) or ``eager``.
         revision: Hub revision of the target: branch, tag or commit. It is looked up once per run; everything is loaded
             from that commit, and ``provenance.json`` names it.
@@ -64,19 +68,40 @@ class PairSource:
         """
         if self.cpu_threads is not None:
             torch.set_num_threads(self.cpu_threads)
+        kind = self.dtype
         if trainer is not None:
             self.commits = trainer.strategy.broadcast(self.commits)
-            device = self._placement(trainer)
+            device, here = self._placement(trainer), trainer.strategy.root_device
+            kind = self.dtype_name(trainer)
+            if self.dtype == "auto":
+                rank_zero_info(why_chosen(self.stored_dtype, here))
+            if trainer.precision == "bf16-mixed":
+                warn_if_slow(torch.bfloat16, here, "trainer.precision bf16-mixed")
         return load_pair(
             self.target,
             self.draft,
-            dtype=self.dtype,
+            dtype=kind,
             draft_dtype=draft_dtype,
             device=device,
             attn_implementation=self.attn_implementation,
             revision=self.commits.target,
             draft_revision=self.commits.draft,
         )
+
+    @cached_property
+    def stored_dtype(self) -> torch.dtype:
+        """That of the target's checkpoint."""
+        folder = fetch_folder("target", self.target, self.commits.target, ("config.json",))
+        config = read_json(folder / "config.json", "target")
+        if named_dtype(config) is None:  # the weights tell
+            folder = fetch_folder("target", self.target, self.commits.target, MODEL_FILES)
+        return stored_dtype(folder, config)
+
+    def dtype_name(self, trainer: Any) -> str:
+        """``dtype``, and in place of ``auto`` what it comes to on the trainer's device."""
+        if self.dtype != "auto" or trainer is None:
+            return self.dtype
+        return short(chosen_dtype(self.stored_dtype, trainer.strategy.root_device))
 
     def outline(self) -> Pair:
         """The pair without weights; see `pair.outline_pair`."""
@@ -99,7 +124,7 @@ class PairSource:
                 "model.device_map",
                 expected="null with several ranks: each holds the whole target on a device of its own",
                 received=f"{self.device_map!r} with {trainer.world_size} ranks",
-                hint="leave it out, or set trainer.devices: 1",
+                hint=f"{LEAVE_OUT}, or set trainer.devices: 1",
             )
         return "balanced" if self.device_map == "auto" else self.device_map  # load_target's auto is one device
 

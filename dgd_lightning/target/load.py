@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from dgd_lightning.checks import check_choice
 from dgd_lightning.errors import InputError
+from dgd_lightning.target.dtypes import as_dtype, chosen_dtype, short, stored_dtype, warn_if_slow, why_chosen
 from dgd_lightning.target.folder import (
     TOKENIZER_FILES,
     fetch_folder,
@@ -35,7 +35,6 @@ _RECURRENT = re.compile(
     r"qwen3_next|qwen3_5|lfm2|mamba|jamba|rwkv|bamba|zamba|recurrent|falcon_h1|granitemoehybrid|nemotron_h"
 )
 _RECURRENT_LAYERS = ("linear_attention", "conv", "mamba", "recurrent", "hybrid")
-_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 # Settings of generation_config.json that transformers' generate applies to every token and our decoders do not, with
 # the values at which they do nothing.
 _PROCESSORS: dict[str, tuple[Any, ...]] = {
@@ -44,7 +43,7 @@ _PROCESSORS: dict[str, tuple[Any, ...]] = {
     "bad_words_ids": (None, []),
     "suppress_tokens": (None, []),
 }
-_MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
+MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
 
 
 def load_target(
@@ -59,7 +58,8 @@ def load_target(
 
     Args:
         name_or_path: folder, Hub id, or ``lab`` for the bundled target.
-        dtype: ``auto`` (the checkpoint's), a torch dtype or its name.
+        dtype: ``auto`` (the checkpoint's where the device computes it natively, else float32), a torch dtype or its
+            name. A half-width one that a CPU has no instructions for warns, with how slow it is.
         device: ``auto`` (CUDA where there is one), a device, or a ``device_map``: a dict, ``balanced``, ``sequential``.
         attn_implementation: ``sdpa`` (default) or ``eager``.
         revision: Hub revision: branch, tag or commit. Folders have none.
@@ -71,11 +71,19 @@ def load_target(
             option, a ``device_map`` that leaves layers on the CPU or the disk while others are on a GPU.
     """
     attention, wanted, where = check_attention(attn_implementation or "sdpa"), as_dtype(dtype), as_device_map(device)
-    folder = fetch_folder("target", name_or_path, revision, (*_MODEL_FILES, *TOKENIZER_FILES))
+    folder = fetch_folder("target", name_or_path, revision, (*MODEL_FILES, *TOKENIZER_FILES))
     config = read_json(folder / "config.json", "target")
     refuse_quantised(config, "target")
     check_family(config)
     refuse_narrow_weights(find_weights(folder, "target"), "target")
+    at = first_device(where)
+    if isinstance(wanted, torch.dtype):
+        warn_if_slow(wanted, at, f"dtype {short(wanted)}")
+    else:
+        stored = stored_dtype(folder, config)
+        wanted = chosen_dtype(stored, at)
+        if wanted != stored:
+            warnings.warn(why_chosen(stored, at), stacklevel=2)
     if (folder / "generation_config.json").is_file():  # transformers would go on without an unreadable one
         read_json(folder / "generation_config.json", "target")
     from huggingface_hub.errors import StrictDataclassError
@@ -150,11 +158,12 @@ def check_family(config: Mapping[str, Any]) -> None:
     read_rope(config, "target")  # transformers looks at its numbers only when it turns something
 
 
-def as_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
-    """``auto`` or a torch dtype."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    return _DTYPES.get(check_choice("dtype", dtype, ("auto", *_DTYPES)), "auto")
+def first_device(device_map: Any) -> torch.device:
+    """One of the devices of a ``device_map`` that `as_device_map` gave; they are of one kind."""
+    if isinstance(device_map, Mapping):
+        place = next(iter(device_map.values()))
+        return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+    return torch.device("cuda" if device_map is not None and torch.cuda.is_available() else "cpu")
 
 
 def as_device_map(device: str | torch.device | Mapping[str, Any]) -> Any:

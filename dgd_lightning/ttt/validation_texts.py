@@ -22,7 +22,7 @@ from dgd_lightning.decode.random_source import row_seeds
 from dgd_lightning.errors import ContextError
 from dgd_lightning.methods.autoregressive import autoregressive_generate
 from dgd_lightning.methods.speculative import speculative_generate
-from dgd_lightning.pair import Pair
+from dgd_lightning.pair import Pair, user_turn
 from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.target.cache import PositionCache
 from dgd_lightning.ttt.config import TTTConfig
@@ -32,7 +32,6 @@ TRIES = 4  # draws per validation text wanted: a model that always asks the same
 LEAD = 8  # tokens of a continuation that are drawn, so that no two are alike
 FEWEST_TOKENS = 3  # of an answer: a shorter one is one verification, whatever the draft
 COPIES = 2**30  # bytes of the context's keys and values that are copied, so that validation texts are written together
-MARK = "dgd-mark"  # in place of a user's words, where the template is asked what follows them
 SPACE = "\n\n"  # between the context and the question
 ASK = "Write one question that the text above answers."
 ASK_TEMPERATURE = 0.8
@@ -78,17 +77,10 @@ def turn_end(pair: Pair, *, enable_thinking: bool = False) -> list[int]:
     A template counts where the first token behind a user's words is a special one, which no user's words contain.
     """
     tokenizer: Any = pair.tokenizer
-    if getattr(tokenizer, "chat_template", None) is None:
+    turn = user_turn(tokenizer, enable_thinking=enable_thinking)
+    if turn is None:
         return []
-    chat = [{"role": "user", "content": MARK}]
-    try:
-        text = tokenizer.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
-        )
-    except Exception:  # templates raise what they like, e.g. at a chat without a system message
-        return []
-    _, found, behind = text.rpartition(MARK)
-    end = list(tokenizer.encode(behind, add_special_tokens=False)) if found else []
+    end = _encode(pair, turn[1])
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values(), *pair.target.stop_token_ids}
     return end if end and end[0] in special else []
 
