@@ -21,6 +21,7 @@ from dgd_lightning.callbacks import (
     DecodeProgress,
     DiagnosticReport,
     DivergenceMetrics,
+    FitInterrupted,
     FitProgress,
     PredictionWriter,
     Provenance,
@@ -97,7 +98,7 @@ class ProjectCLI(LightningCLI):
     """`dgd fit|validate|test|predict`: model and data are given by class path (short names for the project's own)."""
 
     def __init__(self, args: list[str]) -> None:
-        self._asked = args[0]
+        self._asked, self._given = args[0], args
         super().__init__(
             args=args,
             save_config_kwargs={"overwrite": True},  # a resumed run finds its own config.yaml in its folder
@@ -256,6 +257,8 @@ class ProjectCLI(LightningCLI):
             # Lightning's own bar shows nothing in a file
             kinds += [FitProgress] if wants_bar and not sys.stdout.isatty() else []
         first = [next((c for c in given if isinstance(c, kind)), None) or kind() for kind in kinds]
+        if self.subcommand == "fit" and getattr(self.model, "continues", False):
+            first.append(FitInterrupted(self._given))
         return first + [callback for callback in given if callback not in first]
 
     def _logger(self) -> RunLogger:
