@@ -180,6 +180,8 @@ def finds(one: Compared) -> str:
         return "only if nearly\nall agree"
     if spread != spread:
         return "no gain"
+    if _points(spread) == _points(whole):  # of problems, each of which is a context
+        return _points(spread)
     return f"{_points(spread)} to {_points(whole)}" if whole == whole else f"{_points(spread)} or more"
 
 
