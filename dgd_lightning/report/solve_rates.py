@@ -266,7 +266,7 @@ def _missed(one: Compared, lines: int, words: Words) -> str:
     if one.finds is None:
         return ""
     spread, whole, possible = one.finds
-    contexts = words.count(one.result.contexts)
+    contexts = words.counted(one.result.contexts)
     if not possible:
         return f"; {contexts} cannot find anything" + f" in {lines} comparisons" * (lines > 1)
     if one.result.contexts < FEWEST:
