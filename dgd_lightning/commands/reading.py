@@ -57,9 +57,11 @@ def refuse_repeated_keys(text: str) -> None:
     known: set[int] = set()
 
     def look(node: yaml.Node | None, around: frozenset[int]) -> None:
+        if not isinstance(node, yaml.CollectionNode):
+            return
         if id(node) in around:
             raise yaml.constructor.ConstructorError(None, None, "found a value that holds itself", node.start_mark)
-        if id(node) in known or not isinstance(node, yaml.CollectionNode):
+        if id(node) in known:
             return
         known.add(id(node))
         pairs = node.value if isinstance(node, yaml.MappingNode) else []
