@@ -13,6 +13,7 @@ from dgd_lightning.distributions import real_dtype, wide
 from dgd_lightning.errors import LEAVE_OUT
 
 MIN_TEMPERATURE = 1e-4  # below it fp32 logits overflow when divided, and the distribution is the argmax's anyway
+CACHED = 32  # rows at a time on a CPU: a vocabulary of some ten thousand tokens stays in its caches
 GRAIN = 2.0**40  # units in the mass of the likeliest token: int64 holds the sum of 2²² such tokens
 
 
@@ -55,7 +56,10 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
         scaled.masked_fill_(scaled < ranked[:, -1:], -math.inf)
     if params.top_p is None or params.top_p == 1.0:
         return scaled.softmax(-1).view(logits.shape)
-    return nucleus(scaled, params.top_p, ranked, waits=asking_waits(scaled.device)).view(logits.shape)
+    if asking_waits(scaled.device):
+        return nucleus(scaled, params.top_p, ranked, waits=True).view(logits.shape)
+    parts = scaled.split(CACHED)
+    return torch.cat([nucleus(part, params.top_p, waits=False) for part in parts]).view(logits.shape)
 
 
 def asking_waits(device: torch.device) -> bool:
@@ -100,29 +104,35 @@ def nucleus(scaled: Tensor, top_p: float, ranked: Tensor | None = None, *, waits
     # V tokens below this mass have less than half of what may be outside: none of them is inside. 1e-5 is more than
     # all rounding.
     least = (whole * (max((1 - top_p) / 2 - 1e-5, 0) / scaled.shape[-1])).log().to(scaled.dtype)
-    probs, masses = torch.zeros_like(weights), weights.numpy()
-    likely = [np.flatnonzero(~(row < bound)) for row, bound in zip(scaled.numpy(), least.numpy(), strict=True)]
-    for row, ids in enumerate(insides(scaled.numpy(), likely, needed[:, 0].tolist())):
-        mass = masses[row, ids]
-        probs.numpy()[row, ids] = mass / mass.sum()
+    probs = torch.zeros_like(weights)
+    for into, mass, ids in zip(probs.numpy(), weights.numpy(), insides(scaled, least, needed), strict=True):
+        members = mass[ids]
+        into[ids] = members / members.sum()
     return probs
 
 
-def insides(logits: np.ndarray, likely: list[np.ndarray], needed: list[int]) -> Iterator[np.ndarray]:
-    """Ids inside the nucleus of each row of logits [n, V], from those that can be inside; of NaN none.
+def insides(scaled: Tensor, least: Tensor, needed: Tensor) -> Iterator[np.ndarray]:
+    """Ids inside the nucleus of each row of logits [n, V] on a CPU, from those of ``least`` [n, 1] and more.
 
-    In NumPy, whose loops stay on one thread: of so small pieces PyTorch's threads would mostly wait for each other.
+    Of NaN there are none. In NumPy, whose loops stay on one thread: of so small pieces PyTorch's threads would mostly
+    wait for each other.
+
+    Args:
+        needed: [n, 1] mass that must be inside, in units of 1 / GRAIN.
     """
-    found = [row[ids] for row, ids in zip(logits, likely, strict=True)]
+    likely = [(~(row < bound)).nonzero()[0] for row, bound in zip(scaled.numpy(), least.numpy(), strict=True)]
+    found = [row[ids] for row, ids in zip(scaled.numpy(), likely, strict=True)]
     ranked = [-np.sort(-own) for own in found]  # largest first
     mass = (torch.from_numpy(np.concatenate(ranked)).exp_() * GRAIN).long().numpy()
-    ends = np.cumsum([len(own) for own in ranked])[:-1]
-    for ids, own, order, parts, need in zip(likely, found, ranked, np.split(mass, ends), needed, strict=True):
-        before = np.cumsum(parts) - parts
-        last = max(int(np.searchsorted(before, need)) - 1, 0)
+    start = 0
+    for ids, own, order, need in zip(likely, found, ranked, needed.numpy(), strict=True):
+        parts = mass[start : start + len(order)]
+        start += len(order)
+        last = max(int((parts.cumsum() - parts).searchsorted(need)[0]) - 1, 0)
         edge = order[last]
         kept = own >= edge
-        kept[np.flatnonzero(own == edge)[(order[: last + 1] == edge).sum() :]] = False
+        if edge == order[min(last + 1, len(order) - 1)]:  # of equal ones the first, in the order of their ids
+            kept[(own == edge).nonzero()[0][(order[: last + 1] == edge).sum() :]] = False
         yield ids[kept]
 
 
