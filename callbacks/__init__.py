@@ -6,6 +6,7 @@ from dgd_lightning.callbacks.decode_metrics import DecodeMetrics as DecodeMetric
 from dgd_lightning.callbacks.diagnostic_report import DiagnosticReport as DiagnosticReport
 from dgd_lightning.callbacks.divergence import CaseStudies as CaseStudies
 from dgd_lightning.callbacks.divergence import DivergenceMetrics as DivergenceMetrics
+from dgd_lightning.callbacks.interrupted import FitInterrupted as FitInterrupted
 from dgd_lightning.callbacks.progress import DecodeProgress as DecodeProgress
 from dgd_lightning.callbacks.progress import FitProgress as FitProgress
 from dgd_lightning.callbacks.provenance import Provenance as Provenance

@@ -12,7 +12,8 @@ from dgd_lightning.callbacks.rows import FinishedRows, add_scalars, tensorboard
 from dgd_lightning.errors import InputError
 from dgd_lightning.grader import Grader, package_graders
 from dgd_lightning.report.run_summary import add_solve_rates
-from dgd_lightning.report.solve_rates import ALL, comparison_table, rate_table, verdict
+from dgd_lightning.report.solve_rates import comparison_table, rate_table, verdict
+from dgd_lightning.report.words import words_of
 from dgd_lightning.scoring.graded import Graded, by_arm
 from dgd_lightning.scoring.judge_config import JudgeConfig
 from dgd_lightning.scoring.score_run import grade_run, source
@@ -64,11 +65,11 @@ class CLBenchScorer(FinishedRows):
             summary.details.append(rate_table(run.scores))
             add_solve_rates(summary, run.scores, run.compared)
         if run.compared:
-            summary.details.append(comparison_table(run.compared))
+            summary.details.append(comparison_table(run.compared, words_of(run.scores)))
             summary.sentences += verdict(run.compared, run.scores)
         summary.pointers += left
         if (writer := tensorboard(trainer)) is not None:
-            _log(writer, run.scores, run.compared)
+            log_scores(writer, run.scores, run.compared)
 
     def _left(self, answers: int) -> list[str]:
         """Where answers that nobody here graded are graded; some rows carry nothing that any grader reads."""
@@ -88,18 +89,20 @@ class CLBenchScorer(FinishedRows):
         return [f"answers not graded for want of {why}: {count}" for why, count in reasons.items() if count]
 
 
-def _log(writer: Any, scores: Sequence[Graded], found: Sequence[Compared]) -> None:
+def log_scores(writer: Any, scores: Sequence[Graded], found: Sequence[Compared]) -> None:
+    """Rates of all tasks and by category, and differences, as scalars of TensorBoard, in the data set's own words."""
+    words = words_of(scores)
     for arm, tasks in by_arm(scores).items():
         groups: dict[str, list[float]] = defaultdict(list)
         for one in tasks.values():
             if one.score is not None:
-                for group in filter(None, (one.category, ALL)):
-                    groups[f"solve_rate/{group}"].append(one.score)
+                for group in filter(None, (one.category, words.every)):
+                    groups[f"{words.tag}/{group}"].append(one.score)
             if one.reverted is not None:
                 groups["reverted_to_prior"].append(float(one.reverted))
         for name, values in groups.items():
             writer.add_scalar(f"{arm}/{name}", sum(values) / len(values), len(values))
     for versus, result, *_ in found:
-        prefix = f"{versus.arm}/solve_rate_against/{versus.base}/"
+        prefix = f"{versus.arm}/{words.tag}_against/{versus.base}/"
         add_scalars(writer, result.difference._asdict(), result.tasks, prefix)
     writer.flush()

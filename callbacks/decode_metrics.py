@@ -21,6 +21,7 @@ from dgd_lightning.report.run_summary import (
     ungraded_sentences,
 )
 from dgd_lightning.report.run_tables import adaptation_table, decoding_table, gain_table, histogram_tables, notes
+from dgd_lightning.report.words import GRADED
 
 
 class DecodeMetrics(RowSums):
@@ -75,7 +76,7 @@ class DecodeMetrics(RowSums):
         if stage != "predict" or not trainer.is_global_zero:
             return
         summary = pl_module.summary
-        if not any("solved" in cells for cells in summary.cells.values()):
+        if not any(name in cells for cells in summary.cells.values() for name in GRADED):
             summary.sentences += ungraded_sentences(self.stats)
         finish(summary, self.folder, verbose=getattr(pl_module, "verbose", False))
         print(f"run folder: {self.folder}\nanswers:    dgd show {self.folder}")

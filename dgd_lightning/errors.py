@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+LEAVE_OUT = "leave it out (on a command line: null)"  # the way out where a setting may be absent
+
 
 class InputError(ValueError):
     """Bad input, reported in one line: ``argument: expected …, received …. Hint: …``.

@@ -21,6 +21,7 @@ from dgd_lightning.callbacks import (
     DecodeProgress,
     DiagnosticReport,
     DivergenceMetrics,
+    FitInterrupted,
     FitProgress,
     PredictionWriter,
     Provenance,
@@ -30,7 +31,7 @@ from dgd_lightning.commands.given import OPTIONS
 from dgd_lightning.commands.mistakes import check_checkpoint, check_subcommand
 from dgd_lightning.commands.reading import replacing
 from dgd_lightning.data import TaskData
-from dgd_lightning.errors import InputError
+from dgd_lightning.errors import LEAVE_OUT, InputError
 from dgd_lightning.modules.arms import described
 from dgd_lightning.modules.decoding import Decoding
 from dgd_lightning.modules.diagnostic import Diagnostic
@@ -97,7 +98,7 @@ class ProjectCLI(LightningCLI):
     """`dgd fit|validate|test|predict`: model and data are given by class path (short names for the project's own)."""
 
     def __init__(self, args: list[str]) -> None:
-        self._asked = args[0]
+        self._asked, self._given = args[0], args
         super().__init__(
             args=args,
             save_config_kwargs={"overwrite": True},  # a resumed run finds its own config.yaml in its folder
@@ -169,8 +170,8 @@ class ProjectCLI(LightningCLI):
                 )
         fast_dev_run = self.trainer.fast_dev_run  # type: ignore[attr-defined]
         for argument, refused, received, hint in (
-            ("fast_dev_run", fast_dev_run, "true", "leave it out, and set data.limit for a short run"),
-            ("logger", not self.trainer.loggers, "false", "leave it out: rows are written into the logger's folder"),
+            ("fast_dev_run", fast_dev_run, "true", "set it to false, and data.limit for a short run"),
+            ("logger", not self.trainer.loggers, "false", f"{LEAVE_OUT}: rows are written into the logger's folder"),
         ):
             if refused:
                 raise InputError(f"trainer.{argument}", expected="the default", received=received, hint=hint)
@@ -256,6 +257,8 @@ class ProjectCLI(LightningCLI):
             # Lightning's own bar shows nothing in a file
             kinds += [FitProgress] if wants_bar and not sys.stdout.isatty() else []
         first = [next((c for c in given if isinstance(c, kind)), None) or kind() for kind in kinds]
+        if self.subcommand == "fit" and getattr(self.model, "continues", False):
+            first.append(FitInterrupted(self._given))
         return first + [callback for callback in given if callback not in first]
 
     def _logger(self) -> RunLogger:

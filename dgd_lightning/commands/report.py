@@ -19,6 +19,7 @@ from dgd_lightning.report.runs import read_runs, study
 from dgd_lightning.report.runs_page import page
 from dgd_lightning.report.solve_rates import agreement_table, score_tables, shown_arms, verdict
 from dgd_lightning.report.text import visible
+from dgd_lightning.report.words import words_of
 from dgd_lightning.scoring.graded import odd_scores
 from dgd_lightning.scoring.statistics import agreement
 from dgd_lightning.scoring.summary import compared, plain, summary
@@ -67,7 +68,8 @@ def main(argv: Sequence[str]) -> int:
     }
     title = ", ".join(run.label for run in subject.runs)
     shown = shown_arms(subject.scores, found)
-    html = page(title, [*sentences, *remarks], numbers, found, tables, shown=shown, note=subject.note)
+    words = words_of(subject.scores)
+    html = page(title, [*sentences, *remarks], numbers, found, tables, shown=shown, words=words, note=subject.note)
     home = subject.runs[0].file.parent if len(subject.runs) == 1 else Path()
     folder = home if options.out is None else Path(options.out)
     try:

@@ -21,6 +21,7 @@ from dgd_lightning.grader import ASK, READ, Grader, package_graders
 from dgd_lightning.metrics.clustered import counted
 from dgd_lightning.report.print_tables import plain_console, print_tables
 from dgd_lightning.report.solve_rates import rate_table, score_tables
+from dgd_lightning.report.words import words_of
 from dgd_lightning.row_files import opened
 from dgd_lightning.scoring.clbench_file import export
 from dgd_lightning.scoring.error_judge import Classified
@@ -76,7 +77,7 @@ def parse_options(argv: list[str]) -> Namespace:
             "taxonomy",
             expected="a judge to ask why answers failed",
             received="none (lab answers get their class without one)",
-            hint="name one with --judge.model, or leave taxonomy out",
+            hint="name one with --judge.model, or set taxonomy to false",
         )
     return options
 
@@ -118,7 +119,7 @@ def score_one(where: Source, graders: Sequence[Grader], excluded: frozenset[str]
     tables = score_tables(run.scores, run.compared)
     if excluded:
         tables.insert(1, rate_table(run.kept))
-        tables[1].title = f"Without the {len(excluded)} excluded tasks"
+        tables[1].title = f"Without the {len(excluded)} excluded {words_of(run.scores).tasks}"
     print_tables(plain_console(), tables)
     rows = rows_of(where.rows)
     if odd := sum(odd_score(row) and any(one.cost == READ and one.takes(row) for one in graders) for row in rows):

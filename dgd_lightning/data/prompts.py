@@ -90,7 +90,7 @@ class PromptsData(TaskData):
                     row.place,
                     expected=f"a text in {self.field!r}, where data.template, data.system or data.chat change it",
                     received="a list of messages",
-                    hint="leave these settings out",
+                    hint="remove these settings",
                 )
             return Task(idx, system + chat, None, carried(row))
         if isinstance(text, list):

@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -31,12 +31,14 @@ class Schedule(ABC):
     One of a user's own subclasses this and is named by its class path; it may use what is at or before a position only.
     """
 
+    reads: ClassVar[bool] = True  # whether it looks at the distributions; else it gets logits, which cost nothing
+
     @abstractmethod
     def __call__(self, target: Tensor, readout: Tensor, step: Tensor) -> Tensor:
         """Factors [B, Q].
 
         Args:
-            target, readout: [B, Q, V] log-probabilities, fp32 or wider.
+            target, readout: [B, Q, V] log-probabilities, fp32 or wider; where it ``reads`` nothing, any numbers.
             step: [B, Q] tokens generated before the position.
         """
 
@@ -44,6 +46,8 @@ class Schedule(ABC):
 @dataclass(frozen=True)
 class Constant(Schedule):
     """β at every position."""
+
+    reads: ClassVar[bool] = False
 
     def __call__(self, target: Tensor, readout: Tensor, step: Tensor) -> Tensor:
         return torch.ones_like(target[..., 0])
@@ -58,6 +62,7 @@ class WarmUp(Schedule):
     """
 
     tokens: int = 32
+    reads: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_integer("schedule.tokens", self.tokens, hint="use e.g. 32")
@@ -164,7 +169,9 @@ class Blend:
         """
         kind = torch.promote_types(target.dtype, torch.float32)
         target, readout = target.to(kind), readout.to(kind)
-        log_p, log_r = target.log_softmax(-1), readout.log_softmax(-1)
+        log_p, log_r = target, readout
+        if self.space != "logits" or self.plausibility is not None or getattr(self.schedule, "reads", True):
+            log_p, log_r = target.log_softmax(-1), readout.log_softmax(-1)  # nothing else asks for normalised ones
         strength = (beta.to(kind)[:, None] * self.schedule(log_p, log_r, step))[..., None]  # [B, Q, 1]
         if self.space == "probs":
             strength = strength.clamp(0, 1)  # whatever a schedule's factor is: there are no negative probabilities

@@ -14,7 +14,7 @@ from dgd_lightning.decode.random_source import DRAFT
 from dgd_lightning.decode.sampling import probabilities
 from dgd_lightning.decode.verify import Verdict, verify_match, verify_rejection
 from dgd_lightning.draft.model import DFlashDraft
-from dgd_lightning.errors import InputError
+from dgd_lightning.errors import LEAVE_OUT, InputError
 from dgd_lightning.pair import Pair
 from dgd_lightning.target.cache import PositionCache
 from dgd_lightning.target.model import Target
@@ -109,5 +109,5 @@ def check_block_size(pair: Pair, block_size: int | None, name: str = "block_size
     trained = check_draft(pair).config.block_size
     if block_size is None:
         return trained
-    hint = f"leave it out for the trained size of {trained}"
+    hint = f"{LEAVE_OUT} for the trained size of {trained}"
     return check_integer(name, block_size, least=2, most=trained, hint=hint)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dgd_lightning.checks import check_integer, check_number
 from dgd_lightning.distributions import real_dtype, wide
+from dgd_lightning.errors import LEAVE_OUT
 
 MIN_TEMPERATURE = 1e-4  # below it fp32 logits overflow when divided, and the distribution is the argmax's anyway
 GRAIN = 2.0**40  # units in the mass of the likeliest token: int64 holds the sum of 2²² such tokens
@@ -35,8 +36,8 @@ def sampling_params(temperature: float = 0.0, top_k: int | None = None, top_p: f
     """Check the three knobs and pack them."""
     if check_number("temperature", temperature, least=0, hint="use 0 for greedy decoding or e.g. 1.0") != 0:
         check_number("temperature", temperature, least=MIN_TEMPERATURE, hint="use 0 for greedy decoding")
-    check_integer("top_k", top_k, optional=True, hint="leave it out")
-    check_number("top_p", top_p, above=0, most=1, optional=True, hint="leave it out")
+    check_integer("top_k", top_k, optional=True, hint=LEAVE_OUT)
+    check_number("top_p", top_p, above=0, most=1, optional=True, hint=LEAVE_OUT)
     return SamplingParams(float(temperature), top_k, None if top_p is None else float(top_p))
 
 

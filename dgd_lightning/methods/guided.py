@@ -24,7 +24,7 @@ from dgd_lightning.decode.readouts.base import Readout, TargetOutput, split_taps
 from dgd_lightning.decode.readouts.draft import as_readout
 from dgd_lightning.decode.session import Session
 from dgd_lightning.distributions import real_dtype, wide
-from dgd_lightning.errors import InputError
+from dgd_lightning.errors import LEAVE_OUT, InputError
 from dgd_lightning.methods.base import Guidance, Method, check_single_beta
 from dgd_lightning.pair import Pair
 from dgd_lightning.types import DecodeOutput
@@ -62,7 +62,7 @@ class Guided(Method):
                 "block_size",
                 expected="null: token by token nothing is proposed",
                 received=self.block_size,
-                hint="leave it out, or set speculative: true",
+                hint=f"{LEAVE_OUT}, or set speculative: true",
             )
         self.blend()
 

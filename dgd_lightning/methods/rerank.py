@@ -21,7 +21,7 @@ from dgd_lightning.decode.readouts.base import Readout
 from dgd_lightning.decode.readouts.draft import DraftReadout, as_readout
 from dgd_lightning.decode.replay import replay
 from dgd_lightning.distributions import wide
-from dgd_lightning.errors import InputError
+from dgd_lightning.errors import LEAVE_OUT, InputError
 from dgd_lightning.methods.autoregressive import Autoregressive
 from dgd_lightning.methods.base import Guidance, Method, check_single_beta, choose_among
 from dgd_lightning.methods.guided import sweep
@@ -69,18 +69,16 @@ class Rerank(Method):
         check_integer("block_size", self.block_size, least=2, optional=True)
         object.__setattr__(self, "readout", as_readout(self.readout))
         if not self.blends:
-            self._refuse(
-                GUIDANCE, "only betas and rank_by: blend use it", "set rank_by: blend or betas, or leave it out"
-            )
+            self._refuse(GUIDANCE, "only betas and rank_by: blend use it", "set rank_by: blend or betas, or ")
         if self.rank_by != "blend":
-            self._refuse(["beta"], "answers have the β of betas, and no blend ranks", "leave it out")
+            self._refuse(["beta"], "answers have the β of betas, and no blend ranks")
         elif self.beta is None:
             raise InputError("beta", expected="a number", received="null", hint="use e.g. beta: 0.3")
         self.blend()
         if self.betas is None:
             check_integer("num_answers", self.num_answers, hint="use e.g. 8")
             return
-        self._refuse(["num_answers"], "there is one answer per β of betas", "leave it out, or leave betas out")
+        self._refuse(["num_answers"], "there is one answer per β of betas", "set betas: null, or ")
         if not isinstance(self.betas, Sequence) or not self.betas:
             raise InputError(
                 "betas",
@@ -94,11 +92,13 @@ class Rerank(Method):
             except InputError as error:
                 raise error.named("betas") if error.argument == "beta" else error from error
 
-    def _refuse(self, names: Sequence[str], why: str, hint: str) -> None:
+    def _refuse(self, names: Sequence[str], why: str, hint: str = "") -> None:
         usual = {field.name: field.default for field in fields(self)} | {"readout": DraftReadout()}
         for name in names:
             if (value := getattr(self, name)) != usual[name]:
-                raise InputError(name, expected=f"nothing: {why}", received=value, hint=hint)
+                default = "draft" if name == "readout" else usual[name]
+                out = LEAVE_OUT if default is None else f"leave it out (on a command line: {default})"
+                raise InputError(name, expected=f"nothing: {why}", received=value, hint=hint + out)
 
     def blend(self) -> Blend:
         """Of ``rank_by: blend``, and but for β of the answers of ``betas``."""
@@ -156,7 +156,7 @@ class Rerank(Method):
                 "num_return_sequences",
                 expected="1: reranking returns the best answer of each prompt",
                 received=call.num_return_sequences,
-                hint="leave it out; num_answers says how many are drawn",
+                hint="use 1; num_answers says how many are drawn",
             )
         block, readout = self.block(pair), as_readout(self.readout)
         if self.betas is not None:

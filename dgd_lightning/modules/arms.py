@@ -18,7 +18,7 @@ from dgd_lightning.decode.readouts.draft import DraftReadout
 from dgd_lightning.decode.readouts.other_model import OtherModel
 from dgd_lightning.decode.readouts.without_context import WithoutContext
 from dgd_lightning.decode.sampling import sampling_params
-from dgd_lightning.errors import InputError
+from dgd_lightning.errors import LEAVE_OUT, InputError
 from dgd_lightning.methods.base import Method
 from dgd_lightning.pair import Pair
 from dgd_lightning.target.folder import bundled, resolve_commit
@@ -94,14 +94,14 @@ class Arm:
                 "ttt" if self.ttt else "online_every",
                 expected=f"no adaptation: {self.method.name} uses no draft",
                 received=f"ttt {self.ttt}, online_every {self.online_every}",
-                hint="leave it out",
+                hint="set it to false" if self.ttt else LEAVE_OUT,
             )
         if self.online_every is not None and not self.method.online:
             raise InputError(
                 "online_every",
                 expected=f"null: {self.method.name} needs a draft that stays the same while it decodes",
                 received=self.online_every,
-                hint="leave it out; ttt: true adapts before decoding",
+                hint=f"{LEAVE_OUT}; ttt: true adapts before decoding",
             )
         sampling_params(**self.sampling())
         self.method.check_arm(self.temperature)
@@ -156,7 +156,7 @@ def check_ttt(arms: Sequence[Arm], adapts: bool, saved: bool = False) -> None:
     asking, online = (any(getattr(arm, name) for arm in arms) for name in ("adapts", "online_every"))
     if saved and (adapts or online):
         why = "model.ttt, which makes its own" if adapts else "an arm with online_every, which needs model.ttt"
-        hint = "leave one of them out"
+        hint = "leave one of them out (on a command line: null)"
         raise InputError("model.adapters", expected=f"null beside {why}", received="a folder", hint=hint)
     if asking is not (adapts or saved):
         makers = "settings of test-time training (or model.adapters)"
@@ -166,7 +166,7 @@ def check_ttt(arms: Sequence[Arm], adapts: bool, saved: bool = False) -> None:
             if asking
             else "an arm with ttt: true or online_every to use them",
             received="null" if asking else f"arms {', '.join(arm.name for arm in arms)} without it",
-            hint="set model.ttt, e.g. {steps: 10}" if asking else "set ttt: true in an arm, or leave it out",
+            hint="set model.ttt, e.g. {steps: 10}" if asking else f"set ttt: true in an arm, or {LEAVE_OUT}",
         )
 
 

@@ -23,6 +23,7 @@ from dgd_lightning.draft.objective import BlockLoss, block_ids, block_loss, defa
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.metrics.acceptance import AcceptanceLength
+from dgd_lightning.modules.fit_estimate import estimate_fit, said
 from dgd_lightning.modules.new_draft import Start, new_draft, new_draft_config, unused_row
 from dgd_lightning.modules.pair_source import PairSource, room_before
 from dgd_lightning.modules.training import (
@@ -71,6 +72,8 @@ class DraftTraining(L.LightningModule):
         pair: see `PairSource`; ``dtype`` is the target's, the draft trains in fp32 under ``trainer.precision``.
     """
 
+    continues = True  # from a checkpoint, as if it had not been interrupted
+
     def __init__(
         self,
         target: str,
@@ -97,6 +100,8 @@ class DraftTraining(L.LightningModule):
         super().__init__()
         self.accept_clbench_license = accept_clbench_license
         check_integer("model.num_anchors", num_anchors)
+        check_integer("model.num_layers", num_layers)
+        check_integer("model.block_size", block_size, least=2)
         check_integer("model.val_max_new_tokens", val_max_new_tokens)
         check_number("model.gamma", gamma, least=1e-3, optional=True)
         self.recipe = {"lr": lr, "weight_decay": weight_decay, "warmup_share": warmup_share}
@@ -152,6 +157,15 @@ class DraftTraining(L.LightningModule):
         rank_zero_info(f"attention: {self.attends}")
         self.pair = Pair(loaded.target, self.draft, loaded.tokenizer)  # a plain record: the target is no child module
         self.tau = AcceptanceLength(self.draft.config.block_size)
+
+    def on_train_start(self) -> None:
+        """Says what the fit will take, where the data is known as conversations."""
+        data = getattr(self.trainer, "datamodule", None)
+        conversations, size = getattr(data, "train_set", None), getattr(data, "batch_size", None)
+        if conversations and size and self.trainer.is_global_zero:
+            found = estimate_fit(self.pair.target, self.draft, conversations, size, self.num_anchors)
+            steps = int(self.trainer.estimated_stepping_batches) - self.trainer.global_step
+            print(said(found, steps, self.draft.device), flush=True)
 
     def forward(self, input_ids: Tensor, loss_mask: Tensor, generator: torch.Generator) -> BlockLoss:
         """The loss of one batch, ``input_ids`` and ``loss_mask`` [B, S], at anchors drawn from ``generator``."""

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from dgd_lightning.checks import check_integer
-from dgd_lightning.errors import InputError
+from dgd_lightning.errors import LEAVE_OUT, InputError
 from dgd_lightning.pair import Commits, Pair, load_pair, outline_pair, resolve_commits, source_fingerprint
 from dgd_lightning.target.dtypes import chosen_dtype, named_dtype, short, stored_dtype, warn_if_slow, why_chosen
 from dgd_lightning.target.folder import bundled, fetch_folder, read_json
@@ -124,7 +124,7 @@ class PairSource:
                 "model.device_map",
                 expected="null with several ranks: each holds the whole target on a device of its own",
                 received=f"{self.device_map!r} with {trainer.world_size} ranks",
-                hint="leave it out, or set trainer.devices: 1",
+                hint=f"{LEAVE_OUT}, or set trainer.devices: 1",
             )
         return "balanced" if self.device_map == "auto" else self.device_map  # load_target's auto is one device
 

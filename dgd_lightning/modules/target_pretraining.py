@@ -57,6 +57,8 @@ class TargetPretraining(L.LightningModule):
         export_dir: where the Hugging Face folder goes at the end; None exports nothing.
     """
 
+    continues = True  # from a checkpoint, as if it had not been interrupted
+
     def __init__(
         self,
         vocab_size: int = 1024,

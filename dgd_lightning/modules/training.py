@@ -53,12 +53,15 @@ class Best(NamedTuple):
 
 
 def require_writable(folder: Path, argument: str) -> None:
-    """Makes the folder and writes a file into it, so that a long run does not fail at its end."""
+    """Writes a file into the folder, so that a long run does not fail at its end. A folder made for it goes again."""
+    made = [one for one in (folder, *folder.parents) if not one.exists()]  # the innermost first
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".dgd-write-test"
         probe.touch()
         probe.unlink(missing_ok=True)
+        for one in made:
+            one.rmdir()
     except OSError as error:
         raise InputError(
             argument,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dgd_lightning.data.licence import check_clbench
 from dgd_lightning.data.one_context import common_prefix
-from dgd_lightning.errors import InputError
+from dgd_lightning.errors import LEAVE_OUT, InputError
 from dgd_lightning.modules.adaptation import ADAPTERS, TRACE, best_score, safe_name, save_adapted
 from dgd_lightning.modules.pair_source import PairSource
 from dgd_lightning.ttt.adapt import Fit, gather, make_lora, make_optimizer
@@ -84,7 +84,7 @@ class TestTimeTraining(L.LightningModule):
                 "ckpt_path",
                 expected="none: a fit takes seconds and starts anew",
                 received=self.trainer.ckpt_path,
-                hint="leave it out; load_adapter reads a finished adapter",
+                hint=f"{LEAVE_OUT}; load_adapter reads a finished adapter",
             )
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not hasattr(data, "prompts"):

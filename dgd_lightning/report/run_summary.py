@@ -18,6 +18,7 @@ from dgd_lightning.metrics.clustered import FEWEST_CONTEXTS, counted, shown
 from dgd_lightning.report.print_tables import WIDTH, plain_console, print_tables
 from dgd_lightning.report.run_tables import tasks_of
 from dgd_lightning.report.solve_rates import change
+from dgd_lightning.report.words import words_of
 from dgd_lightning.scoring.graded import Graded, by_arm
 from dgd_lightning.scoring.summary import Compared, rates
 from dgd_lightning.types import Summary
@@ -37,9 +38,10 @@ def add_decoding(summary: Summary, stats: Mapping[str, ArmStats], total: int) ->
 
 def add_solve_rates(summary: Summary, scores: Sequence[Graded], found: Sequence[Compared]) -> None:
     """Sets the columns of the table that grading fills: the rates, and the difference to the arm's baseline."""
+    column = words_of(scores).column
     for arm, tasks in by_arm(scores).items():
         found_rates = rates(list(tasks.values()))
-        summary.add_cell(arm, "solved", shown(found_rates.official.value, "{:.1%}"))
+        summary.add_cell(arm, column, shown(found_rates.official.value, "{:.1%}"))
         for name, share in (found_rates.lm_eval or {}).items():
             summary.add_cell(arm, name.replace("-", "-\n"), f"{share:.1%}")
     for one in found:

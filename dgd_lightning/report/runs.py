@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from dgd_lightning.errors import InputError
 from dgd_lightning.metrics.clustered import counted
+from dgd_lightning.report.words import words_of
 from dgd_lightning.row_files import stem
 from dgd_lightning.run_folder import newest_version
 from dgd_lightning.scoring.given_grader import AsGraded
@@ -63,7 +64,8 @@ def study(runs: Sequence[Run], *, pool: bool, common: bool, against: str | None)
     shared, note = _shared_tasks(runs, common)
     if pool and len(runs) > 1:
         _check_same_arms(runs)
-        note = f"{len(runs)} runs pooled, a task counts once for each{'; ' + note if note else ''}"
+        task = words_of(runs[0].scores).task
+        note = f"{len(runs)} runs pooled, a {task} counts once for each{'; ' + note if note else ''}"
     scores: list[Graded] = []
     arms: list[ArmFacts] = []
     wanted: list[Versus] = []
@@ -96,19 +98,19 @@ def as_graded(row: Row) -> bool:
 
 
 def _shared_tasks(runs: Sequence[Run], common: bool) -> tuple[set[str], str]:
-    tasks = [run.tasks for run in runs]
+    tasks, word = [run.tasks for run in runs], words_of(runs[0].scores).task
     shared = set.intersection(*tasks)
     if all(own == shared for own in tasks):
         return shared, ""
     differ = "; ".join(
-        f"{run.label} has {counted(len(own), 'task')}, {len(own - shared)} of them "
+        f"{run.label} has {counted(len(own), word)}, {len(own - shared)} of them "
         f"{'alone' if len(runs) == 2 else 'not in all runs'}"
         for run, own in zip(runs, tasks, strict=True)
     )
     if not common or not shared:
         hint = f"--common true compares over the {len(shared)} that all have" if shared else "name other runs"
-        raise InputError("runs", expected="runs on the same tasks", received=differ, hint=hint)
-    return shared, f"only the {counted(len(shared), 'common task')}: {differ}"
+        raise InputError("runs", expected=f"runs on the same {word}s", received=differ, hint=hint)
+    return shared, f"only the {counted(len(shared), f'common {word}')}: {differ}"
 
 
 def _check_same_arms(runs: Sequence[Run]) -> None:

@@ -9,10 +9,11 @@ from rich.table import Table
 
 from dgd_lightning.report.solve_rates import change, p_value
 from dgd_lightning.report.text import rendered
+from dgd_lightning.report.words import Words
 from dgd_lightning.scoring.summary import Compared
 
-PICTURES = {"by_category": "Solve rate by category", "by_length": "Solve rate by prompt length"}
-LEGEND = "Hollow: against a null control. Without an interval: too few contexts, or changed ones, or all changed alike."
+PICTURES = {"by_category": "by category", "by_length": "by prompt length"}
+LEGEND = "Hollow: against a null control. Without an interval: too few {}s, or changed ones, or all changed alike."
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#c98a00", "#3f9fd8", "#8a6d3b", "#808080")
 WIDTH, LEFT, RIGHT = 960, 270, 240  # pixels: of all, of labels, of numbers
 TICKS = 6
@@ -38,31 +39,32 @@ def page(
     tables: Sequence[Table],
     *,
     shown: Sequence[str],
+    words: Words,
     note: str,
 ) -> str:
     """The whole page: sentences, pictures of `summary`'s rates and of the comparisons, tables as they are printed.
 
     ``shown``: arms in the pictures by group; ``note`` goes to every picture's title.
     """
-    figures = [figure for figure in _figures(report["arms"], found, shown, note) if figure["picture"]]
+    figures = [figure for figure in _figures(report["arms"], found, shown, words, note) if figure["picture"]]
     return rendered("report.html.j2", heading=f"Report: {title}", sentences=sentences, figures=figures, tables=tables)
 
 
 def _figures(
-    arms: dict[str, Any], found: Sequence[Compared], shown: Sequence[str], note: str
+    arms: dict[str, Any], found: Sequence[Compared], shown: Sequence[str], words: Words, note: str
 ) -> Iterator[dict[str, str]]:
     colours = {arm: number for number, arm in enumerate(arms)}
     lines = [_rate(arm, rates, colours[arm]) for arm, rates in arms.items()]
-    yield _figure(f"Solve rate, 95% intervals over contexts{note}", lines)
+    yield _figure(f"{words.measure}, {words.over}{note}", lines)
     lines = [_difference(one, colours[one.versus.arm]) for one in found]
-    yield _figure(f"Differences, percentage points{note}", lines, LEGEND, unit="", around_zero=True)
-    for name, title in PICTURES.items():
+    yield _figure(f"Differences, percentage points{note}", lines, LEGEND.format(words.unit), unit="", around_zero=True)
+    for name, by in PICTURES.items():
         groups = sorted({group for arm in shown for group in arms[arm][name]}, key=_first_number)
         lines = []
         for group in groups if len(groups) > 1 else []:
             members = [(arm, arms[arm][name][group]) for arm in shown if group in arms[arm][name]]
             lines += [Line(group), *(_rate(arm, rates, colours[arm]) for arm, rates in members)]
-        yield _figure(f"{title}{note}", lines)
+        yield _figure(f"{words.measure} {by}{note}", lines)
 
 
 def _first_number(group: str) -> tuple[int, str]:

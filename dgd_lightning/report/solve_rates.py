@@ -5,28 +5,29 @@ from textwrap import wrap
 
 from rich.table import Table
 
-from dgd_lightning.metrics.clustered import ALPHA, Difference, counted, shown
+from dgd_lightning.metrics.clustered import ALPHA, Difference, shown
 from dgd_lightning.metrics.power import FEWEST
 from dgd_lightning.report.print_tables import new_table
+from dgd_lightning.report.words import WORDS, Words, words_of
 from dgd_lightning.scoring.graded import Graded, Versus, by_arm
 from dgd_lightning.scoring.harness_rules import FILTERS
 from dgd_lightning.scoring.statistics import Agreement, Comparison
 from dgd_lightning.scoring.summary import GROUPS, OUTCOMES, Compared, classified, outcomes, rates, transitions
 
-ALL = "all tasks"
 REVERTED = "reverted to the prior"
 RUBRICS = "rubrics that hold"
 HEADER = 14  # characters of a header's line
-TITLES = {"by_sub_category": "Solve rate by sub-category", "by_length": "Solve rate by prompt length"}
+TITLES = {"by_sub_category": "by sub-category", "by_length": "by prompt length"}
 
 
 def score_tables(scores: Sequence[Graded], found: Sequence[Compared]) -> list[Table]:
     """All tables of one set of scores: rates, by group, comparisons, error classes, what became of tasks."""
     tables: list[Table | None] = [rate_table(scores)]
-    arms = shown_arms(scores, found)
-    tables += [group_table(scores, title, GROUPS[name], arms) for name, title in TITLES.items()]
+    arms, words = shown_arms(scores, found), words_of(scores)
+    titles = {name: f"{words.measure} {by}" for name, by in TITLES.items()}
+    tables += [group_table(scores, title, GROUPS[name], arms) for name, title in titles.items()]
     if found:
-        tables.append(comparison_table(found))
+        tables.append(comparison_table(found, words))
     if classified(scores):
         tables.append(outcome_table(scores))
         tables += [transition_table(scores, one.versus) for one in found]
@@ -44,15 +45,17 @@ def rate_table(scores: Sequence[Graded]) -> Table:
 
     Where tasks are unscored, a second column counts them as not solved, and a third says what the rate could still be.
     """
-    lost = any(one.score is None for one in scores)
-    title = "Solve rate (all rubrics hold; 95% intervals over contexts)"
-    caption = ["official: of the scored tasks. strict: unscored ones count as not solved. at most: as solved."] * lost
+    lost, words = any(one.score is None for one in scores), words_of(scores)
+    title = f"{words.measure} ({words.how}{words.over})"
+    caption = [
+        f"official: of the scored {words.tasks}. strict: unscored ones count as not solved. at most: as solved."
+    ] * lost
     harness = filters(scores)
     caption += [f"{', '.join(harness)}: lm-evaluation-harness' verdicts on the same answers."] if harness else []
     categories = sorted({one.category for one in scores if one.category})
     reversible = any(one.reverted is not None for one in scores)
     rubrics = any(one.satisfied[1] > 1 for one in scores)
-    whole = ["official", "strict", "at most"] if lost else [ALL]
+    whole = ["official", "strict", "at most"] if lost else [words.every]
     headers = [*whole, *harness, *categories, *([RUBRICS] if rubrics else []), *([REVERTED] if reversible else [])]
     table = new_table(title, ["arm"], map(_wrapped, headers), " ".join(caption) or None)
     for arm, tasks in by_arm(scores).items():
@@ -81,7 +84,7 @@ def group_table(
         return None
     harness = filters(scores)
     headers = [header for arm in arms for header in (arm, *(f"{arm}: {name}" for name in harness))]
-    table = new_table(title, ["tasks"], map(_wrapped, headers))
+    table = new_table(title, [words_of(scores).tasks], map(_wrapped, headers))
     for group in groups:
         cells = []
         for arm in arms:
@@ -91,16 +94,16 @@ def group_table(
     return table
 
 
-def comparison_table(found: Sequence[Compared]) -> Table:
+def comparison_table(found: Sequence[Compared], words: Words = WORDS) -> Table:
     """One line per comparison."""
+    gathered = f", spread evenly over tasks to gathered in whole {words.unit}s" * (words.unit != words.task)
     table = new_table(
-        "Solve rate, paired by task (percentage points; 95% intervals over contexts)",
+        f"{words.measure}, paired by {words.task} (percentage points; {words.over})",
         ["arm", "against"],
-        ["tasks", "difference", "fixed", "broken", "p", "Holm", "finds"],
-        "fixed, broken: tasks that only one of the two solved. p: exact sign-flip test over contexts; Holm: "
-        "adjusted for all lines, as intervals are not. No interval: too few contexts, or changed ones, or all changed "
-        "alike. finds: smallest true gain that 80% of such runs would find, spread evenly over tasks to gathered in "
-        "whole contexts.",
+        [words.tasks, "difference", "fixed", "broken", "p", "Holm", "finds"],
+        f"fixed, broken: {words.tasks} that only one of the two solved. p: exact sign-flip test over {words.unit}s; "
+        f"Holm: adjusted for all lines, as intervals are not. No interval: too few {words.unit}s, or changed ones, or "
+        f"all changed alike. finds: smallest true gain that 80% of such runs would find{gathered}.",
     )
     for one in found:
         result = one.result
@@ -177,6 +180,8 @@ def finds(one: Compared) -> str:
         return "only if nearly\nall agree"
     if spread != spread:
         return "no gain"
+    if _points(spread) == _points(whole):  # of problems, each of which is a context
+        return _points(spread)
     return f"{_points(spread)} to {_points(whole)}" if whole == whole else f"{_points(spread)} or more"
 
 
@@ -224,46 +229,46 @@ def verdict(found: Sequence[Compared], scores: Sequence[Graded]) -> list[str]:
     """
     controls = {one.versus.base for one in found if one.versus.control}
     main = [one for one in found if not one.versus.control and one.versus.arm not in controls]
-    sentences = [_sentence(one, found) for one in main] or [_alone(by_arm(scores))]
+    words = words_of(scores)
+    sentences = [_sentence(one, found, words) for one in main] or [_alone(by_arm(scores), words)]
     if lost := sum(one.score is None for one in scores):
         sentences.append(f"{lost:,} of {len(scores):,} answers have no score and are in no comparison.")
     return sentences
 
 
-def _alone(arms: dict[str, dict[str, Graded]]) -> str:
+def _alone(arms: dict[str, dict[str, Graded]], words: Words) -> str:
     if len(arms) != 1:
         return "Nothing was compared (lossless arms give one distribution's answers): name a baseline with --against."
     ((arm, tasks),) = arms.items()
     found = rates(list(tasks.values()))
     if not found.scored:
         return f"One arm, nothing to compare: {arm} has no scores."
-    return (
-        f"One arm, nothing to compare: {arm} solves {found.official.text('{:.1%}')} of {found.scored:,} scored tasks."
-    )
+    share = found.official.text("{:.1%}")
+    return f"One arm, nothing to compare: {arm} solves {share} of {found.scored:,} scored {words.tasks}."
 
 
-def _sentence(one: Compared, found: Sequence[Compared]) -> str:
+def _sentence(one: Compared, found: Sequence[Compared], words: Words) -> str:
     result, amount = one.result, f"({_amount(one)})"
     controls = [other for other in found if other.versus.control and other.versus.arm == one.versus.arm]
     better = one.holm <= ALPHA and result.difference.value > 0
     if one.holm <= ALPHA:
         said = f"{'better' if better else 'worse'} {amount}"
     elif not result.fixed and not result.broken:
-        said = "no task differs"
+        said = f"no {words.task} differs"
     else:
-        said = f"no difference found {amount}{_missed(one, len(found))}"
+        said = f"no difference found {amount}{_missed(one, len(found), words)}"
     beside = "".join(map(_beaten if better else _beside, controls))
     if one.versus.blends and not controls:
         beside = "; it has no null control here" + ", so what helps need not be what the readout knows" * better
     return f"{one.versus.arm} against {one.versus.base}: {said}{beside}."
 
 
-def _missed(one: Compared, lines: int) -> str:
+def _missed(one: Compared, lines: int, words: Words) -> str:
     """What may be there although nothing was found."""
     if one.finds is None:
         return ""
     spread, whole, possible = one.finds
-    contexts = counted(one.result.contexts, "context")
+    contexts = words.counted(one.result.contexts)
     if not possible:
         return f"; {contexts} cannot find anything" + f" in {lines} comparisons" * (lines > 1)
     if one.result.contexts < FEWEST:
@@ -271,6 +276,8 @@ def _missed(one: Compared, lines: int) -> str:
     if spread != spread:
         return "; no gain, however large, would be found in 80% of such runs"
     gathered = f"below {_points(whole)}" if whole == whole else "of any size"
+    if words.unit == words.task:
+        return f"; gains below {_points(spread)} points would often be missed"
     where = f"below {_points(spread)} points if spread evenly over tasks, {gathered} if gathered in whole contexts"
     return f"; gains {where}, would often be missed"
 

@@ -24,6 +24,8 @@ class Graded(NamedTuple):
     prompt_tokens: int | None = None
     error_class: str | None = None  # why it failed, one of `grader.ERROR_CLASSES`; None where that is not known
     lm_eval: tuple[int, ...] | None = None  # 1 or 0 by each of lm-evaluation-harness' `FILTERS`; None: not GSM8K
+    grader: str = ""  # its name; empty where another program gave the score, or nobody
+    alone: bool = False  # of no context: `context` is the task itself
 
 
 class ArmFacts(NamedTuple):
@@ -69,6 +71,8 @@ def graded(row: dict[str, Any]) -> Graded:
         length if isinstance(length, int) and length >= 0 else None,
         error if error in ERROR_CLASSES and score.value is not None and score.value < 1.0 else None,
         tuple(int(harness.get(name) == 1) for name in FILTERS) if isinstance(harness, dict) else None,
+        str(record.get("grader") or ""),
+        not context,
     )
 
 

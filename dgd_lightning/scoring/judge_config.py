@@ -92,7 +92,7 @@ class JudgeModel:
             raise InputError(sampling, expected=expected, received=taken, hint="remove them")
         if self.reasoning_effort is not None and (self.local or "reasoning_effort" in self.sampling):
             expected = "null for a local judge" if self.local else f"null, as {sampling} has one"
-            hint = "leave one of the two out"
+            hint = "leave one of the two out (on a command line: null)"
             raise InputError(
                 f"{argument}.reasoning_effort", expected=expected, received=self.reasoning_effort, hint=hint
             )

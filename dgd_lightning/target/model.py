@@ -15,7 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from dgd_lightning.checks import check_choice, check_integer
-from dgd_lightning.errors import InputError
+from dgd_lightning.errors import LEAVE_OUT, InputError
 from dgd_lightning.target.cache import PositionCache
 from dgd_lightning.target.folder import HINT, is_integer
 from dgd_lightning.types import Prefill, TargetStep
@@ -27,7 +27,7 @@ FOLD_ROWS = 256  # up to here g·Q rows of the mask cost less than g copies of t
 
 def check_attention(name: str) -> str:
     """An implementation that takes a mask: the rows of a batch are at different positions."""
-    return check_choice("attn_implementation", name, ATTENTION, hint="leave it unset")
+    return check_choice("attn_implementation", name, ATTENTION, hint=LEAVE_OUT)
 
 
 class Target(nn.Module):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from cli_tools import SHORT, Config, Dgd, TinyPair, predictions, write_jsonl, write_training
 
+from dgd_lightning.callbacks import FitInterrupted
 from dgd_lightning.data.responses import ResponsesData
 from dgd_lightning.draft.checkpoint import load_draft
+from dgd_lightning.modules.draft_training import DraftTraining
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -109,3 +113,50 @@ def test_data_hash_follows_the_file_and_how_it_is_read(tmp_path: Path) -> None:
     assert ResponsesData(str(path), "lab", seed=1).fingerprint() != first
     write_jsonl(path, [{"idx": "2"}])
     assert ResponsesData(str(path), "lab").fingerprint() != first
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("gathered", [1, 2], ids=["each step", "gradients of two batches"])
+def test_an_interrupted_fit_prints_what_continues_it_to_the_same_weights(
+    dgd: Dgd,
+    tiny_pair: TinyPair,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    code: int,
+    gathered: int,
+) -> None:
+    trainer = {"max_steps": 5, "num_sanity_val_steps": 0, "accumulate_grad_batches": gathered}
+    config = write_training(tmp_path, tiny_pair, model={"export_dir": str(tmp_path / "draft")}, trainer=trainer)
+    assert dgd("fit", "--config", config).code == 0
+    whole = load_draft(tmp_path / "draft").state_dict()
+
+    step, given, handlers = DraftTraining.training_step, [], [signal.getsignal(n) for n in (2, 15)]
+
+    def interrupted(self: DraftTraining, batch: object, batch_idx: int) -> object:
+        loss = step(self, batch, batch_idx)
+        if self.global_step == 2 and not given:
+            given.append(number)
+            os.kill(os.getpid(), number)
+        return loss
+
+    monkeypatch.setattr(DraftTraining, "training_step", interrupted)
+    run = dgd("fit", "--config", config, "--model.export_dir", tmp_path / "other")
+    assert run.code == code, run.err
+    assert [signal.getsignal(n) for n in (2, 15)] == handlers
+    assert "ending after this step" in run.err
+    (line,) = (line for line in run.out.splitlines() if line.startswith("continue:"))
+    words = shlex.split(line.partition(":")[2])
+    assert words[:2] == ["dgd", "fit"]
+    saved = torch.load(words[-1], weights_only=False)
+    assert saved["global_step"] == 3  # the step that it came in
+    run = dgd(*words[1:])
+    assert run.code == 0, run.err
+    found = load_draft(tmp_path / "other").state_dict()
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+
+
+def test_a_command_that_has_continued_continues() -> None:
+    callback = FitInterrupted(["fit", "--ckpt_path", "a b.ckpt", "-c", "x.yaml", "--ckpt_path=c.ckpt"])
+    assert callback.command(Path("d e.ckpt")) == "dgd fit -c x.yaml --ckpt_path 'd e.ckpt'"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ def test_from_nothing_to_a_draft(dgd: Dgd, tmp_path: Path, monkeypatch: pytest.M
     run = dgd("fit", "--config", "train/cpu/draft", *LAB, "--data.target", "lab", "--trainer.max_epochs", "1",
               "--model.num_layers", "1", "--data.batch_size", "8", "--model.val_max_new_tokens", "8")  # fmt: skip
     assert run.code == 0, run.err
+    assert re.search(r"^estimate:   \d\.\d GiB, \S+ (s|min) without validation \(\d+ steps of \S+ s\)", run.out, re.M)
     assert load_pair("lab", tmp_path / "drafts/mine", device="cpu").draft is not None
     held = tmp_path / "logs/train-prompts/version_0/predictions.jsonl"
     with held.open("a") as file:  # so few prompts may hold out none

@@ -97,6 +97,28 @@ def test_formula(schedule: Schedule, space: Any) -> None:
     assert len(seen) > 1 or isinstance(schedule, Constant)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+@pytest.mark.parametrize("knobs", [{}, {"candidates": 3}, {"plausibility": 0.1}, {"space": "log_probs"}], ids=str)
+def test_normalised_only_where_that_is_read(
+    schedule: Schedule, knobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, readout, betas = some_logits(8), some_logits(9), [-1.5, 0.0, 1.0]
+    normalised, log_softmax = [], Tensor.log_softmax
+
+    def counted(logits: Tensor, dim: int) -> Tensor:
+        normalised.append(logits)
+        return log_softmax(logits, dim)
+
+    monkeypatch.setattr(Tensor, "log_softmax", counted)
+    guided = mixed(Blend(betas, schedule=schedule, **knobs), target, readout)
+    plain = isinstance(schedule, Constant | WarmUp) and "space" not in knobs and "plausibility" not in knobs
+    assert len(normalised) == (0 if plain else 2)
+    # Bit for bit what a schedule that asks for log-probabilities gives.
+    monkeypatch.setattr(type(schedule), "reads", True)
+    assert torch.equal(guided, mixed(Blend(betas, schedule=schedule, **knobs), target, readout))
+    assert len(normalised) == (2 if plain else 4)
+
+
 @pytest.mark.parametrize("knobs", [{}, {"temperature": 0.7}, {"temperature": 1.3, "top_p": 0.8}])
 def test_log_probs_give_the_law_of_logits(knobs: dict[str, Any]) -> None:
     target, readout = some_logits(3), some_logits(4) + 11.0  # a constant per position changes nothing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -110,3 +111,16 @@ def test_files_are_short_and_none_is_taken_for_a_test() -> None:
     lengths = {module: len(path.read_text().splitlines()) for module, path in MODULES.items()}
     assert {module: lines for module, lines in lengths.items() if lines > LONGEST} == {}
     assert [module for module, path in MODULES.items() if path.name.startswith("test_")] == []
+
+
+def test_what_may_be_left_out_is_null_on_a_command_line() -> None:
+    """No hint says "leave it out" without how that is said there; lm-eval's options are not ours."""
+    bare = re.compile(r"leave (it|one of (them|the two)) out(?! \(on a command line: )")
+    found = [
+        (name, node.value)
+        for name, path in MODULES.items()
+        if not name.endswith(".lm_eval")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and bare.search(node.value)
+    ]
+    assert not found

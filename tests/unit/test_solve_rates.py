@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 
+import pytest
 from rich.console import Console
 
+from dgd_lightning.callbacks.clbench_scorer import log_scores
 from dgd_lightning.decode.readouts.draft import DraftReadout
 from dgd_lightning.decode.readouts.logit_lens import LogitLens
 from dgd_lightning.decode.readouts.matched_entropy import MatchedEntropy
@@ -14,9 +17,13 @@ from dgd_lightning.methods.autoregressive import Autoregressive
 from dgd_lightning.methods.guided import Guided
 from dgd_lightning.modules.arms import Arm, control_of
 from dgd_lightning.report.print_tables import print_tables
-from dgd_lightning.report.solve_rates import comparison_table, rate_table
+from dgd_lightning.report.run_summary import add_solve_rates
+from dgd_lightning.report.runs_page import page
+from dgd_lightning.report.solve_rates import comparison_table, rate_table, score_tables, verdict
+from dgd_lightning.report.words import words_of
 from dgd_lightning.scoring.graded import ArmFacts, Graded, Versus, comparisons
-from dgd_lightning.scoring.summary import compared
+from dgd_lightning.scoring.summary import compared, summary
+from dgd_lightning.types import Summary
 
 GREEDY, WARM = (0.0, None, None), (1.0, None, None)
 
@@ -102,6 +109,55 @@ def test_tables_pair_tasks_and_pass_over_unscored_ones() -> None:
     assert one.holm == one.result.p == 0.5  # two contexts, both better: one coin in two
     text = shown(rate_table(scores), comparison_table(found))
     assert all(number in text for number in ("40.0%", "80.0%", "+50.0"))
+
+
+CLBENCH = ("Solve rate (all rubrics hold; 95% intervals over contexts)", "Solve rate, paired by task", "all tasks")
+
+
+@pytest.mark.parametrize(
+    ("grader", "alone", "rubrics", "words"),
+    [
+        ("rubrics", False, 1, CLBENCH),
+        ("rubrics", True, 1, CLBENCH),
+        ("math", True, 0, ("Accuracy (95% intervals over problems)", "Accuracy, paired by problem", "all problems")),
+        (
+            "code",
+            True,
+            0,
+            ("Accuracy (pass@1; 95% intervals over problems)", "Accuracy, paired by problem", "all problems"),
+        ),
+        ("math", False, 0, ("Accuracy (95% intervals over contexts)", "Accuracy, paired by task", "all tasks")),
+        ("mine", True, 0, ("Solve rate (95% intervals over contexts)", "Solve rate, paired by task", "all tasks")),
+    ],
+)
+def test_every_data_set_has_its_own_words(grader: str, alone: bool, rubrics: int, words: tuple[str, ...]) -> None:
+    scores = [
+        Graded(f"{n}", arm, f"{n}", "", "", float(n % 2 or arm == "guided"), (0, rubrics), None, 5000 * n)
+        for arm in ("plain", "guided")
+        for n in range(8)
+    ]
+    scores = [one._replace(grader=grader, alone=alone) for one in scores]
+    found = compared(scores, [Versus("guided", "plain", False)])
+    tables = score_tables(scores, found)
+    said = [*(str(table.title) for table in tables), *(str(table.caption) for table in tables), *verdict(found, scores)]
+    said += verdict([], [one for one in scores if one.arm == "plain"])
+    said += [str(column.header) for table in tables for column in table.columns]
+    numbers = summary(scores, found)
+    shown = ["plain", "guided"]
+    said.append(page("a", said, numbers, found, tables, shown=shown, words=words_of(scores), note=""))
+    writer = SimpleNamespace(add_scalar=lambda tag, *_: said.append(tag), flush=lambda: None)
+    log_scores(writer, scores, found)
+    add_solve_rates(run := Summary(), scores, found)
+    said += [name for cells in run.cells.values() for name in cells]
+    text = "\n".join(said).replace("all\n", "all ")
+    assert all(word in text for word in words)
+    tag = "accuracy" if words[0].startswith("Accuracy") else "solve_rate"
+    assert {f"guided/{tag}/{words[2]}", f"guided/{tag}_against/plain/value"} <= set(said)
+    assert ("solved" in run.cells["plain"]) == (tag == "solve_rate")
+    if words[2] == "all problems":
+        assert not any(word in text for word in ("Solve rate", "rubric", "context", "tasks"))
+    else:
+        assert "problem" not in text
 
 
 def test_no_difference_is_no_interval() -> None:

@@ -15,7 +15,7 @@ from dgd_lightning.decode.call import Request
 from dgd_lightning.decode.drafter import Blocks, check_block_size, check_draft
 from dgd_lightning.decode.readouts.base import Readout, ReadoutState, TargetOutput
 from dgd_lightning.draft.model import DFlashDraft
-from dgd_lightning.errors import InputError
+from dgd_lightning.errors import LEAVE_OUT, InputError
 from dgd_lightning.pair import Pair
 from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.target.cache import PositionCache
@@ -42,7 +42,7 @@ class DraftReadout(Readout):
 
     def __post_init__(self) -> None:
         check_choice("readout.features", self.features, get_args(Features))
-        check_integer("readout.block_size", self.block_size, least=2, optional=True, hint="leave it out")
+        check_integer("readout.block_size", self.block_size, least=2, optional=True, hint=LEAVE_OUT)
 
     def layers(self, pair: Pair) -> tuple[int, ...]:
         return tuple(_draft(pair).config.target_layer_ids)
