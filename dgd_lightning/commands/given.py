@@ -88,7 +88,7 @@ def _yaml(text: str) -> Any:
     """What a text comes to where it is a list or a mapping; a plain one is what its argument makes of it."""
     with contextlib.suppress(yaml.YAMLError, ValueError):
         found = get_loader("yaml")(text)
-        return text if isinstance(found, str | int | float) else found
+        return text if isinstance(found, str | int | float) or not text.strip() else found
     return text
 
 

@@ -21,6 +21,7 @@ from dgd_lightning.commands import catalogue
 from dgd_lightning.commands.errors import from_parser_message, in_one_line, no_value, unknown_key
 from dgd_lightning.commands.given import Given, class_of, merged
 from dgd_lightning.errors import InputError
+from dgd_lightning.row_files import ENDS, end_of
 from dgd_lightning.target.folder import local_folder
 
 TOP = {  # types of the keys of a configuration
@@ -34,7 +35,6 @@ TOP = {  # types of the keys of a configuration
     "check": "bool",
     "verbose": "bool",
 }
-DATA_FILES = (".txt", ".json", ".jsonl", ".ndjson", ".csv", ".parquet", ".gz")
 HUB_DATA = "HubData"  # its path is an id, which may look like anything
 _SCALAR = re.compile(r"true|false|yes|no|on|off|[-+.\d].*", re.I)
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
@@ -144,7 +144,7 @@ def _value(value: Any, kind: str, path: str, *, append: bool = False) -> Iterato
     elif classes and isinstance(value, dict):
         yield from _arguments(value, classes, path)
     elif classes and not plain and not re.search(r"\b(bool|int|float)\b", kind):
-        kinds, hint = " or ".join(classes), f"see `--{_option(path)}.help`"
+        kinds, hint = " or ".join(dict.fromkeys(classes)), f"see `--{_option(path)}.help`"
         yield Mistake(InputError(path, expected=f"a {kinds}", received=value, hint=hint), False)
     elif not classes or not isinstance(value, str):
         try:
@@ -222,10 +222,12 @@ def _name(name: Any, classes: Sequence[str], path: str) -> Iterator[Mistake]:
         return
     names = {one for kind in classes for one in (*catalogue.below(kind), *catalogue.in_lightning_by(kind))}
     own = [kind for kind in classes if catalogue.ours(kind)]
+    if name in own:
+        return
     if not names and own:  # settings, of which there is one kind
         expected, hint = f"settings of {own[0]}, in a mapping", f"see `--{_option(path)}.help`"
         yield Mistake(InputError(path, expected=expected, received=name, hint=hint), False)
-    elif name not in {*names, *own} and (own or catalogue.ours(name) or not catalogue.in_lightning(name)):
+    elif name not in names and (own or catalogue.ours(name) or not catalogue.in_lightning(name)):
         close = difflib.get_close_matches(name, sorted(names), n=1)
         fitting = ", ".join(sorted(one for one in names if catalogue.ours(one) and catalogue.concrete(one)))
         expected = "another kind of class" if catalogue.ours(name) and not close else expected
@@ -284,7 +286,7 @@ def _check_files(final: Mapping[str, Any]) -> None:
     kind, path = _own(data.get("class_path")), data.get("path")
     taken = (catalogue.parameters(kind) or {}) if kind not in (None, HUB_DATA) else {}
     missing = "path" in taken and isinstance(path, str) and not os.path.exists(path)
-    if missing and (Path(path).suffix.lower() in DATA_FILES or "split" not in taken):  # else perhaps an id of the Hub
+    if missing and (end_of(Path(path)) in ENDS or "split" not in taken):  # else perhaps an id of the Hub
         raise InputError("data.path", expected="an existing file", received=path, hint="check the path")
     for part in ("target", "draft"):
         if _own(model.get("class_path")) and isinstance(source := model.get(part), str):
@@ -307,7 +309,7 @@ def _kinds(class_path: Any) -> list[str]:
 
 def check_checkpoint(path: Any) -> None:
     """Refuses a ``--ckpt_path`` that is not there; ``best`` and ``last`` never are in this run's new folder."""
-    if path is not None and str(path) != "hpc" and "://" not in str(path) and not Path(path).exists():
+    if path is not None and str(path) != "hpc" and "://" not in str(path) and not Path(str(path)).exists():
         raise InputError(
             "ckpt_path",
             expected="an existing checkpoint",

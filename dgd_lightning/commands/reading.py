@@ -53,16 +53,23 @@ def _same(one: str | None, other: str) -> bool:
 
 
 def refuse_repeated_keys(text: str) -> None:
-    """Raises YAMLError where a mapping has a key twice, or the text is no YAML."""
-    waiting = [yaml.compose(text, Loader=yaml.SafeLoader)]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, yaml.MappingNode):
-            known = set()
-            for key, value in node.value:
-                if isinstance(key, yaml.ScalarNode) and key.value in known:
-                    raise yaml.constructor.ConstructorError(None, None, f"found {key.value!r} twice", key.start_mark)
-                known.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
-                waiting += [key, value]
-        elif isinstance(node, yaml.SequenceNode):
-            waiting += node.value
+    """Raises YAMLError where a mapping has a key twice, or holds itself, or the text is no YAML."""
+    known: set[int] = set()
+
+    def look(node: yaml.Node | None, around: frozenset[int]) -> None:
+        if not isinstance(node, yaml.CollectionNode):
+            return
+        if id(node) in around:
+            raise yaml.constructor.ConstructorError(None, None, "found a value that holds itself", node.start_mark)
+        if id(node) in known:
+            return
+        known.add(id(node))
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        keys = [key for key, _ in pairs if isinstance(key, yaml.ScalarNode)]
+        for place, key in enumerate(keys):
+            if (key.tag, key.value) in [(one.tag, one.value) for one in keys[:place]]:
+                raise yaml.constructor.ConstructorError(None, None, f"found {key.value!r} twice", key.start_mark)
+        for one in [part for pair in pairs for part in pair] or node.value:
+            look(one, around | {id(node)})
+
+    look(yaml.compose(text, Loader=yaml.SafeLoader), frozenset())

@@ -112,7 +112,10 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.inner(x))
+
+    def inner(self, x: Tensor) -> Tensor:
+        return F.silu(self.gate_proj(x)) * self.up_proj(x)
 
 
 class Layer(nn.Module):
@@ -183,7 +186,7 @@ class DFlashDraft(nn.Module):
         self.gradient_checkpointing = False  # set True to recompute layers in the backward of `multi_anchor`
 
     @property
-    def _stack(self) -> Iterable[Layer]:
+    def stack(self) -> Iterable[Layer]:
         return cast(Iterable[Layer], self.layers)
 
     @property
@@ -212,7 +215,7 @@ class DFlashDraft(nn.Module):
         context = self.context(features)
         rotary = self.rotary(positions, context.dtype)
         cache.at(positions, slots=slots)
-        for layer, slot in zip(self._stack, cache.buffers, strict=True):
+        for layer, slot in zip(self.stack, cache.buffers, strict=True):
             slot.write(*layer.self_attn.keys_values(context, rotary))
 
     @torch.no_grad()
@@ -254,7 +257,7 @@ class DFlashDraft(nn.Module):
         else:
             cache.read(longest_anchor)
             mask = multi_anchor_mask(anchors, cache.max_length, size, context_positions=cache.key_positions)
-        for number, (layer, kept) in enumerate(zip(self._stack, cache.buffers, strict=True), 1):
+        for number, (layer, kept) in enumerate(zip(self.stack, cache.buffers, strict=True), 1):
             x = layer.input_layernorm(hidden)
             keys, values = layer.self_attn.keys_values(x, rotary)
             if in_place:
@@ -313,7 +316,7 @@ class DFlashDraft(nn.Module):
         rotary = self.rotary(block_positions(anchors, size), hidden.dtype)
         context_rotary = self._context_rotary(length, first, hidden.dtype)
         again = self.gradient_checkpointing and torch.is_grad_enabled()
-        for i, layer in enumerate(self._stack):
+        for i, layer in enumerate(self.stack):
             seen = context if isinstance(context, Tensor) else context[i]
             given = (hidden, seen, rotary, context_rotary, mix, again)
             hidden = checkpoint(layer.over, *given, use_reentrant=False) if again else layer.over(*given)
@@ -322,7 +325,7 @@ class DFlashDraft(nn.Module):
     def context_keys_values(self, context: Tensor, first: int = 0) -> list[KeysValues]:
         """Keys (rotated) and values of :meth:`context` [B, S, H] at positions from ``first`` on, per layer."""
         rotary = self._context_rotary(context.shape[1], first, context.dtype)
-        return [layer.self_attn.keys_values(context, rotary) for layer in self._stack]
+        return [layer.self_attn.keys_values(context, rotary) for layer in self.stack]
 
     def _context_rotary(self, length: int, first: int, dtype: torch.dtype) -> CosSin:
         return self.rotary(torch.arange(first, first + length, device=self.device)[None], dtype)

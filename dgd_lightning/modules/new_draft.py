@@ -16,7 +16,6 @@ from dgd_lightning.target.model import Target
 
 Start = Literal["random", "target"]
 RESERVED = re.compile(r"reserved|unused", re.I)  # in a token's name: Llama's and Gemma's have no other use
-FIRST_SPREAD = 1.0  # standard deviation of a new draft's logits: a loss of about ln V + ½; smaller ones learn slowly
 
 
 @torch.no_grad()
@@ -24,7 +23,8 @@ def new_draft(target: Target, config: DraftConfig, start: Start, seed: int) -> D
     """A draft in fp32 on the target's device, with Qwen3's random weights or, as far as they fit, the target's.
 
     From the ``target`` come its last layers, its final norm, and a projection of the context that hands on the deepest
-    tapped layer behind the norm that such states are read by. The last norm is scaled by :func:`first_scale`.
+    tapped layer behind the norm that such states are read by. Of a random draft the first loss is about ln V: see
+    :func:`_forget` and :func:`_first_scale`.
     """
     draft = DFlashDraft(config)
     generator = torch.Generator().manual_seed(seed)
@@ -33,6 +33,7 @@ def new_draft(target: Target, config: DraftConfig, start: Start, seed: int) -> D
             nn.init.normal_(module.weight, std=0.02, generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    draft.to(target.device)
     if start == "target":
         decoder = target.model.get_decoder()
         last = list(decoder.layers)[target.num_layers - config.num_layers : target.num_layers]
@@ -45,19 +46,33 @@ def new_draft(target: Target, config: DraftConfig, start: Start, seed: int) -> D
         nn.init.eye_(draft.fc.weight.unflatten(1, (-1, config.hidden_size))[:, deepest])
         draft.hidden_norm.weight.copy_(last[0].input_layernorm.weight)
         draft.norm.weight.copy_(decoder.norm.weight)
-    draft.norm.weight.mul_(first_scale(target, config.mask_token_id, draft.norm.weight))
-    return draft.to(target.device, torch.float32)
+    else:
+        mask = torch.tensor(config.mask_token_id, device=target.device)
+        _forget(draft, target.embed(mask).to(torch.float32))
+    draft.norm.weight.mul_(_first_scale(target, draft.norm.weight))
+    return draft
 
 
-def first_scale(target: Target, mask_token_id: int, norm: Tensor) -> float:
-    """Factor on the weights [H] of the last norm by which logits begin with at most the deviation :data:`FIRST_SPREAD`.
+def _forget(draft: DFlashDraft, mask: Tensor) -> None:
+    """Let the first layer's MLP take the mask token's own embedding [H] away again.
 
-    What new layers add is small, so the head sees the mask token's own embedding: with weights of one it would be sure
-    of that token, at a loss of 46 for SmolLM2 where ln V is 10.8.
+    The head would see little else, and be sure of that token: a first loss of 46 for SmolLM2 where ln V is 10.8. The
+    MLP's output is less the embedding where its input is the mask token alone: nearly so, while attention gives little.
     """
-    state = wide(target.embed(torch.tensor([mask_token_id], device=target.device)))  # [1, H]
-    state = state * state.square().mean().clamp_min(1e-12).rsqrt() * norm.to(state.device)
-    return min(1.0, FIRST_SPREAD / max(1e-6, float(wide(target.lm_head(state.to(target.dtype))).std())))
+    for layer in draft.stack:
+        layer.self_attn.o_proj.weight.mul_(0.25)
+    first = next(iter(draft.stack))
+    inner = first.mlp.inner(first.post_attention_layernorm(mask))
+    first.mlp.down_proj.weight.sub_(torch.outer(mask, inner) / inner.square().sum().clamp_min(1e-12))
+
+
+def _first_scale(target: Target, norm: Tensor) -> float:
+    """Factor on the last norm's weights [H], at most 1, by which logits of a random state deviate by 1 at most.
+
+    Not less: a norm of a tenth makes logits that stay small for hundreds of steps.
+    """
+    spread = wide(target.model.get_output_embeddings().weight.var(0)).to(norm.device)  # [H]
+    return min(1.0, float((spread * norm.square()).sum().rsqrt()))
 
 
 def unused_row(target: Target, tokenizer: Any | None, data: Iterable[Iterable[Tensor]]) -> tuple[int, str]:

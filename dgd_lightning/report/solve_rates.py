@@ -180,6 +180,8 @@ def finds(one: Compared) -> str:
         return "only if nearly\nall agree"
     if spread != spread:
         return "no gain"
+    if _points(spread) == _points(whole):  # of problems, each of which is a context
+        return _points(spread)
     return f"{_points(spread)} to {_points(whole)}" if whole == whole else f"{_points(spread)} or more"
 
 
@@ -266,7 +268,7 @@ def _missed(one: Compared, lines: int, words: Words) -> str:
     if one.finds is None:
         return ""
     spread, whole, possible = one.finds
-    contexts = words.count(one.result.contexts)
+    contexts = words.counted(one.result.contexts)
     if not possible:
         return f"; {contexts} cannot find anything" + f" in {lines} comparisons" * (lines > 1)
     if one.result.contexts < FEWEST:

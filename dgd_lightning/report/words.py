@@ -40,7 +40,7 @@ class Words(NamedTuple):
         """In the table of a run."""
         return "solved" if self.measure == "Solve rate" else self.measure.lower()
 
-    def count(self, number: int) -> str:
+    def counted(self, number: int) -> str:
         """``8 contexts``."""
         return counted(number, self.unit)
 

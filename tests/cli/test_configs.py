@@ -9,7 +9,9 @@ import yaml
 from cli_tools import Dgd
 from fork_server import launched
 
+from dgd_lightning.commands.given import given
 from dgd_lightning.commands.lightning import ProjectCLI, import_plugins
+from dgd_lightning.commands.mistakes import check_given
 from dgd_lightning.commands.sweep import parse_options as parse_sweep
 from dgd_lightning.commands.sweep import read_setting
 from dgd_lightning.commands.trials import trial_command
@@ -50,9 +52,11 @@ def test_config_parses(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ParseOnly([subcommand, "--config", str(path)])
 
 
-def test_what_the_tests_remember_of_parsing_is_what_is_parsed(dgd: Dgd) -> None:
+def test_what_the_tests_remember_of_parsing_is_what_is_parsed(dgd: Dgd, tmp_path: Path) -> None:
     """Twice with their shortcut, once without, as a user's run parses."""
     command = ["predict", "--config", str(CONFIGS / "quickstart.yaml"), "--print_config"]
     whole = launched(*command).stdout
     assert "class_path: dgd_lightning.modules.decoding.Decoding" in whole
     assert [dgd(*command).out for _ in range(2)] == [whole] * 2
+    (tmp_path / "saved.yaml").write_text(whole)  # as a run folder has it: nothing in it is taken for a mistake
+    check_given("predict", given(["predict", "--config", str(tmp_path / "saved.yaml")]))

@@ -103,6 +103,8 @@ MISTAKES = {
     "--config {name: a, name: b}": "--config: correct line 1, or the one before it",
     "--config {data: {class_path: LabContexts, init_args: {limit: 1, limit: 2}}}":
         "--config: correct line 1, or the one before it",
+    "--config &a {model: *a}": "--config: correct line 1, or the one before it",
+    "--config {ckpt_path: [x]}": "ckpt_path: give the path of one, such as logs/NAME/version_N/checkpoints/last.ckpt",
     "--config [1, 2]": "--config: see `dgd configs`",
     "--config": "--config: write --config VALUE",
     "--config=": "--config: write --config VALUE",
@@ -134,6 +136,7 @@ MISTAKES = {
         "model.arms[a].method.block_size: use e.g. 2",
     "--data.limit x": "data.limit: correct the value",
     "--data.limit -1": "data.limit: use e.g. 1",
+    "--data.limit=": "data.limit: correct the value",
     "--data.limit 1.5": "data.limit: correct the value",
     "--data.families tariff": "data.families: correct the value",
     "--model.stop_token_ids+ x": "model.stop_token_ids: correct the value",
@@ -222,6 +225,7 @@ def test_a_configuration_without_a_model_is_told(tmp_path: Path) -> None:
         "--model.arms.temperature 1.0 --model.arms+ {name: x, method: Speculative} --model.arms.name y",
         "--config {data: {class_path: LabContexts, init_args: {limit: '3', families+: [ledger]}}}",
         "--data PromptsData --data.path /dev/null --data.template {question} --data.system [a] --data.field {a: 1}",
+        "--config {model: {class_path: Decoding, init_args: {ttt: {class_path: TTTConfig, init_args: {steps: 3}}}}}",
         "--data.limit -1 --data.limit 2",  # the last one counts
         "--data.limit null --trainer.logger false --trainer.max_epochs -1 --logs_dir - a",
         "--trainer.logger CSVLogger --trainer.logger.save_dir x --trainer.callbacks.output_dir x",

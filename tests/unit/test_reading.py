@@ -18,6 +18,7 @@ from pydoc import locate
 from typing import Any, NoReturn
 
 import pytest
+import quick_parser
 import yaml
 from jsonargparse import ArgumentParser
 
@@ -37,6 +38,13 @@ class Built(Exception):
 class BuildOnly(ProjectCLI):
     def parse_arguments(self, parser: Any, args: Any) -> NoReturn:
         raise Built(parser)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patches:
+        quick_parser.patch(patches)
+        yield
 
 
 @cache
