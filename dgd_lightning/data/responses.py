@@ -217,7 +217,8 @@ class ResponsesData(LicensedData):
         known: set[str] = set()  # arms of the rows
         too_long = 0
         for row in read_rows(self.path):
-            idx, arm = str(row.value.get("idx", row.number)), None
+            idx = str(row.value.get("idx", row.number))
+            arm: str | None = None
             if self.arms is not None:
                 arm = row.value["dgd"].get("arm") if isinstance(row.value.get("dgd"), dict) else None
                 known.add(str(arm))

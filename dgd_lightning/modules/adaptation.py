@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +53,7 @@ class ContextAdapter:
     folder: Path | None  # where adapters are saved, a folder per context; None saves none
     enable_thinking: bool = False
     last: tuple[str, Adapted] | None = None
+    kept: dict[str, Adapted] = field(default_factory=dict)  # by context, of fits that were needed before its turn
 
     def __call__(
         self,
@@ -62,6 +63,8 @@ class ContextAdapter:
         prefixes: PrefixStore | None = None,  # is given what the target read of the context, where it wants it
     ) -> Adapted:
         """The adapter of a context; what goes wrong with this context alone is recorded, and the run goes on."""
+        if context_id in self.kept:
+            return self.kept[context_id]
         if self.last is None or self.last[0] != context_id:
             self.last = (context_id, self._adapt(context_id, prompts(), on_progress, prefixes))
         return self.last[1]

@@ -25,6 +25,7 @@ from dgd_lightning.modules.arms import (
     pinned_models,
 )
 from dgd_lightning.modules.group_decoder import GroupDecoder, GroupSettings, TooLong
+from dgd_lightning.modules.matching import MatchControls, in_words, matched_controls, scaled_arms, scaled_methods
 from dgd_lightning.modules.pair_source import PairSource, check_rows_run
 from dgd_lightning.modules.prompts import PrefixStore, Prompts
 from dgd_lightning.modules.rows import DivergenceSettings
@@ -65,6 +66,8 @@ class Decoding(LightningModule):
             adaptation and ``divergence`` read whole prompts as before.
         divergence: record at every token how target and readout differ and what guidance changed, ``dgd.divergence`` of
             the rows; None records nothing.
+        match_controls: find the scale at which each null control is as strong as what it controls, before anything is
+            decoded, and keep it in the run folder; None takes controls as they are. See `MatchControls`.
         pair: see `PairSource`.
     """
 
@@ -88,6 +91,7 @@ class Decoding(LightningModule):
         join_arms: bool = False,
         divergence: DivergenceSettings | None = None,
         reuse_prefix: bool = True,
+        match_controls: MatchControls | None = None,
         **pair: Any,
     ) -> None:
         super().__init__()
@@ -104,6 +108,7 @@ class Decoding(LightningModule):
         self.adapters = None if adapters is None else Path(adapters).expanduser()
         if self.adapters is not None:
             adapters_root(self.adapters)
+        self.match_controls = match_controls
         self.done: set[tuple[str, str]] = set()  # (idx, arm) of rows that a resumed run has already
         self.tasks_together: dict[str, int] = {}  # by idx, of rows that were decoded in smaller groups
         self.summary = Summary()
@@ -129,6 +134,7 @@ class Decoding(LightningModule):
             "group_settings": asdict(self.settings),
             "ttt": self.ttt and self.ttt.fingerprint(),
             **({} if self.adapters is None else {"adapters": self._saved()}),
+            **({} if self.match_controls is None else {"match_controls": self.match_controls.fingerprint()}),
         }
 
     def _saved(self) -> dict[str, str]:
@@ -173,16 +179,20 @@ class Decoding(LightningModule):
             layers.append(pair.target.num_layers - 1)  # whose states are the labels
         prefixes = PrefixStore(pair, prompts, contexts if self.reuse_prefix else {}, tuple(dict.fromkeys(layers)))
         rank = f"rank {self.global_rank}: " if self.trainer.world_size > 1 else ""
+        adapt = context_adapter(self, pair) if self.adapters is None else SavedAdapters(self.adapters, contexts, pair)
+        matched = {} if self.match_controls is None else matched_controls(self, pair, methods, prompts, adapt)
         self.decoder = GroupDecoder(  # a plain attribute: Lightning neither moves nor saves the pair
             pair,
-            self.arms,
-            methods,
+            scaled_arms(self.arms, matched),
+            scaled_methods(methods, matched),
             prompts,
             prefixes,
             self.settings,
-            context_adapter(self, pair) if self.adapters is None else SavedAdapters(self.adapters, contexts, pair),
+            adapt,
             on_note=lambda text: print(rank + text, flush=True),
+            matched=matched,
         )
+        self.summary.sentences += in_words(matched)
 
     def _contexts(self) -> dict[str, list[Task]]:
         """The tasks of every context, where something is asked of contexts."""

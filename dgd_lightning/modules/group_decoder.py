@@ -1,8 +1,8 @@
 """`GroupDecoder`: decodes one group of tasks with every arm, and makes its rows. It knows nothing of Lightning."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -55,6 +55,7 @@ class GroupDecoder:
     on_note: Callable[[str], None]  # called with what a user should know
     on_progress: Callable[[str, Progress], None] | None = None
     on_adapt: OnAdapt | None = None
+    matched: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # what is known of null controls, by arm
 
     def __post_init__(self) -> None:
         self.together = joined(self.arms, self.settings.join_arms)
@@ -169,6 +170,10 @@ class GroupDecoder:
                         control_of=self.control_of.get(arm.name),
                         tasks_together=tasks_together,
                     )
+                    if arm.name in self.matched:
+                        row["dgd"]["matched"] = {
+                            name: value for name, value in self.matched[arm.name].items() if name != "settings"
+                        }
                     self._compare(row["dgd"], arm, method, task, adapter)
                     rows.append(row)
         return rows

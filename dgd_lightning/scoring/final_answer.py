@@ -13,6 +13,7 @@ from dgd_lightning.scoring.numerals import LETTERS, numerals, plain_digits
 
 Kind = Literal["number", "formula", "words"]
 BOXED = re.compile(r"\\(?:boxed|fbox|framebox)\s{0,3}(?:\{|(?P<bare>[^\s{$]+))")
+CUT = re.compile(r"\\boxed\s?\{(?![\s}])([^\n$]{1,200})\$?[.\s]*\Z")  # no brace closes it
 INLINE = re.compile(
     r"\$\$(.{1,1000}?)\$\$|(?<!\\)\$(.{1,1000}?)(?<!\\)\$|\\\((.{1,1000}?)\\\)|\\\[(.{1,1000}?)\\\]", re.S
 )
@@ -30,7 +31,8 @@ SPACED = (  # "answer" in languages of MGSM and others
 OTHER = r"答案|答え|答|정답|답|الجواب|الإجابة|תשובה|उत्तर|উত্তর|సమాధానం|คำตอบ"
 VERBS = r"\b(?:is|are|was|be|equals|ist|lautet|es|est|é|è|adalah|là|ni)\b|[是为為は은는]|هو|هي|হল|হলো|คือ"
 SAID = re.compile(
-    rf"(?<![{LETTERS}])(?:(?:{SPACED}|{OTHER})(?:[^\n.!?。:：=—→]{{0,60}}?(?:{VERBS}|(?P<mark>[:：=—→]))"
+    rf"(?<![{LETTERS}])(?<!</)(?:(?:{SPACED}|{OTHER})"
+    rf"(?:[^\n.!?。:：=—→]{{0,60}}?(?:{VERBS}|(?P<mark>[:：=—→]|(?<=<answer)>))"
     rf"|(?P<heading>[*_ \t]{{0,4}}\n))|(?:{OTHER})(?=\s?[-$]?\d))"
     r"(?![\s*]{0,5}not?\b)[\s*:：]{0,12}(?=(?P<found>[^\n]{1,1000}))",  # ahead: the same line may say another later
     re.I,
@@ -38,7 +40,7 @@ SAID = re.compile(
 # Languages that part thousands by full stops; a comma before three digits parts them too, as in Mexico.
 STOPS = re.compile(r"\b(?:antwort|antwoord|respuesta|resposta|risposta|svaret|cevap|jawaban\w*|đáp án)\b", re.I)
 STOPPED = re.compile(r"(?<![\d.,])([1-9]\d{0,2})\.(?=\d{3}(?!\d|\.\d))")
-SENTENCE = re.compile(r"(?<!\\)[.!?](?=\s|\*|\Z)|[。！？।؟]")
+SENTENCE = re.compile(r"(?<!\\)[.!?](?=\s|\*|\Z)|[。！？।؟]|</answer", re.I)
 CLAUSE = re.compile(
     r"(?:,\s+(?!and\b|or\b)|;\s+|\s\()(?=[^\W\d_]{2,})|\s(?:because|since|as|which|where|when|by|if|after)\s", re.I
 )
@@ -50,7 +52,7 @@ AT_ONCE = re.compile(  # not so where an answer begins with its work: "Answer: J
     r"\W*(?:(?:about|approximately|exactly|roughly|[a-z]{1,3})\b\W*)?(?:\d|(?<=\\)[a-z])", re.I
 )
 WORK = re.compile(  # what makes a number part of an operation, or one of two
-    r"\s?(?:[-+*/×·÷^x]\s?\(?-?\d|\\[a-zA-Z]{2}|(?:or|to)\s\$?\d)"
+    r"\s?(?:[-+*/×·÷^x]\s?\(?-?\d|\\[a-zA-Z]{2}|(?:(?:[a-z]+\s)?and|or|to)\s\$?\d)"
 )
 COMMAND = re.compile(r"\\[a-zA-Z]{2}")
 THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|,\\!|\\[,!; ]|~)\s?(?=\d{3}(?!\d))")  # as LaTeX parts them
@@ -81,10 +83,12 @@ class Part(NamedTuple):
 def final_answer(text: str, kind: Kind) -> Found | None:
     r"""The final result, behind the last ``</think>``: the first of these that is there, each time the last one.
 
-    1. ``\boxed{…}`` (or ``\fbox``), braces balanced; an empty one does not count. Several are one result where no more
-       than a comma, "and", "or" and perhaps ``x =`` stands between them;
+    1. ``\boxed{…}`` (or ``\fbox``), braces balanced; an empty one does not count, one that is cut off by the
+       text's end only where there is no other. Several are one result where no more than a comma, "and", "or" and
+       perhaps ``x =`` stands between them;
     2. ``####`` before a number or a formula; before words, or a heading's number, it is a heading of Markdown;
-    3. what "the answer is", in one of some twenty languages, says in its sentence, where that is a result;
+    3. what "the answer is", in one of some twenty languages, or ``<answer>`` says in its sentence, where that is a
+       result;
     4. "words": the last bold text; "words" and "formula": the last formula (``$…$``, ``\(…\)``, ``\[…\]``), those
        joined to it as boxes are;
     5. "number" and "formula": the last number, or the last bold one of its line; "words" and "formula": the last line.
@@ -109,7 +113,8 @@ def final_answer(text: str, kind: Kind) -> Found | None:
 def _stated(text: str, kind: Kind) -> Found | None:
     """What the text marks as its result."""
     boxes = [_box(text, box) for box in [*BOXED.finditer(text)][-LAST:]]
-    if boxes := [box for box in boxes if box.text.strip()]:
+    boxes = [box for box in boxes if box.text.strip()]
+    if boxes := boxes or [Part(*cut.span(), cut[1]) for cut in CUT.finditer(text)]:
         if kind == "number":
             return _found(_number(boxes[-1].text) or boxes[-1].text, "boxed")
         return _found(_joined(text, boxes, last=True), "boxed")

@@ -32,7 +32,7 @@ PATIENCE = 20
 START_SECONDS = 120.0  # to import sympy on a busy machine
 LIVES = 3  # workers that are tried for one comparison while somebody kills them
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}  # what an input may do to it
-RULES = 3  # of what is no score and what is 0: other rules, another number, and answers are graded anew
+RULES = 4  # of what is no score and what is 0: other rules, another number, and answers are graded anew
 
 
 class WorkerError(RuntimeError):

@@ -8,11 +8,11 @@ from typing import NamedTuple
 LETTERS = "A-Za-zÀ-ɏͰ-ӿ_"  # of scripts that put spaces between words: x2 and H2O hold no number, 共12個 does
 SPACES = "\u00a0\u2009\u202f "
 NUMERAL = re.compile(
-    rf"(?<![{LETTERS}\d])(?<!\d[.,])(?P<sign>-?)"
+    rf"(?<![{LETTERS}\d])(?<!\d[.,:])(?P<sign>-?)"
     rf"(?:(?P<ones>\d+) (?=\d+/\d))?"
     rf"(?P<body>\d{{1,3}}(?:(?P<mark>[,.'’{SPACES}])\d{{3}}(?:(?P=mark)\d{{3}})*)(?!\d)(?:[.,]\d+)?"
     r"|\d{1,2}(?:,\d\d)+,\d{3}(?:\.\d+)?|\d+(?:[.,]\d+)?|\.\d+)"
-    r"(?:\s?/\s?(?P<below>0*[1-9]\d*))?(?!\d|[.,/]\d|(?:st|nd|rd|th)\b)"
+    r"(?:\s?/\s?(?P<below>0*[1-9]\d*))?(?!\d|[.,/:]\d|(?:st|nd|rd|th)\b)"
     r"(?:\s?(?P<times>thousand|million|billion|lakh|crore|k|[万萬만亿億억])(?![A-Za-z]))?",
     re.I,
 )
@@ -47,7 +47,8 @@ def ascii_signs(text: str) -> str:
 
 
 def plain_digits(text: str) -> str:
-    """That, without currency, and minus as a sign."""
+    """That, without currency and full hours' minutes, and minus as a sign."""
+    text = re.sub(r"(?<=\d):00(?![\d:])", "", text)
     text = re.sub(r"(?:(?<![A-Za-z])[A-Z]{1,3})?\\?\$\s?(?=[-\d.])|\\?\$", "", ascii_signs(text))
     text = re.sub(r"(?<![A-Za-z])(?:[A-Z]{2,3}|Rs\.?) ?(?=\d)", "", text)  # USD12, Rs. 12
     return re.sub(r"\b(?:minus|negative) (?=\d)", "-", text, flags=re.I)

@@ -17,7 +17,8 @@ from dgd_lightning.scoring.numerals import numerals, plain_digits
     [
         (r"\boxed{1} no, \boxed{\frac{1}{\sqrt{2}}}", "formula", r"\frac{1}{\sqrt{2}}", "boxed"),
         (r"\boxed{5} and then \boxed{}", "formula", "5", "boxed"),  # an empty one does not count
-        (r"\boxed{5} and then \boxed{6", "formula", "5", "boxed"),  # nor one that is cut off
+        (r"\boxed{5} and then \boxed{6", "formula", "5", "boxed"),  # nor one that is cut off,
+        (r"So $\boxed{\frac{1}{2}$.", "formula", r"\frac{1}{2}", "boxed"),  # if there is another
         (r"\boxed 7", "formula", "7", "boxed"),
         (r"\framebox {7}", "formula", "7", "boxed"),
         (r"\boxed{\{1, 2\}}", "formula", r"\{1, 2\}", "boxed"),
@@ -35,6 +36,9 @@ from dgd_lightning.scoring.numerals import numerals, plain_digits
         ("The answer is 12, as shown above.", "formula", "12", "said"),
         ("The answer is 12. No, that is wrong: the answer is 13.", "number", "13", "said"),  # on one line
         ("The answer is 12 or 13.", "number", "12 or 13", "said"),  # neither: it is not known which
+        ("It is between 12 and 15. The answer is 12 and 15.", "number", "12 and 15", "said"),
+        ("The answer is 2 hours and 40 minutes.", "number", "2 hours and 40 minutes", "said"),
+        ("<answer>\n$12$\n</answer> That took $3$ steps.", "formula", "12", "said"),
         ("The answer is 3/4, which is 0.75.", "formula", "3/4", "said"),
         ("The answer is (3, 4). That took $2$ steps.", "formula", "(3, 4)", "said"),
         ("The answer is $x = 2$ or $x = 3$, as $x > 0$.", "formula", "x = 2, x = 3", "said"),
@@ -106,6 +110,9 @@ TWELVE = [
     r"\boxed{\text{12 apples}} in 3 boxes",
     r"\boxed{3 \times 4 = 12}",
     "#### 12\n\nQuestion: How many more?\nAnswer: 5\n#### 5",
+    "<answer>12</answer> That took 3 steps.",
+    r"So it is \boxed{12",
+    "At 12:00 PM",
     "12<|im_end|>\n<|im_start|>user\n7",
 ]
 OTHERS = [
@@ -150,7 +157,7 @@ def test_other_numbers(answer: str) -> None:
         ("½, 2½, 2 1/2, 3/4", "1/2 5/2 5/2 3/4"),
         ("70 thousand, 1.5 million, 7万", "70000 1500000 70000"),
         ("10-3 and -3 and -$3 and $-3", "10 3 -3 -3 -3"),
-        ("x2, H2O, 3rd, 1,2,3", ""),
+        ("x2, H2O, 3rd, 1,2,3, 3:30", ""),
         ("step 3: 12", "12"),
         ("step 3", "3"),
     ],
@@ -203,7 +210,7 @@ def test_plain_numbers(text: str, expected: Fraction | None) -> None:
 PIECES = r"answer is |answer is \n|$|\(|\boxed{|\boxed{1} or |1,|-|#### |1|\text{| *|-$|1 000 |½|答案|**1** ".split("|")
 
 
-@pytest.mark.parametrize("piece", [*PIECES, "\n"])
+@pytest.mark.parametrize("piece", [*PIECES, "\n", "<answer>"])
 def test_long_answers_take_no_time(piece: str) -> None:
     begin = time.process_time()
     for kind in ("number", "formula", "words"):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from dgd_lightning.decode.call import Request
+from dgd_lightning.distributions import wide
 from dgd_lightning.errors import InputError
 from dgd_lightning.pair import Pair
 from dgd_lightning.target.cache import PositionCache
@@ -102,6 +103,27 @@ class WrappedState(ReadoutState):
 
     def select(self, rows: Tensor) -> None:
         self.inner.select(rows)
+
+
+class ScaledState(WrappedState):
+    """A null control whose difference from the target is ``scale`` times as large."""
+
+    def __init__(self, inner: ReadoutState, scale: float) -> None:
+        super().__init__(inner)
+        self.scale = scale
+
+    def logits(self, out: TargetOutput) -> Tensor:
+        return scaled_logits(wide(out.logits), wide(self.inner.logits(out)), self.scale)
+
+
+def scaled_logits(target: Tensor, readout: Tensor, scale: float) -> Tensor:
+    """A readout's logits [.., V] whose difference from the target's is ``scale`` times as large."""
+    return target + scale * (readout - target)
+
+
+def scaled(state: ReadoutState, scale: float) -> ReadoutState:
+    """The state at a scale; at 1 as it is, bit for bit."""
+    return state if scale == 1 else ScaledState(state, scale)
 
 
 def split_taps(features: Tensor | None, layer_ids: Sequence[int]) -> dict[int, Tensor]:

@@ -10,10 +10,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from dgd_lightning.checks import check_choice, check_integer
+from dgd_lightning.checks import check_choice, check_integer, check_number
 from dgd_lightning.decode.call import Request
 from dgd_lightning.decode.drafter import Blocks, check_block_size, check_draft
-from dgd_lightning.decode.readouts.base import Readout, ReadoutState, TargetOutput
+from dgd_lightning.decode.readouts.base import Readout, ReadoutState, TargetOutput, scaled
 from dgd_lightning.draft.model import DFlashDraft
 from dgd_lightning.errors import LEAVE_OUT, InputError
 from dgd_lightning.pair import Pair
@@ -32,16 +32,24 @@ class DraftReadout(Readout):
         features: what the draft is fed with: ``own``, or for null controls the prompt's features in a random order
             (``shuffled``), or random vectors, each layer's with the norm of the true one (``random``).
         seed: of the controls.
+        scale: of the controls, factor on their difference from the target; ``model.match_controls`` finds the one with
+            the effect of the draft's own features.
     """
 
     block_size: int | None = None
     features: Features = "own"
     seed: int = 0
+    scale: float = 1.0
 
     needs_draft = True
 
     def __post_init__(self) -> None:
         check_choice("readout.features", self.features, get_args(Features))
+        check_number("readout.scale", self.scale, above=0)
+        if self.features == "own" and self.scale != 1:
+            raise InputError(
+                "readout.scale", expected="1 with features own", received=self.scale, hint="set beta for its strength"
+            )
         check_integer("readout.block_size", self.block_size, least=2, optional=True, hint=LEAVE_OUT)
 
     def layers(self, pair: Pair) -> tuple[int, ...]:
@@ -51,7 +59,7 @@ class DraftReadout(Readout):
         return None if self.features == "own" else DraftReadout(self.block_size)
 
     def begin(self, pair: Pair, request: Request, width: int) -> ReadoutState:
-        return DraftState(pair, request, width, self)
+        return scaled(DraftState(pair, request, width, self), self.scale)
 
 
 class DraftState(ReadoutState):

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dgd_lightning.checks import check_number
 from dgd_lightning.decode.call import Request
-from dgd_lightning.decode.readouts.base import ReadoutState, TargetOutput, WrappedState
+from dgd_lightning.decode.readouts.base import ReadoutState, TargetOutput, WrappedState, scaled
 from dgd_lightning.decode.readouts.draft import Imitation
 from dgd_lightning.distributions import real_dtype, wide
 from dgd_lightning.pair import Pair
@@ -37,12 +38,18 @@ class Noise(Imitation):
     Args:
         like: the readout whose size it has.
         seed: of the noise, together with the prompt, the position and the token: batch, rank and device change nothing.
+        scale: factor on the size; ``model.match_controls`` finds the one that has the other readout's effect.
     """
 
     seed: int = 0
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("readout.scale", self.scale, above=0)
 
     def begin(self, pair: Pair, request: Request, width: int) -> ReadoutState:
-        return NoiseState(self.like.begin(pair, request, width), request, self.seed, pair.target.device)
+        state = NoiseState(self.like.begin(pair, request, width), request, self.seed, pair.target.device)
+        return scaled(state, self.scale)
 
 
 class NoiseState(WrappedState):
