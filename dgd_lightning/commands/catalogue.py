@@ -53,9 +53,11 @@ def _classes() -> dict[str, tuple[Path, list[str]] | None]:
 
 @cache
 def _aliases() -> dict[str, str]:
-    """Annotations that the package has names for."""
+    """Annotations that the package has names for; a name that stands for two is not known."""
     texts = (path.read_text(encoding="utf-8") for path in {found[0] for found in _classes().values() if found})
-    return {name: kind for text in texts for name, kind in _ALIAS.findall(text)}
+    found = {pair for text in texts for pair in _ALIAS.findall(text)}
+    names = [name for name, _ in found]
+    return {name: kind for name, kind in found if names.count(name) == 1}
 
 
 class _Names(dict[str, Any]):

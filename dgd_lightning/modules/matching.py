@@ -39,7 +39,7 @@ from dgd_lightning.modules.prompts import Prompts
 from dgd_lightning.pair import Pair
 from dgd_lightning.row_files import read_rows, require_file
 
-By = Literal["tv", "argmax"]
+Strength = Literal["tv", "argmax"]
 FILE = "matched_controls.json"
 WIDEST, ROUGH, FINE = (
     5.0,
@@ -47,7 +47,7 @@ WIDEST, ROUGH, FINE = (
     9,
 )  # of the scales that are tried: powers of 2 up to ± this, their number, of a second look
 UNMATCHED = 0.1  # relative difference of the effects from which on a control is called unmatched
-TASKS = 2  # of a context, at most
+TASKS = 8  # of a context, at most
 POLL = 2.0  # seconds between two looks of the other ranks
 
 
@@ -67,14 +67,14 @@ class MatchControls:
         InputError: a setting that can't be.
     """
 
-    by: By = "tv"
+    by: Strength = "tv"
     contexts: int = 8
     tokens: int = 64
     data: str | None = None
     scales: str | None = None
 
     def __post_init__(self) -> None:
-        check_choice("model.match_controls.by", self.by, get_args(By))
+        check_choice("model.match_controls.by", self.by, get_args(Strength))
         check_integer("model.match_controls.contexts", self.contexts)
         check_integer("model.match_controls.tokens", self.tokens)
         if self.data is not None and self.scales is not None:
@@ -149,7 +149,7 @@ def match(
     arms: Sequence[Arm],
     methods: Mapping[str, Method],
     texts: Sequence[Text],
-    by: By,
+    by: Strength,
     on_step: Callable[[str], None] = lambda what: None,
 ) -> dict[str, dict[str, Any]]:
     """What is known of each null control, by its arm's name; JSON-able. Those without a scale are measured alone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import yaml
 from cli_tools import Dgd, predictions, write_jsonl
 
 from dgd_lightning import load_pair
+from dgd_lightning.data.tasks import by_context
+from dgd_lightning.decode.readouts.noise import Noise
 from dgd_lightning.lab.contexts import LabContexts
 from dgd_lightning.methods.guided import Guided
 from dgd_lightning.modules.arms import Arm
@@ -66,34 +69,45 @@ def test_the_scale_of_a_known_curve(wanted: float) -> None:
     assert found == pytest.approx(max(-3 * math.log(1 - wanted), 2**-5.5), rel=0.01)
 
 
-@pytest.mark.parametrize(("contexts", "more"), [(2, 3), pytest.param(8, 24, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("contexts", "others"), [(2, 2), pytest.param(8, 22, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("by", ["tv", "argmax"])
-def test_matched_controls_are_as_strong_elsewhere_too(by: str, contexts: int, more: int) -> None:
-    """Within 5% where the scale was found, and within 15% on other contexts (few contexts: on fewer)."""
+def test_matched_controls_are_as_strong_elsewhere_too(by: str, contexts: int, others: int) -> None:
+    """Where the scale was found, and in other contexts of the same kind: within 15% on more than twenty of them."""
     pair = load_pair("lab", "lab", device="cpu", dtype="float32")
-    arms = [Arm("draft", Guided(0.6)), Arm("noise", Guided(0.6, readout=make_noise()))]
-    tasks = LabContexts(contexts_per_family=4, families=["star_chart", "ledger", "glossary", "tariff"], seed=5).tasks
-    by_context = list({task.row["metadata"]["context_id"]: task for task in tasks}.values())
-    texts = []
-    for task in by_context[: contexts + more]:
-        prompt = prompt_of(pair, task, enable_thinking=False)
-        (answer,) = answers(pair, [prompt], 48)
-        texts.append(Text(prompt, answer, None))
+    data = LabContexts(contexts_per_family=(contexts + others) // 2, families=["star_chart", "ledger"], seed=11)
+    chosen = by_context(data.tasks)
+    texts = [
+        [
+            Text(prompt, answers(pair, [prompt], 64)[0], None)
+            for prompt in map(partial(prompt_of, pair, enable_thinking=False), own)
+        ]
+        for own in (chosen[name] for name in sorted(chosen, key=lambda name: (name.rpartition("-")[2], name)))
+    ]
+    arms = [Arm("draft", Guided(0.3)), Arm("noise", Guided(0.3, readout=Noise()))]
     methods = {arm.name: arm.method for arm in arms}
-    found = match(pair, arms, methods, texts[:contexts], by)  # type: ignore[arg-type]
-    key = "tv" if by == "tv" else "argmax_changed"
-    own, theirs = found["noise"][key]
-    assert own == pytest.approx(theirs, rel=0.05 if by == "tv" else 0.2)  # a share of few tokens moves in steps
-    scaled = scaled_methods(methods, found)
-    kept = [effects(pair, texts[contexts:], one.guidance_of({}), [1.0], False)[0] for one in scaled.values()]
-    if by == "tv":
-        assert kept[1].tv == pytest.approx(kept[0].tv, rel=0.15 if more > 20 else 0.5)
+    found = match(pair, arms, methods, [text for part in texts[:contexts] for text in part], by)  # type: ignore[arg-type]
+    own, theirs = found["noise"]["tv" if by == "tv" else "argmax_changed"]
+    assert own == pytest.approx(theirs, rel=0.05 if by == "tv" else 0.3)  # a share of few tokens moves in steps
+    draft, noise = (
+        [effects(pair, part, method.guidance_of({}), [1.0], False)[0].tv for part in texts[contexts:]]
+        for method in scaled_methods(methods, found).values()
+    )
+    ratio = ratio_interval(list(zip(noise, draft, strict=True)))
+    print(f"control over draft on {others} other contexts: {ratio}")
+    if by == "tv" and others > 20:
+        assert ratio[0] == pytest.approx(1, abs=0.15)
 
 
-def make_noise() -> Any:
-    from dgd_lightning.decode.readouts.noise import Noise
+def ratio_interval(pairs: list[tuple[float, float]]) -> tuple[float, float, float]:
+    """A ratio of sums, with a 95% interval by the jackknife over contexts."""
 
-    return Noise()
+    def ratio(some: list[tuple[float, float]]) -> float:
+        return sum(one for one, _ in some) / sum(other for _, other in some)
+
+    count, whole = len(pairs), ratio(pairs)
+    left = [ratio(pairs[:n] + pairs[n + 1 :]) for n in range(count)]
+    error = math.sqrt((count - 1) / count * sum((one - sum(left) / count) ** 2 for one in left))
+    return whole, whole - 2.08 * error, whole + 2.08 * error
 
 
 def test_scales_are_found_before_decoding_kept_and_reused(dgd: Dgd, lab: Path, tmp_path: Path) -> None:
