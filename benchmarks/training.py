@@ -2,10 +2,10 @@
 
     python benchmarks/training.py [--shape smollm2] [--target FOLDER --data ROWS] [--device cuda]
 
-Two arms, alternating in one run on the same conversations and draft: *before* has random batches, pads every
-conversation's blocks to the number of anchors, runs all of the target's layers into a cache, sends all slots through
-the head, and makes logits once more in the backward pass; *after* is the library. A slot is supervised where it has
-weight in the loss. Without ``--target`` the pair is the bundled one, or with ``--shape smollm2`` a random one of
+Two arms, alternating in one run on the same batches and draft: *before* pads all conversations of a batch to the
+longest, and each one's blocks to the number of anchors, runs all of the target's layers into a cache, sends all slots
+through the head, and makes logits once more in the backward pass; *after* is the library. A slot is supervised where it
+has weight in the loss. Without ``--target`` the pair is the bundled one, or with ``--shape smollm2`` a random one of
 SmolLM2-135M's widths (30 layers of 576, 49,152 tokens) on random conversations of its lengths. Prints a table and ends
 with one JSON line.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,18 +26,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from dgd_lightning.data.responses import (
-    Conversation,
-    ResponseBatch,
-    ResponsesData,
-    batches_of_epoch,
-    conversation_lengths,
-    pad_responses,
-)
-from dgd_lightning.draft.objective import Anchors, BlockLoss, block_loss, decay_weights, sample_anchors
+from dgd_lightning.data.responses import Conversation, ResponseBatch, ResponsesData, pad_responses
+from dgd_lightning.draft.objective import BlockLoss, block_loss, decay_weights
 from dgd_lightning.lab.draft_data import DraftStage, LabDraftData
 from dgd_lightning.modules import draft_training
-from dgd_lightning.modules.draft_training import DraftTraining
+from dgd_lightning.modules.draft_training import DraftTraining, rows_alike
 from dgd_lightning.pair import Pair, load_pair
 from dgd_lightning.target.model import Target
 
@@ -46,10 +38,14 @@ PARTS = ("target", "draft", "head", "backward", "optimiser")
 ARMS = ("before", "after")
 
 
-def padded_anchors(loss_mask: Tensor, num_anchors: int, generator: torch.Generator | None) -> Anchors:
-    """The same anchors in ``num_anchors`` places of every row, however few it has."""
-    found = sample_anchors(loss_mask, num_anchors, generator)
-    return Anchors(*(torch.nn.functional.pad(x, (0, num_anchors - x.shape[1])) for x in found))
+def padded(part: Callable[..., BlockLoss], most: int) -> Callable[..., BlockLoss]:
+    """The loss of rows that all have ``most`` blocks, however few are kept."""
+
+    def run(input_ids: Tensor, loss_mask: Tensor, anchors: Tensor, keep: Tensor) -> BlockLoss:
+        blocks = (torch.nn.functional.pad(x, (0, most - x.shape[1])) for x in (anchors, keep))
+        return part(input_ids, loss_mask, *blocks)
+
+    return run
 
 
 def whole_loss(
@@ -82,7 +78,7 @@ def whole_loss(
     total = torch.stack([loss for loss, _ in parts]).sum()
     right = (torch.cat([hit for _, hit in parts]).view_as(counted) & counted).sum(dim=(0, 1))
     count = counted.sum(dim=(0, 1))
-    return BlockLoss(total / weights.sum(), right.sum() / count.sum(), right / count, count)
+    return BlockLoss(total / weights.sum(), weights.sum(), right.sum() / count.sum(), right / count, count)
 
 
 def whole_features(target: Target, ids: Tensor, layer_ids: Sequence[int]) -> Tensor:
@@ -126,16 +122,19 @@ class Clock:
 def step(
     training: DraftTraining, optimizer: torch.optim.Optimizer, batch: ResponseBatch, number: int, arm: str
 ) -> dict[str, float]:
-    """One step: its seconds by part, its supervised slots, padded tokens and loss."""
+    """One step: its seconds by part, its supervised slots and loss."""
     device = training.pair.target.device
     clock = Clock(device)
-    loss, anchors, features = block_loss, sample_anchors, training.pair.target.features
+    loss, part, rows, features = block_loss, training._part, rows_alike, training.pair.target.features
     if arm == "before":
-        loss, anchors, features = whole_loss, padded_anchors, partial(whole_features, training.pair.target)
+        part = padded(part, training.num_anchors)
+        loss, features = whole_loss, partial(whole_features, training.pair.target)
+        rows = lambda lengths: [list(range(len(lengths)))]  # noqa: E731
     with ExitStack() as patched:
         for place, name, value in (
             (draft_training, "block_loss", clock.timed("head", loss)),
-            (draft_training, "sample_anchors", anchors),
+            (draft_training, "rows_alike", rows),
+            (training, "_part", part),
             (training.pair.target, "features", clock.timed("target", features)),
             (training.draft, "multi_anchor", clock.timed("draft", training.draft.multi_anchor)),
         ):
@@ -148,8 +147,7 @@ def step(
         torch.nn.utils.clip_grad_norm_(training.draft.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    slots, tokens = int(found.per_slot_count.sum()), batch.input_ids.numel()
-    return clock.seconds | {"slots": slots, "tokens": tokens, "loss": float(found.loss.detach())}
+    return clock.seconds | {"slots": int(found.per_slot_count.sum()), "loss": float(found.loss.detach())}
 
 
 def made_pair(args: argparse.Namespace) -> Pair:
@@ -173,7 +171,7 @@ def made_pair(args: argparse.Namespace) -> Pair:
 
 
 def conversations(args: argparse.Namespace, pair: Pair) -> list[Conversation]:
-    """Enough of them for the order to sort: of the given rows, the lab's, or random ones of SmolLM2's lengths."""
+    """Of the given rows, the lab's, or random ones of SmolLM2's lengths."""
     if args.data:
         data = ResponsesData(args.data, args.target, args.batch_size, val_share=0)
         data.setup("fit")
@@ -225,31 +223,31 @@ def main() -> None:
         training.configure_model()
     fresh = {name: value.clone() for name, value in training.draft.state_dict().items()}
     data = conversations(args, pair)
-    batches = batches_of_epoch(conversation_lengths(data), args.batch_size, 0)
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).split(args.batch_size)
-    of = {"before": [part.tolist() for part in order], "after": batches}
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
+    batches = [order[start : start + args.batch_size] for start in range(0, len(order), args.batch_size)]
     rows: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
     optimizers = {}
     for number in range(args.steps + 1):
         for arm in ARMS:  # weights start anew: what is timed does not depend on them
             training.draft.load_state_dict(fresh)
             optimizer = optimizers.setdefault(arm, torch.optim.AdamW(training.draft.parameters(), lr=1e-4))
-            batch = pad_responses([data[index] for index in of[arm][number % len(batches)]])
+            batch = pad_responses([data[index] for index in batches[number % len(batches)]])
             found = step(training, optimizer, batch, number, arm)
             if number > 0:
                 rows[arm].append(found)
     print(f"{args.target or args.shape}, {args.device}, {args.dtype}, {args.threads} threads; steps of ", end="")
     print(f"{args.batch_size} conversations, up to {args.anchors} blocks of {args.block_size}, {args.layers} layers")
-    print("".join(f"{title:>11}" for title in ("arm", "slots", "tokens", "s a step", "ms a slot", *PARTS)))
+    print("".join(f"{title:>11}" for title in ("arm", "slots", "s a step", "ms a slot", *PARTS)))
     costs = {}
     for arm, found in rows.items():
         slots = sum(row["slots"] for row in found)
         parts = {part: 1000 * sum(row[part] for row in found) / slots for part in PARTS}
         cost = costs[arm] = {"ms_per_slot": sum(parts.values()), **parts, "slots": slots / len(found)}
-        tokens = statistics.mean(row["tokens"] for row in found)
         seconds = cost["ms_per_slot"] * cost["slots"] / 1000
-        cells = (arm, f"{cost['slots']:.0f}", f"{tokens:.0f}", f"{seconds:.2f}", f"{cost['ms_per_slot']:.4f}")
+        cells = (arm, f"{cost['slots']:.0f}", f"{seconds:.2f}", f"{cost['ms_per_slot']:.4f}")
         print("".join(f"{cell:>11}" for cell in (*cells, *(f"{value:.4f}" for value in parts.values()))))
+    apart = max(abs(one["loss"] - other["loss"]) for one, other in zip(*rows.values(), strict=True))
+    print(f"losses of the same batches differ by {apart:.1e} at most")
     ratio = costs["after"]["ms_per_slot"] / costs["before"]["ms_per_slot"]
     print(f"after / before {ratio:.3f}")
     print(json.dumps({"benchmark": "training", **vars(args), "costs": costs, "ratio": ratio}))

@@ -1,7 +1,7 @@
 """Conversations for draft training: prompts with the target's own responses."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -28,7 +28,6 @@ from dgd_lightning.types import Task
 
 ANY_VOCABULARY = 2**31  # where the target's config.json gives none
 PAD_TO = 32  # lengths are rounded up to this, so that few shapes occur
-POOL = 32  # batches whose conversations are sorted by length: more pad less, and mix less
 
 
 class ResponseBatch(NamedTuple):
@@ -84,33 +83,11 @@ def chat_and_answer(row: Row, *, answered: bool) -> tuple[list[Message], str]:
     return asked, last["content"]
 
 
-def conversation_lengths(pairs: list[Conversation]) -> list[int]:
-    """Tokens of prompt and response together."""
-    return [len(prompt) + len(response) for prompt, response in pairs]
-
-
-def batches_of_epoch(lengths: Sequence[int], size: int, seed: int) -> list[list[int]]:
-    """Whole batches of indices in random order, the members of each of about one length, so that little is padded.
-
-    A random order is cut to whole batches (fewer conversations than one are repeated) and into pools of
-    :data:`POOL` batches, of fewer where the data is small: at least four pools, so that company changes from epoch to
-    epoch. Each pool is sorted by ``lengths`` and cut into batches, and those of all pools are shuffled.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    batches = max(1, len(lengths) // size)
-    order = torch.randperm(len(lengths), generator=generator).tolist()
-    order = (order * -(-size // len(order)))[: batches * size]
-    pool = size * max(1, min(POOL, batches // 4))
-    pools = (sorted(order[start : start + pool], key=lengths.__getitem__) for start in range(0, len(order), pool))
-    found = [part[start : start + size] for part in pools for start in range(0, len(part), size)]
-    return [found[i] for i in torch.randperm(batches, generator=generator).tolist()]
-
-
 class ResponseOrder(DistributedSampler[int]):
     """Endless random order in which batch i depends on (seed, i) alone, so that a resumed run goes on as it would have.
 
-    Every epoch has new batches (:func:`batches_of_epoch`), which the ranks share: theirs of one step are of one length.
-    It is a `DistributedSampler` so that Lightning leaves the sharding to it.
+    Every epoch is a new permutation, cut to whole batches of all ranks; a data set smaller than that is repeated. It is
+    a `DistributedSampler` so that Lightning leaves the sharding to it.
 
     ``trainer`` knows the rank, and how many batches (of ``batch_size`` per rank) were consumed before; None: one, none.
     """
@@ -118,22 +95,24 @@ class ResponseOrder(DistributedSampler[int]):
     def __init__(self, dataset: list[Conversation], batch_size: int, seed: int, trainer: Trainer | None) -> None:
         ranks, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         super().__init__(dataset, num_replicas=ranks, rank=rank, seed=seed)  # type: ignore[arg-type]
-        self.batch_size, self.trainer, self.lengths = batch_size, trainer, conversation_lengths(dataset)
+        self.batch_size, self.trainer = batch_size, trainer
+        self.batches = max(1, len(dataset) // (batch_size * ranks))  # of one epoch
 
     def __len__(self) -> int:
-        return max(1, len(self.lengths) // (self.batch_size * self.num_replicas)) * self.batch_size
+        return self.batches * self.batch_size
 
     def __iter__(self) -> Iterator[int]:
         first = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready if self.trainer else 0
-        epoch, at = divmod(first * self.batch_size, len(self))
-        yield from self.epoch_order(epoch)[at:]
-        for later in count(epoch + 1):
-            yield from self.epoch_order(later)
+        for batch in count(first):
+            epoch, at = divmod(batch, self.batches)
+            yield from self.epoch_order(epoch)[at * self.batch_size : (at + 1) * self.batch_size]
 
     def epoch_order(self, epoch: int) -> list[int]:
         """This rank's indices of one epoch."""
-        batches = batches_of_epoch(self.lengths, self.batch_size * self.num_replicas, mixed_seed(self.seed, epoch))
-        return [index for batch in batches for index in batch[self.rank :: self.num_replicas]]
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
+        order = torch.randperm(len(self.dataset), generator=generator).tolist()  # type: ignore[arg-type]
+        wanted = self.batches * self.batch_size * self.num_replicas
+        return (order * -(-wanted // len(order)))[:wanted][self.rank :: self.num_replicas]
 
 
 class ResponsesData(LicensedData):
@@ -195,7 +174,8 @@ class ResponsesData(LicensedData):
         require_file(self.path)
         with self.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
-        settings = (self.target, self.batch_size, self.max_length, self.val_share, self.enable_thinking, self.seed)
+        settings: tuple[Any, ...] = (self.target, self.batch_size, self.max_length, self.val_share)
+        settings += (self.enable_thinking, self.seed)
         settings += () if self.arms is None else (self.arms,)
         digest.update(repr(settings).encode() + (self.commit or "").encode())
         return digest.hexdigest()

@@ -28,6 +28,7 @@ class BlockLoss(NamedTuple):
     """The loss and how often the draft's top-1 token was right, over supervised slots."""
 
     loss: Tensor  # [], Σ w·nll / Σ w; 0 where nothing is supervised
+    weight: Tensor  # [], Σ w
     accuracy: Tensor  # [], over all supervised slots
     per_slot_accuracy: Tensor  # [K−1], slots 1…K−1; NaN where a slot has no supervised position
     per_slot_count: Tensor  # [K−1], supervised positions per slot, to pool over batches
@@ -105,15 +106,25 @@ def block_loss(
     states = hidden.unflatten(1, (-1, block_size))[:, :, 1:]  # [B, N, K−1, H]
     scores = slot_scores(states, lm_head, labels, counted, chunk=chunk)
     weights = mask * decay_weights(counted, gamma, scores.loss.dtype)
-    tiny = torch.finfo(weights.dtype).tiny
+    total = weights.sum()
     right = ((scores.choice == labels) & counted).sum(dim=(0, 1))  # [K−1]
     count = counted.sum(dim=(0, 1))
     return BlockLoss(
-        loss=(scores.loss * weights).sum() / weights.sum().clamp_min(tiny),
+        loss=(scores.loss * weights).sum() / total.clamp_min(torch.finfo(total.dtype).tiny),
+        weight=total,
         accuracy=right.sum() / count.sum(),
         per_slot_accuracy=right / count,
         per_slot_count=count,
     )
+
+
+def pooled(parts: list[BlockLoss]) -> BlockLoss:
+    """The loss of a batch from those of its parts."""
+    loss, weight, _, accuracy, counts = (torch.stack(column) for column in zip(*parts, strict=True))
+    total, count = weight.sum(), counts.sum(0)
+    right = (accuracy.nan_to_num() * counts).sum(0).round()  # [K−1]
+    mean = (loss * weight).sum() / total.clamp_min(torch.finfo(total.dtype).tiny)
+    return BlockLoss(mean, total, right.sum() / count.sum(), right / count, count)
 
 
 class SlotScores(NamedTuple):

@@ -14,14 +14,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from dgd_lightning.data.responses import (
-    Conversation,
-    ResponseBatch,
-    batches_of_epoch,
-    conversation_lengths,
-    pad_responses,
-    worth_training,
-)
+from dgd_lightning.data.responses import Conversation, ResponseBatch, pad_responses, worth_training
 from dgd_lightning.errors import InputError
 from dgd_lightning.lab.families import FAMILIES
 from dgd_lightning.lab.rows import check_families, check_sizes, has_long_task, make_context, messages
@@ -101,20 +94,19 @@ class DraftStage:
 class StagedOrder(Sampler[list[int]]):
     """Endless batches of indices into the stages' data sets laid end to end; batch i depends on (seed, i) alone.
 
-    ``lengths`` and ``steps``: those of each stage's conversations (see :func:`batches_of_epoch`), and its batches; the
-    last stage goes on.
+    ``counts`` and ``steps``: conversations and batches of each stage, the last of which goes on.
     """
 
-    def __init__(self, lengths: list[list[int]], steps: list[int], batch_size: int, seed: int, first: int = 0) -> None:
-        self.lengths, self.steps, self.batch_size, self.seed, self.first = lengths, steps, batch_size, seed, first
+    def __init__(self, counts: list[int], steps: list[int], batch_size: int, seed: int, first: int = 0) -> None:
+        self.counts, self.steps, self.batch_size, self.seed, self.first = counts, steps, batch_size, seed, first
 
     def batch(self, number: int) -> list[int]:
         """The indices of one batch."""
         stage, number = stage_at(number, self.steps)
-        offset = sum(map(len, self.lengths[:stage]))
-        epoch, at = divmod(number, max(1, len(self.lengths[stage]) // self.batch_size))
-        batches = batches_of_epoch(self.lengths[stage], self.batch_size, mixed_seed(self.seed, stage, epoch))
-        return [offset + index for index in batches[at]]
+        offset, total = sum(self.counts[:stage]), self.counts[stage]
+        epoch, at = divmod(number, max(1, total // self.batch_size))
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(mixed_seed(self.seed, stage, epoch)))
+        return [offset + int(index) for index in order[at * self.batch_size : (at + 1) * self.batch_size]]
 
     def __iter__(self) -> Iterator[list[int]]:
         yield from map(self.batch, count(self.first))
@@ -157,7 +149,7 @@ class LabDraftData(L.LightningDataModule):
         self.max_new_tokens, self.generation_batch = max_new_tokens, generation_batch
         self.val_prompts, self.seed = val_prompts, seed
         self.dataset: list[Conversation] | None = None
-        self.lengths: list[list[int]] = []  # of the conversations of each stage
+        self.counts: list[int] = []
 
     def fingerprint(self) -> str:
         """Short hash of everything that shapes the conversations and their order, for the run's provenance."""
@@ -175,7 +167,7 @@ class LabDraftData(L.LightningDataModule):
         for i, part in enumerate(self.stages):
             prompts = part.draw(part.prompts, mixed_seed(self.seed, i), "train")
             parts.append(worth_training(self.answer(pair, prompts)))
-        self.lengths, self.dataset = [*map(conversation_lengths, parts)], [one for part in parts for one in part]
+        self.counts, self.dataset = [len(part) for part in parts], [one for part in parts for one in part]
 
     def answer(self, pair: Pair, prompts: Prompts) -> list[Conversation]:
         """Prompts with the target's greedy responses; those of about one length are decoded together."""
@@ -192,7 +184,7 @@ class LabDraftData(L.LightningDataModule):
         """Batches in random order, from the one where a resumed run goes on."""
         assert self.dataset is not None
         first = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready if self.trainer else 0
-        order = StagedOrder(self.lengths, [stage.steps for stage in self.stages], self.batch_size, self.seed, first)
+        order = StagedOrder(self.counts, [stage.steps for stage in self.stages], self.batch_size, self.seed, first)
         return DataLoader(self.dataset, batch_sampler=order, collate_fn=pad_responses)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader[list[Tensor]]:

@@ -19,7 +19,7 @@ from dgd_lightning.checks import check_choice, check_integer, check_number
 from dgd_lightning.data.licence import check_clbench
 from dgd_lightning.draft.attention import Wanted, choose_attention
 from dgd_lightning.draft.checkpoint import save_draft
-from dgd_lightning.draft.objective import BlockLoss, block_ids, block_loss, default_gamma, sample_anchors
+from dgd_lightning.draft.objective import BlockLoss, block_ids, block_loss, default_gamma, pooled, sample_anchors
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.metrics.acceptance import AcceptanceLength
@@ -37,6 +37,8 @@ from dgd_lightning.modules.training import (
 from dgd_lightning.pair import Pair
 from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.target.folder import bundled
+
+ALIKE = 0.75  # rows that are read together: of the longest's tokens
 
 
 class DraftTraining(L.LightningModule):
@@ -169,10 +171,20 @@ class DraftTraining(L.LightningModule):
 
     def forward(self, input_ids: Tensor, loss_mask: Tensor, generator: torch.Generator) -> BlockLoss:
         """The loss of one batch, ``input_ids`` and ``loss_mask`` [B, S], at anchors drawn from ``generator``."""
+        anchors, keep = sample_anchors(loss_mask, self.num_anchors, generator)
+        ends = ((loss_mask > 0) * torch.arange(1, loss_mask.shape[1] + 1, device=loss_mask.device)).amax(1).tolist()
+        parts = []
+        for rows in rows_alike(ends):  # padded to their own longest, with as many blocks as they have
+            length, blocks = max(2, int(max(ends[row] for row in rows))), max(1, int(keep[rows].sum(1).max()))
+            given = (x[rows, :length] for x in (input_ids, loss_mask))
+            parts.append(self._part(*given, *(x[rows, :blocks] for x in (anchors, keep))))
+        return pooled(parts)
+
+    def _part(self, input_ids: Tensor, loss_mask: Tensor, anchors: Tensor, keep: Tensor) -> BlockLoss:
+        """The loss of rows of about one length, [B, S] each, at anchors [B, N]."""
         target, config = self.pair.target, self.draft.config
         with torch.no_grad():
             features = target.features(input_ids, config.target_layer_ids)  # [B, S, F·H]
-            anchors, keep = sample_anchors(loss_mask, self.num_anchors, generator)
             embeddings = target.embed(block_ids(input_ids, anchors, config.block_size, config.mask_token_id))
         hidden = self.draft.multi_anchor(
             features.to(self.draft.dtype), embeddings.to(self.draft.dtype), anchors, keep, attention=self.attends
@@ -245,6 +257,21 @@ class DraftTraining(L.LightningModule):
         folder = save_draft(draft, self.export_dir, dtype=kind)
         copy_provenance(log_dir, folder)
         print(f"exported the draft of step {step} ({why}) to {self.export_dir}")
+
+
+def rows_alike(lengths: list[int]) -> list[list[int]]:
+    """Rows of a batch in groups, the longest first, whose shortest has :data:`ALIKE` of the longest's tokens.
+
+    A batch of a random order holds long and short conversations. Batches sorted by length would save the same padding,
+    but half of the steps would then learn from a few slots of short answers: after 100 steps τ 1.20 where it was 1.29.
+    """
+    groups: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        if groups and lengths[row] >= ALIKE * lengths[groups[-1][0]]:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
 
 
 def _place(target: str) -> str:

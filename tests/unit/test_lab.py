@@ -227,8 +227,8 @@ def test_probes_mark_answers(tokenizer):
 
 
 def test_staged_order_is_resumable_and_keeps_to_its_stage():
-    lengths, steps = [[9, 5] * 5, [3] * 7, list(range(12))], [3, 2, 4]
-    whole = StagedOrder(lengths, steps, batch_size=4, seed=5)
+    counts, steps = [10, 7, 12], [3, 2, 4]
+    whole = StagedOrder(counts, steps, batch_size=4, seed=5)
     batches = [whole.batch(number) for number in range(12)]
     bounds = [(0, 10)] * 3 + [(10, 17)] * 2 + [(17, 29)] * 7  # the last stage goes on
     for batch, (low, high) in zip(batches, bounds, strict=True):
@@ -236,9 +236,9 @@ def test_staged_order_is_resumable_and_keeps_to_its_stage():
         assert all(low <= index < high for index in batch)
     first_epoch = sorted(index for batch in batches[5:8] for index in batch)
     assert first_epoch == list(range(17, 29))  # every conversation once before any twice
-    resumed = iter(StagedOrder(lengths, steps, batch_size=4, seed=5, first=6))
+    resumed = iter(StagedOrder(counts, steps, batch_size=4, seed=5, first=6))
     assert [next(resumed) for _ in range(3)] == batches[6:9]
-    assert StagedOrder(lengths, steps, batch_size=4, seed=6).batch(0) != batches[0]
+    assert StagedOrder(counts, steps, batch_size=4, seed=6).batch(0) != batches[0]
 
 
 def test_draft_stages_need_a_batch_of_prompts():

@@ -13,14 +13,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import make_target
 from torch.utils.data import DataLoader
 
-from dgd_lightning.data.responses import ResponseOrder, ResponsesData, batches_of_epoch, pad_responses
+from dgd_lightning.data.responses import ResponseOrder, ResponsesData, pad_responses
 from dgd_lightning.draft.checkpoint import load_draft
 from dgd_lightning.errors import InputError
 from dgd_lightning.lab.training_data import LabTargetData, Stage
 from dgd_lightning.methods.autoregressive import autoregressive_generate
 from dgd_lightning.methods.speculative import speculative_generate
 from dgd_lightning.modules import new_draft as beginning
-from dgd_lightning.modules.draft_training import DraftTraining
+from dgd_lightning.modules.draft_training import DraftTraining, rows_alike
 from dgd_lightning.modules.new_draft import new_draft, new_draft_config
 from dgd_lightning.modules.target_pretraining import TargetPretraining
 from dgd_lightning.modules.training import cosine_with_warmup, without_paths
@@ -130,6 +130,10 @@ def test_a_new_draft_knows_nothing(start: str, monkeypatch: pytest.MonkeyPatch):
     assert first_loss() > 2 * math.log(64)
 
 
+def test_rows_of_about_one_length_are_read_together():
+    assert rows_alike([100, 30, 80, 74, 0, 29]) == [[0, 2], [3], [1, 5], [4]]
+
+
 class SaveAt(L.Callback):
     """Saves a checkpoint after one step, as `ModelCheckpoint` would."""
 
@@ -172,25 +176,10 @@ def test_order_covers_the_data_every_epoch_and_ranks_share_it():
     assert [next(start) for _ in range(20)] == first + second
     ranks = [ResponseOrder(dataset, 2, 0, None) for _ in range(2)]
     for rank, sampler in enumerate(ranks):
-        sampler.num_replicas, sampler.rank = 2, rank
+        sampler.num_replicas, sampler.rank, sampler.batches = 2, rank, 2
     shares = [set(sampler.epoch_order(0)) for sampler in ranks]
     assert len(shares[0]) == len(shares[1]) == 4
     assert not shares[0] & shares[1]
-    assert len(ResponseOrder(dataset[:3], 4, 0, None).epoch_order(0)) == 4  # repeated
-
-
-def test_batches_are_of_one_length_and_new_in_every_epoch():
-    lengths = torch.randint(20, 500, (640,), generator=torch.Generator().manual_seed(0)).tolist()
-    epochs = [batches_of_epoch(lengths, 8, seed) for seed in (1, 2)]
-    assert epochs[0] == batches_of_epoch(lengths, 8, 1)
-    for batches in epochs:
-        assert sorted(index for batch in batches for index in batch) == list(range(640))
-        longest = [max(lengths[index] for index in batch) for batch in batches]
-        assert sum(longest) * 8 < 1.08 * sum(lengths)  # in random batches 1.7 times
-        early, late = sum(longest[:40]), sum(longest[40:])
-        assert 0.7 < early / late < 1.4  # short and long ones come in turn
-    companies = [{frozenset(batch) for batch in batches} for batches in epochs]
-    assert not companies[0] & companies[1]
 
 
 @pytest.mark.filterwarnings("ignore")
