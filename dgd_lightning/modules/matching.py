@@ -254,7 +254,7 @@ def texts_of(module: Any, pair: Pair, prompts: Prompts, adapt: ContextAdapter | 
             if data is own and len(prompts.contexts.get(context, ())) == len(contexts[context]):
                 adapt.kept[context] = adapted  # its turn comes
             adapter = adapted.adapter
-        elif adapts and adapt is not None and data is own:
+        elif adapts and isinstance(adapt, SavedAdapters) and data is own:
             adapter = adapt(context).adapter  # a saved one
         few = ids[:TASKS]
         texts += [
