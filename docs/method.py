@@ -121,7 +121,7 @@ def adapt(models: Models, ids: Tensor, lora: dict, steps: list[Tensor], lr: floa
         where = anchors[:, None] + slots  # [N, K − 1]
         p = reading.logits[where.clamp(max=len(ids) - 1) - 1].softmax(-1)  # [N, K − 1, V]
         log_q = draft_logits(models.adapted(lora), ids, reading.features, anchors).log_softmax(-1)
-        weights = torch.exp(-(slots - 1) / gamma) * (where < len(ids))
+        weights = torch.exp(-(slots - 1).to(p) / gamma) * (where < len(ids))
         loss = ((torch.xlogy(p, p) - p * log_q).sum(-1) * weights).sum() / weights.sum()  # KL(target ‖ draft)
         optimizer.zero_grad()
         loss.backward()

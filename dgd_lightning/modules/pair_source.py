@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from dgd_lightning.checks import check_integer
 from dgd_lightning.errors import LEAVE_OUT, InputError
@@ -74,7 +74,7 @@ class PairSource:
             device, here = self._placement(trainer), trainer.strategy.root_device
             kind = self.dtype_name(trainer)
             if self.dtype == "auto":
-                rank_zero_info(why_chosen(self.stored_dtype, here))
+                rank_zero_only(print)(why_chosen(self.stored_dtype, here))
             if trainer.precision == "bf16-mixed":
                 warn_if_slow(torch.bfloat16, here, "trainer.precision bf16-mixed")
         return load_pair(

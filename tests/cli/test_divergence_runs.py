@@ -170,7 +170,7 @@ def test_an_adapted_arm_is_compared_with_its_adapted_draft(
 @pytest.mark.parametrize(
     ("model", "trainer", "argument", "word"),
     [
-        ({"divergence": {"top": -1}}, {}, "divergence.top", "at least 0"),
+        ({"divergence": {"top": -1}}, {}, "model.divergence.top", "at least 0"),
         ({}, {"callbacks": [{"class_path": "DivergenceMetrics"}]}, "model.divergence", "null"),
         (
             {"divergence": {}},

@@ -116,5 +116,5 @@ def test_two_ranks_train_one_draft(tiny_pair: TinyPair, tmp_path: Path) -> None:
     exported = load_file(tmp_path / "draft" / "model.safetensors")
     assert exported.keys() == set(weights)
     record = json.loads((tmp_path / "draft" / "provenance.json").read_text())
-    assert record["model"] == {"target": f"org/target@{OLD}", "draft": None}
+    assert record["model"] == {"target": f"org/target@{OLD}", "draft": None, "dtype": "float32"}
     assert (record["sessions"][0]["ranks"], len(record["sessions"])) == (2, 1)

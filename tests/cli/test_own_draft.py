@@ -85,7 +85,7 @@ def test_from_nothing_to_a_draft(dgd: Dgd, tmp_path: Path, monkeypatch: pytest.M
     assert "base_model: lab" in text
     assert "| speculative | 0 | 2 | " in text
     assert "| speculative_t1 | 1 | 2 | " in text
-    assert "## Training\n\n    dgd " in text
+    assert "## Training\n\n    dgd" in text
     with pytest.raises(InputError, match=r"draft: expected no README\.md yet"):
         card(["card", "drafts/mine", "logs/train-evaluate/version_0"])
     Path("drafts/mine/README.md").unlink()

@@ -113,11 +113,11 @@ def test_modules_load_the_commits_that_they_name(cache: Path, weights: Weights, 
         module = Decoding(TARGET, DRAFT, [Arm("a", Speculative())], draft_revision="v1")
     else:
         module = DraftTraining(TARGET, DRAFT, draft_revision="v1")
+    module.trainer = trainer
     named = module.fingerprint()
     assert (named["target"], named["draft"]) == (f"{TARGET}@{NEW}", f"{DRAFT}@{OLD}")
     move_main(cache, OLD)  # between the look-up that the run folder records and the loading
     set_ref(cache, DRAFT, "v1", NEW)
-    module.trainer = trainer
     module.setup("predict")
     module.configure_model()
     pair = module.decoder.pair if isinstance(module, Decoding) and module.decoder else module.pair
