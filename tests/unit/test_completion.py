@@ -332,7 +332,7 @@ def test_huge_answers_end(answer: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["HumanEval", "MBPP"])
 def test_reference_solutions_in_wrappings(bench_data: Path, name: str) -> None:
-    """Found programs are the reference solutions, statement by statement, or have at least all of their definitions."""
+    """What is found of a reference solution, however it is wrapped, runs and defines what the tests call."""
     with gzip.open(bench_data / f"{name}.jsonl.gz", "rt") as file:
         rows: list[dict[str, Any]] = [json.loads(line) for line in file]
     for row in rows:
