@@ -19,7 +19,10 @@ def is_clbench_row(row: dict[str, Any], source: str | Path = "") -> bool:
     """
     metadata = row.get("metadata")
     inner = re.findall(r"\w+", metadata) if isinstance(metadata, str) else metadata
-    names = {str(key).rpartition(".")[2] for key in (*row, *(inner if isinstance(inner, list | dict) else ()))}
+    names = {
+        re.sub(r"^metadata_", "", str(key).rpartition(".")[2])
+        for key in (*row, *(inner if isinstance(inner, list | dict) else ()))
+    }
     if "lab" in names:
         return False
     named = "clbench" in re.sub(r"[^a-z]", "", Path(source).name.lower())
@@ -27,13 +30,13 @@ def is_clbench_row(row: dict[str, Any], source: str | Path = "") -> bool:
     return named or told or LIFE in names or any(TASK in text for text in _texts(row))
 
 
-def _texts(row: dict[str, Any]) -> Iterator[str]:
-    """The texts of a row: its fields, and the contents of its messages."""
-    for value in row.values():
-        for one in value if isinstance(value, list) else [value]:
-            text = one.get("content") if isinstance(one, dict) else one
-            if isinstance(text, str):
-                yield text
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a row, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _texts(one)
 
 
 def with_context(row: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +46,7 @@ def with_context(row: dict[str, Any]) -> dict[str, Any]:
     text: what stands before ``<|TASK|>``, or, in dialogues without that mark, before the last message.
     """
     metadata, messages = row.get("metadata"), row.get("messages")
-    if not isinstance(metadata, dict) or LIFE not in metadata or "context_id" in metadata:
+    if not isinstance(metadata, dict) or LIFE not in metadata or metadata.get("context_id") is not None:
         return row
     texts = [str(each.get("content")) for each in messages or () if isinstance(each, dict)]
     before, mark, _ = "\n".join(texts).partition(TASK)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dgd_lightning import __version__
-from dgd_lightning.checks import check_integer
+from dgd_lightning.checks import check_choice, check_integer, check_number
 from dgd_lightning.commands.errors import from_parser_message, mistake_behind
 from dgd_lightning.decode.call import Call
 from dgd_lightning.decode.readouts.draft import as_readout
@@ -37,7 +37,7 @@ try:
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
     from lm_eval.models.utils import normalize_gen_kwargs
-    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
     from tqdm import tqdm
 except ModuleNotFoundError as error:
     MISSING = InputError(
@@ -120,10 +120,14 @@ class DGD(TemplateLM):
                 received="WithoutContext",
                 hint="use `dgd predict`, which knows what of a prompt is its context",
             )
-        if (ranks := os.environ.get("WORLD_SIZE", "1")) != "1":
+        if (ranks := os.environ.get("WORLD_SIZE", "1")) not in ("", "1"):
             expected = "one process: torchrun and accelerate would have each do all of the work"
             raise InputError("WORLD_SIZE", expected=expected, received=ranks, hint="start it with python -m")
-        if device.startswith("cuda") and not torch.cuda.is_available():
+        check_integer("seed", seed, least=0)
+        check_integer("max_gen_toks", max_gen_toks)
+        check_integer("max_length", max_length, optional=True)
+        check_choice("enable_thinking", enable_thinking, (True, False))
+        if device == "cuda:0" and not torch.cuda.is_available():
             device = "auto"  # the harness asks for cuda:0 wherever its user names no device
         commits = resolve_commits(target, draft, revision, draft_revision)
         self.pair = load_pair(
@@ -149,6 +153,17 @@ class DGD(TemplateLM):
         self.max_gen_toks, self.enable_thinking = check_integer("max_gen_toks", max_gen_toks), enable_thinking
         self.seed = seed
         self.info = {"dgd_lightning": __version__, "target_commit": commits.target, "draft_commit": commits.draft}
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> "DGD":
+        """From ``--model_args``, whose own ``device`` and ``batch_size`` count before the harness' options."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> "DGD":
+        """The same of arguments that are known."""
+        more = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        return cls(**{**more, **arg_dict})
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness' results say of the model beside its arguments."""
@@ -345,7 +360,7 @@ class DGD(TemplateLM):
                 received=asked[unknown[0]],
                 hint=f"did you mean {close[0]!r}?" if close else "take it out of the task's YAML or of --gen_kwargs",
             )
-        temperature = asked.get("temperature", 1.0 if asked["do_sample"] else 0.0)
+        temperature = check_number("temperature", asked.get("temperature", 1.0 if asked["do_sample"] else 0.0), least=0)
         filters = {name: asked.get(name) for name in ("top_k", "top_p")} if temperature else {}
         arm = Arm("dgd", self.method, float(temperature), **filters)
         arm.check()

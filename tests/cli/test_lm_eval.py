@@ -320,3 +320,26 @@ def test_the_harness_own_command(
     assert len(answers) == 2
     assert answers[0] == answers[1]
     assert len(answers[0]) == 6
+
+
+def test_arguments_of_the_model_count_before_the_harness_own(tiny_pair: TinyPair) -> None:
+    given = f"target={tiny_pair.target},draft={tiny_pair.draft},dtype=float64,batch_size=3,device=cpu"
+    lm = DGD.create_from_arg_string(given, {"batch_size": 1, "max_batch_size": None, "device": "cuda:0"})
+    assert lm.batch_size == 3
+    assert str(lm.device) == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"seed": "abc"}, "seed: expected an integer"),
+        ({"max_length": 0}, "max_length: expected an integer of at least 1"),
+        ({"enable_thinking": "no"}, "enable_thinking: expected"),
+        ({"device": "cuda:7"}, "device"),
+    ],
+)
+def test_mistakes_that_need_no_weights(load: Any, arguments: dict[str, Any], words: str) -> None:
+    if "device" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a device")
+    with pytest.raises(InputError, match=words):
+        load(**arguments)

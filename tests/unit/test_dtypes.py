@@ -101,8 +101,6 @@ def test_products_are_timed() -> None:
 def test_a_run_says_and_hashes_what_auto_came_to(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said: list[str] = []
-    monkeypatch.setattr("dgd_lightning.modules.pair_source.rank_zero_info", said.append)
     hashes = []
     data = SimpleNamespace(fingerprint=lambda: "of the data")
     for kinds, dtype in ([torch.bfloat16], "auto"), ([], "auto"), ([], "float32"), ([], "bfloat16"):
@@ -115,6 +113,7 @@ def test_a_run_says_and_hashes_what_auto_came_to(
         if dtype == "auto":
             assert str(module.source.load(module.trainer).target.dtype) in ("torch.bfloat16", "torch.float32")
     assert hashes[1] == hashes[2] != hashes[0] == hashes[3]
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("dtype")]
     assert said == [
         "dtype auto: bfloat16, the checkpoint's",
         "dtype auto: float32, as this cpu does not compute the checkpoint's bfloat16 natively",

@@ -55,6 +55,13 @@ def written(path: Path, *rows: dict[str, Any]) -> str:
         ({"messages": LIFE["messages"]}, "x.jsonl", True),  # its mark alone
         ({"prompt": "The log.\n<|TASK|> Who won?"}, "x.jsonl", True),
         ({"prompt": "q", "rubrics": ["r"], "task_id": "t"}, "x.jsonl", True),
+        ({"prompt": "q", **{f"metadata_{key}": value for key, value in LIFE_METADATA.items()}}, "x.jsonl", True),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "Log\n<|TASK|> Who?"}]}]},
+            "x.jsonl",
+            True,
+        ),
+        ({"conversations": [{"from": "human", "value": "The log.\n<|TASK|> Who won?"}]}, "x.jsonl", True),
         (LAB, "clbench_format.jsonl", False),
         (LAB, "x.jsonl", False),
         ({"prompt": "q"}, "clbench/own.jsonl", False),  # a folder's name is no source's
