@@ -26,7 +26,7 @@ from dgd_lightning.callbacks import (
     PredictionWriter,
     Provenance,
 )
-from dgd_lightning.checks import check_folder_name
+from dgd_lightning.checks import check_folder_name, check_integer
 from dgd_lightning.commands.given import OPTIONS
 from dgd_lightning.commands.mistakes import check_checkpoint, check_subcommand
 from dgd_lightning.commands.reading import replacing
@@ -129,6 +129,13 @@ class ProjectCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         with replacing():
             super().parse_arguments(parser, args)
+
+    def _set_seed(self) -> None:
+        """Refuses a seed that NumPy can't have, before Lightning gives it to all generators."""
+        seed = self._get(self.config, "seed_everything")
+        if not isinstance(seed, bool):
+            check_integer("seed_everything", seed, least=0, most=2**32 - 1, optional=True)
+        super()._set_seed()
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint's stored hyperparameters do not override the YAML."""

@@ -109,6 +109,10 @@ def test_a_token_beyond_the_vocabulary_names_its_task(dgd: Dgd, config: Config, 
     check_error(run, "task t0-0", "token ids in 0 … 79", "received 257", "the target's own tokenizer")
 
 
+def test_a_seed_that_numpy_can_t_have(dgd: Dgd, config: Config) -> None:
+    check_error(dgd("predict", "--config", config(), "--seed_everything", "-1"), "seed_everything", "received -1")
+
+
 @pytest.mark.parametrize("command", ["predict", "fit"])
 def test_no_devices(command: str, dgd: Dgd, config: Config, tiny_pair: TinyPair, tmp_path: Path) -> None:
     path = config() if command == "predict" else write_training(tmp_path, tiny_pair)
