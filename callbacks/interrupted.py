@@ -36,7 +36,7 @@ class FitInterrupted(Callback):
 
     def _note(self, number: int, _: object) -> None:
         if self.noted is not None:
-            raise KeyboardInterrupt
+            raise self._end()
         self.noted = number
         print("dgd: ending after this step; once more: at once", file=sys.stderr, flush=True)
 
@@ -48,13 +48,16 @@ class FitInterrupted(Callback):
             return
         if not stepped:  # gradients are being gathered, which no checkpoint holds
             return
+        if self.step >= trainer.estimated_stepping_batches:  # the last one: the fit ends by itself, with its export
+            return
         checkpoint = Path(trainer.log_dir or ".", "checkpoints", CHECKPOINT)
         trainer.save_checkpoint(checkpoint)
         if trainer.is_global_zero:
             print(f"continue:   {self.command(checkpoint)}", flush=True)
-        if self.noted == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(TERMINATED)
+        raise self._end()
+
+    def _end(self) -> BaseException:
+        return KeyboardInterrupt() if self.noted == signal.SIGINT else SystemExit(TERMINATED)
 
     def command(self, checkpoint: Path) -> str:
         """What continues from a checkpoint: the command that was given, which may itself have continued."""

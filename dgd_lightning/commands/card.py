@@ -1,7 +1,7 @@
 """`dgd card DRAFT RUN`: a model card, README.md in the draft's folder, with τ and speed-up of a run with this draft.
 
-Reads the draft's config.json and provenance, and the run's rows; no model is loaded. The licence and what the target
-was trained on are for you to add: the card has a place for them. A README.md that is there is kept: remove it first.
+Reads the draft's config.json and provenance, and the run's rows; no model is loaded. The licence and where the prompts
+are from are for you to add. A README.md that is there is kept: move it away first.
 """
 
 import json
@@ -14,24 +14,26 @@ import yaml
 
 from dgd_lightning.analysis.arms import ArmStats, baseline_of, collect, speed_up
 from dgd_lightning.commands.errors import command_parser, parsed
+from dgd_lightning.draft.config import DraftConfig
 from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
 from dgd_lightning.metrics.clustered import shown
+from dgd_lightning.modules.training import without_paths
 from dgd_lightning.run_folder import read_predictions
+from dgd_lightning.target.folder import read_json
 
 CARD = """\
 ---
 library_name: dgd-lightning
 base_model: {target}
 tags: [dflash, speculative-decoding]
-license: other
 ---
 
 # DFlash draft for {target}
 
 A draft for speculative decoding ([DFlash](https://arxiv.org/abs/2602.06036)): {layers} layers that read the hidden
 states of the target's layers {taps} (counted from 0), blocks of {block} tokens, mask token {mask}. Decoding with it
-gives the target's own answers, faster: what it costs to use it is memory.
+is lossless.
 
 ```python
 from dgd_lightning import load_pair, speculative_generate
@@ -42,14 +44,14 @@ pair = load_pair("{target}", "FOLDER_OR_HUB_ID_OF_THIS_DRAFT")
 
 {table}
 
-τ: tokens per verification, over all of them; speed-up: against decoding token by token on the same prompts, one batch
-at a time, on {hardware}. Neither carries over to other prompts or machines.
+τ: tokens per verification, over all of them; speed-up: against decoding token by token on the same prompts, on
+{hardware}. Neither carries over to other prompts or machines.
 
 ## Training
 
     {command}
 
-with dgd-lightning {version}. What the target's answers were to, and the licences of target and prompts: to be added.
+with dgd-lightning {version}. To be added: where the prompts are from, and the licence.
 """
 
 
@@ -60,9 +62,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("run", type=str, help="folder of a finished predict run with this draft")
     options = parsed(parser, argv[1:])
     draft, run = Path(options.draft), Path(options.run)
-    config = _read(draft / "config.json", "draft", "a draft's folder, as `dgd fit` exports it")
-    settings = _read(run / "config.yaml", "run", "the folder of a predict run")
-    model = settings.get("model", {}).get("init_args", {})
+    config, model = DraftConfig.from_dict(read_json(draft / "config.json", "draft")), _settings(run)
     if (card := draft / "README.md").exists():
         raise InputError("draft", expected="no README.md yet", received=str(card), hint="move it away first")
     if not isinstance(model.get("draft"), str) or Path(model["draft"]).resolve() != draft.resolve():
@@ -73,11 +73,11 @@ def main(argv: Sequence[str]) -> int:
         collect(stats, row)
     fit = _session(draft / "provenance.json")
     text = CARD.format(
-        target=model["target"],
-        layers=config["num_hidden_layers"],
-        taps=", ".join(map(str, config["dflash_config"]["target_layer_ids"])),
-        block=config["block_size"],
-        mask=config["dflash_config"]["mask_token_id"],
+        target=without_paths(model["target"]),
+        layers=config.num_layers,
+        taps=", ".join(map(str, config.target_layer_ids)),
+        block=config.block_size,
+        mask=config.mask_token_id,
         table=_table(stats),
         hardware=_hardware(_session(run / "provenance.json").get("hardware", {})),
         command=shlex.join(["dgd", *fit.get("argv", ["", "(not known)"])[1:]]),
@@ -114,9 +114,10 @@ def _session(path: Path) -> dict[str, Any]:
     return sessions[-1] if sessions else {}
 
 
-def _read(path: Path, argument: str, expected: str) -> dict[str, Any]:
+def _settings(run: Path) -> dict[str, Any]:
+    """Those of a predict run's model."""
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(argument, expected=expected, received=f"{path}: {error}", hint="check the path") from error
-    return found if isinstance(found, dict) else {}
+        return dict(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["model"]["init_args"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        expected, received = "the folder of a predict run", f"{run}: {error}"
+        raise InputError("run", expected=expected, received=received, hint="check the path") from error

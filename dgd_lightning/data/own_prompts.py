@@ -140,7 +140,7 @@ class WrittenPrompts(TaskData):
 def _words(row: Row) -> str:
     """The prompt that was written."""
     begun = row.value.get("first_words")
-    return (f"{begun}" if isinstance(begun, str) else "") + field(row, "model_output", str, "a text")
+    return (begun if isinstance(begun, str) else "") + field(row, "model_output", str, "a text")
 
 
 def _fault(row: Row, text: str, words: str, seen: set[str]) -> str | None:

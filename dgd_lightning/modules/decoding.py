@@ -192,7 +192,9 @@ class Decoding(LightningModule):
             on_note=lambda text: print(rank + text, flush=True),
             matched=matched,
         )
-        self.summary.sentences += in_words(matched)
+        self.summary.details += in_words(matched)
+        if matched and self.trainer.is_global_zero:
+            print("\n".join(in_words(matched)), flush=True)
 
     def _contexts(self) -> dict[str, list[Task]]:
         """The tasks of every context, where something is asked of contexts."""

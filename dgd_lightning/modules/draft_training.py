@@ -172,10 +172,11 @@ class DraftTraining(L.LightningModule):
     def forward(self, input_ids: Tensor, loss_mask: Tensor, generator: torch.Generator) -> BlockLoss:
         """The loss of one batch, ``input_ids`` and ``loss_mask`` [B, S], at anchors drawn from ``generator``."""
         anchors, keep = sample_anchors(loss_mask, self.num_anchors, generator)
-        ends = ((loss_mask > 0) * torch.arange(1, loss_mask.shape[1] + 1, device=loss_mask.device)).amax(1).tolist()
+        ends = ((loss_mask > 0) * torch.arange(1, loss_mask.shape[1] + 1, device=loss_mask.device)).amax(1)
+        ends, counts = torch.stack([ends, keep.sum(1)]).tolist()  # of each row, waiting for the device once
         parts = []
         for rows in rows_alike(ends):  # padded to their own longest, with as many blocks as they have
-            length, blocks = max(2, int(max(ends[row] for row in rows))), max(1, int(keep[rows].sum(1).max()))
+            length, blocks = max(2, *(ends[row] for row in rows)), max(1, *(counts[row] for row in rows))
             given = (x[rows, :length] for x in (input_ids, loss_mask))
             parts.append(self._part(*given, *(x[rows, :blocks] for x in (anchors, keep))))
         return pooled(parts)

@@ -27,12 +27,13 @@ from dgd_lightning.data.tasks import TaskData, by_context
 from dgd_lightning.decode.readouts.base import scaled_logits
 from dgd_lightning.decode.readouts.draft import as_readout
 from dgd_lightning.decode.replay import replay
-from dgd_lightning.distributions import total_variation, wide
+from dgd_lightning.distributions import real_dtype, total_variation, wide
 from dgd_lightning.draft.checkpoint import Adapter
 from dgd_lightning.errors import InputError
 from dgd_lightning.files import whole_files
 from dgd_lightning.methods.autoregressive import autoregressive_generate
 from dgd_lightning.methods.base import Guidance, Method
+from dgd_lightning.methods.guided import Guided
 from dgd_lightning.modules.adaptation import ContextAdapter, SavedAdapters
 from dgd_lightning.modules.arms import Arm, control_of
 from dgd_lightning.modules.prompts import Prompts
@@ -47,6 +48,7 @@ WIDEST, ROUGH, FINE = (
     9,
 )  # of the scales that are tried: powers of 2 up to ± this, their number, of a second look
 UNMATCHED = 0.1  # relative difference of the effects from which on a control is called unmatched
+WORDS = {"tv": "mean total variation", "argmax": "share of changed top-1 tokens"}
 TASKS = 8  # of a context, at most
 POLL = 2.0  # seconds between two looks of the other ranks
 
@@ -118,7 +120,8 @@ def answers(pair: Pair, prompts: Sequence[Tensor], tokens: int) -> list[Tensor]:
 
 def effects(pair: Pair, texts: Sequence[Text], guidance: Guidance, scales: Sequence[float], ttt: bool) -> list[Effect]:
     """What a readout does to the target's distributions at each of its scales."""
-    sums, count = torch.zeros(len(scales), 2, dtype=torch.float64), 0
+    device, count = pair.target.device, 0
+    sums = torch.zeros(len(scales), 2, dtype=real_dtype(device), device=device)
     readout = as_readout(guidance.readout)
     for text in texts:
         with pair.adapter(text.adapter) if ttt and text.adapter is not None else nullcontext():
@@ -128,10 +131,16 @@ def effects(pair: Pair, texts: Sequence[Text], guidance: Guidance, scales: Seque
                 for row, scale in enumerate(scales):
                     logits = part.readouts[0] if scale == 1 else scaled_logits(target, wide(part.readouts[0]), scale)
                     guided = guidance.blend.mix_along(part.target, logits, part.first)
-                    tv = total_variation(log_t, guided.log_softmax(-1)).double().sum()
-                    sums[row] += torch.stack([tv, (guided.argmax(-1) != top).double().sum()]).cpu()
+                    changed = guided.argmax(-1) != top  # [Q]
+                    sums[row] += torch.stack([total_variation(log_t, guided.log_softmax(-1)), changed]).to(sums).sum(1)
                 count += len(part.tokens)
     return [Effect(*(row / max(count, 1)).tolist()) for row in sums]
+
+
+def guided_controls(arms: Sequence[Arm]) -> dict[str, str]:
+    """The null controls whose strength is known at every token, by name, with the arms that they control."""
+    guided = {arm.name for arm in arms if isinstance(arm.method, Guided)}
+    return {name: original for name, original in control_of(arms).items() if name in guided}
 
 
 def find_scale(effect: Callable[[Sequence[float]], list[float]], wanted: float) -> float:
@@ -147,7 +156,7 @@ def find_scale(effect: Callable[[Sequence[float]], list[float]], wanted: float) 
 def match(
     pair: Pair,
     arms: Sequence[Arm],
-    methods: Mapping[str, Method],
+    methods: Mapping[str, Any],
     texts: Sequence[Text],
     by: Strength,
     on_step: Callable[[str], None] = lambda what: None,
@@ -155,33 +164,33 @@ def match(
     """What is known of each null control, by its arm's name; JSON-able. Those without a scale are measured alone."""
     by_name = {arm.name: arm for arm in arms}
     known: dict[str, dict[str, Any]] = {}
-    tokens = sum(len(text.answer) for text in texts)
-    for name, original in control_of(arms).items():
-        arm = by_name[name]
-        guidance, theirs = methods[name].guidance_of({}), methods[original].guidance_of({})
-        if guidance is None or theirs is None:
-            continue
+    strengths: dict[str, Effect] = {}  # of the controlled arms, which may have several controls
+    for name, original in guided_controls(arms).items():
+        arm, guidance = by_name[name], Guidance(methods[name].blend(), methods[name].readout)
+
+        def effect(scales: Sequence[float], guidance: Guidance = guidance, ttt: bool = arm.ttt) -> list[Effect]:
+            return effects(pair, texts, guidance, scales, ttt)
+
         on_step(name)
-        (wanted,) = effects(pair, texts, theirs, [1.0], arm.ttt)
-        scale = getattr(guidance.readout, "scale", None)
-
-        def effect(scales: Sequence[float], guidance: Guidance = guidance, ttt: bool = arm.ttt) -> list[float]:
-            return [getattr(one, by) for one in effects(pair, texts, guidance, scales, ttt)]
-
-        if scale == 1.0:  # else it is the user's
-            scale = find_scale(effect, getattr(wanted, by))
-        factor = 1.0 if scale is None or getattr(guidance.readout, "scale", 1.0) != 1.0 else scale
-        (own,) = effects(pair, texts, guidance, [factor], arm.ttt)
+        if original not in strengths:
+            theirs = Guidance(methods[original].blend(), methods[original].readout)
+            (strengths[original],) = effect([1.0], theirs)
+        wanted, given = strengths[original], getattr(guidance.readout, "scale", None)
+        factor = 1.0  # on what the readout is: a scale that is not 1 is the user's
+        if given == 1.0:
+            factor = find_scale(lambda scales: [getattr(one, by) for one in effect(scales)], getattr(wanted, by))
+        (own,) = effect([factor])
         ratio = getattr(own, by) / getattr(wanted, by) if getattr(wanted, by) else float("inf")
         known[name] = {
             "controls": original,
             "settings": arm.settings(),
-            "scale": scale,
+            "scale": None if given is None else given * factor,
             "by": by,
+            "words": f"{WORDS[by]} {getattr(own, by):.3f}, {original}'s {getattr(wanted, by):.3f}",
             "tv": [own.tv, wanted.tv],
             "argmax_changed": [own.argmax, wanted.argmax],
             "matched": bool(abs(ratio - 1) <= UNMATCHED),
-            "tokens": tokens,
+            "tokens": sum(len(text.answer) for text in texts),
         }
     return known
 
@@ -202,18 +211,13 @@ def scaled_methods(methods: Mapping[str, Any], found: Mapping[str, Mapping[str, 
 
 
 def in_words(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A sentence for each control."""
-    sentences = []
+    """A line for each control."""
+    lines = []
     for name, one in found.items():
-        pairs = {"tv": "mean total variation", "argmax": "share of changed top-1 tokens"}
-        key = "tv" if one["by"] == "tv" else "argmax_changed"
-        own, theirs = one[key]
         how = "has no scale" if one["scale"] is None else f"scale {one['scale']:.3g}"
         verdict = "matched" if one["matched"] else "unmatched: it is another in strength"
-        sentences.append(
-            f"Control {name} ({how}): {pairs[one['by']]} {own:.3f}, {one['controls']}'s {theirs:.3f}, {verdict}."
-        )
-    return sentences
+        lines.append(f"control {name} ({how}): {one['words']}, {verdict}")
+    return lines
 
 
 def matched_controls(
@@ -234,7 +238,7 @@ def matched_controls(
         wait_for(folder)
     if not (folder / FILE).is_file():
         texts = texts_of(module, pair, prompts, adapt)
-        with tqdm(control_of(module.arms), desc="matching null controls", leave=False, disable=None) as bar:
+        with tqdm(guided_controls(module.arms), desc="matching null controls", leave=False, disable=None) as bar:
             write(folder, match(pair, module.arms, methods, texts, settings.by, lambda _: bar.update()))
     return saved(folder / FILE, module.arms)
 
@@ -283,11 +287,12 @@ def saved(file: Path, arms: Sequence[Arm]) -> dict[str, dict[str, Any]]:
             argument, expected="scales of an earlier run", received=f"{file}: {error}", hint=hint
         ) from error
     settings = {arm.name: arm.settings() for arm in arms}
-    for name in control_of(arms):
+    controls = guided_controls(arms)
+    for name in controls:
         if name not in found or found[name]["settings"] != json.loads(json.dumps(settings[name])):
             received = "other settings" if name in found else f"none: it has {', '.join(found) or 'no control'}"
             raise InputError(argument, expected=f"a scale for arm {name}", received=f"{file}: {received}", hint=hint)
-    return {name: found[name] for name in control_of(arms)}
+    return {name: found[name] for name in controls}
 
 
 def write(folder: Path, found: Mapping[str, Any]) -> None:

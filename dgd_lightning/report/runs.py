@@ -88,7 +88,7 @@ def study(runs: Sequence[Run], *, pool: bool, common: bool, against: str | None)
         others = [arm for arm in arms if arm.name != against]
         controlled = {arm.control_of for arm in arms if arm.name == against}  # is compared with its null control anyway
         wanted = [Versus(a.name, against, False, blends=a.blends and a.name not in controlled) for a in others]
-        wanted += [Versus(a.control_of, a.name, True) for a in others if a.control_of is not None]
+        wanted += [Versus(a.control_of, a.name, True, strength=a.strength) for a in others if a.control_of is not None]
     return Study(list(runs), scores, wanted, f" ({note})" if note else "")
 
 

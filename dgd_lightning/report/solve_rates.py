@@ -284,15 +284,21 @@ def _missed(one: Compared, lines: int, words: Words) -> str:
 
 def _beside(control: Compared) -> str:
     """The null control, where there is nothing that it would have to be beaten in."""
-    return f"; against its null control {control.versus.base}: {_amount(control)}"
+    return f"; against its null control {_named(control)}: {_amount(control)}"
+
+
+def _named(control: Compared) -> str:
+    """With its strength, where that was measured."""
+    versus = control.versus
+    return f"{versus.base} [{versus.strength}]" if versus.strength else versus.base
 
 
 def _beaten(control: Compared) -> str:
     amount = _amount(control)
     if control.holm <= ALPHA and control.result.difference.value > 0:
-        return f", and better than its null control {control.versus.base} ({amount})"
+        return f", and better than its null control {_named(control)} ({amount})"
     return (
-        f", but not shown to be better than its null control {control.versus.base} ({amount}), "
+        f", but not shown to be better than its null control {_named(control)} ({amount}), "
         "so what helps need not be what the readout knows"
     )
 

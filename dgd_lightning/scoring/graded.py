@@ -38,6 +38,7 @@ class ArmFacts(NamedTuple):
     control_of: str | None  # the arm whose null control it is
     baseline: bool = False  # what speed-ups refer to; rates do so too, where there is one
     blends: bool = False  # a readout with the target, which a null control would tell from noise
+    strength: str = ""  # of a null control, beside that of the arm it controls; empty where it was not measured
 
 
 class Versus(NamedTuple):
@@ -48,6 +49,7 @@ class Versus(NamedTuple):
     control: bool  # whether the base is the arm's null control
     other_sampling: bool = False  # whether the base was drawn with another temperature, top_k or top_p
     blends: bool = False  # whether the arm should have a null control
+    strength: str = ""  # of the null control that the base is, see `ArmFacts`
 
 
 def graded(row: dict[str, Any]) -> Graded:
@@ -133,7 +135,9 @@ def arm_facts(row: dict[str, Any]) -> ArmFacts:
     name, method = (str(record.get(name, "")) for name in ("arm", "method"))
     control = control if isinstance(control, str) else None
     baseline, blends = (record.get(name) is True for name in ("baseline", "blends"))
-    return ArmFacts(name, method, lossless, sampling, control, baseline, blends)
+    matched = record.get("matched")
+    strength = f"{'matched' if matched['matched'] else 'unmatched'}: {matched['words']}" if matched else ""
+    return ArmFacts(name, method, lossless, sampling, control, baseline, blends, strength)
 
 
 def comparisons(arms: Sequence[ArmFacts]) -> list[Versus]:
@@ -152,7 +156,8 @@ def comparisons(arms: Sequence[ArmFacts]) -> list[Versus]:
             base = plain[0]
         if base is not None:
             found.append(Versus(arm.name, base.name, False, base.sampling != arm.sampling, arm.blends))
-        found += [Versus(arm.name, other.name, True) for other in arms if other.control_of == arm.name]
+        controls = [other for other in arms if other.control_of == arm.name]
+        found += [Versus(arm.name, other.name, True, strength=other.strength) for other in controls]
     return found
 
 

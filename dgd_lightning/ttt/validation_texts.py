@@ -214,7 +214,7 @@ class Writer:
                     question = [self.context, *([before] if asked else []), torch.tensor([*ids, *end])]
                     prompts[place] = kind, torch.cat(question)
 
-        draw("asked", torch.cat([self.context, before, torch.tensor(self.planned.ask)]), ASK_TEMPERATURE)
+        draw("asked", torch.cat([self.context, torch.tensor(self.planned.ask)]), ASK_TEMPERATURE)
         draw("turn", self.context, 1.0)
         for place, text in zip(prompts, self._answered(list(prompts.values()), None), strict=True):
             written[place] = text

@@ -157,6 +157,25 @@ def test_an_interrupted_fit_prints_what_continues_it_to_the_same_weights(
     assert all(torch.equal(found[name], whole[name]) for name in whole)
 
 
+def test_a_fit_that_is_interrupted_in_its_last_step_ends_and_exports(
+    dgd: Dgd, tiny_pair: TinyPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a checkpoint of the last step Lightning would run nothing, the export neither."""
+    step = DraftTraining.training_step
+
+    def interrupted(self: DraftTraining, batch: object, batch_idx: int) -> object:
+        if self.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(DraftTraining, "training_step", interrupted)
+    config = write_training(tmp_path, tiny_pair, model={"export_dir": str(tmp_path / "draft")})
+    run = dgd("fit", "--config", config)
+    assert run.code == 0, run.err
+    assert load_draft(tmp_path / "draft") is not None
+    assert "continue:" not in run.out
+
+
 def test_a_command_that_has_continued_continues() -> None:
     callback = FitInterrupted(["fit", "--ckpt_path", "a b.ckpt", "-c", "x.yaml", "--ckpt_path=c.ckpt"])
     assert callback.command(Path("d e.ckpt")) == "dgd fit -c x.yaml --ckpt_path 'd e.ckpt'"

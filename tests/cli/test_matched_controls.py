@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from dgd_lightning.data.tasks import by_context
 from dgd_lightning.decode.readouts.noise import Noise
 from dgd_lightning.lab.contexts import LabContexts
 from dgd_lightning.methods.guided import Guided
-from dgd_lightning.modules.arms import Arm
+from dgd_lightning.methods.rerank import Rerank
+from dgd_lightning.modules.arms import Arm, control_of
 from dgd_lightning.modules.matching import (
     FILE,
     MatchControls,
@@ -25,6 +27,7 @@ from dgd_lightning.modules.matching import (
     answers,
     effects,
     find_scale,
+    guided_controls,
     in_words,
     match,
     scaled_methods,
@@ -123,7 +126,7 @@ def test_scales_are_found_before_decoding_kept_and_reused(dgd: Dgd, lab: Path, t
         assert {row["settings"]["readout"]["init_args"]["scale"] for row in rows} == {one["scale"]}
         assert {row["control_of"] for row in rows} == {"draft"}
         assert rows[0]["matched"] == {key: value for key, value in one.items() if key != "settings"}
-        assert f"Control {name} (scale {one['scale']:.3g}): mean total variation" in run.out
+        assert f"control {name} (scale {one['scale']:.3g}): mean total variation" in run.out
     # Neither limit nor order counts: the data's own contexts do. An interrupted run reads what it found.
     run = dgd("predict", "--config", lab, "--data.limit", "1", "--name", "other")
     assert json.loads((tmp_path / "logs" / "other" / "version_0" / FILE).read_text()) == found
@@ -133,10 +136,10 @@ def test_scales_are_found_before_decoding_kept_and_reused(dgd: Dgd, lab: Path, t
     (folder / "predictions.jsonl").unlink()
     run = dgd("predict", "--config", lab)
     assert run.code == 0, run.err
-    assert "Control noise (scale 2.5)" in run.out
+    assert "control noise (scale 2.5)" in run.out
     run = dgd("predict", "--config", lab, "--name", "third", "--model.match_controls", f"{{scales: {folder}}}")
     assert run.code == 0, run.err
-    assert "Control noise (scale 2.5)" in run.out
+    assert "control noise (scale 2.5)" in run.out
     arms = json.dumps([DRAFT, control("noise", seed=3)])
     run = dgd("predict", "--config", lab, "--model.match_controls", f"{{scales: {folder}}}", "--model.arms", arms)
     assert run.code == 2
@@ -166,7 +169,7 @@ def test_clbench_is_not_calibrated_on(dgd: Dgd, lab: Path, tmp_path: Path) -> No
     settings = f"{{data: {file}, contexts: 2, tokens: 8}}"
     run = dgd("predict", "--config", lab, "--data.clbench", "true", "--model.match_controls", settings)
     assert run.code == 0, run.err
-    assert "Control noise (scale" in run.out
+    assert "control noise (scale" in run.out
 
 
 def test_adapted_arms_are_matched_with_their_adapters(dgd: Dgd, lab: Path, tmp_path: Path) -> None:
@@ -181,9 +184,16 @@ def test_adapted_arms_are_matched_with_their_adapters(dgd: Dgd, lab: Path, tmp_p
 
 
 def test_words() -> None:
-    one = {"controls": "draft", "scale": None, "by": "argmax", "tv": [0.2, 0.1], "argmax_changed": [0.2, 0.1]}
-    assert in_words({"c": {**one, "matched": False}}) == [
-        "Control c (has no scale): share of changed top-1 tokens 0.200, draft's 0.100, unmatched: it is another in "
-        "strength."
+    one = {"scale": None, "words": "share of changed top-1 tokens 0.200, draft's 0.100", "matched": False}
+    assert in_words({"c": one}) == [
+        "control c (has no scale): share of changed top-1 tokens 0.200, draft's 0.100, unmatched: it is another in "
+        "strength"
     ]
     assert MatchControls().fingerprint()["contexts"] == 8
+
+
+def test_reranking_has_no_strength_at_a_token() -> None:
+    betas = Rerank("likelihood", betas=[0.0, 0.3])
+    arms = [Arm("draft", betas), Arm("noise", replace(betas, readout=Noise()))]
+    assert control_of(arms) == {"noise": "draft"}
+    assert guided_controls(arms) == {}

@@ -350,6 +350,9 @@ def test_verdicts_in_words() -> None:
     for value, p in ((0.04, 0.06), (-0.04, 0.01), (0.0, 1.0)):
         (level,) = verdict([compared(0.05, holm=0.01), compared(value, holm=p, **noise)], [])
         assert "but not shown to be better than its null control noise" in level
+    weak = compared(0.0, holm=1.0, **noise, strength="unmatched: mean total variation 0.100, guided's 0.200")
+    (beside,) = verdict([compared(0.0, holm=1.0, blends=True), weak], [])
+    assert "against its null control noise [unmatched: mean total variation 0.100, guided's 0.200]: " in beside
     both = [compared(0.05, holm=0.01), compared(0.04, holm=0.2, **noise), compared(0.1, holm=0.01, arm="noise")]
     assert len(verdict(both, [])) == 1  # the control has no sentence of its own
     one = [Graded(str(n), "only", str(n), "", "", float(n < 2), (0, 0), None) for n in range(4)]

@@ -21,7 +21,7 @@ from dgd_lightning.report.run_summary import add_solve_rates
 from dgd_lightning.report.runs_page import page
 from dgd_lightning.report.solve_rates import comparison_table, rate_table, score_tables, verdict
 from dgd_lightning.report.words import words_of
-from dgd_lightning.scoring.graded import ArmFacts, Graded, Versus, comparisons
+from dgd_lightning.scoring.graded import ArmFacts, Graded, Versus, arm_facts, comparisons
 from dgd_lightning.scoring.summary import compared, summary
 from dgd_lightning.types import Summary
 
@@ -85,6 +85,9 @@ def test_comparisons_leave_out_what_has_one_law() -> None:
     assert comparisons([ArmFacts("guided", "Guided", False, GREEDY, None)]) == []
     blending = arms[2]._replace(blends=True)
     assert comparisons([arms[0], blending]) == [Versus("guided", "plain", False, blends=True)]
+    record = {"arm": "noise", "control_of": "guided", "matched": {"matched": True, "words": "0.1, guided's 0.1"}}
+    noise = arm_facts({"dgd": record})
+    assert comparisons([arms[2], noise]) == [Versus("guided", "noise", True, strength="matched: 0.1, guided's 0.1")]
     late = [*arms[1:3], arms[0]._replace(baseline=True)]  # rates and speed-ups refer to one arm
     assert comparisons(late) == [Versus("guided", "plain", False)]
 

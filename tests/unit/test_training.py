@@ -86,7 +86,7 @@ def trainer(folder: Path, steps: int, **overrides) -> L.Trainer:
 def test_draft_learns_and_is_exported(folder: Path, tmp_path: Path):
     data, exported = Copies(folder), tmp_path / "draft"
     fitting = module(folder, export_dir=exported)
-    run = trainer(tmp_path, 80, val_check_interval=80)
+    run = trainer(tmp_path, 50, val_check_interval=50)
     before = module(folder)
     before.configure_model()
     batch = pad_responses(data.pairs)

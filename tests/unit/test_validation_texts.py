@@ -231,7 +231,7 @@ def test_a_question_that_was_asked_for_follows_the_context(
     texts = gather(lab, context, TTTConfig(validation_texts=2, validation_tokens=60, steps=1)).validation_texts
     assert (texts.answers, texts.asked) == (2, 2)
     end, space = turn_end(lab), [] if dots else encode("\n\n", add_special_tokens=False)
-    ask = [*context.tolist(), *space, *encode("\n\n" + validation_texts.ASK, add_special_tokens=False), *end]
+    ask = [*context.tolist(), *encode("\n\n" + validation_texts.ASK, add_special_tokens=False), *end]
     drawn = autoregressive_generate(  # the first two seeds that a draw of four gives
         lab,
         [torch.tensor(ask)] * 4,
