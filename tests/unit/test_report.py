@@ -279,11 +279,12 @@ def compared(
     blends: bool = False,
     finds: Findable | None = FINDS,
     contexts: int = 50,
+    strength: str = "",
 ) -> Compared:
     interval = Difference(value, value - 0.02, value + 0.02) if value else Difference(0.0)
     changed = (1, 1) if value else (0, 0)
     result = Comparison(0.5, 0.5 + value, interval, holm, holm, *changed, 100, contexts)
-    return Compared(Versus(arm, base, control, blends=blends), result, holm, finds)
+    return Compared(Versus(arm, base, control, blends=blends, strength=strength), result, holm, finds)
 
 
 MISSED = "gains below +8.4 points if spread evenly over tasks, below +13 if gathered in whole contexts, "
