@@ -171,7 +171,7 @@ def _arguments(value: dict[Any, Any], classes: Sequence[str], path: str, named: 
     name, inner = value.get("class_path", named), value.get("init_args") or {}
     beside = {key: one for key, one in value.items() if key not in ("class_path", "init_args", "dict_kwargs")}
     if name is not None:
-        yield from _name(name, classes, f"{path}.class_path" if "class_path" in value else path)
+        yield from wrong_name(name, classes, f"{path}.class_path" if "class_path" in value else path)
     if beside and "class_path" in value:
         whole = {"class_path": value["class_path"], "init_args": beside | (inner if isinstance(inner, dict) else {})}
         expected, hint = "a class, with its arguments in init_args", f"write {in_one_line(whole)}"
@@ -204,7 +204,7 @@ def _option(path: str) -> str:
     return re.sub(r"\[.*?\]|\.class_path$", "", path)
 
 
-def _name(name: Any, classes: Sequence[str], path: str) -> Iterator[Mistake]:
+def wrong_name(name: Any, classes: Sequence[str], path: str) -> Iterator[Mistake]:
     """The mistake in a name that no class of these kinds has, or in a class path that leads nowhere."""
     expected, hint = (
         "a class that can be imported",
