@@ -140,7 +140,7 @@ def _value(value: Any, kind: str, path: str, *, append: bool = False) -> Iterato
             name = one.get("name", number) if isinstance(one, dict) else number
             yield from _value(one, kind.replace(several[0], "", 1), f"{path}[{name}]")
     elif classes and isinstance(value, str) and not plain and not _SCALAR.fullmatch(value):
-        yield from _name(value, classes, path)
+        yield from wrong_name(value, classes, path)
     elif classes and isinstance(value, dict):
         yield from _arguments(value, classes, path)
     elif classes and not plain and not re.search(r"\b(bool|int|float)\b", kind):

@@ -93,7 +93,7 @@ def field(row: Row, path: str, kind: type | tuple[type, ...], what: str) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
         inside = value.items() if isinstance(value, dict) else ()
         fitting = [f"{path}.{key}" for key, one in inside if isinstance(one, kind) and not isinstance(one, bool)]
-        hint = f"correct the field, or name one inside it: {', '.join(fitting)[:200]}" if fitting else "correct the field"
+        hint = "correct the field" + f", or name one inside it: {', '.join(fitting)[:200]}" * bool(fitting)
         raise InputError(row.place, expected=f"{path!r} to be {what}", received=shown(value), hint=hint)
     return value
 
