@@ -32,7 +32,7 @@ PATIENCE = 20
 START_SECONDS = 120.0  # to import sympy on a busy machine
 LIVES = 3  # workers that are tried for one comparison while somebody kills them
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}  # what an input may do to it
-RULES = 4  # of what is no score and what is 0: other rules, another number, and answers are graded anew
+RULES = 5  # of what is no score and what is 0: other rules, another number, and answers are graded anew
 
 
 class WorkerError(RuntimeError):
@@ -202,7 +202,7 @@ def _is_gsm8k(row: dict[str, Any]) -> bool:
 
 def _is_math(row: dict[str, Any]) -> bool:
     source = str(row.get("source") or "").lower()
-    return isinstance(row.get("problem"), str) or (isinstance(row.get("prompt"), str) and source.startswith("math"))
+    return isinstance(row.get("problem"), str) or (row.get("prompt") is not None and source.startswith("math"))
 
 
 def _same(gold: str, found: str) -> bool | None:
