@@ -106,7 +106,7 @@ def smallest_gains(
 def noise(
     tasks: np.ndarray, solved: np.ndarray, fixed: np.ndarray, broken: np.ndarray, *, whole: bool
 ) -> tuple[float, float, float]:
-    """How much of what changed in a run is noise, and how clustered it is; moments of the beta-binomials of `Simulated`.
+    """How much of what changed in a run is noise, and how clustered it is: moments for the draws of `Simulated`.
 
     Counted are tasks that changed, and pairs of them in one context: alike, or opposed (one fixed, one broken). Noise
     has two equal directions; what one of them has more than the other may be an effect:
