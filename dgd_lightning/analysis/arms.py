@@ -71,7 +71,7 @@ class ArmStats:
         self.histogram += length_histogram(lengths, self.block_size)
         self.verified += length_histogram(record["verified_lengths"], self.block_size)
         seconds = record["decode_seconds"] * batch_share(record) + record.get("rank_seconds", 0.0)
-        cost = Cost(sum(lengths), seconds)
+        cost = Cost(record["tokens"] - 1, seconds)
         if record.get("joined_with"):  # one arm more would have cost next to nothing: no arm has a speed of its own
             self.shared = self.shared.plus(cost)
             cost = cost._replace(seconds=NAN)

@@ -12,7 +12,8 @@ from dgd_lightning.decode.call import Call
 from dgd_lightning.decode.nested import held, nested, plain
 from dgd_lightning.decode.readouts.base import Readout
 from dgd_lightning.decode.readouts.draft import DraftReadout
-from dgd_lightning.errors import InputError
+from dgd_lightning.decode.sampling import SamplingParams
+from dgd_lightning.errors import LEAVE_OUT, InputError
 from dgd_lightning.pair import Pair
 from dgd_lightning.types import DecodeOutput, RankedAnswer
 
@@ -73,6 +74,9 @@ class Method(ABC):
 
     def check_arm(self, temperature: float) -> None:  # noqa: B027
         """Refuse, by an `InputError`, settings or a temperature that do not suit an arm of a run."""
+
+    def check_sampling(self, sampling: SamplingParams) -> None:  # noqa: B027
+        """Refuse, by an `InputError` that names it, a temperature or a filter that the method can't have."""
 
     def settings(self) -> dict[str, Any]:
         """What distinguishes it from others of its class, as YAML would have it: rows and hashes have it."""
@@ -144,3 +148,13 @@ def check_single_beta(beta: Any) -> None:
     """Refuse an arm's list of β."""
     if not isinstance(beta, int | float):
         raise InputError("beta", expected="one number per arm", received=repr(beta), hint="make an arm for each β")
+
+
+def check_unused(method: Any, names: Sequence[str], why: str, hint: str = "") -> None:
+    """Refuse settings that are not their defaults, which nothing would use."""
+    usual = {field.name: field.default for field in fields(method)} | {"readout": DraftReadout()}
+    for name in names:
+        if (value := getattr(method, name)) != usual[name]:
+            default = "draft" if name == "readout" else usual[name]
+            out = LEAVE_OUT if default is None else f"leave it out (on a command line: {default})"
+            raise InputError(name, expected=f"nothing: {why}", received=value, hint=hint + out)

@@ -5,7 +5,7 @@ The fallback of guided decoding: where blending token by token gains nothing, ch
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Unpack, get_args
 
 import torch
@@ -18,12 +18,12 @@ from dgd_lightning.decode.drafter import check_block_size
 from dgd_lightning.decode.nested import of_prompt
 from dgd_lightning.decode.random_source import row_seeds
 from dgd_lightning.decode.readouts.base import Readout
-from dgd_lightning.decode.readouts.draft import DraftReadout, as_readout
+from dgd_lightning.decode.readouts.draft import as_readout
 from dgd_lightning.decode.replay import replay
 from dgd_lightning.distributions import wide
-from dgd_lightning.errors import LEAVE_OUT, InputError
+from dgd_lightning.errors import InputError
 from dgd_lightning.methods.autoregressive import Autoregressive
-from dgd_lightning.methods.base import Guidance, Method, check_single_beta, choose_among
+from dgd_lightning.methods.base import Guidance, Method, check_single_beta, check_unused, choose_among
 from dgd_lightning.methods.guided import sweep
 from dgd_lightning.methods.speculative import Speculative
 from dgd_lightning.pair import Pair
@@ -69,16 +69,16 @@ class Rerank(Method):
         check_integer("block_size", self.block_size, least=2, optional=True)
         object.__setattr__(self, "readout", as_readout(self.readout))
         if not self.blends:
-            self._refuse(GUIDANCE, "only betas and rank_by: blend use it", "set rank_by: blend or betas, or ")
+            check_unused(self, GUIDANCE, "only betas and rank_by: blend use it", "set rank_by: blend or betas, or ")
         if self.rank_by != "blend":
-            self._refuse(["beta"], "answers have the β of betas, and no blend ranks")
+            check_unused(self, ["beta"], "answers have the β of betas, and no blend ranks")
         elif self.beta is None:
             raise InputError("beta", expected="a number", received="null", hint="use e.g. beta: 0.3")
         self.blend()
         if self.betas is None:
             check_integer("num_answers", self.num_answers, hint="use e.g. 8")
             return
-        self._refuse(["num_answers"], "there is one answer per β of betas", "set betas: null, or ")
+        check_unused(self, ["num_answers"], "there is one answer per β of betas", "set betas: null, or ")
         if not isinstance(self.betas, Sequence) or not self.betas:
             raise InputError(
                 "betas",
@@ -91,14 +91,6 @@ class Rerank(Method):
                 replace(self.blend(), beta=beta)
             except InputError as error:
                 raise error.named("betas") if error.argument == "beta" else error from error
-
-    def _refuse(self, names: Sequence[str], why: str, hint: str = "") -> None:
-        usual = {field.name: field.default for field in fields(self)} | {"readout": DraftReadout()}
-        for name in names:
-            if (value := getattr(self, name)) != usual[name]:
-                default = "draft" if name == "readout" else usual[name]
-                out = LEAVE_OUT if default is None else f"leave it out (on a command line: {default})"
-                raise InputError(name, expected=f"nothing: {why}", received=value, hint=hint + out)
 
     def blend(self) -> Blend:
         """Of ``rank_by: blend``, and but for β of the answers of ``betas``."""

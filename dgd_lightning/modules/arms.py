@@ -103,7 +103,7 @@ class Arm:
                 received=self.online_every,
                 hint=f"{LEAVE_OUT}; ttt: true adapts before decoding",
             )
-        sampling_params(**self.sampling())
+        self.method.check_sampling(sampling_params(**self.sampling()))
         self.method.check_arm(self.temperature)
 
 

@@ -102,6 +102,8 @@ def prediction_row(
     def text(tokens: Tensor) -> str:
         return answer_text(pair.tokenizer, tokens.tolist(), stop_strings)
 
+    if trace.states is not None:
+        result["states"] = [text(state) for state in trace.states]
     if joined_with:
         result["joined_with"] = list(joined_with)
     if answers is not None:
