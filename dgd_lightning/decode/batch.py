@@ -91,6 +91,7 @@ class Batch:
         self.live = list(range(batch))  # original numbers of the rows in the tensors above
         self.active = list(range(batch))  # those not finished
         self.ends = [length - 1 for length in self.lengths]  # host copy of the anchors, for all rows
+        self.note = ""  # for reports of progress: what the rows are at
         self.committed = 0  # tokens of all rows, those included that were taken back
         self.verified: list[list[int]] = [[] for _ in range(batch)]
         self.accepted: list[list[int]] = [[] for _ in range(batch)]
@@ -213,7 +214,9 @@ class Batch:
         self.decode_ended = time.perf_counter()
         if self.request.on_progress is not None:
             verifications = sum(len(lengths) for lengths in self.verified)
-            self.request.on_progress(Progress(self.committed, verifications, len(self.ends), len(self.active)))
+            self.request.on_progress(
+                Progress(self.committed, verifications, len(self.ends), len(self.active), self.note)
+            )
         if self.share_sequences:
             self._fork([column[:cut] for column, cut in zip(zip(*tokens, strict=True), cuts, strict=True)])
         elif not self.keep_finished:

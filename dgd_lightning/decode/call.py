@@ -22,6 +22,7 @@ class Progress(NamedTuple):
     verifications: int  # by all rows
     rows: int
     active: int  # rows not yet finished
+    note: str = ""  # where in its work a method is, for people
 
 
 OnProgress = Callable[[Progress], None]

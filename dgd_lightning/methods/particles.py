@@ -81,9 +81,8 @@ def power_smc(population: Population, new_loop: NewLoop) -> DecodeOutput:
         evidence = particles.log_evidence
         if current is None or keep < math.exp(min(0.0, evidence - current[0].log_evidence)):
             weights = np.exp(particles.log_w - particles.log_w.max())
-            chosen = min(
-                int(np.searchsorted(weights.cumsum(), draw * weights.sum(), "right")), population.particles - 1
-            )
+            edges = weights.cumsum()
+            chosen = min(int(np.searchsorted(edges, draw * edges[-1], "right")), len(weights) - 1)
             current = particles, chosen, number
     assert current is not None
     particles, chosen, number = current

@@ -322,6 +322,8 @@ class Chains:
                     column.append(value)
                 chain.states += [chain.tokens] * accepted
             self._next(chain)
+        taken = [accepted for chain in chains for accepted in chain.history["accepted"]]
+        batch.note = f"{len(taken)} steps, {sum(taken)} proposals taken"
         going = [row for row in rows if not chains[row].over]
         if not going:
             return

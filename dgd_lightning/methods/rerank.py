@@ -16,18 +16,15 @@ from dgd_lightning.decode.blending import Blend, Constant, Schedule, Space
 from dgd_lightning.decode.call import Call, CallOptions, call_of
 from dgd_lightning.decode.drafter import check_block_size
 from dgd_lightning.decode.nested import of_prompt
-from dgd_lightning.decode.random_source import row_seeds
 from dgd_lightning.decode.readouts.base import Readout
 from dgd_lightning.decode.readouts.draft import as_readout
 from dgd_lightning.decode.replay import replay
 from dgd_lightning.distributions import wide
 from dgd_lightning.errors import InputError
-from dgd_lightning.methods.autoregressive import Autoregressive
 from dgd_lightning.methods.base import Guidance, Method, check_single_beta, check_unused, choose_among
 from dgd_lightning.methods.guided import sweep
-from dgd_lightning.methods.speculative import Speculative
+from dgd_lightning.methods.several_answers import check_differ, check_one_answer, drawn_answers
 from dgd_lightning.pair import Pair
-from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.types import DecodeOutput
 
 RankBy = Literal["target", "blend", "likelihood"]
@@ -118,16 +115,8 @@ class Rerank(Method):
 
     def check_arm(self, temperature: float) -> None:
         check_single_beta(self.blend().beta)
-        self._check_differ(temperature)
-
-    def _check_differ(self, temperature: float) -> None:
-        if self.betas is None and temperature == 0:
-            raise InputError(
-                "temperature",
-                expected="above 0: greedy answers are all the same",
-                received=temperature,
-                hint="use temperature=1.0, or one answer per β with betas",
-            )
+        if self.betas is None:
+            check_differ(temperature)
 
     def settings(self) -> dict[str, Any]:
         """Without the guidance that nothing uses."""
@@ -142,26 +131,16 @@ class Rerank(Method):
 
     @torch.no_grad()
     def generate(self, pair: Pair, prompts: Sequence[Tensor], call: Call) -> list[DecodeOutput]:
-        self._check_differ(call.sampling.temperature)
-        if call.num_return_sequences != 1:
-            raise InputError(
-                "num_return_sequences",
-                expected="1: reranking returns the best answer of each prompt",
-                received=call.num_return_sequences,
-                hint="use 1; num_answers says how many are drawn",
-            )
+        if self.betas is None:
+            check_differ(call.sampling.temperature)
+        check_one_answer(call)
         block, readout = self.block(pair), as_readout(self.readout)
         if self.betas is not None:
             variants = [Guidance(replace(self.blend(), beta=float(beta)), readout) for beta in self.betas]
             columns = sweep(pair, prompts, variants, block or 1, call)  # per β
             groups = [list(row) for row in zip(*columns, strict=True)]
         else:
-            seed, count = call.seed, self.num_answers
-            if isinstance(seed, Sequence):  # a prompt's own seed gives its answers theirs
-                seed = [mixed_seed(own, number) for own in row_seeds(seed, len(prompts)) for number in range(count)]
-            method = Autoregressive() if pair.draft is None else Speculative(self.block_size)
-            drawn = method.generate(pair, prompts, call._replace(seed=seed, num_return_sequences=count))
-            groups = [drawn[at : at + count] for at in range(0, len(drawn), count)]
+            groups = drawn_answers(pair, prompts, call, self.num_answers, self.block_size)
         blend, names = self.blend() if self.rank_by == "blend" else None, call.names_of(len(prompts))
         return [
             self._best(pair, prompt, group, blend, of_prompt(readout, number), names[number])
