@@ -55,6 +55,8 @@ class DecodeTrace(NamedTuple):
     answers: list[RankedAnswer] | None = None  # all that were decoded, where a method chooses among several
     chosen: int | None = None  # number of the chosen one
     rank_seconds: float = 0.0  # wall seconds of choosing it
+    # Forwards of target and draft for all that was decoded and ranked for this answer, counted per row; None: as above.
+    spent: tuple[int, int] | None = None
     states: list[Tensor] | None = None  # of a chain: the answers [T] that it was at, one after the other
     details: dict[str, Any] | None = None  # what else a method knows of an answer; JSON-able
 

@@ -35,12 +35,14 @@ class Method(ABC):
         lossless: answers have the target's own distribution.
         baseline: speed-ups of other arms may refer to it.
         online: the draft may be changed between its cycles (``Call.cycle_hook``).
+        drawn_from: what answers are drawn from, in words, where an arm's temperature does not say it.
     """
 
     # Not annotated: annotated names are fields, and jsonargparse evaluates annotations in the subclass's module.
     lossless = False
     baseline = False
     online = False
+    drawn_from = ""
 
     @abstractmethod
     def generate(self, pair: Pair, prompts: Sequence[Tensor], call: Call) -> list[DecodeOutput]:
@@ -124,6 +126,7 @@ def choose_among(
     scores: Sequence[float] | None = None,
     betas: Sequence[float] | None = None,
     seconds: float = 0.0,
+    ranking: int = 0,
 ) -> DecodeOutput:
     """One of several answers of a prompt, with all of them in its trace.
 
@@ -132,6 +135,7 @@ def choose_among(
         scores: of each, the higher the better; None where the choice has none.
         betas: with which each was decoded.
         seconds: what the choice took.
+        ranking: the target's forwards that it took, counted per row.
     """
     none: list[None] = [None] * len(answers)
     scored = none if scores is None else scores
@@ -141,7 +145,12 @@ def choose_among(
         for one, score, beta in zip(answers, scored, blended, strict=True)
     ]
     best = answers[chosen]
-    return best._replace(trace=best.trace._replace(answers=ranked, chosen=chosen, rank_seconds=seconds))
+    spent = (
+        sum(one.trace.target_forwards for one in answers) + ranking,
+        sum(one.trace.draft_forwards for one in answers),
+    )
+    trace = best.trace._replace(answers=ranked, chosen=chosen, rank_seconds=seconds, spent=spent)
+    return best._replace(trace=trace)
 
 
 def check_single_beta(beta: Any) -> None:

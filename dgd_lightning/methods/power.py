@@ -122,6 +122,10 @@ class Power(Method):
         return Blend(self.beta, self.space, self.candidates, self.plausibility, schedule)
 
     @property
+    def drawn_from(self) -> str:  # type: ignore[override]
+        return f"drawn from {'the blend' if self.blends else 'p'}^{self.alpha:g}"
+
+    @property
     def blends(self) -> bool:
         return self.beta != 0
 

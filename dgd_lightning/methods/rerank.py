@@ -18,7 +18,7 @@ from dgd_lightning.decode.drafter import check_block_size
 from dgd_lightning.decode.nested import of_prompt
 from dgd_lightning.decode.readouts.base import Readout
 from dgd_lightning.decode.readouts.draft import as_readout
-from dgd_lightning.decode.replay import replay
+from dgd_lightning.decode.replay import CHUNK, replay
 from dgd_lightning.distributions import wide
 from dgd_lightning.errors import InputError
 from dgd_lightning.methods.base import Guidance, Method, check_single_beta, check_unused, choose_among
@@ -161,7 +161,8 @@ class Rerank(Method):
             scores.append(total if self.rank_by == "target" else total / len(output.tokens))
         chosen = max(range(len(scores)), key=lambda number: scores[number])  # the first of equals
         seconds = time.perf_counter() - began
-        return choose_among(group, chosen, scores=scores, betas=self.betas, seconds=seconds)
+        ranking = sum(-(-len(answer) // CHUNK) for answer in distinct)
+        return choose_among(group, chosen, scores=scores, betas=self.betas, seconds=seconds, ranking=ranking)
 
 
 def log_likelihoods(
