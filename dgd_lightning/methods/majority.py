@@ -56,7 +56,7 @@ class Majority(Method):
             found = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, ValueError) as error:
             hint = "use e.g. dgd_lightning.scoring.final_results.number"
-            received = f"{self.result!r} ({error})"
+            received = f"{self.result} ({error})"
             raise InputError("result", expected="a function's import path", received=received, hint=hint) from error
         if not callable(found):
             hint = "name a function of a text"
