@@ -209,6 +209,8 @@ class ProjectCLI(LightningCLI):
             print("\n".join(part.resolved() if hasattr(part, "resolved") else lines))
         if source is not None and not hasattr(self.model, "resolved"):
             print(source.described(source.outline()))
+        if source is not None and source.dtype == "auto" and Path(source.target).is_dir():  # else it may be a download
+            print(source.why_dtype(self.trainer))
         logger = self.trainer.logger
         if isinstance(logger, RunLogger):
             root, version = Path(logger.root_dir), logger._version

@@ -74,7 +74,7 @@ class PairSource:
             device, here = self._placement(trainer), trainer.strategy.root_device
             kind = self.dtype_name(trainer)
             if self.dtype == "auto":
-                rank_zero_only(print)(why_chosen(self.stored_dtype, here))
+                rank_zero_only(print)(self.why_dtype(trainer))
             if trainer.precision == "bf16-mixed":
                 warn_if_slow(torch.bfloat16, here, "trainer.precision bf16-mixed")
         return load_pair(
@@ -102,6 +102,10 @@ class PairSource:
         if self.dtype != "auto" or trainer is None:
             return self.dtype
         return short(chosen_dtype(self.stored_dtype, trainer.strategy.root_device))
+
+    def why_dtype(self, trainer: Any) -> str:
+        """What ``auto`` comes to on the trainer's device, and why, in one line."""
+        return why_chosen(self.stored_dtype, trainer.strategy.root_device)
 
     def outline(self) -> Pair:
         """The pair without weights; see `pair.outline_pair`."""

@@ -158,10 +158,11 @@ def test_check_shows_what_a_run_comes_to_and_writes_nothing(
         "arm warm",
         "pair",
         "data",
+        "dtype auto",
         "run folder",
     ]
     assert lines[4] == "data: ContextsData, tasks 6, contexts 4, groups 3"
-    assert lines[5] == f"run folder: {tmp_path / 'logs/run/version_0'} (new)"
+    assert lines[6] == f"run folder: {tmp_path / 'logs/run/version_0'} (new)"
     assert not (tmp_path / "logs").exists()
     typed = ", ".join(f"{{name: {name}, method: Speculative{more}}}" for name, more in ARMS_ALIKE.items())
     run = dgd("predict", "--config", config(), "--check", "--model.arms", f"[{typed}]")
