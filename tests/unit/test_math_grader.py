@@ -182,6 +182,7 @@ def test_rows() -> None:
     grader = MathGrader()
     assert grader.takes({"problem": "?", "answer": "1", "solution": "", "subject": "", "level": 1, "unique_id": "a"})
     assert grader.takes({"prompt": "?", "answer": "1", "source": "math", "id": "a"})
+    assert grader.takes({"prompt": {"messages": [{"role": "user", "content": "?"}]}, "answer": "1", "source": "math"})
     assert grader.takes({"problem": "?", "answer": 1})  # a number in JSON
     assert grader.grade({"problem": "?", "answer": 0.5}, "It is \\boxed{1/2}.").value == 1.0
     assert grader.grade({"problem": "?", "answer": 7}, "It is \\boxed{8}.").value == 0.0
