@@ -20,7 +20,14 @@ from dgd_lightning.report.run_summary import (
     speed_sentences,
     ungraded_sentences,
 )
-from dgd_lightning.report.run_tables import adaptation_table, decoding_table, gain_table, histogram_tables, notes
+from dgd_lightning.report.run_tables import (
+    adaptation_table,
+    compute_tables,
+    decoding_table,
+    gain_table,
+    histogram_tables,
+    notes,
+)
 from dgd_lightning.report.words import GRADED
 
 
@@ -54,7 +61,8 @@ class DecodeMetrics(RowSums):
         total = len(trainer.datamodule.tasks)  # type: ignore[attr-defined]
         add_decoding(module.summary, self.stats, total)
         module.summary.sentences += speed_sentences(self.stats)
-        module.summary.details += [decoding_table(self.stats, total), *notes(self.stats), *histogram_tables(self.stats)]
+        module.summary.details += [decoding_table(self.stats, total), *notes(self.stats), *compute_tables(self.stats)]
+        module.summary.details += histogram_tables(self.stats)
 
     def _log(self, writer: Any) -> None:
         self.draw(writer)

@@ -95,6 +95,8 @@ class DecodeProgress(RankZeroProgress):
             note = f"{arm}: prefill of {state.rows} rows"
         elif verifications and seconds > 0:
             note += f", τ {committed / verifications:.2f}, {committed / seconds:.1f} tokens/s"
+        if state.note:
+            note += f", {state.note}"
         self._show_in_time(note, begins=state.tokens == 0)
 
     def _adapting(self, context: str, step: int, what: str) -> None:

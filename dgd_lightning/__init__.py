@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from dgd_lightning.methods.autoregressive import Autoregressive, autoregressive_generate
     from dgd_lightning.methods.base import Guidance, Method, choose_among
     from dgd_lightning.methods.guided import Guided, guided_generate, guided_sweep
+    from dgd_lightning.methods.majority import Majority
+    from dgd_lightning.methods.power import Power, power_generate
     from dgd_lightning.methods.rerank import Rerank, rerank_generate
     from dgd_lightning.methods.speculative import Speculative, speculative_generate
     from dgd_lightning.pair import Pair, load_pair
@@ -51,6 +53,8 @@ _HOMES = {
     "methods.autoregressive": ["Autoregressive", "autoregressive_generate"],
     "methods.base": ["Guidance", "Method", "choose_among"],
     "methods.guided": ["Guided", "guided_generate", "guided_sweep"],
+    "methods.majority": ["Majority"],
+    "methods.power": ["Power", "power_generate"],
     "methods.rerank": ["Rerank", "rerank_generate"],
     "methods.speculative": ["Speculative", "speculative_generate"],
     "pair": ["Pair", "load_pair"],

@@ -55,6 +55,10 @@ class DecodeTrace(NamedTuple):
     answers: list[RankedAnswer] | None = None  # all that were decoded, where a method chooses among several
     chosen: int | None = None  # number of the chosen one
     rank_seconds: float = 0.0  # wall seconds of choosing it
+    # Forwards of target and draft for all that was decoded and ranked for this answer, counted per row; None: as above.
+    spent: tuple[int, int] | None = None
+    states: list[Tensor] | None = None  # of a chain: the answers [T] that it was at, one after the other
+    details: dict[str, Any] | None = None  # what else a method knows of an answer; JSON-able
 
 
 class DecodeOutput(NamedTuple):
@@ -62,7 +66,8 @@ class DecodeOutput(NamedTuple):
 
     tokens: Tensor  # [T] LongTensor on CPU, new tokens only, stop token included
     acceptance_lengths: list[int]  # tokens each verification committed, bonus included; sums to T − 1 (the prefill's
-    # first token belongs to none); tokens past a stop token or the limit are not counted
+    # first token belongs to none); tokens past a stop token or the limit are not counted. Of a method that draws more
+    # than it returns it is that of all it drew.
     stop_reason: StopReason
     trace: DecodeTrace
 

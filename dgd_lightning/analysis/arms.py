@@ -46,6 +46,8 @@ class ArmStats:
         self.block_size: int = record["block_size"] or 1  # K; 1 where nothing is drafted
         self.tasks = self.skipped = self.tokens = self.answered = 0
         self.chooses = False  # among several answers per task
+        self.draws_more = False  # than the tokens that it returns
+        self.spent = [0, 0]  # forwards of target and draft, counted per row, for all that was decoded and ranked
         self.macro_sum = 0.0
         self.histogram = torch.zeros(self.block_size + 1, dtype=torch.long)  # [K + 1] counts of acceptance lengths
         self.verified = torch.zeros(self.block_size + 1, dtype=torch.long)  # [K + 1] counts of verified lengths
@@ -65,13 +67,16 @@ class ArmStats:
         self.tasks += 1
         self.tokens += record["tokens"]
         self.chooses |= "answers" in record
+        self.draws_more |= "answers" in record or record["tokens"] - 1 < sum(lengths)
+        spent = record.get("spent_forwards") or {one: record.get(f"{one}_forwards", 0) for one in ("target", "draft")}
+        self.spent = [self.spent[0] + spent["target"], self.spent[1] + spent["draft"]]
         if lengths:
             self.answered += 1
             self.macro_sum += sum(lengths) / len(lengths)
         self.histogram += length_histogram(lengths, self.block_size)
         self.verified += length_histogram(record["verified_lengths"], self.block_size)
         seconds = record["decode_seconds"] * batch_share(record) + record.get("rank_seconds", 0.0)
-        cost = Cost(sum(lengths), seconds)
+        cost = Cost(record["tokens"] - 1, seconds)
         if record.get("joined_with"):  # one arm more would have cost next to nothing: no arm has a speed of its own
             self.shared = self.shared.plus(cost)
             cost = cost._replace(seconds=NAN)

@@ -23,6 +23,7 @@ from dgd_lightning.callbacks import (
     DivergenceMetrics,
     FitInterrupted,
     FitProgress,
+    PowerMetrics,
     PredictionWriter,
     Provenance,
 )
@@ -258,7 +259,7 @@ class ProjectCLI(LightningCLI):
         # The shard is locked before the provenance names a configuration with which another run may continue.
         kinds: list[type[Callback]] = [FailedStart, *([PredictionWriter] if self._makes_rows() else []), Provenance]
         if self.subcommand == "predict":
-            kinds += [DecodeMetrics, AdaptMetrics]
+            kinds += [DecodeMetrics, AdaptMetrics, PowerMetrics]
             kinds += [DivergenceMetrics] if getattr(self.model, "divergence", None) is not None else []
             kinds += [DecodeProgress] if wants_bar else []
         else:

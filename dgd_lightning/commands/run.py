@@ -93,7 +93,9 @@ def with_arm(error: InputError, found: Sequence[Given]) -> InputError:
     for arm in _arms(found):
         for path, value in _settings(arm):
             here = f".{path}".endswith(f".{field}") or field == f"{path}.class_path"
+            kind = value.get("class_path", "") if isinstance(value, dict) else value
             same = error.received in (str(value), repr(value)) or error.received.startswith(f"{value} (")
+            same |= error.received.startswith(f"{str(kind).rpartition('.')[2]}(")  # an object that was made of it
             refused = same and (field != error.argument or "method." in path)
             if here and (refused or (field != error.argument and "unknown key" in error.received)):
                 return error.named(f"model.arms[{arm.get('name')}].{path}")

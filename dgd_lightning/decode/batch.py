@@ -6,7 +6,7 @@ who is longest.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -47,7 +47,9 @@ class Batch:
     Args:
         session: with the prompts read; its caches have a row per prompt. A cycle commits its ``width`` at most.
         share_sequences: rows of one prompt, which then need the same seed, are one sequence until they differ.
-        keep_finished: finished rows stay in the batch, so that :meth:`go_back` may take them up again.
+        keep_finished: finished rows stay in the batch, so that :meth:`resume` may take them up again, until
+            :meth:`drop_finished` is called.
+        limit: new tokens at which rows end at first; None: the request's.
         on_change: called with a change from prompts to sequences, and whenever rows or sequences change.
 
     Attributes:
@@ -62,6 +64,7 @@ class Batch:
         *,
         share_sequences: bool = False,
         keep_finished: bool = False,
+        limit: int | None = None,
         on_change: Callable[[Change], None] | None = None,
     ) -> None:
         request, device, width = session.request, session.target.device, session.width
@@ -79,7 +82,7 @@ class Batch:
         scores = 2 if request.log_probs else 0  # log p and log Z of every token
         self.scores = torch.zeros(scores, batch, room, dtype=real_dtype(device), device=device)
         self.index = torch.arange(batch, device=device)  # [b] row of ``tokens``
-        self.limits = self.starts + request.max_new_tokens  # [b] first position that no token may take
+        self.limits = self.starts + (limit or request.max_new_tokens)  # [b] first position that no token may take
         self.anchors = self.starts - 1
         prompt = torch.tensor(request.rows, device=device)  # [b]
         self.prompt_ends = request.ids.to(device)[prompt].gather(1, self.anchors[:, None])[:, 0]  # [B] last tokens
@@ -88,6 +91,8 @@ class Batch:
         self.live = list(range(batch))  # original numbers of the rows in the tensors above
         self.active = list(range(batch))  # those not finished
         self.ends = [length - 1 for length in self.lengths]  # host copy of the anchors, for all rows
+        self.note = ""  # for reports of progress: what the rows are at
+        self.committed = 0  # tokens of all rows, those included that were taken back
         self.verified: list[list[int]] = [[] for _ in range(batch)]
         self.accepted: list[list[int]] = [[] for _ in range(batch)]
         self._read: Tensor | None = None  # the target's logits until tokens are committed
@@ -116,6 +121,11 @@ class Batch:
         first = choose(logits, self.request.sampling, self.random_source, self.starts[:, None])
         self.commit(Verdict(first, torch.ones_like(self.last)), logits)
         self.synchronise(first=True)
+        self.prefilled()
+
+    def prefilled(self) -> None:
+        """The prefill ends here: what comes is timed as decoding, and a first token belongs to none of it."""
+        self.committed = len(self.lengths)
         self.prefill_seconds = time.perf_counter() - self.session.began
         self.decode_began = self.decode_ended = time.perf_counter()
 
@@ -195,6 +205,7 @@ class Batch:
             if cut == 0:  # finished in an earlier cycle
                 continue
             self.ends[row] += cut
+            self.committed += cut
             if not first:
                 self.verified[row].append(length)
                 self.accepted[row].append(cut)
@@ -202,13 +213,14 @@ class Batch:
                 self.active.remove(row)
         self.decode_ended = time.perf_counter()
         if self.request.on_progress is not None:
-            committed = sum(end + 1 - length for end, length in zip(self.ends, self.lengths, strict=True))
             verifications = sum(len(lengths) for lengths in self.verified)
-            self.request.on_progress(Progress(committed, verifications, len(self.ends), len(self.active)))
+            self.request.on_progress(
+                Progress(self.committed, verifications, len(self.ends), len(self.active), self.note)
+            )
         if self.share_sequences:
             self._fork([column[:cut] for column, cut in zip(zip(*tokens, strict=True), cuts, strict=True)])
-        elif self.active and 2 * len(self.active) <= len(self.live) and not self.keep_finished:
-            self._drop_finished()
+        elif not self.keep_finished:
+            self.drop_finished()
 
     def _not_finite(self, place: int) -> InputError:
         """Of the live row at this place: which logits were no numbers, and for which token."""
@@ -239,35 +251,66 @@ class Batch:
         """[S], of a batch of one row: prompt and committed tokens that the target has read, all but the last one."""
         return torch.cat([self.request.ids[0].to(self.tokens.device), self.tokens[0]])[: self.ends[0]]
 
-    def go_back(self, lengths: Sequence[int], random_source: RandomSource | None = None) -> None:
-        """Take back all but each row's first new tokens; finished rows are decoded on from there.
+    def resume(self, stay: Mapping[int, int], limits: Mapping[int, int]) -> None:
+        """Have rows go on behind their first new tokens, wherever they are; those beyond are forgotten.
 
         Caches keep what they have: it lies beyond the rows' ends, hidden until it is overwritten.
 
         Args:
-            lengths: R numbers of new tokens that stay, none of which ends a row; with 0 the prompt alone is left,
-                and a cycle gives the first token too.
-            random_source: for the tokens to come: the old one has the same numbers for the same positions.
+            stay: by row, how many new tokens stay, none of which ends it; with 0 the prompt alone is left, and a cycle
+                gives the first token too.
+            limits: by row, new tokens at which it ends; more than stay.
         """
         assert self.keep_finished, "rows that have left the caches can't come back"
         assert not self.share_sequences, "rows of one sequence go on together"
-        stay = torch.tensor(lengths, device=self.index.device)  # [b]
-        self.anchors = self.starts + stay - 1
-        kept = self.tokens.gather(1, (stay - 1).clamp(min=0)[:, None])[:, 0]
-        self.last = torch.where(stay > 0, kept, self.prompt_ends)
-        self.done = torch.zeros_like(self.done)
-        self.ends = [start + count - 1 for start, count in zip(self.lengths, lengths, strict=True)]
-        self.active = list(self.live)
-        self.completed.clear()
-        for text, count in zip(self.texts, lengths, strict=False):  # none without stop strings
-            text.go_back(count)
-        self.random_source = self.sequence_random = random_source or self.random_source
-        for accepted, verified, count in zip(self.accepted, self.verified, lengths, strict=True):
-            while sum(accepted) > max(0, count - 1):  # the first token belongs to no verification
-                accepted[-1] -= min(accepted[-1], sum(accepted) - max(0, count - 1))
-                if accepted[-1] == 0:
-                    accepted.pop()
-                    verified.pop()
+        given = [[int(row in stay), stay.get(row, 0), limits.get(row, 0)] for row in self.live]
+        goes, count, limit = torch.tensor(given, device=self.index.device).unbind(1)  # [b] each
+        goes = goes.bool()
+        kept = self.tokens[self.index, (count - 1).clamp(min=0)]
+        self.last = torch.where(goes, torch.where(count > 0, kept, self.prompt_ends[self.index]), self.last)
+        self.anchors = torch.where(goes, self.starts + count - 1, self.anchors)
+        self.limits = torch.where(goes, self.starts + limit, self.limits)
+        self.done = self.done & ~goes
+        for row, number in stay.items():
+            self.ends[row] = self.lengths[row] + number - 1
+            self.completed.discard(row)
+            if self.texts:
+                self.texts[row].go_back(number)
+        active = {*self.active, *stay}
+        self.active = [row for row in self.live if row in active]
+
+    def renew(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
+        """Give rows random numbers of their own for what they draw from now on: a seed for each."""
+        self.random_source = self.sequence_random = self.random_source.renewed(self.places(rows), seeds)
+
+    def places(self, rows: Sequence[int]) -> Tensor:
+        """Where rows are among those in the batch."""
+        place = {row: number for number, row in enumerate(self.live)}
+        return torch.tensor([place[row] for row in rows], device=self.index.device)
+
+    def put(self, row: int, tokens: Tensor, scores: Tensor) -> None:
+        """Write a row's new tokens [T] and their ``scores`` [2, T], as they were before; where it is, it stays.
+
+        Its text, which stop strings are looked for in, becomes theirs.
+        """
+        self.tokens[row, : len(tokens)] = tokens.to(self.tokens.device)
+        self.scores[:, row, : scores.shape[1]] = scores.to(self.scores.device)
+        if self.texts:
+            self.texts[row].go_back(0)
+            self.texts[row].append(tokens.tolist())
+
+    def copy_rows(self, parents: list[int]) -> None:
+        """Row n becomes what row ``parents[n]`` is, tokens and caches; random numbers and counts stay its own."""
+        assert len(self.live) == len(self.lengths), "rows have left"
+        take = torch.tensor(parents, device=self.index.device)
+        self.tokens, self.scores = self.tokens[take], self.scores[:, take]
+        for name in ("limits", "anchors", "last", "done"):
+            setattr(self, name, getattr(self, name)[take])
+        self.ends = [self.ends[row] for row in parents]
+        self.active = [row for row, parent in enumerate(parents) if parent in self.active]
+        self.completed = {row for row, parent in enumerate(parents) if parent in self.completed}
+        self.texts = [self.texts[row].copy() for row in parents] if self.texts else []
+        self._change(Change(parents, parents, list(range(len(parents)))))
 
     def _fork(self, committed: list[tuple[int, ...]]) -> None:
         """Rows that have committed different tokens go on as different sequences; sequences without a row end."""
@@ -278,7 +321,10 @@ class Batch:
         if sequences and sequence_of != self.sequence_of:
             self._change(Change(list(range(len(sequence_of))), [parent for parent, _ in sequences], sequence_of))
 
-    def _drop_finished(self) -> None:
+    def drop_finished(self) -> None:
+        """Take finished rows out of the batch once they are half of it."""
+        if not self.active or 2 * len(self.active) > len(self.live):
+            return
         active = set(self.active)
         stay = [i for i, row in enumerate(self.live) if row in active]
         self.live = [self.live[i] for i in stay]
@@ -315,7 +361,7 @@ class Batch:
                 draft_forwards=forwards * per_cycle[row],
                 prefill_seconds=self.prefill_seconds,
                 decode_seconds=self.decode_ended - self.decode_began,
-                batch_tokens=sum(counts) - len(counts),
+                batch_tokens=self.committed - len(counts),
                 seed=None if self.request.seeds is None else self.request.seeds[row],
                 log_probs=scores[0, row, :count].clone() if self.request.log_probs else None,
                 log_normalisers=scores[1, row, :count].clone() if self.request.log_probs else None,

@@ -22,6 +22,7 @@ class Progress(NamedTuple):
     verifications: int  # by all rows
     rows: int
     active: int  # rows not yet finished
+    note: str = ""  # where in its work a method is, for people
 
 
 OnProgress = Callable[[Progress], None]
@@ -129,10 +130,24 @@ class Request(NamedTuple):
     log_probs: bool
     random_source: RandomSource | None
     names: list[str]  # B, what prompts are called in errors
+    spare: int = 0  # slots of every cache behind all positions, where what a row may come back to is kept
+
+    def alone(self, row: int) -> "Request":
+        """The request of one of the rows."""
+        prompt = self.rows[row]
+        length = self.lengths[prompt]
+        return self._replace(
+            ids=self.ids[prompt : prompt + 1, :length],
+            lengths=[length],
+            seeds=self.seeds and [self.seeds[row]],
+            rows=[0],
+            prefixes=[self.prefixes[prompt]],
+            names=[self.names[prompt]],
+        )
 
     def capacity(self, width: int) -> int:
-        """Positions per row that a cache needs where cycles write ``width`` tokens: the last may pass the limit."""
-        return max(self.lengths) + self.max_new_tokens + width
+        """Slots per row that a cache needs where cycles write ``width`` tokens: the last may pass the limit."""
+        return max(self.lengths) + self.max_new_tokens + width + self.spare
 
 
 def check_request(pair: Pair, prompts: Sequence[Tensor], call: Call, *, unread: int = 0) -> Request:

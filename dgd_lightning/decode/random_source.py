@@ -16,12 +16,15 @@ from torch import Tensor
 
 from dgd_lightning.decode.sampling import draw
 from dgd_lightning.errors import InputError
+from dgd_lightning.seeds import mixed_seed
 
-Stream = Literal[0, 1, 2]
+Stream = Literal[0, 1, 2, 3, 4]
 DRAFT: Stream = 0  # the draft's proposal at a position
 ACCEPT: Stream = 1  # whether that proposal is accepted
 TARGET: Stream = 2  # the target's own token there: plain draw, residual or bonus
-STREAMS = 3
+STREAMS = 3  # those above, of every position; those below have one number for each step of a chain
+CUT: Stream = 3  # from which token on an answer is drawn anew
+KEEP: Stream = 4  # whether the new answer takes the old one's place
 SEED_BITS = 63  # row seeds fit a signed 64-bit integer, so that any file format can carry them
 
 
@@ -37,14 +40,23 @@ class RandomSource(Protocol):
     def select(self, rows: Tensor) -> "RandomSource":
         """The source of the rows [R] that stay when others leave the batch."""
 
+    def renewed(self, rows: Tensor, seeds: Sequence[int]) -> "RandomSource":
+        """The source after these rows [R] have begun another step of their chains, each with a seed of its own."""
+
 
 class RandomTable:
-    """Random numbers read from a table of uniforms [B, P, 3]; entry i is of position ``starts`` [B] + i of a row."""
+    """Random numbers read from a table of uniforms [B, P, 3]; entry i is of position ``starts`` [B] + i of a row.
 
-    def __init__(self, table: Tensor, starts: Tensor) -> None:
-        self.table, self.starts = table, starts
+    ``of_step`` [B, 2]: the numbers that a step of a chain has beside them, for `CUT` and `KEEP`.
+    """
+
+    def __init__(self, table: Tensor, starts: Tensor, of_step: Tensor | None = None) -> None:
+        self.table, self.starts, self.of_step = table, starts, of_step
 
     def _uniform(self, stream: Stream, positions: Tensor) -> Tensor:
+        if stream >= STREAMS:
+            assert self.of_step is not None, "only a chain's steps have these numbers"
+            return self.of_step[:, stream - STREAMS, None].expand_as(positions)
         return self.table[:, :, stream].gather(1, positions - self.starts[:, None])  # [B, Q]
 
     def categorical(self, probs: Tensor, stream: Stream, positions: Tensor) -> Tensor:
@@ -57,7 +69,19 @@ class RandomTable:
 
     def select(self, rows: Tensor) -> "RandomTable":
         """Keep rows [R]."""
-        return RandomTable(self.table[rows], self.starts[rows])
+        return RandomTable(self.table[rows], self.starts[rows], None if self.of_step is None else self.of_step[rows])
+
+    def renewed(self, rows: Tensor, seeds: Sequence[int]) -> "RandomTable":
+        """With a table and numbers of the step for each of the rows [R], made of its seed."""
+        table, of_step = random_table(seeds, self.table.shape[1]), step_numbers(seeds)
+        old = self.table.new_zeros(len(self.starts), 2) if self.of_step is None else self.of_step
+        new, beside = (numbers.to(self.table) for numbers in (table, of_step))
+        return RandomTable(self.table.index_copy(0, rows, new), self.starts, old.index_copy(0, rows, beside))
+
+
+def step_numbers(seeds: Sequence[int]) -> Tensor:
+    """Uniforms [B, 2] in fp64 on CPU, of streams that no position has."""
+    return random_table([mixed_seed(seed, 2) for seed in seeds], 1)[:, 0, :2]
 
 
 def random_table(seeds: Sequence[int], positions: int) -> Tensor:

@@ -18,6 +18,8 @@ from dgd_lightning.decode.readouts.draft import DraftSlots
 from dgd_lightning.decode.session import Session
 from dgd_lightning.pair import Pair
 
+CHUNK = 64  # tokens of an answer per forward
+
 
 class Replayed(NamedTuple):
     """A chunk of Q tokens of an answer, and the logits that each was chosen from."""
@@ -45,7 +47,7 @@ def replay(
     answers: Sequence[Tensor],
     readouts: Sequence[Readout | DraftSlots],
     *,
-    chunk: int = 64,
+    chunk: int = CHUNK,
     name: str = "prompt",
 ) -> Iterator[Replayed]:
     """Read a prompt once, and behind it one answer after the other, chunk by chunk.
@@ -76,7 +78,7 @@ def replay_rows(
     answers: Sequence[Sequence[Tensor]],
     readouts: Sequence[Readout | DraftSlots],
     *,
-    chunk: int = 64,
+    chunk: int = CHUNK,
     names: Sequence[str] | None = None,
 ) -> Iterator[ReplayedRows]:
     """The same of several prompts [S], a row each, with answers [T] of their own; the longest must fit behind all."""

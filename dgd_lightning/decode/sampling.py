@@ -172,7 +172,13 @@ def draw(probs: Tensor, uniform: Tensor) -> Tensor:
 
 
 def log_normalisers(log_p: Tensor, params: SamplingParams) -> Tensor:
-    """log Σ_v p(v)^(1/T) of log-probabilities [.., V]: what ``p^(1/T)`` is divided by for a draw. 0 where T is 0."""
+    """log Σ_v p(v)^(1/T) of log-probabilities [.., V], over the tokens that can be drawn: 0 where T is 0.
+
+    So a token v that can be drawn has the probability ``p(v)^(1/T) / Z``.
+    """
     if params.greedy:
         return torch.zeros_like(log_p[..., 0])
-    return (log_p / params.temperature).logsumexp(-1)
+    powers = log_p / params.temperature
+    if params.top_k is not None or params.top_p is not None:
+        powers = powers.masked_fill(probabilities(log_p, params) == 0, -math.inf)
+    return powers.logsumexp(-1)

@@ -28,7 +28,6 @@ class Session:
         width: most tokens that a cycle may write beyond the last committed one (K).
         layer_ids: layers whose features every forward gives.
         companions: other caches, made for the same prompts, such as the draft's; their rows are kept the same.
-        spare: slots behind all positions, for proposals that may be rejected as a whole (see :meth:`step`).
     """
 
     def __init__(
@@ -39,12 +38,11 @@ class Session:
         width: int,
         layer_ids: Sequence[int] = (),
         companions: Sequence[PositionCache] = (),
-        spare: int = 0,
     ) -> None:
         self.target, self.request, self.width, self.layer_ids = target, request, width, tuple(layer_ids)
         first = request.prefixes[0]
         own = None if first is None or first.draft_cache is None else first.cache
-        self.cache = cache_for(target, len(request.lengths), request.capacity(width) + spare, own)
+        self.cache = cache_for(target, len(request.lengths), request.capacity(width), own)
         self.caches = [self.cache, *companions]
         self.began = 0.0  # `time.perf_counter` of when the prefill began
 

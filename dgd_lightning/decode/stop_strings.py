@@ -93,3 +93,9 @@ class GrowingText:
         """Take back all but the first tokens."""
         del self.ids[count:]
         self.start = 0
+
+    def copy(self) -> "GrowingText":
+        """Another one, which goes on by itself."""
+        other = GrowingText(self.stops)
+        other.ids, other.start = list(self.ids), self.start
+        return other

@@ -12,7 +12,8 @@ from dgd_lightning.decode.call import Call
 from dgd_lightning.decode.nested import held, nested, plain
 from dgd_lightning.decode.readouts.base import Readout
 from dgd_lightning.decode.readouts.draft import DraftReadout
-from dgd_lightning.errors import InputError
+from dgd_lightning.decode.sampling import SamplingParams
+from dgd_lightning.errors import LEAVE_OUT, InputError
 from dgd_lightning.pair import Pair
 from dgd_lightning.types import DecodeOutput, RankedAnswer
 
@@ -34,12 +35,14 @@ class Method(ABC):
         lossless: answers have the target's own distribution.
         baseline: speed-ups of other arms may refer to it.
         online: the draft may be changed between its cycles (``Call.cycle_hook``).
+        drawn_from: what answers are drawn from, in words, where an arm's temperature does not say it.
     """
 
     # Not annotated: annotated names are fields, and jsonargparse evaluates annotations in the subclass's module.
     lossless = False
     baseline = False
     online = False
+    drawn_from = ""
 
     @abstractmethod
     def generate(self, pair: Pair, prompts: Sequence[Tensor], call: Call) -> list[DecodeOutput]:
@@ -73,6 +76,9 @@ class Method(ABC):
 
     def check_arm(self, temperature: float) -> None:  # noqa: B027
         """Refuse, by an `InputError`, settings or a temperature that do not suit an arm of a run."""
+
+    def check_sampling(self, sampling: SamplingParams) -> None:  # noqa: B027
+        """Refuse, by an `InputError` that names it, a temperature or a filter that the method can't have."""
 
     def settings(self) -> dict[str, Any]:
         """What distinguishes it from others of its class, as YAML would have it: rows and hashes have it."""
@@ -120,6 +126,7 @@ def choose_among(
     scores: Sequence[float] | None = None,
     betas: Sequence[float] | None = None,
     seconds: float = 0.0,
+    ranking: int = 0,
 ) -> DecodeOutput:
     """One of several answers of a prompt, with all of them in its trace.
 
@@ -128,6 +135,7 @@ def choose_among(
         scores: of each, the higher the better; None where the choice has none.
         betas: with which each was decoded.
         seconds: what the choice took.
+        ranking: the target's forwards that it took, counted per row.
     """
     none: list[None] = [None] * len(answers)
     scored = none if scores is None else scores
@@ -137,10 +145,25 @@ def choose_among(
         for one, score, beta in zip(answers, scored, blended, strict=True)
     ]
     best = answers[chosen]
-    return best._replace(trace=best.trace._replace(answers=ranked, chosen=chosen, rank_seconds=seconds))
+    spent = (
+        sum(one.trace.target_forwards for one in answers) + ranking,
+        sum(one.trace.draft_forwards for one in answers),
+    )
+    trace = best.trace._replace(answers=ranked, chosen=chosen, rank_seconds=seconds, spent=spent)
+    return best._replace(trace=trace)
 
 
 def check_single_beta(beta: Any) -> None:
     """Refuse an arm's list of β."""
     if not isinstance(beta, int | float):
         raise InputError("beta", expected="one number per arm", received=repr(beta), hint="make an arm for each β")
+
+
+def check_unused(method: Any, names: Sequence[str], why: str, hint: str = "") -> None:
+    """Refuse settings that are not their defaults, which nothing would use."""
+    usual = {field.name: field.default for field in fields(method)} | {"readout": DraftReadout()}
+    for name in names:
+        if (value := getattr(method, name)) != usual[name]:
+            default = "draft" if name == "readout" else usual[name]
+            out = LEAVE_OUT if default is None else f"leave it out (on a command line: {default})"
+            raise InputError(name, expected=f"nothing: {why}", received=value, hint=hint + out)

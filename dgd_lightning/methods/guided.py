@@ -17,16 +17,18 @@ from dgd_lightning.checks import check_integer
 from dgd_lightning.decode.batch import Batch, Change, index_of, taken
 from dgd_lightning.decode.blending import Blend, Constant, Schedule, Space
 from dgd_lightning.decode.call import Call, CallOptions, Request, call_of, check_request
-from dgd_lightning.decode.drafter import Drafter, Proposal, check_block_size, judge, propose
+from dgd_lightning.decode.drafter import Drafter, Proposal, Scheme, check_block_size, judge, propose
 from dgd_lightning.decode.finite import peaks
 from dgd_lightning.decode.nested import readout_key
 from dgd_lightning.decode.readouts.base import Readout, TargetOutput, split_taps
 from dgd_lightning.decode.readouts.draft import as_readout
 from dgd_lightning.decode.session import Session
+from dgd_lightning.decode.verify import Verdict
 from dgd_lightning.distributions import real_dtype, wide
 from dgd_lightning.errors import LEAVE_OUT, InputError
 from dgd_lightning.methods.base import Guidance, Method, check_single_beta
 from dgd_lightning.pair import Pair
+from dgd_lightning.target.cache import PositionCache
 from dgd_lightning.types import DecodeOutput
 
 
@@ -196,14 +198,26 @@ class ReadoutGroup:
 class GuidedLoop:
     """One batch: the target, what it is blended with, and with ``width`` > 1 the draft that proposes.
 
-    The groups have every row between them.
+    Args:
+        groups: have every row between them; none, and the target is blended with nothing.
+        scheme: how proposals are verified at a temperature.
+        start: new tokens [T] that each row has already, instead of a first token to be drawn.
+        options: of :class:`~dgd_lightning.decode.batch.Batch`.
     """
 
     def __init__(
-        self, pair: Pair, request: Request, groups: list[ReadoutGroup], width: int, *, share_sequences: bool = False
+        self,
+        pair: Pair,
+        request: Request,
+        groups: list[ReadoutGroup],
+        width: int,
+        *,
+        scheme: Scheme = "rejection",
+        start: Sequence[Tensor] | None = None,
+        **options: Any,
     ) -> None:
         target, draft = pair.target, pair.draft
-        self.groups, self.width = groups, width
+        self.groups, self.width, self.scheme = groups, width, scheme
         self.drafter = None
         layers = [layer for group in groups for layer in group.layers]
         if width > 1 and draft is not None:
@@ -212,35 +226,57 @@ class GuidedLoop:
             if len(groups) == 1:
                 groups[0].state.share(self.drafter.cache, width)
         self.layer_ids = tuple(dict.fromkeys(layers))
-        proposals = int(self.drafter is not None)
-        drafts = {row: proposals + group.state.drafts for group in groups for row in group.rows}
-        self.drafts = [drafts[row] for row in range(len(drafts))]
+        self.drafts = [int(self.drafter is not None)] * len(request.rows)
+        for group in groups:
+            for row in group.rows:
+                self.drafts[row] += group.state.drafts
         companions = [] if self.drafter is None else [self.drafter.cache]
         session = Session(target, request, width=width, layer_ids=self.layer_ids, companions=companions)
         session.prefill(self._extend, hold_last=True)
         for group in groups:
             group.state.ready()
-        self.batch = batch = Batch(session, share_sequences=share_sequences, on_change=self._follow)
+        self.batch = batch = Batch(session, on_change=self._follow, **options)
+        if start is not None:
+            self._read(start)
+            return
         # The prompts' last tokens are read like any others; they give the first tokens.
         batch.begin(self._guided(batch.sequences(batch.last)[:, None], batch.sequences(batch.positions(1))))
 
     def run(self) -> list[DecodeOutput]:
         """Decode all rows to their ends."""
         while self.batch.active:
-            self._cycle()
-            self.batch.synchronise()
+            self.cycle()
         return self.batch.outputs(drafts=self.drafts)
 
-    def _cycle(self) -> None:
-        """Draft, read, blend, commit what the blend agrees with."""
+    def cycle(self) -> None:
+        """Draft, read, blend, commit what the blend agrees with, and tell the host."""
         batch = self.batch
         positions = batch.positions(self.width)  # [b, K]
         here, tokens = batch.sequences(positions), batch.sequences(batch.last)[:, None]
-        proposal = None if self.drafter is None else propose(self.drafter, batch, here, "rejection")
+        proposal = None if self.drafter is None else propose(self.drafter, batch, here, self.scheme)
         if proposal is not None:
             tokens = torch.cat([tokens, proposal.tokens], dim=1)  # [t, K]
         guided = self._guided(tokens, here, proposal)  # [b, K, V]
         batch.commit(judge(batch, proposal, guided, positions + 1), guided)
+        batch.synchronise()
+
+    def _read(self, start: Sequence[Tensor]) -> None:
+        """Commit tokens [T] that each row has already."""
+        batch, tokens = self.batch, torch.nn.utils.rnn.pad_sequence(list(start), batch_first=True)
+        counts = torch.tensor([len(own) for own in start])
+        tokens, counts = tokens.to(batch.index.device), counts.to(batch.index.device)
+        for first in range(0, tokens.shape[1], self.width):
+            given = tokens[:, first : first + self.width]  # [b, Q]
+            read = torch.cat([batch.last[:, None], given[:, :-1]], dim=1)
+            logits = self._guided(read, batch.positions(given.shape[1]))
+            batch.commit(Verdict(given, (counts - first).clamp(0, given.shape[1])), logits)
+            batch.synchronise(first=True)
+        batch.prefilled()
+
+    def caches(self) -> list[tuple[PositionCache, Tensor | None]]:
+        """All that keep something of every position, each with its readout's ``shift``."""
+        own: list[tuple[PositionCache, Tensor | None]] = [(cache, None) for cache in self.batch.session.caches]
+        return own + [(cache, group.state.shift) for group in self.groups for cache in group.state.caches]
 
     def _guided(self, tokens: Tensor, positions: Tensor, proposal: Proposal | None = None) -> Tensor:
         """Blended logits [b, Q, V] after tokens [t, Q]: one forward of the target, one of each readout."""
@@ -252,6 +288,8 @@ class GuidedLoop:
         out = TargetOutput(tokens, positions, forward.logits, taps, longest, proposal and proposal.first)
         target = batch.rows(forward.logits)  # [b, Q, V]
         step = batch.rows(positions) + 1 - batch.starts[:, None]  # tokens generated before the one that is chosen
+        if not self.groups:
+            return target
         if len(self.groups) == 1:
             return self.groups[0].mix(batch, out, target, step)
         guided = wide(target).clone()

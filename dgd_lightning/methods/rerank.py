@@ -5,7 +5,7 @@ The fallback of guided decoding: where blending token by token gains nothing, ch
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Unpack, get_args
 
 import torch
@@ -16,21 +16,19 @@ from dgd_lightning.decode.blending import Blend, Constant, Schedule, Space
 from dgd_lightning.decode.call import Call, CallOptions, call_of
 from dgd_lightning.decode.drafter import check_block_size
 from dgd_lightning.decode.nested import of_prompt
-from dgd_lightning.decode.random_source import row_seeds
 from dgd_lightning.decode.readouts.base import Readout
-from dgd_lightning.decode.readouts.draft import DraftReadout, as_readout
-from dgd_lightning.decode.replay import replay
+from dgd_lightning.decode.readouts.draft import as_readout
+from dgd_lightning.decode.replay import CHUNK, replay
 from dgd_lightning.distributions import wide
-from dgd_lightning.errors import LEAVE_OUT, InputError
-from dgd_lightning.methods.autoregressive import Autoregressive
-from dgd_lightning.methods.base import Guidance, Method, check_single_beta, choose_among
+from dgd_lightning.errors import InputError
+from dgd_lightning.methods.base import Guidance, Method, check_single_beta, check_unused, choose_among
 from dgd_lightning.methods.guided import sweep
-from dgd_lightning.methods.speculative import Speculative
+from dgd_lightning.methods.several_answers import check_differ, check_one_answer, drawn_answers
 from dgd_lightning.pair import Pair
-from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.types import DecodeOutput
 
 RankBy = Literal["target", "blend", "likelihood"]
+DIFFER = "use temperature=1.0, or one answer per β with betas"
 GUIDANCE = ("beta", "readout", "space", "candidates", "plausibility", "schedule")
 
 
@@ -69,16 +67,16 @@ class Rerank(Method):
         check_integer("block_size", self.block_size, least=2, optional=True)
         object.__setattr__(self, "readout", as_readout(self.readout))
         if not self.blends:
-            self._refuse(GUIDANCE, "only betas and rank_by: blend use it", "set rank_by: blend or betas, or ")
+            check_unused(self, GUIDANCE, "only betas and rank_by: blend use it", "set rank_by: blend or betas, or ")
         if self.rank_by != "blend":
-            self._refuse(["beta"], "answers have the β of betas, and no blend ranks")
+            check_unused(self, ["beta"], "answers have the β of betas, and no blend ranks")
         elif self.beta is None:
             raise InputError("beta", expected="a number", received="null", hint="use e.g. beta: 0.3")
         self.blend()
         if self.betas is None:
             check_integer("num_answers", self.num_answers, hint="use e.g. 8")
             return
-        self._refuse(["num_answers"], "there is one answer per β of betas", "set betas: null, or ")
+        check_unused(self, ["num_answers"], "there is one answer per β of betas", "set betas: null, or ")
         if not isinstance(self.betas, Sequence) or not self.betas:
             raise InputError(
                 "betas",
@@ -91,14 +89,6 @@ class Rerank(Method):
                 replace(self.blend(), beta=beta)
             except InputError as error:
                 raise error.named("betas") if error.argument == "beta" else error from error
-
-    def _refuse(self, names: Sequence[str], why: str, hint: str = "") -> None:
-        usual = {field.name: field.default for field in fields(self)} | {"readout": DraftReadout()}
-        for name in names:
-            if (value := getattr(self, name)) != usual[name]:
-                default = "draft" if name == "readout" else usual[name]
-                out = LEAVE_OUT if default is None else f"leave it out (on a command line: {default})"
-                raise InputError(name, expected=f"nothing: {why}", received=value, hint=hint + out)
 
     def blend(self) -> Blend:
         """Of ``rank_by: blend``, and but for β of the answers of ``betas``."""
@@ -126,16 +116,8 @@ class Rerank(Method):
 
     def check_arm(self, temperature: float) -> None:
         check_single_beta(self.blend().beta)
-        self._check_differ(temperature)
-
-    def _check_differ(self, temperature: float) -> None:
-        if self.betas is None and temperature == 0:
-            raise InputError(
-                "temperature",
-                expected="above 0: greedy answers are all the same",
-                received=temperature,
-                hint="use temperature=1.0, or one answer per β with betas",
-            )
+        if self.betas is None:
+            check_differ(temperature, DIFFER)
 
     def settings(self) -> dict[str, Any]:
         """Without the guidance that nothing uses."""
@@ -150,26 +132,16 @@ class Rerank(Method):
 
     @torch.no_grad()
     def generate(self, pair: Pair, prompts: Sequence[Tensor], call: Call) -> list[DecodeOutput]:
-        self._check_differ(call.sampling.temperature)
-        if call.num_return_sequences != 1:
-            raise InputError(
-                "num_return_sequences",
-                expected="1: reranking returns the best answer of each prompt",
-                received=call.num_return_sequences,
-                hint="use 1; num_answers says how many are drawn",
-            )
+        if self.betas is None:
+            check_differ(call.sampling.temperature, DIFFER)
+        check_one_answer(call)
         block, readout = self.block(pair), as_readout(self.readout)
         if self.betas is not None:
             variants = [Guidance(replace(self.blend(), beta=float(beta)), readout) for beta in self.betas]
             columns = sweep(pair, prompts, variants, block or 1, call)  # per β
             groups = [list(row) for row in zip(*columns, strict=True)]
         else:
-            seed, count = call.seed, self.num_answers
-            if isinstance(seed, Sequence):  # a prompt's own seed gives its answers theirs
-                seed = [mixed_seed(own, number) for own in row_seeds(seed, len(prompts)) for number in range(count)]
-            method = Autoregressive() if pair.draft is None else Speculative(self.block_size)
-            drawn = method.generate(pair, prompts, call._replace(seed=seed, num_return_sequences=count))
-            groups = [drawn[at : at + count] for at in range(0, len(drawn), count)]
+            groups = drawn_answers(pair, prompts, call, self.num_answers, self.block_size)
         blend, names = self.blend() if self.rank_by == "blend" else None, call.names_of(len(prompts))
         return [
             self._best(pair, prompt, group, blend, of_prompt(readout, number), names[number])
@@ -190,7 +162,8 @@ class Rerank(Method):
             scores.append(total if self.rank_by == "target" else total / len(output.tokens))
         chosen = max(range(len(scores)), key=lambda number: scores[number])  # the first of equals
         seconds = time.perf_counter() - began
-        return choose_among(group, chosen, scores=scores, betas=self.betas, seconds=seconds)
+        ranking = sum(-(-len(answer) // CHUNK) for answer in distinct)
+        return choose_among(group, chosen, scores=scores, betas=self.betas, seconds=seconds, ranking=ranking)
 
 
 def log_likelihoods(

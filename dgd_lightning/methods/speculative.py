@@ -56,18 +56,8 @@ class Speculative(Method):
         size, request = check_block_size(pair, self.block_size), check_request(pair, prompts, call)
         if call.cycle_hook is None:
             return self._decode(pair, request, size, None)
-        outputs = []
-        for row, prompt in enumerate(request.rows):
-            alone = request._replace(
-                ids=request.ids[prompt : prompt + 1, : request.lengths[prompt]],
-                lengths=[request.lengths[prompt]],
-                seeds=request.seeds and [request.seeds[row]],
-                rows=[0],
-                prefixes=[request.prefixes[prompt]],
-                names=[request.names[prompt]],
-            )
-            outputs += self._decode(pair, alone, size, call.cycle_hook)
-        return outputs
+        rows = range(len(request.rows))
+        return [out for row in rows for out in self._decode(pair, request.alone(row), size, call.cycle_hook)]
 
     def _decode(self, pair: Pair, request: Request, size: int, online: CycleHook | None) -> list[DecodeOutput]:
         draft = check_draft(pair)

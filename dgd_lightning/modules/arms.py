@@ -76,7 +76,7 @@ class Arm:
         if self.online_every is not None:
             more.append(f"adapts every {self.online_every} tokens")
         return f"{self.name}: " + "; ".join(
-            [", ".join([self.method.name, *words]), ", ".join(drawn) or "greedy", *more]
+            [", ".join([self.method.name, *words]), ", ".join(drawn) or self.method.drawn_from or "greedy", *more]
         )
 
     def check(self) -> None:
@@ -103,7 +103,7 @@ class Arm:
                 received=self.online_every,
                 hint=f"{LEAVE_OUT}; ttt: true adapts before decoding",
             )
-        sampling_params(**self.sampling())
+        self.method.check_sampling(sampling_params(**self.sampling()))
         self.method.check_arm(self.temperature)
 
 

@@ -34,6 +34,7 @@ from dgd_lightning.files import whole_files
 from dgd_lightning.methods.autoregressive import autoregressive_generate
 from dgd_lightning.methods.base import Guidance, Method
 from dgd_lightning.methods.guided import Guided
+from dgd_lightning.methods.power import Power
 from dgd_lightning.modules.adaptation import ContextAdapter, SavedAdapters
 from dgd_lightning.modules.arms import Arm, control_of
 from dgd_lightning.modules.prompts import Prompts
@@ -139,7 +140,7 @@ def effects(pair: Pair, texts: Sequence[Text], guidance: Guidance, scales: Seque
 
 def guided_controls(arms: Sequence[Arm]) -> dict[str, str]:
     """The null controls whose strength is known at every token, by name, with the arms that they control."""
-    guided = {arm.name for arm in arms if isinstance(arm.method, Guided)}
+    guided = {arm.name for arm in arms if isinstance(arm.method, Guided | Power)}
     return {name: original for name, original in control_of(arms).items() if name in guided}
 
 

@@ -63,6 +63,7 @@ def prediction_row(
             received=f"one of {most}",
             hint=f"let {arm.method.name}.block(pair) return the K that it drafts with",
         )
+    spent = trace.spent or (trace.target_forwards, trace.draft_forwards)
     own_time = not joined_with and answers is None and trace.decode_seconds > 0
     result = {
         "prefix_tokens": prefix_tokens,
@@ -76,6 +77,8 @@ def prediction_row(
         "verified_lengths": trace.verified_lengths,
         "target_forwards": trace.target_forwards,
         "draft_forwards": trace.draft_forwards,
+        # of all that was decoded and ranked for the answer, counted per row
+        "spent_forwards": dict(zip(("target", "draft"), spent, strict=True)),
         "seed": trace.seed,
         "prompt_ids": prompt[-limit:].tolist(),  # what the target read
         "output_ids": output.tokens.tolist(),
@@ -102,6 +105,8 @@ def prediction_row(
     def text(tokens: Tensor) -> str:
         return answer_text(pair.tokenizer, tokens.tolist(), stop_strings)
 
+    if trace.states is not None:
+        result["states"] = [text(state) for state in trace.states]
     if joined_with:
         result["joined_with"] = list(joined_with)
     if answers is not None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from dgd_lightning.analysis.adaptation import Counts, Gain, Record
 from dgd_lightning.analysis.arms import ArmStats
+from dgd_lightning.analysis.chains import steps_of
 from dgd_lightning.analysis.divergence import COLUMNS, ArmDivergence
 from dgd_lightning.metrics.clustered import counted
 from dgd_lightning.report.canvas import empty_figure
@@ -119,3 +120,22 @@ def _places(tokens: list[str]) -> Iterable[tuple[int, str, int, int]]:
             if character != "\n":
                 yield token, character, column, row
                 column += 1
+
+
+def chain_figure(name: str, history: dict[str, list[Any]]) -> Any:
+    """The proposals along one chain: from the cut to the end, green where it was taken; and log p after each step."""
+    figure = empty_figure(8, 5)
+    above, below = figure.subplots(2, 1, sharex=True)
+    steps = list(steps_of(history))
+    for taken, colour, word in ((True, "tab:green", "taken"), (False, "0.75", "left")):
+        some = [step for step in steps if step.accepted is taken]
+        numbers = [step.number for step in some]
+        above.vlines(
+            numbers, [step.cut for step in some], [step.length for step in some], color=colour, linewidth=3, label=word
+        )
+    rate = sum(step.accepted for step in steps) / len(steps)
+    above.set(ylabel="tokens: cut to end", title=f"{name}: one chain, {rate:.0%} of {len(steps)} proposals taken")
+    above.legend()
+    below.plot(range(1, len(steps) + 1), history["log_p"], drawstyle="steps-post")
+    below.set(xlabel="step", ylabel="log p of the answer")
+    return figure

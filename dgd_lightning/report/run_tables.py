@@ -7,6 +7,7 @@ from rich.table import Table
 
 from dgd_lightning.analysis.adaptation import Adaptations, Gain
 from dgd_lightning.analysis.arms import ArmStats, Cost, speed_up
+from dgd_lightning.analysis.chains import Chains
 from dgd_lightning.analysis.divergence import CLASSES, ArmDivergence
 from dgd_lightning.metrics.clustered import counted, shown
 from dgd_lightning.report.print_tables import new_table
@@ -69,6 +70,36 @@ def notes(stats: Mapping[str, ArmStats]) -> list[str]:
             f"{choosing}: τ and tokens are those of the chosen answers; tokens/s counts the time of all answers."
         )
     return lines
+
+
+def compute_tables(stats: Mapping[str, ArmStats]) -> list[Table]:
+    """What an answer costs, a line per arm; no table where every arm draws no more than it returns."""
+    if not any(arm.draws_more for arm in stats.values()):
+        return []
+    title = "Compute per answer (forwards of all that was drawn and ranked, counted per row)"
+    table = new_table(title, ["arm"], ("target forwards", "draft forwards", "seconds"))
+    for arm in stats.values():
+        if arm.tasks:
+            spent = (f"{count / arm.tasks:,.1f}" for count in arm.spent)
+            table.add_row(arm.name, *spent, shown(arm.total.seconds / arm.tasks, "{:.2f}"))
+    return [table]
+
+
+def chains_table(arms: Mapping[str, Chains]) -> Table:
+    """What chains and populations of power sampling did, a line per arm."""
+    numbers = ("answers", "proposals taken", "effective sample size", "tokens drawn per token", "log p")
+    table = new_table("Power sampling", ["arm"], numbers)
+    for name, chains in arms.items():
+        found = chains.scalars()
+        table.add_row(
+            name,
+            str(chains.answers),
+            shown(found["acceptance_rate"], "{:.1%}"),
+            shown(found["effective_sample_size"], "{:.1%}"),
+            shown(found["tokens_drawn_per_token"], "{:.1f}"),
+            shown(found["log_p"], "{:.2f}"),
+        )
+    return table
 
 
 def histogram_tables(stats: Mapping[str, ArmStats]) -> list[Table]:

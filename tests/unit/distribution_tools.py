@@ -6,18 +6,23 @@ last two tokens), the draft's one over (anchor, its token, slot). So every proba
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from dgd_lightning.decode.random_source import Stream
+from dgd_lightning.decode.batch import Batch
+from dgd_lightning.decode.random_source import STREAMS, Stream
 from dgd_lightning.decode.sampling import probabilities, sampling_params
+from dgd_lightning.decode.session import Session
 from dgd_lightning.pair import Pair
 from dgd_lightning.types import Prefill, TargetStep
 
 TV_TOLERANCE = 1e-12  # the issue's bound: sums of some 1e5 fp64 path probabilities, each a product of up to 12 factors
+NOTHING = 1e-14  # a probability of 1 may be rounded to less, in one batch and not in another
 BUG_IS_SEEN = 1e-3  # a planted bug moves the distribution by far more than rounding
 
 
@@ -29,6 +34,13 @@ class StubCache:
 
     def select(self, rows: Tensor) -> None:
         self.tokens = self.tokens[rows]
+
+    def move(self, from_slots: Tensor, to_slots: Tensor) -> None:
+        self.tokens.scatter_(1, to_slots, self.tokens.gather(1, from_slots))
+
+    @property
+    def capacity(self) -> int:
+        return self.tokens.shape[1]
 
 
 class StubTarget:
@@ -112,9 +124,16 @@ class Explorer:
     def __init__(self, scripts: list[list[int]], limit: int) -> None:
         self.paths = [Path(script) for script in scripts]
         self.limit, self.rows = limit, list(range(len(scripts)))
+        self.batch: Batch | None = None  # whose finished rows draw no more: what they would draw means nothing
 
     def select(self, rows: Tensor) -> Explorer:
-        self.rows = [self.rows[i] for i in rows.tolist()]
+        some = copy.copy(self)  # the paths are those of all
+        some.rows = [self.rows[i] for i in rows.tolist()]
+        return some
+
+    def renewed(self, rows: Tensor, seeds: Any) -> Explorer:
+        for i in rows.tolist():
+            self.paths[self.rows[i]].step += 1
         return self
 
     def categorical(self, probs: Tensor, stream: Stream, positions: Tensor) -> Tensor:
@@ -127,13 +146,28 @@ class Explorer:
 
     def _walk(self, edges: list[list[list[float]]], stream: Stream, positions: Tensor) -> list[list[int]]:
         at = positions.tolist()
+        over = [False] * len(self.rows)
+        if self.batch is not None and stream < STREAMS:  # a chain's step is decided when its proposal is finished
+            over = self.batch.done.tolist()
         return [
             [
-                self.paths[row].choose(slot_edges, (stream, position)) if position < self.limit else 0
+                self.paths[row].choose(slot_edges, (stream, position)) if position < self.limit and not done else 0
                 for slot_edges, position in zip(edges[i], at[i], strict=True)
             ]
-            for i, row in enumerate(self.rows)
+            for i, (row, done) in enumerate(zip(self.rows, over, strict=True))
         ]
+
+
+def watch_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let explorers know their batches, so that thousands of paths of different lengths can be walked together."""
+    begin = Batch.__init__
+
+    def made(self: Batch, session: Session, **options: Any) -> None:
+        if session.request.random_source is not None:
+            session.request.random_source.batch = self  # type: ignore[attr-defined]
+        begin(self, session, **options)
+
+    monkeypatch.setattr(Batch, "__init__", made)
 
 
 class Path:
@@ -141,13 +175,15 @@ class Path:
 
     def __init__(self, script: list[int]) -> None:
         self.script, self.digits, self.ways = script, list[int](), list[int]()
-        self.intervals: dict[tuple[int, int], tuple[float, float]] = {}
+        self.intervals: dict[tuple[int, int, int], tuple[float, float]] = {}
+        self.step = 0  # of a chain: every one has numbers of its own
 
-    def choose(self, edges: list[float], key: tuple[int, int]) -> int:
+    def choose(self, edges: list[float], number: tuple[int, int]) -> int:
+        key = (*number, self.step)
         low, high = self.intervals.get(key, (0.0, 1.0))
         below = [0.0, *edges[:-1]]
         parts = [(max(low, a), min(high, b)) for a, b in zip(below, edges, strict=True)]
-        open_ways = [i for i, (a, b) in enumerate(parts) if b > a]
+        open_ways = [i for i, (a, b) in enumerate(parts) if b - a > NOTHING]
         digit = self.script[len(self.digits)] if len(self.digits) < len(self.script) else 0
         self.digits.append(digit)
         self.ways.append(len(open_ways))

@@ -65,7 +65,7 @@ def test_what_is_no_name_is_left_to_the_parser(given: str) -> None:
     ("given", "hint"),
     [
         ("qickstart", "did you mean quickstart?"),
-        ("lab.yaml", "did you mean diagnostic/lab or guided/lab or ttt/lab?"),
+        ("lab.yaml", "did you mean diagnostic/lab or guided/lab or power/lab or ttt/lab?"),
         ("configs/guided/rerank.yaml", "did you mean guided/rerank?"),
         ("../quickstart", "did you mean quickstart?"),
         ("zebra", "see `dgd configs`"),

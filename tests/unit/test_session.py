@@ -15,7 +15,6 @@ from dgd_lightning.decode.batch import Batch, choose
 from dgd_lightning.decode.blending import Blend
 from dgd_lightning.decode.call import Call, check_request
 from dgd_lightning.decode.drafter import Drafter, propose
-from dgd_lightning.decode.random_source import RandomTable, random_table
 from dgd_lightning.decode.readouts.draft import DraftReadout
 from dgd_lightning.decode.replay import replay
 from dgd_lightning.decode.sampling import sampling_params
@@ -109,17 +108,22 @@ def test_rows_go_back_and_decode_on(drafted: bool, stay: Sequence[int]) -> None:
     first = decode_on(pair, batch, drafter)
     assert first == tokens_of(autoregressive_generate(pair, prompts, max_new_tokens=12, stop_token_ids=[stop]))
     kept = [min(count, len(row) - 1) for count, row in zip(stay, first, strict=True)]  # no stop token
-    batch.go_back(kept)
+    limits = dict.fromkeys(range(3), 12)
+    batch.resume(dict(enumerate(kept)), limits)
     # Another continuation first: its keys and values must not be seen after the next cut.
     batch.last = (batch.last + 1) % pair.target.vocab_size
     decode_on(pair, batch, drafter)
     assert tokens_of(batch.outputs(drafts=0)) != first
     for row, tokens in enumerate(first):
-        batch.tokens[row, : len(tokens)] = torch.tensor(tokens)
-    batch.go_back(kept)
+        batch.put(row, torch.tensor(tokens), torch.zeros(0, 0))
+    batch.resume(dict(enumerate(kept)), limits)
     assert decode_on(pair, batch, drafter) == first
-    for count, (tokens, accepted, _, trace) in zip(kept, batch.outputs(drafts=1), strict=True):
-        assert sum(accepted) == len(tokens) - (count > 0)  # behind the prompt alone a cycle gives the first token too
+    # One row alone goes on, the others stay at their ends; and it ends where it is told to.
+    batch.resume({1: 1}, {1: 3})
+    assert batch.active == [1]
+    assert decode_on(pair, batch, drafter) == [first[0], first[1][:3], first[2]]
+    for count, own, (_, accepted, _, trace) in zip(kept, first, batch.outputs(drafts=1), strict=True):
+        assert sum(accepted) >= 2 * (len(own) - 1) - max(count, 1)  # all that was drawn, what was taken back too
         assert len(trace.verified_lengths) == len(accepted) == trace.target_forwards
 
 
@@ -129,10 +133,11 @@ def test_what_is_drawn_again_is_drawn_with_other_numbers() -> None:
     request = check_request(pair, prompts, Call(24, sampling_params(1.3), stop_token_ids=(), seed=[1, 2]))
     batch = Batch.after_prefill(Session(pair.target, request, width=1), keep_finished=True)
     first = decode_on(pair, batch, None)
-    batch.go_back([8, 8])
+    limits = {0: 24, 1: 24}
+    batch.resume({0: 8, 1: 8}, limits)
     assert decode_on(pair, batch, None) == first  # the same positions have the same numbers
-    table = random_table([3, 4], 25)
-    batch.go_back([8, 8], RandomTable(table, batch.starts))
+    batch.resume({0: 8, 1: 8}, limits)
+    batch.renew([0, 1], [3, 4])
     second = decode_on(pair, batch, None)
     assert [row[:8] for row in second] == [row[:8] for row in first]
     assert all(mine != theirs for mine, theirs in zip(second, first, strict=True))
@@ -142,7 +147,7 @@ def test_what_is_drawn_again_is_drawn_with_other_numbers() -> None:
 def test_a_session_has_room_for_proposals_in_spare_slots() -> None:
     pair, (prompt,) = make_pair(), random_prompts(1, seed=9)
     request = check_request(pair, [prompt], Call(8, sampling_params()))
-    session = Session(pair.target, request, width=1, spare=3)
+    session = Session(pair.target, request._replace(spare=3), width=1)
     plain = Session(pair.target, request, width=1)
     for one in (session, plain):
         one.prefill()

@@ -33,7 +33,11 @@ class TargetOutput(NamedTuple):
 class ReadoutState(ABC):
     """A readout at work on one batch. Only `logits` must be written; what keeps nothing needs no more."""
 
-    caches: Sequence[PositionCache] = ()  # of its own: their rows are selected as its own are
+    # Of its own: their rows are selected as its own are, and what a row may come back to is copied in them. So what a
+    # readout keeps of a position must lie in a cache of `Request.capacity` slots, the target's position p in slot
+    # p − shift.
+    caches: Sequence[PositionCache] = ()
+    shift: Tensor | None = None  # [b]; None: 0
     drafts = 0  # forwards of the draft per forward of the target
 
     def extend(self, taps: dict[int, Tensor], positions: Tensor) -> None:  # noqa: B027
@@ -100,6 +104,10 @@ class WrappedState(ReadoutState):
     def share(self, cache: PositionCache, block_size: int) -> None:
         self.inner.share(cache, block_size)
         self.caches = self.inner.caches
+
+    @property
+    def shift(self) -> Tensor | None:  # type: ignore[override]  # it changes with the rows
+        return self.inner.shift
 
     def select(self, rows: Tensor) -> None:
         self.inner.select(rows)

@@ -49,20 +49,21 @@ class OtherModel(Readout):
 class PromptState(ReadoutState):
     """A causal LM behind prompts of its own, which reads what the batch decodes."""
 
+    shift: Tensor
+
     def __init__(self, model: Target, request: Request, width: int, ids: Tensor, lengths: list[int]) -> None:
         self.model, self.ids, self.lengths = model, ids.to(model.device), lengths
-        room = max(lengths) + request.max_new_tokens + width
-        if room - width > model.max_positions:
+        if max(lengths) + request.max_new_tokens > model.max_positions:
             raise InputError(
                 "readout",
                 expected=f"prompts that leave {request.max_new_tokens} of the model's {model.max_positions} positions",
                 received=f"{max(lengths)} tokens",
                 hint="shorten them, or lower max_new_tokens",
             )
-        self.cache = model.new_cache(len(lengths), room)
+        self.cache = model.new_cache(len(lengths), request._replace(lengths=lengths).capacity(width))
         self.caches = [self.cache]
         ours = torch.tensor(lengths, device=model.device)
-        self.shift = torch.tensor(request.lengths, device=model.device) - ours  # [b], the target's position less ours
+        self.shift = torch.tensor(request.lengths, device=model.device) - ours  # [b]
         self.most = max(own - theirs for own, theirs in zip(lengths, request.lengths, strict=True))
         self.ends = ours - 1  # [b] position of each prompt's last token,
         self.last = self.ids.gather(1, self.ends[:, None])  # [b, 1] which need not be the batch's own
