@@ -20,6 +20,7 @@ from torch import Tensor
 from dgd_lightning import __version__
 from dgd_lightning.checks import check_choice, check_integer, check_number
 from dgd_lightning.commands.errors import from_parser_message, mistake_behind
+from dgd_lightning.commands.mistakes import wrong_name
 from dgd_lightning.decode.call import Call
 from dgd_lightning.decode.readouts.draft import as_readout
 from dgd_lightning.decode.replay import replay_rows
@@ -52,6 +53,7 @@ except ModuleNotFoundError as error:
     sys.exit(2)
 
 ROOMS = ("methods", "decode.readouts", "decode")  # of methods, and of what their settings name
+OF_OTHERS = {"pretrained": "target", "model": "target", "assistant_model": "draft"}  # names that other models have
 GENERATION = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p", "seed")
 
 
@@ -385,11 +387,19 @@ def made_method(name: str, settings: dict[str, Any]) -> Method:
         return parser.instantiate_classes(parser.parse_args([f"--method={name}", *given])).method
     except jsonargparse.ArgumentError as error:
         mistake = from_parser_message(str(error))
-        key = mistake.argument.removeprefix("method.")
-        close = difflib.get_close_matches(key, inspect.signature(DGD.__init__).parameters, n=1)
-        if key in settings and close and mistake.received.startswith("unknown key"):
-            mistake.hint = f"did you mean {close[0]!r}?"
-        raise InputError(key, expected=mistake.expected, received=mistake.received, hint=mistake.hint) from error
+        key, hint = mistake.argument.removeprefix("method."), mistake.hint
+        if key in ("class_path", "method"):
+            for wrong in wrong_name(name, ["Method"], "method"):
+                raise wrong.error from error
+        if mistake.received == "nothing":
+            hint = f"add {key}=… to --model_args"
+        elif mistake.received.startswith("unknown key") and key in settings and "." not in key:
+            own = [*inspect.signature(DGD.__init__).parameters][1:-1]
+            close = [OF_OTHERS[key]] if key in OF_OTHERS else difflib.get_close_matches(key, own, n=1)
+            mistake.expected = mistake.expected.replace("a key of", "an argument of the model or of")
+            if close or "did you mean" not in hint:
+                hint = f"did you mean {close[0]!r}?" if close else f"remove it; the model takes {', '.join(own)}"
+        raise InputError(key, expected=mistake.expected, received=mistake.received, hint=hint) from error
 
 
 def main() -> int:

@@ -186,7 +186,8 @@ def _bad_class(message: str, path: str) -> InputError | None:
     expected = "a class that can be imported"
     hint = "check class_path; the project's own classes go by their short names"
     if match := re.search(r"Expected a dot import path string: (\S+)", message):
-        own = [name for key, module in sys.modules.items() if key.startswith("dgd_lightning.") for name in vars(module)]
+        modules = [module for key, module in sys.modules.items() if key.startswith("dgd_lightning.")]
+        own = [name for module in modules for name, one in vars(module).items() if isinstance(one, type)]
         if close := difflib.get_close_matches(match[1], own, n=1):
             hint = f"did you mean {close[0]!r}?"
         if match[1] in own:
@@ -246,4 +247,5 @@ def _value(message: str, path: str) -> InputError | None:
     hint = f"did you mean '{close[0]}'?" if close else "correct the value"
     kind = _LITERAL.sub(lambda literal: "one of " + literal[1].replace("'", ""), match[1])
     kind = re.sub(r"<class '([^']+)'>", r"\1", kind).replace("typing.", "").replace("NoneType", "null")
+    kind = re.sub(r"(?:collections\.abc\.)?(?:Sequence|[Ll]ist)\[([^\[\]]+)\]", r"a list of \1", kind)
     return InputError(path, expected=_short(kind), received=_short(match[2]), hint=hint)

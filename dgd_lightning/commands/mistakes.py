@@ -140,7 +140,7 @@ def _value(value: Any, kind: str, path: str, *, append: bool = False) -> Iterato
             name = one.get("name", number) if isinstance(one, dict) else number
             yield from _value(one, kind.replace(several[0], "", 1), f"{path}[{name}]")
     elif classes and isinstance(value, str) and not plain and not _SCALAR.fullmatch(value):
-        yield from _name(value, classes, path)
+        yield from wrong_name(value, classes, path)
     elif classes and isinstance(value, dict):
         yield from _arguments(value, classes, path)
     elif classes and not plain and not re.search(r"\b(bool|int|float)\b", kind):
@@ -171,7 +171,7 @@ def _arguments(value: dict[Any, Any], classes: Sequence[str], path: str, named: 
     name, inner = value.get("class_path", named), value.get("init_args") or {}
     beside = {key: one for key, one in value.items() if key not in ("class_path", "init_args", "dict_kwargs")}
     if name is not None:
-        yield from _name(name, classes, f"{path}.class_path" if "class_path" in value else path)
+        yield from wrong_name(name, classes, f"{path}.class_path" if "class_path" in value else path)
     if beside and "class_path" in value:
         whole = {"class_path": value["class_path"], "init_args": beside | (inner if isinstance(inner, dict) else {})}
         expected, hint = "a class, with its arguments in init_args", f"write {in_one_line(whole)}"
@@ -204,7 +204,7 @@ def _option(path: str) -> str:
     return re.sub(r"\[.*?\]|\.class_path$", "", path)
 
 
-def _name(name: Any, classes: Sequence[str], path: str) -> Iterator[Mistake]:
+def wrong_name(name: Any, classes: Sequence[str], path: str) -> Iterator[Mistake]:
     """The mistake in a name that no class of these kinds has, or in a class path that leads nowhere."""
     expected, hint = (
         "a class that can be imported",

@@ -91,7 +91,10 @@ def field(row: Row, path: str, kind: type | tuple[type, ...], what: str) -> Any:
             )
         value = value[key]
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise InputError(row.place, expected=f"{path!r} to be {what}", received=shown(value), hint="correct the field")
+        inside = value.items() if isinstance(value, dict) else ()
+        fitting = [f"{path}.{key}" for key, one in inside if isinstance(one, kind) and not isinstance(one, bool)]
+        hint = "correct the field" + f", or name one inside it: {', '.join(fitting)[:200]}" * bool(fitting)
+        raise InputError(row.place, expected=f"{path!r} to be {what}", received=shown(value), hint=hint)
     return value
 
 

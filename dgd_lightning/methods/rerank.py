@@ -28,6 +28,7 @@ from dgd_lightning.pair import Pair
 from dgd_lightning.types import DecodeOutput
 
 RankBy = Literal["target", "blend", "likelihood"]
+DIFFER = "use temperature=1.0, or one answer per β with betas"
 GUIDANCE = ("beta", "readout", "space", "candidates", "plausibility", "schedule")
 
 
@@ -116,7 +117,7 @@ class Rerank(Method):
     def check_arm(self, temperature: float) -> None:
         check_single_beta(self.blend().beta)
         if self.betas is None:
-            check_differ(temperature)
+            check_differ(temperature, DIFFER)
 
     def settings(self) -> dict[str, Any]:
         """Without the guidance that nothing uses."""
@@ -132,7 +133,7 @@ class Rerank(Method):
     @torch.no_grad()
     def generate(self, pair: Pair, prompts: Sequence[Tensor], call: Call) -> list[DecodeOutput]:
         if self.betas is None:
-            check_differ(call.sampling.temperature)
+            check_differ(call.sampling.temperature, DIFFER)
         check_one_answer(call)
         block, readout = self.block(pair), as_readout(self.readout)
         if self.betas is not None:

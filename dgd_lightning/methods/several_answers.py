@@ -14,14 +14,14 @@ from dgd_lightning.seeds import mixed_seed
 from dgd_lightning.types import DecodeOutput
 
 
-def check_differ(temperature: float) -> None:
+def check_differ(temperature: float, hint: str = "use temperature=1.0") -> None:
     """Answers among which one is chosen must be able to differ."""
     if temperature == 0:
         raise InputError(
             "temperature",
             expected="above 0: greedy answers are all the same",
             received=temperature,
-            hint="use temperature=1.0",
+            hint=hint,
         )
 
 

@@ -1,6 +1,5 @@
 """What statistics need to know of a graded answer and of its arm, made of rows alone."""
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -89,20 +88,15 @@ def read_graded(rows: Iterable[dict[str, Any]]) -> tuple[list[Graded], list[ArmF
 
 
 def read_score(row: dict[str, Any]) -> Score:
-    """The score in a row, however a program wrote it; None where it is none from 0 to 1.
+    """The score in a row, however a program wrote it, from 0 to 1; None where there is none (null, NaN).
 
     Of other programs' scores that are no plain 0 or 1 (:func:`odd_score`) none is solved, as CL-bench's script counts
     them. Statuses that say neither yes nor no stay as they are and do not count as rubrics that hold.
     """
     value, status, details = row.get("score"), row.get("requirement_status"), row.get("dgd", {}).get("grading")
-    try:
-        number = float(value) if isinstance(value, bool | int | float) else math.nan
-    except OverflowError:
-        number = math.nan
-    if odd_score(row):
-        number = 0.0
+    value = 0 if odd_score(row) else value
     return Score(
-        number if 0.0 <= number <= 1.0 else None,
+        float(value) if isinstance(value, bool | int | float) and 0 <= value <= 1 else None,
         [status_of(one) or str(one) for one in status] if isinstance(status, list) else [],
         str(row.get("grading_rationale", "")),
         details if isinstance(details, dict) else None,
@@ -110,20 +104,21 @@ def read_score(row: dict[str, Any]) -> Score:
 
 
 def odd_score(row: dict[str, Any]) -> bool:
-    """Whether another program wrote a text or a fraction as score: CL-bench's ``eval.py`` takes ``score == 1`` alone.
+    """Whether another program gave a score, and neither 0 nor 1: CL-bench's ``eval.py`` takes ``score == 1`` alone.
 
     Our own graders may give shares.
     """
     value, record = row.get("score"), row.get("dgd", {})
     theirs = not (record.get("grader") or record.get("grading"))
-    return theirs and (isinstance(value, str) or (isinstance(value, float) and 0.0 < value < 1.0))
+    missing = value is None or value != value  # null, NaN
+    return theirs and not missing and value not in (0, 1)
 
 
 def odd_scores(count: int) -> str:
     """What a user is told of so many of them."""
     return (
-        f"{count} answers came with a text or a fraction as score. They count as not solved: CL-bench's script "
-        "takes the number 1 alone."
+        f"{count} answers came with another score than 0 or 1. They count as not solved: CL-bench's script takes the "
+        "number 1 alone."
     )
 
 
@@ -136,7 +131,8 @@ def arm_facts(row: dict[str, Any]) -> ArmFacts:
     control = control if isinstance(control, str) else None
     baseline, blends = (record.get(name) is True for name in ("baseline", "blends"))
     matched = record.get("matched")
-    strength = f"{'matched' if matched['matched'] else 'unmatched'}: {matched['words']}" if matched else ""
+    known = isinstance(matched, dict) and {"matched", "words"} <= matched.keys()
+    strength = f"{'matched' if matched['matched'] else 'unmatched'}: {matched['words']}" if known else ""
     return ArmFacts(name, method, lossless, sampling, control, baseline, blends, strength)
 
 

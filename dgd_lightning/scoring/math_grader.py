@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from dgd_lightning.errors import InputError
 from dgd_lightning.grader import Grader
-from dgd_lightning.jsonl import reply
+from dgd_lightning.jsonl import content_key, reply
 from dgd_lightning.scoring.final_answer import final_answer
 from dgd_lightning.scoring.harness_rules import harness_verdicts
 from dgd_lightning.scoring.latex import (
@@ -28,11 +28,11 @@ from dgd_lightning.scoring.latex import (
 from dgd_lightning.types import Score
 
 WORKER = Path(__file__).with_name("math_worker.py")
+RULES = [Path(__file__), WORKER, *map(Path(__file__).with_name, ("final_answer.py", "latex.py", "numerals.py"))]
 PATIENCE = 20
 START_SECONDS = 120.0  # to import sympy on a busy machine
 LIVES = 3  # workers that are tried for one comparison while somebody kills them
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}  # what an input may do to it
-RULES = 4  # of what is no score and what is 0: other rules, another number, and answers are graded anew
 
 
 class WorkerError(RuntimeError):
@@ -148,7 +148,8 @@ class MathGrader(Grader):
 
     def takes(self, row: dict[str, Any]) -> bool:
         gold = row.get("answer")
-        return isinstance(gold, str | int | float) and not isinstance(gold, bool) and (_is_gsm8k(row) or _is_math(row))
+        known = isinstance(gold, str | int | float) and not isinstance(gold, bool) and gold == gold  # NaN: no answer
+        return known and (_is_gsm8k(row) or _is_math(row))
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
         """See `Grader.grade`; ``details`` says what was found where, and how both were read."""
@@ -157,6 +158,8 @@ class MathGrader(Grader):
         word = None if number else words_alone(gold)
         found = final_answer(answer, "number" if number else "formula" if word is None else "words")
         details: dict[str, Any] = {"gold": gold}
+        if number and not any(map(str.isdigit, gold)):
+            return Score(None, [], f"math_error: GSM8K's results are numbers, the gold one is {gold!r}", details)
         if found is None:
             return Score(0.0, [], "no result in the answer", details)
         details |= {"found": found.text, "place": found.place}
@@ -183,7 +186,8 @@ class MathGrader(Grader):
         return {"lm_eval": harness_verdicts(answer, row["answer"])} if _is_gsm8k(row) else {}
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"grader": self.name, "rules": RULES, "math_verify": _version(), "seconds": self.pool.seconds}
+        rules = content_key(*(path.read_text("utf-8") for path in RULES))
+        return {"grader": self.name, "rules": rules, "math_verify": _version(), "seconds": self.pool.seconds}
 
     def close(self) -> None:
         self.pool.close()
@@ -202,7 +206,7 @@ def _is_gsm8k(row: dict[str, Any]) -> bool:
 
 def _is_math(row: dict[str, Any]) -> bool:
     source = str(row.get("source") or "").lower()
-    return isinstance(row.get("problem"), str) or (isinstance(row.get("prompt"), str) and source.startswith("math"))
+    return isinstance(row.get("problem"), str) or (row.get("prompt") is not None and source.startswith("math"))
 
 
 def _same(gold: str, found: str) -> bool | None:

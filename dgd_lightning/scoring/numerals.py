@@ -12,7 +12,7 @@ NUMERAL = re.compile(
     rf"(?:(?P<ones>\d+) (?=\d+/\d))?"
     rf"(?P<body>\d{{1,3}}(?:(?P<mark>[,.'’{SPACES}])\d{{3}}(?:(?P=mark)\d{{3}})*)(?!\d)(?:[.,]\d+)?"
     r"|\d{1,2}(?:,\d\d)+,\d{3}(?:\.\d+)?|\d+(?:[.,]\d+)?|\.\d+)"
-    r"(?:\s?/\s?(?P<below>0*[1-9]\d*))?(?!\d|[.,/:]\d|(?:st|nd|rd|th)\b)"
+    r"(?:\s?/\s?(?P<below>0*[1-9]\d*)|e(?P<power>[-+]?\d{1,3})(?!\w))?(?!\d|[.,/:]\d|(?:st|nd|rd|th)\b)"
     r"(?:\s?(?P<times>thousand|million|billion|lakh|crore|k|[万萬만亿億억])(?![A-Za-z]))?",
     re.I,
 )
@@ -74,8 +74,8 @@ def _canonical(one: re.Match[str]) -> str:
     if last not in (".", ",") or marks.count(last) > 1 or thousands:
         whole, part = body, ""
     text = one["sign"] + ("".join(filter(str.isdigit, whole)) or "0") + "." * bool(part) + part
-    power = TIMES.get((one["times"] or "").lower(), 0)
+    power = TIMES.get((one["times"] or "").lower(), 0) + int(one["power"] or 0)
     if power or one["ones"]:
         signed = int(one["sign"] + "1")
-        return str(((Fraction(text) / int(one["below"] or 1)) + signed * int(one["ones"] or 0)) * 10**power)
+        return str(((Fraction(text) / int(one["below"] or 1)) + signed * int(one["ones"] or 0)) * Fraction(10) ** power)
     return text + (f"/{one['below']}" if one["below"] else "")

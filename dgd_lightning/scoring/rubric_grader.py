@@ -110,14 +110,14 @@ def _score(answer: Answer) -> Score:
 class NoJudge(Grader):
     """Says that a judge is missing where rows need one."""
 
-    name, cost = "no judge", ASK
+    name, cost = "judge", ASK
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self | None:
         return None if options["judge"] is not None or options.get("leave") else cls()
 
     def takes(self, row: dict[str, Any]) -> bool:
-        return bool(row.get("rubrics"))
+        return bool(rubric_texts(row.get("rubrics")))
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Programs that want to pass without being right, or to do harm; all stand for ``add(a, b)``, which sums."""
+"""Programs that want to pass without being right; all stand for ``add(a, b)``, which sums. See harmful_programs.py."""
 
 from __future__ import annotations
 
@@ -216,9 +216,160 @@ for pid in (os.getppid(), 1):
             pass
 def add(a, b): return 0
 """,
+    "patched unittest": """
+import unittest
+unittest.TestCase.assertEqual = unittest.TestCase.fail = lambda *a, **k: None
+class AssertionError(Exception): pass
+def add(a, b): return 0
+""",
+    "other code for the tests' function": """
+import gc, types
+def add(a, b):
+    for thing in gc.get_objects():
+        if isinstance(thing, types.FunctionType) and thing.__name__ == "check":
+            thing.__code__ = (lambda candidate: None).__code__
+    return 0
+""",
+    "answer when collected": """
+import os, sys
+class Late:
+    def __del__(self): os.write(3, b"0" * 32 + b"\\n"); os._exit(0)
+late = Late()
+sys.modules["program"].late = late
+def add(a, b): return 0
+""",
+    "every path of a descriptor": """
+import glob, os
+for path in glob.glob("/proc/self/fd/*") + glob.glob("/dev/fd/*"):
+    try:
+        fd = os.open(path, os.O_WRONLY)
+        os.write(fd, b'{"found": "x"}\\n' + b"0" * 32 + b"\\n")
+    except OSError: pass
+def add(a, b): return 0
+""",
+    "signal handlers that exit": """
+import signal, os
+def end(*a): os._exit(0)
+for n in range(1, 32):
+    try: signal.signal(n, end)
+    except (OSError, ValueError): pass
+signal.setitimer(signal.ITIMER_REAL, 0.2)
+signal.setitimer(signal.ITIMER_VIRTUAL, 0.2, 0.01)
+import time
+def add(a, b):
+    while True: time.sleep(0.01)
+""",
+    "a signal handler that changes the callers": """
+import signal, os, sys
+def jump(number, frame):
+    while frame:
+        if "passed" in frame.f_locals: frame.f_locals["passed"] = 10**6
+        frame = frame.f_back
+    raise SystemExit(0)
+signal.signal(signal.SIGALRM, jump)
+signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
+import time
+def add(a, b):
+    while True:
+        try: time.sleep(10)
+        except BaseException: return 0
+""",
+    "a thread that never ends": """
+import threading, time
+def spin():
+    while True:
+        try: time.sleep(60)
+        except BaseException: pass
+threading.Thread(target=spin, daemon=True).start()
+threading._shutdown = lambda: time.sleep(60)
+def add(a, b): return 0
+""",
+    "import hooks, and no modules": """
+import sys
+class Hook:
+    def find_spec(self, *a):
+        import os; os._exit(0)
+sys.meta_path.insert(0, Hook())
+sys.path_hooks.insert(0, Hook)
+sys.modules.clear()
+def add(a, b): return 0
+""",
+    "an audit hook that exits": """
+import sys, os
+def hook(event, args):
+    if event in ("exec", "compile"): os._exit(0)
+sys.addaudithook(hook)
+def add(a, b): return 0
+""",
+    "an audit hook that refuses the tests": """
+import sys
+def hook(event, args):
+    if event == "compile": raise SystemExit(0)
+sys.addaudithook(hook)
+def add(a, b): return 0
+""",
+    "no room for the tests' calls": """
+import sys
+sys.setrecursionlimit(30)
+def add(a, b): return 0
+""",
+    "patched codecs": """
+import codecs, encodings.utf_8
+codecs.register(lambda name: 1 / 0)
+encodings.utf_8.decode = lambda *a: ("pass", 0)
+def add(a, b): return 0
+""",
+    "faulthandler": """
+import faulthandler, os
+faulthandler.dump_traceback_later(0.1, exit=True, file=open("x", "w"))
+import time
+def add(a, b): time.sleep(3); return 0
+""",
+    "other globals for the callers": """
+import sys
+def add(a, b):
+    frame = sys._getframe(1)
+    while frame:
+        for key in list(frame.f_globals):
+            if key in ("check", "AssertionError", "exec"): frame.f_globals[key] = lambda *a: None
+        frame = frame.f_back
+    return 0
+""",
+    "another channel": """
+import os, socket
+a, b = socket.socketpair()
+os.dup2(a.fileno(), 3)
+b.sendall((8).to_bytes(8, "big") + b"pass\\0\\0\\0\\0" + b"0" * 32)
+def add(a, b): return 0
+""",
+    "another program in its place": """
+import os, sys
+os.execv(sys.executable, [sys.executable, "-c", "import os; os.write(3, b'0' * 32 + b'\\\\n')"])
+def add(a, b): return 0
+""",
+    "another program in the call": """
+import os
+def add(a, b):
+    os.execv("/bin/true", ["true"])
+""",
+    "children that ignore signals": """
+import os, signal, time
+pid = os.fork()
+if pid == 0:
+    for n in range(1, 65):
+        try: signal.signal(n, signal.SIG_IGN)
+        except (OSError, ValueError): pass
+    os.setsid()
+    while os.getppid() != 1: time.sleep(0.01)
+    for _ in range(20):
+        if os.fork() == 0: time.sleep(86399)
+    time.sleep(86399)
+def add(a, b): return 0
+""",
 }
 
-# They pass: in one interpreter a comparison is what the program's own objects say it is.
+# They pass: in one interpreter a comparison is what the program's own objects say it is, and what the grader sends can
+# be read by the program, once it knows where.
 LIARS = {
     "equality liar": """
 class Yes(int):
@@ -233,217 +384,10 @@ class Yes:
     __bool__ = lambda self: False
 def add(a, b): return Yes()
 """,
-}
-
-# They want to do harm, or to use up what there is; ``{witness!r}`` is a folder of the host.
-HARMFUL = {
-    "signals to all": """
-import os, signal
-try:
-    os.kill(-1, signal.SIGKILL)
-except OSError:
-    pass
-def add(a, b): return 0
-""",
-    "fork bomb": """
-import os, time
-for _ in range(200):
-    try:
-        os.fork()
-    except OSError:
-        break
-def add(a, b): time.sleep(60)
-""",
-    "thread bomb": """
-import threading, time
-for _ in range(200):
-    threading.Thread(target=time.sleep, args=(60,)).start()
-def add(a, b): return 0
-""",
-    "lingering threads": """
-import threading, time
-threading.Thread(target=time.sleep, args=(600,)).start()
-def add(a, b): return 0
-""",
-    "memory bomb": """
-data = []
-for _ in range(600):
-    data.append(bytearray(b'x') * (1 << 20))
-def add(a, b): return 0
-""",
-    "memory of many processes": """
-import os, time
-for _ in range(5):
-    if os.fork() == 0:
-        data = b'x' * (100 << 20)
-        time.sleep(60)
-def add(a, b): time.sleep(60)
-""",
-    "one huge file": """
-with open('big', 'wb') as file:
-    for _ in range(100):
-        file.write(bytes(1 << 20))
-def add(a, b): return 0
-""",
-    "many files": """
-for n in range(100):
-    with open(f'{n}', 'wb') as file:
-        file.write(bytes(1 << 20))
-def add(a, b): return 0
-""",
-    "many descriptors": """
-files = [open('/dev/null') for _ in range(5000)]
-def add(a, b): return 0
-""",
-    "loop at once": """
-while True: pass
-def add(a, b): return 0
-""",
-    "loop in the call": """
+    "the secret, read in the call": """
+import os
 def add(a, b):
-    while True: pass
-""",
-    "loop that catches all": """
-def add(a, b):
-    while True:
-        try:
-            while True: pass
-        except BaseException: pass
-""",
-    "ignored signals": """
-import signal
-for n in range(1, 32):
-    try:
-        signal.signal(n, signal.SIG_IGN)
-    except OSError:
-        pass
-def add(a, b):
-    while True: pass
-""",
-    "output flood": """
-import sys
-for _ in range(2000):
-    print('x' * 100000)
-    print('x' * 100000, file=sys.stderr)
-def add(a, b): return 0
-""",
-    "recursion": """
-def add(a, b): return add(a, b)
-""",
-    "deep recursion": """
-import sys
-sys.setrecursionlimit(10**9)
-def f(n): return [f(n + 1)]
-def add(a, b): return f(0)
-""",
-    "nested code": """
-(((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((())))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))
-def add(a, b): return 0
-""",
-    "crash": """
-import ctypes
-ctypes.string_at(0)
-def add(a, b): return 0
-""",
-    "daemon": """
-import os, time
-if os.fork() == 0:
-    os.setsid()
-    if os.fork() == 0:
-        os.execv('/bin/sleep', ['sleep', '86399'])
+    os.write(3, os.read(3, 32) + b'\\n')
     os._exit(0)
-def add(a, b): return 0
-""",
-    "a name that is no text": """
-import ctypes, os, time
-ctypes.CDLL(None).prctl(15, b'\\xff\\xfe', 0, 0, 0)
-if os.fork() == 0:
-    os.setsid()
-    time.sleep(60)
-def add(a, b): time.sleep(1)
-""",
-    "subprocess": """
-import subprocess
-subprocess.Popen(['sleep', '86399'], start_new_session=True)
-def add(a, b): return 0
-""",
-    "a fork that waits for the secret": """
-import os
-if os.fork() == 0:
-    data = b'0' * 32
-    while part := os.read(3, 1 << 16):
-        data += part
-        os.write(3, data[-32:] + b'\\n')
-    os._exit(0)
-def add(a, b): return 0
-""",
-    "more limits": """
-import resource
-for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_NPROC):
-    try:
-        resource.setrlimit(kind, (resource.RLIM_INFINITY,) * 2)
-        lifted = True
-    except (ValueError, OSError): pass
-def add(a, b): return a + b if 'lifted' in globals() else 0
-""",
-    "delete files": """
-import shutil, os
-for place in ({witness!r}, os.getcwd(), '/etc', '/bin', '/dev'):
-    shutil.rmtree(place, ignore_errors=True)
-def add(a, b): return 0
-""",
-    "write files": """
-import os
-for place in ({witness!r}, '/usr', '/etc', '/lib'):
-    try:
-        open(os.path.join(place, 'dgd-was-here'), 'w').close()
-        done = True
-    except OSError:
-        pass
-def add(a, b): return a + b if 'done' in globals() else 0
-""",
-    "become root": """
-import os
-try:
-    os.setuid(0)
-    gained = os.getuid() == 0
-except OSError: gained = False
-import ctypes
-libc = ctypes.CDLL(None)
-gained = gained or libc.mount(b'none', b'/', b'tmpfs', 0, None) == 0
-def add(a, b): return a + b if gained else 0
-""",
-}
-
-# They look outside for the answer that ``find()`` should give.
-FINDERS = {
-    "file": """
-def find(): return open({path!r}).read()
-""",
-    "home": """
-import glob, os
-def find():
-    for path in glob.glob(os.path.expanduser('~/*')) + glob.glob({home!r} + '/*'):
-        return open(path).read()
-""",
-    "environment": """
-import os
-def find(): return os.environ['DGD_TEST_KEY']
-""",
-    "parent's environment": """
-import re
-def find():
-    for pid in filter(str.isdigit, os.listdir('/proc')):
-        try:
-            text = open(f'/proc/{pid}/environ').read()
-        except OSError:
-            continue
-        if 'DGD_TEST_KEY' in text:
-            return text.split('DGD_TEST_KEY=')[1][:6]
-""",
-    "network": """
-import socket
-def find():
-    return socket.create_connection(('127.0.0.1', {port}), 2).recv(6).decode()
 """,
 }

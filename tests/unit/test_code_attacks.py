@@ -1,4 +1,4 @@
-"""Programs that try to pass without being right, or to do harm: all but two score 0, and nothing of them is left."""
+"""Programs that try to pass without being right, or to do harm: all but `LIARS` score 0, and nothing is left of any."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typing import Any
 
 import psutil
 import pytest
-from attack_programs import FINDERS, FORGERS, HARMFUL, LIARS, WRONG
+from attack_programs import FORGERS, LIARS, WRONG
+from harmful_programs import FINDERS, HARMFUL
 
 from dgd_lightning.scoring import sandbox
 from dgd_lightning.scoring.code_grader import CodeGrader

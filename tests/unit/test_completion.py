@@ -213,6 +213,9 @@ def test_continuations_in_wrappings(wrapping: str) -> None:
         f"```python\ndef f(x):\n    return x```\nTest:\n{block('print(f(1))' + chr(10))}",
         "```python\ndef g(x):\n    return x```\nand\n```python\ndef f(x):\n    return g(x)```\n",
         "def f(x):\n    return x```\nIt's done.",
+        f"def f(x):\n    return x```\nOr:\n{OTHER}```\n",
+        f"Use ```f(`x`).\n{block(ONE)}",  # CommonMark: behind such a fence no backtick may stand
+        "@staticmethod\ndef f(x):\n    return x\n",
         "def f(x):\n    return x</s>",
         "def f(x):\n    return x<|im_end|>",
         "def f(x):\n    return x[DONE]",

@@ -121,6 +121,7 @@ def test_prompt_files(tmp_path: Path) -> None:
             {},
             r"data.path line 1: expected 'prompt' to be a text, a list of turns, or a chat, received int '1'",
         ),
+        ('{"prompt": {"messages": [{}]}}\n', {}, r"'prompt' to be a text, .* name one inside it: prompt.messages"),
         ('{"prompt": " "}\n', {}, r"data.path line 1: .* an empty text"),
         ('{"prompt": "x"}\n\n{"prompt"\n', {}, r"data.path line 3: expected valid JSON"),
         (

@@ -54,8 +54,12 @@ def test_the_packages_graders_are_found_the_cheapest_first(monkeypatch: pytest.M
     def names(**options: object) -> list[str]:
         return [grader.name for grader in package_graders({**OPTIONS, **options})]
 
-    assert names() == ["as graded", "lab", "code", "math", "no judge"]
-    assert names(regrade=True) == ["lab", "code", "math", "no judge"]
+    assert names() == ["as graded", "lab", "code", "math", "judge"]
+    # without a judge, rows that one would take are told apart from those that nobody takes, judge or not
+    missing = package_graders(OPTIONS)[-1]
+    assert missing.takes({"rubrics": ["yes"]})
+    assert not any(missing.takes({"rubrics": other}) for other in ("yes", [""], [{"rubric": "yes"}]))
+    assert names(regrade=True) == ["lab", "code", "math", "judge"]
     assert names(leave=True) == ["as graded", "lab", "math"]
     assert names(leave=True, allow_code_execution=True) == ["as graded", "lab", "code", "math"]
     assert [grader.workers for grader in package_graders(OPTIONS)] == [1, 1, 1, 3, 1]

@@ -93,21 +93,21 @@ def test_rows_as_others_write_them(tmp_path: Path, capsys: pytest.CaptureFixture
         foreign_row(9, ["no"], score=0, model_output=" ", requirement_status=[], idx=9),
         foreign_row(10, ["no"], score=10**400, rubrics=None),
         foreign_row(11, ["no"], score=float("nan"), metadata={"context_category": HOSTILE}),
-        foreign_row(12, ["yes", "yes"], score=0.5),
+        *(foreign_row(12 + n, ["yes", "yes"], score=score) for n, score in enumerate((0.5, 2, -1, 1.5, [1]))),
     ]
     del rows[3]["idx"], rows[7]["grading_rationale"], rows[1]["model_output"]
     found = report(write(tmp_path / "odd.jsonl", rows), out=tmp_path)
     arm = found["arms"]["odd"]
-    # CL-bench's script takes `score == 1` alone: of the text "1" and the fraction it makes not solved
-    assert (arm["tasks"], arm["scored"], arm["solved"]) == (13, 10, 1)
-    assert arm["official"]["value"] == pytest.approx(1 / 10)
-    assert arm["strict"]["value"] == pytest.approx(1 / 13)
-    assert arm["rubrics"] == pytest.approx(7 / 10)  # 2/2, 1/2, 2/2, 0/1, 0/1, 2/2; the others have no status
+    # CL-bench's script takes `score == 1` alone: of the text "1", a fraction, 2 and -1 it makes not solved
+    assert (arm["tasks"], arm["scored"], arm["solved"]) == (17, 15, 1)
+    assert arm["official"]["value"] == pytest.approx(1 / 15)
+    assert arm["strict"]["value"] == pytest.approx(1 / 17)
+    assert arm["rubrics"] == pytest.approx(15 / 19)  # 2/2, 1/2, 2/2, 0/1 three times, 2/2 five times
     assert found["runs"][0]["zeros_without_status"] == 3
     said = capsys.readouterr().out
     assert "3 answers have score 0 and no rubric's status" in said
-    assert "3 answers came with a text or a fraction as score" in said
-    assert "3 of 13 answers have no score" in said
+    assert "8 answers came with another score than 0 or 1" in said
+    assert "2 of 17 answers have no score" in said
 
 
 def test_failed_judging_is_pointed_out_where_rows_have_no_rubrics(tmp_path: Path) -> None:

@@ -349,7 +349,7 @@ def _facts(source: str) -> Facts | None:
     assignments = [node for node in tree.body if isinstance(node, ast.Assign)]
     own = {name for node in assignments for name in _ids(node.targets) & _ids([node.value])} - set(last)
     bound = assigned | imported
-    needs = used - bound - set(dir(builtins)) - {"__name__", "__file__"}
+    needs = used - bound - set(dir(builtins))
     return Facts(tree, bound, assigned - own, stubs, needs)
 
 
