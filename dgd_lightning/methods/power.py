@@ -23,6 +23,7 @@ from dgd_lightning.decode.random_source import CUT, KEEP
 from dgd_lightning.decode.readouts.base import Readout
 from dgd_lightning.decode.readouts.draft import as_readout
 from dgd_lightning.decode.sampling import SamplingParams, sampling_params
+from dgd_lightning.decode.stop_strings import GrowingText
 from dgd_lightning.errors import LEAVE_OUT, InputError
 from dgd_lightning.methods.base import Guidance, Method, check_single_beta, check_unused
 from dgd_lightning.methods.guided import GuidedLoop, ReadoutGroup
@@ -221,7 +222,7 @@ class Power(Method):
 
 
 def check_start(pair: Pair, start: Sequence[Tensor], request: Request) -> list[Tensor]:
-    """Answers that chains begin at: each has ended, by a stop token or at the limit."""
+    """Answers that chains begin at: each has ended, by a stop token or string or at the limit."""
     if isinstance(start, Tensor) or len(start) != len(request.rows):
         raise InputError(
             "start",
@@ -232,10 +233,14 @@ def check_start(pair: Pair, start: Sequence[Tensor], request: Request) -> list[T
     answers = [check_prompt(f"start[{row}]", own, pair.target.vocab_size) for row, own in enumerate(start)]
     for row, answer in enumerate(answers):
         stops = [at for at, token in enumerate(answer.tolist()) if token in request.stop_token_ids]
-        if (stops or [request.max_new_tokens - 1])[0] != len(answer) - 1:
+        strings = request.stop_strings
+        completed = None if strings is None else GrowingText(strings).append(answer.tolist())
+        if completed is not None:
+            stops.append(completed - 1)
+        if min(stops, default=request.max_new_tokens - 1) != len(answer) - 1:
             raise InputError(
                 f"start[{row}]",
-                expected=f"an answer that ends with its first stop token, or has {request.max_new_tokens} tokens",
+                expected=f"an answer that ends with its first stop token, or string, or has {request.max_new_tokens}",
                 received=f"{len(answer)} tokens",
                 hint="give the tokens of an answer that was decoded with the same limit and stop tokens",
             )

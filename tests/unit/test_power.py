@@ -191,6 +191,16 @@ def test_stop_strings_end_answers_of_chains(pair: Pair) -> None:
         assert {"stop", "length"} >= {one.stop_reason for one in by_word} > set()
 
 
+def test_a_chain_may_begin_at_an_answer_that_a_stop_string_ended(pair: Pair) -> None:
+    named = Pair(pair.target, pair.draft, Letters())  # type: ignore[arg-type]
+    prompts, given = random_prompts(1, seed=3), {"max_new_tokens": 4, "blocks": 1, "steps": 1, "stop_strings": ["1 03"]}
+    (output,) = power_generate(named, prompts, start=[torch.tensor([1, 3])], seed=1, **given)  # type: ignore[arg-type]
+    assert output.trace.states is not None
+    assert output.trace.states[0].tolist() == [1, 3]
+    with pytest.raises(InputError, match=r"start\[0\]: expected an answer that ends"):
+        power_generate(named, prompts, start=[torch.tensor([1, 3, 4, 5])], **given)  # type: ignore[arg-type]
+
+
 def test_the_reference_filters_as_the_published_code_does() -> None:
     """transformers' generate keeps the 50 likeliest where nothing is said; log Z is over these."""
     target = make_target(vocab_size=128)
