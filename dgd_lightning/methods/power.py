@@ -104,6 +104,7 @@ class Power(Method):
         check_integer("block_size", self.block_size, least=2, optional=True)
         check_choice("scheme", self.scheme, get_args(Scheme))
         object.__setattr__(self, "readout", as_readout(self.readout))
+        check_single_beta(self.beta)  # one per row would give each particle of a prompt another p
         self.blend()
         if not self.speculative:
             check_unused(
@@ -138,9 +139,6 @@ class Power(Method):
 
     def layers(self, pair: Pair) -> tuple[int, ...]:
         return super().layers(pair) if self.blends or self.speculative else ()
-
-    def check_arm(self, temperature: float) -> None:
-        check_single_beta(self.beta)
 
     def check_sampling(self, sampling: SamplingParams) -> None:
         for name, value in sampling._asdict().items():
@@ -209,7 +207,8 @@ class Power(Method):
     def alphas(self) -> list[float]:
         """The exponent at each length: what is sampled at the last one is p^α."""
         ramp = min(self.ramp, self.blocks)
-        return [1 + (self.alpha - 1) * min(1.0, number / max(ramp, 1)) for number in range(1, self.blocks + 1)]
+        shares = [min(1.0, number / max(ramp, 1)) for number in range(1, self.blocks + 1)]
+        return [share * self.alpha + (1 - share) for share in shares]  # α itself, unrounded, where the share is 1
 
     def loop(self, pair: Pair, request: Request, readout: Readout | str, **options: Any) -> GuidedLoop:
         """The decoder that draws from q."""

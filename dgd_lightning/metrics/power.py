@@ -106,12 +106,23 @@ def smallest_gains(
 def noise(
     tasks: np.ndarray, solved: np.ndarray, fixed: np.ndarray, broken: np.ndarray, *, whole: bool
 ) -> tuple[float, float, float]:
-    """Rate of tasks that change by noise, and correlations within contexts: of changing, and of the direction.
+    """How much of what changed in a run is noise, and how clustered it is: moments for the draws of `Simulated`.
 
-    An effect shows as more fixed than broken tasks, or fewer. As far as that is beyond chance, only the rarer direction
-    is taken for noise, twice; what the effect has added to one direction and put right of the other is taken off, as if
-    it were one of the kind that is simulated. Power bends with noise, so that runs would claim too much on average:
-    half a context's worth of noise is added. Arguments as of `Simulated`.
+    Counted are tasks that changed, and pairs of them in one context: alike, or opposed (one fixed, one broken). Noise
+    has two equal directions; what one of them has more than the other may be an effect:
+
+    1. ``effect``, from 0 to 1, is how far that surplus is beyond chance, by its variance over contexts.
+    2. As far as it is, only the rarer direction is noise, and counts twice.
+    3. The effect has also hidden noise: it solved a ``share`` of the tasks that it can change, some of those that noise
+       would have broken among them, so that counts of the rarer direction are divided by what it ``kept``. What it
+       ``added`` to the other direction is taken off pairs. Both as if it were of the kind that is simulated.
+    4. Runs with little noise to see would claim too much power on average: ``few`` adds half a context's worth.
+
+    Arguments as of `Simulated`.
+
+    Returns:
+        The share of tasks that change by noise; the correlation of two tasks of a context in whether they change, and
+        that of two that changed in their direction: each 0 to 1.
     """
     failed = tasks - solved
     more, less, able = (fixed, broken, failed) if fixed.sum() >= broken.sum() else (broken, fixed, solved)

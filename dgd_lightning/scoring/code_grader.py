@@ -203,6 +203,15 @@ def _is_human_eval(row: dict[str, Any]) -> bool:
     return all(isinstance(row.get(key), str) for key in ("prompt", "entry_point", "test"))
 
 
+def _sources(row: dict[str, Any], name: str) -> list[str]:
+    """The texts in a field that holds one or several, or nothing; raises ValueError for anything else."""
+    value = row.get(name) or []
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{name} holds something else than texts")
+    return texts
+
+
 def task_of(row: dict[str, Any], *, challenge: bool) -> dict[str, Any]:
     """What the runner needs of a row.
 
@@ -226,8 +235,8 @@ def task_of(row: dict[str, Any], *, challenge: bool) -> dict[str, Any]:
         tests = [f"{row['test']}\n\ncheck({name})\n"]
         ast.parse(tests[0])  # a test that is no Python is no fault of the program's
         return {"prelude": prelude, "names": [name], "tests": tests, "setup": 0, "prompt": prompt}
-    setup = [row["test_setup_code"]] if str(row.get("test_setup_code") or "").strip() else []
-    tests = [*setup, *row["test_list"], *((row.get("challenge_test_list") or []) if challenge else [])]
+    setup = [text for text in _sources(row, "test_setup_code") if text.strip()]
+    tests = [*setup, *row["test_list"], *(_sources(row, "challenge_test_list") if challenge else ())]
     used = {node.id for test in tests for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Name)}
     statements: dict[bool, list[ast.stmt]] = {True: [], False: []}
     for statement in ast.parse(row["code"]).body:
@@ -236,5 +245,5 @@ def task_of(row: dict[str, Any], *, challenge: bool) -> dict[str, Any]:
     names = sorted(used & {symbol.get_name() for symbol in defined if symbol.is_assigned()})
     if not names:
         raise ValueError("the tests use nothing that the row's code defines")
-    prelude = [*(row.get("test_imports") or []), *map(ast.unparse, statements[True])]
+    prelude = [*_sources(row, "test_imports"), *map(ast.unparse, statements[True])]
     return {"prelude": prelude, "names": names, "tests": tests, "setup": len(setup), "prompt": ""}

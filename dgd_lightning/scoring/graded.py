@@ -131,7 +131,8 @@ def arm_facts(row: dict[str, Any]) -> ArmFacts:
     control = control if isinstance(control, str) else None
     baseline, blends = (record.get(name) is True for name in ("baseline", "blends"))
     matched = record.get("matched")
-    strength = f"{'matched' if matched['matched'] else 'unmatched'}: {matched['words']}" if matched else ""
+    known = isinstance(matched, dict) and {"matched", "words"} <= matched.keys()
+    strength = f"{'matched' if matched['matched'] else 'unmatched'}: {matched['words']}" if known else ""
     return ArmFacts(name, method, lossless, sampling, control, baseline, blends, strength)
 
 

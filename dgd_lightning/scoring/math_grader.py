@@ -148,7 +148,8 @@ class MathGrader(Grader):
 
     def takes(self, row: dict[str, Any]) -> bool:
         gold = row.get("answer")
-        return isinstance(gold, str | int | float) and not isinstance(gold, bool) and (_is_gsm8k(row) or _is_math(row))
+        known = isinstance(gold, str | int | float) and not isinstance(gold, bool) and gold == gold  # NaN: no answer
+        return known and (_is_gsm8k(row) or _is_math(row))
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
         """See `Grader.grade`; ``details`` says what was found where, and how both were read."""
@@ -157,6 +158,8 @@ class MathGrader(Grader):
         word = None if number else words_alone(gold)
         found = final_answer(answer, "number" if number else "formula" if word is None else "words")
         details: dict[str, Any] = {"gold": gold}
+        if number and not any(map(str.isdigit, gold)):
+            return Score(None, [], f"math_error: GSM8K's results are numbers, the gold one is {gold!r}", details)
         if found is None:
             return Score(0.0, [], "no result in the answer", details)
         details |= {"found": found.text, "place": found.place}

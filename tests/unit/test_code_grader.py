@@ -131,12 +131,20 @@ def test_challenge_tests_only_on_request(grader: CodeGrader) -> None:
         SANITIZED | {"test_list": ["assert sum(1, 2) = 3"]},
         SANITIZED | {"test_list": ["assert len('abc') == 3"]},
         SANITIZED | {"test_imports": ["import no_such_module_anywhere"]},
+        SANITIZED | {"test_imports": [5]},
+        SANITIZED | {"test_setup_code": {"a": "b = 1"}},
     ],
 )
 def test_the_tests_own_fault_is_no_zero(grader: CodeGrader, row: dict[str, Any]) -> None:
     score = grader.grade(row, fenced(SANITIZED["code"]))
     assert score.value is None
     assert score.rationale.startswith("tests_error: ")
+
+
+def test_one_text_stands_for_a_list_of_one(grader: CodeGrader) -> None:
+    row = SANITIZED | {"test_imports": "import math", "test_setup_code": ["half = math.pi", "whole = 2 * half"]}
+    row["test_list"] = [*row["test_list"], "assert whole > half"]
+    assert grader.grade(row, fenced(SANITIZED["code"])).value == 1.0
 
 
 def test_answers_without_a_program_are_wrong(grader: CodeGrader) -> None:

@@ -187,10 +187,13 @@ def test_rows() -> None:
     assert grader.grade({"problem": "?", "answer": 0.5}, "It is \\boxed{1/2}.").value == 1.0
     assert grader.grade({"problem": "?", "answer": 7}, "It is \\boxed{8}.").value == 0.0
     assert not grader.takes({"problem": "?", "answer": True})
+    assert not grader.takes({"problem": "?", "answer": float("nan")})  # as tables write what is missing
     assert not grader.takes({"prompt": "?", "answer": "1", "source": "trivia"})
     assert not grader.takes({"question": "?", "answer": "no mark"})
     assert not grader.takes({"messages": [], "rubrics": []})
     assert not grader.takes({"question": 1, "answer": None})
+    for gold in ("twelve", ""):  # no answer could be right, and zeros would not say so
+        assert grader.grade({"question": "?", "answer": f"#### {gold}"}, "#### 12").value is None
 
 
 # Processes that hang or are killed; not math-verify's, which take two seconds of processor time to start.

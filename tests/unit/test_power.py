@@ -213,6 +213,8 @@ def test_exponents_rise_over_the_ramp() -> None:
     assert Power(4.0, blocks=4, mode="smc", ramp=2).alphas() == [2.5, 4.0, 4.0, 4.0]
     assert Power(4.0, blocks=4, mode="smc").alphas() == [4.0] * 4
     assert Power(4.0, blocks=2, mode="smc", ramp=9).alphas() == [2.5, 4.0]
+    for alpha in (1e-17, 0.1):
+        assert Power(alpha, blocks=2, mode="smc").alphas() == [alpha] * 2  # not rounded, to 0 either
     assert Power(blocks=16).levels(3072) == [192 * number for number in range(1, 17)]
 
 
@@ -220,6 +222,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "alpha": ({"alpha": 0.0}, "alpha: expected a finite number above 0"),
     "negative": ({"alpha": -1}, "alpha: expected a finite number above 0"),
     "nan": ({"alpha": math.nan}, "alpha: expected a finite number above 0"),
+    "several betas": ({"beta": [0.1, 0.2]}, "beta: expected one number"),
+    "betas of particles": (
+        {"beta": [0.1, 0.2], "mode": "smc", "particles": 2, "steps": 10},
+        "beta: expected one number",
+    ),
     "steps": ({"steps": 0}, "steps: expected an integer of at least 1"),
     "blocks": ({"blocks": 0}, "blocks: expected an integer of at least 1"),
     "many blocks": ({"blocks": 21}, "blocks: expected at most 20, the limit of new tokens"),

@@ -88,6 +88,8 @@ def test_comparisons_leave_out_what_has_one_law() -> None:
     record = {"arm": "noise", "control_of": "guided", "matched": {"matched": True, "words": "0.1, guided's 0.1"}}
     noise = arm_facts({"dgd": record})
     assert comparisons([arms[2], noise]) == [Versus("guided", "noise", True, strength="matched: 0.1, guided's 0.1")]
+    for other in ("text", {}, {"matched": True}, [1]):  # another program's field of this name
+        assert arm_facts({"dgd": {**record, "matched": other}}).strength == ""
     late = [*arms[1:3], arms[0]._replace(baseline=True)]  # rates and speed-ups refer to one arm
     assert comparisons(late) == [Versus("guided", "plain", False)]
 
