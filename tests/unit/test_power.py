@@ -300,6 +300,16 @@ def parity(text: str) -> str | None:
     return None if first == 0 else "even" if first % 2 == 0 else "odd"
 
 
+def listed(text: str) -> list[str]:
+    """A rule that gives what can't be counted."""
+    return [text]
+
+
+def failing(text: str) -> str:
+    """A rule with a fault."""
+    raise ValueError("no number")
+
+
 def test_the_majority_decides(pair: Pair) -> None:
     prompts = random_prompts(6, seed=4)
     named = Pair(pair.target, pair.draft, Letters())  # type: ignore[arg-type]
@@ -315,6 +325,9 @@ def test_the_majority_decides(pair: Pair) -> None:
         assert output.tokens.tolist() == answers[trace.chosen].tokens.tolist()  # type: ignore[index]
         assert trace.spent is not None
         assert trace.spent[0] > trace.target_forwards
+    for rule, told in (("listed", "list of "), ("failing", "ValueError: no number")):
+        with pytest.raises(InputError, match=f"result: expected a rule that gives a text or None .* {told}"):
+            Majority(f"{parity.__module__}.{rule}", num_answers=2).generate(named, prompts, call)
     with pytest.raises(InputError, match="temperature: expected above 0"):
         method.generate(named, prompts, Call(6))
     with pytest.raises(InputError, match="num_return_sequences: expected 1"):
