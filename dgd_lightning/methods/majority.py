@@ -93,10 +93,24 @@ class Majority(Method):
         groups = drawn_answers(pair, prompts, call, self.num_answers, self.block_size)
         return [self._voted(pair, group, call) for group in groups]
 
+    def _result(self, text: str) -> str | None:
+        """What the rule reads; an error where it can't be counted."""
+        try:
+            result = self.rule()(text)
+        except Exception as error:  # a user's own code
+            raise self._misused(f"{type(error).__name__}: {error}, of {text[:60]!r}") from error
+        if result is not None and not isinstance(result, str):
+            raise self._misused(f"{type(result).__name__} of {text[:60]!r}")
+        return result
+
+    def _misused(self, received: str) -> InputError:
+        expected, hint = "a rule that gives a text or None for any answer", "return None where there is no result"
+        return InputError("result", expected=expected, received=f"{self.result}: {received}", hint=hint)
+
     def _voted(self, pair: Pair, group: list[DecodeOutput], call: Call) -> DecodeOutput:
-        began, rule = time.perf_counter(), self.rule()
+        began = time.perf_counter()
         strings = call.stop_strings
-        results = [rule(answer_text(pair.tokenizer, one.tokens.tolist(), strings)) for one in group]
+        results = [self._result(answer_text(pair.tokenizer, one.tokens.tolist(), strings)) for one in group]
         votes = Counter(result for result in results if result is not None)
         scores = [0.0 if result is None else float(votes[result]) for result in results]
         chosen = max(range(len(scores)), key=lambda number: scores[number])  # the first of equals

@@ -23,6 +23,7 @@ from dgd_lightning.decode.random_source import CUT, KEEP
 from dgd_lightning.decode.readouts.base import Readout
 from dgd_lightning.decode.readouts.draft import as_readout
 from dgd_lightning.decode.sampling import SamplingParams, sampling_params
+from dgd_lightning.decode.stop_strings import GrowingText
 from dgd_lightning.errors import LEAVE_OUT, InputError
 from dgd_lightning.methods.base import Guidance, Method, check_single_beta, check_unused
 from dgd_lightning.methods.guided import GuidedLoop, ReadoutGroup
@@ -104,6 +105,7 @@ class Power(Method):
         check_integer("block_size", self.block_size, least=2, optional=True)
         check_choice("scheme", self.scheme, get_args(Scheme))
         object.__setattr__(self, "readout", as_readout(self.readout))
+        check_single_beta(self.beta)  # one per row would give each particle of a prompt another p
         self.blend()
         if not self.speculative:
             check_unused(
@@ -138,9 +140,6 @@ class Power(Method):
 
     def layers(self, pair: Pair) -> tuple[int, ...]:
         return super().layers(pair) if self.blends or self.speculative else ()
-
-    def check_arm(self, temperature: float) -> None:
-        check_single_beta(self.beta)
 
     def check_sampling(self, sampling: SamplingParams) -> None:
         for name, value in sampling._asdict().items():
@@ -209,7 +208,8 @@ class Power(Method):
     def alphas(self) -> list[float]:
         """The exponent at each length: what is sampled at the last one is p^α."""
         ramp = min(self.ramp, self.blocks)
-        return [1 + (self.alpha - 1) * min(1.0, number / max(ramp, 1)) for number in range(1, self.blocks + 1)]
+        shares = [min(1.0, number / max(ramp, 1)) for number in range(1, self.blocks + 1)]
+        return [share * self.alpha + (1 - share) for share in shares]  # α itself, unrounded, where the share is 1
 
     def loop(self, pair: Pair, request: Request, readout: Readout | str, **options: Any) -> GuidedLoop:
         """The decoder that draws from q."""
@@ -222,7 +222,7 @@ class Power(Method):
 
 
 def check_start(pair: Pair, start: Sequence[Tensor], request: Request) -> list[Tensor]:
-    """Answers that chains begin at: each has ended, by a stop token or at the limit."""
+    """Answers that chains begin at: each has ended, by a stop token or string or at the limit."""
     if isinstance(start, Tensor) or len(start) != len(request.rows):
         raise InputError(
             "start",
@@ -233,10 +233,14 @@ def check_start(pair: Pair, start: Sequence[Tensor], request: Request) -> list[T
     answers = [check_prompt(f"start[{row}]", own, pair.target.vocab_size) for row, own in enumerate(start)]
     for row, answer in enumerate(answers):
         stops = [at for at, token in enumerate(answer.tolist()) if token in request.stop_token_ids]
-        if (stops or [request.max_new_tokens - 1])[0] != len(answer) - 1:
+        strings = request.stop_strings
+        completed = None if strings is None else GrowingText(strings).append(answer.tolist())
+        if completed is not None:
+            stops.append(completed - 1)
+        if min(stops, default=request.max_new_tokens - 1) != len(answer) - 1:
             raise InputError(
                 f"start[{row}]",
-                expected=f"an answer that ends with its first stop token, or has {request.max_new_tokens} tokens",
+                expected=f"an answer that ends with its first stop token, or string, or has {request.max_new_tokens}",
                 received=f"{len(answer)} tokens",
                 hint="give the tokens of an answer that was decoded with the same limit and stop tokens",
             )

@@ -81,7 +81,11 @@ def study(runs: Sequence[Run], *, pool: bool, common: bool, against: str | None)
         arms += own
         wanted += comparisons(own)  # baselines are those of the same run
     if against is not None:
-        if against not in (every := [arm.name for arm in arms]):
+        every = [arm.name for arm in arms]
+        meant = [name for name in every if against in name.split("/", 1)]  # a run's only arm, or an arm of one run only
+        if against not in every and len(meant) == 1:
+            against = meant[0]
+        if against not in every:
             raise InputError(
                 "against", expected=f"one of the arms {', '.join(every)}", received=against, hint="name one of them"
             )

@@ -5,6 +5,7 @@ rows with CL-bench's own fields (``score``, ``requirement_status``, ``grading_ra
 """
 
 import contextlib
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,8 @@ from dgd_lightning.types import Score
 
 Row = dict[str, Any]
 Key = run_folder.Key
+IDS = ("task_id", "unique_id", "id")  # of HumanEval and MBPP, of MATH-500, of others
+ASKED = ("question", "problem", "prompt", "messages", "text", "instruction", "input")
 AHEAD = 2  # rows per worker that wait for it
 
 
@@ -136,21 +139,35 @@ def rows_of(path: Path, *, graded: bool = False) -> Iterator[Row]:
                 hint="delete the row, or name the file of predictions",
             )
         if not isinstance(row.get("idx"), str | int):  # what can't name a task
-            metadata = row.get("metadata")
-            named = metadata.get("task_id") if isinstance(metadata, dict) else None
-            row["idx"] = str(named if named is not None else number)
+            row["idx"] = _named(row, number)
         check_unicode(f"{place}: idx", str(row["idx"]))
         record = row["dgd"] if isinstance(row.get("dgd"), dict) else {}
         row["dgd"] = {**record, "arm": str(record.get("arm", stem(path)))}
         if run_folder.key(row) in seen:
             raise InputError(
                 place,
-                expected="each idx once per arm",
-                received=f"idx {row['idx']} again",
-                hint="delete the repeated row",
+                expected="each idx (without one, each question) once per arm",
+                received=f"{row['idx']} again",
+                hint="delete the repeated row, or give several answers to a question an idx each and one context_id",
             )
         seen.add(run_folder.key(row))
         yield upgraded(with_context(row))
+
+
+def _named(row: Row, number: int) -> str:
+    """What names the task of a row without ``idx``, so that rows of two files are paired by task, not by place.
+
+    Its data set's id, else a hash of what it asks; the row's number only where it has neither.
+    """
+    metadata = row.get("metadata")
+    known = [metadata.get("task_id")] if isinstance(metadata, dict) else []
+    for name in [*known, *(row.get(field) for field in IDS)]:
+        if isinstance(name, str | int):
+            return str(name)
+    asked = [row[field] for field in ASKED if row.get(field)]
+    if not asked:
+        return str(number)
+    return "asked-" + hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def read_scores(path: Path) -> dict[Key, Record]:

@@ -191,6 +191,16 @@ def test_stop_strings_end_answers_of_chains(pair: Pair) -> None:
         assert {"stop", "length"} >= {one.stop_reason for one in by_word} > set()
 
 
+def test_a_chain_may_begin_at_an_answer_that_a_stop_string_ended(pair: Pair) -> None:
+    named = Pair(pair.target, pair.draft, Letters())  # type: ignore[arg-type]
+    prompts, given = random_prompts(1, seed=3), {"max_new_tokens": 4, "blocks": 1, "steps": 1, "stop_strings": ["1 03"]}
+    (output,) = power_generate(named, prompts, start=[torch.tensor([1, 3])], seed=1, **given)  # type: ignore[arg-type]
+    assert output.trace.states is not None
+    assert output.trace.states[0].tolist() == [1, 3]
+    with pytest.raises(InputError, match=r"start\[0\]: expected an answer that ends"):
+        power_generate(named, prompts, start=[torch.tensor([1, 3, 4, 5])], **given)  # type: ignore[arg-type]
+
+
 def test_the_reference_filters_as_the_published_code_does() -> None:
     """transformers' generate keeps the 50 likeliest where nothing is said; log Z is over these."""
     target = make_target(vocab_size=128)
@@ -213,6 +223,8 @@ def test_exponents_rise_over_the_ramp() -> None:
     assert Power(4.0, blocks=4, mode="smc", ramp=2).alphas() == [2.5, 4.0, 4.0, 4.0]
     assert Power(4.0, blocks=4, mode="smc").alphas() == [4.0] * 4
     assert Power(4.0, blocks=2, mode="smc", ramp=9).alphas() == [2.5, 4.0]
+    for alpha in (1e-17, 0.1):
+        assert Power(alpha, blocks=2, mode="smc").alphas() == [alpha] * 2  # not rounded, to 0 either
     assert Power(blocks=16).levels(3072) == [192 * number for number in range(1, 17)]
 
 
@@ -220,6 +232,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "alpha": ({"alpha": 0.0}, "alpha: expected a finite number above 0"),
     "negative": ({"alpha": -1}, "alpha: expected a finite number above 0"),
     "nan": ({"alpha": math.nan}, "alpha: expected a finite number above 0"),
+    "several betas": ({"beta": [0.1, 0.2]}, "beta: expected one number"),
+    "betas of particles": (
+        {"beta": [0.1, 0.2], "mode": "smc", "particles": 2, "steps": 10},
+        "beta: expected one number",
+    ),
     "steps": ({"steps": 0}, "steps: expected an integer of at least 1"),
     "blocks": ({"blocks": 0}, "blocks: expected an integer of at least 1"),
     "many blocks": ({"blocks": 21}, "blocks: expected at most 20, the limit of new tokens"),
@@ -283,6 +300,16 @@ def parity(text: str) -> str | None:
     return None if first == 0 else "even" if first % 2 == 0 else "odd"
 
 
+def listed(text: str) -> list[str]:
+    """A rule that gives what can't be counted."""
+    return [text]
+
+
+def failing(text: str) -> str:
+    """A rule with a fault."""
+    raise ValueError("no number")
+
+
 def test_the_majority_decides(pair: Pair) -> None:
     prompts = random_prompts(6, seed=4)
     named = Pair(pair.target, pair.draft, Letters())  # type: ignore[arg-type]
@@ -298,6 +325,9 @@ def test_the_majority_decides(pair: Pair) -> None:
         assert output.tokens.tolist() == answers[trace.chosen].tokens.tolist()  # type: ignore[index]
         assert trace.spent is not None
         assert trace.spent[0] > trace.target_forwards
+    for rule, told in (("listed", "list of "), ("failing", "ValueError: no number")):
+        with pytest.raises(InputError, match=f"result: expected a rule that gives a text or None .* {told}"):
+            Majority(f"{parity.__module__}.{rule}", num_answers=2).generate(named, prompts, call)
     with pytest.raises(InputError, match="temperature: expected above 0"):
         method.generate(named, prompts, Call(6))
     with pytest.raises(InputError, match="num_return_sequences: expected 1"):

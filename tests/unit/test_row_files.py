@@ -200,10 +200,11 @@ def test_scores_and_reports_of_tables(tmp_path: Path, capsys: pytest.CaptureFixt
     assert source(other).graded.name == "answers.jsonl_graded.jsonl"  # each file has its own
     assert source(tmp_path / "answers.csv").scores.name == "answers.csv.scores.jsonl"
     (run,) = read_runs([str(source(path).graded)])
-    assert (run.label, [(one.idx, one.arm, one.score) for one in run.scores]) == (
-        "gpt-5.1",
-        [("1", "gpt-5.1", 1.0), ("2", "gpt-5.1", 0.0)],
-    )
+    assert (run.label, [(one.arm, one.score) for one in run.scores]) == ("gpt-5.1", [("gpt-5.1", 1), ("gpt-5.1", 0)])
+    first, second = (one.idx for one in run.scores)  # rows without idx are named by what they ask
+    assert first.startswith("asked-")
+    assert second.startswith("asked-")
+    assert first != second
     # a text "1" is no score, and contexts written as text would be lost
     path.write_text("model_output,score,metadata\nx,1,{}\n")
     with pytest.raises(InputError, match="row 1: expected metadata, score as JSON has them, received texts"):

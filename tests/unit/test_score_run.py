@@ -306,3 +306,28 @@ def test_one_arm_is_written_for_clbench_s_script(tmp_path: Path, capsys: pytest.
     path.write_text(json.dumps({**rows[0], "rubrics": []}) + "\n")
     assert main(["score", str(path), "--export_clbench", str(tmp_path / "x.jsonl")]) == 2
     assert "rows in CL-bench's format" in capsys.readouterr().err
+
+
+def test_rows_without_idx_are_named_by_what_they_ask(tmp_path: Path) -> None:
+    """So that files of two models are paired by task, in whatever order their rows are."""
+    rows = [
+        {"question": "1 + 1?", "answer": "#### 2", "model_output": "2"},
+        {"question": "1 + 2?", "answer": "#### 3", "model_output": "3"},
+        {"problem": "1 + 3?", "answer": "4", "unique_id": "sums/3", "model_output": "4"},
+        {"prompt": "def f():", "task_id": "HumanEval/7", "model_output": "pass"},
+        {"messages": [{"role": "user", "content": "Hi"}], "metadata": {"task_id": "t9"}, "model_output": "Hi"},
+    ]
+    first, second = (write(tmp_path / name, own) for name, own in (("a.jsonl", rows), ("b.jsonl", rows[::-1])))
+    names = [row["idx"] for row in rows_of(first)]
+    assert [row["idx"] for row in rows_of(second)] == names[::-1]
+    assert names[2:] == ["sums/3", "HumanEval/7", "t9"]
+    assert len(set(names)) == 5
+    other = write(tmp_path / "c.jsonl", [{"question": "2 + 2?", "model_output": "4"}])
+    assert next(iter(rows_of(other)))["idx"] not in names
+    with pytest.raises(InputError, match=r"each idx .* once per arm, received asked-.* again"):
+        list(rows_of(write(tmp_path / "d.jsonl", [rows[0], rows[0]])))
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
