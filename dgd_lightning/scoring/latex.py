@@ -65,6 +65,8 @@ BASED = re.compile(r"(?<![\w\\}])\(?(\d[\dA-Za-z]*(?:\.\d+)?|[A-F][\dA-F]*)\)?_(
 NUMBER = re.compile(r"-?(?:\d+(?:\.\d+)?|\.\d+)(?!\d)")
 SHORT_UNITS = set("mm cm km ft in mi yd kg mg lb oz ml hr am pm".split())
 NO_UNITS = set("sqrt sin cos tan cot sec csc log exp and mod inf infinity".split())
+# Behind a choice: a second one, "(A), (C)", "A and C"
+SEVERAL = re.compile(r"\W*?(?:[,;/&+]|\b(?:and|or)\b|(?=\())\W*[A-Z](?=\W*(?:\Z|[,;/&+)]|(?:and|or)\b))")
 MAX_DIGITS = 300
 
 
@@ -200,9 +202,9 @@ def plain_words(text: str) -> str:
 
 def same_words(gold: str, found: str) -> bool:
     """Whether a result is the gold's words, as `words_alone` gives them; of a choice (a letter) what it stands for may
-    follow it.
+    follow it, but no second choice.
     """
     if len(gold) == 1:
-        choice = re.match(r"\W*([A-Za-z])(?![A-Za-z'])\W*", re.sub(FONT + r"\s*\{([^{}]*)\}", r" \1 ", found))
-        return choice is not None and choice[1].casefold() == gold
+        choice = re.match(r"\W*([A-Za-z])(?![A-Za-z'])", plain := re.sub(FONT + r"\s*\{([^{}]*)\}", r" \1 ", found))
+        return choice is not None and choice[1].casefold() == gold and not SEVERAL.match(plain, choice.end())
     return gold == plain_words(found)

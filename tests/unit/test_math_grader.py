@@ -89,6 +89,7 @@ EQUAL = [
     ("12", r"\text{Yes, 12.}"),
     ("12", r"\begin{aligned} x &= 3 \cdot 4 \\ &= 12 \end{aligned}"),
     (r"\text{(C)}", r"\textbf{(C)} 5"),
+    (r"\text{(C)}", r"\text{(C) Vitamin D}"),
     (r"\text{ellipse}", r"\text{An ellipse.}"),
     (r"90^\circ", "90°"),  # degrees
     ("90", r"90\degree"),
@@ -163,6 +164,9 @@ DIFFERENT = [
     ("0", r"\emptyset"),
     (r"\emptyset", r"\{\emptyset\}"),
     (r"\text{(C)}", r"\text{Cat}"),
+    (r"\text{(C)}", r"\text{(C), (D)}"),
+    (r"\text{(C)}", r"\text{C and D}"),
+    (r"\text{(C)}", r"\text{(C)} (D)"),
     ("12", r"\text{12 or 13}"),
     ("1,-2", "-2"),
 ]
