@@ -24,7 +24,7 @@ NAMES = {  # anywhere in ``dgd``
 
 def is_old(row: dict[str, Any]) -> bool:
     """Whether a prediction row was written before version 0.2."""
-    return row["dgd"].get("method") in METHODS
+    return row["dgd"].get("method") in list(METHODS)  # a list: what another program wrote there may not be hashable
 
 
 def upgraded(row: dict[str, Any]) -> dict[str, Any]:

@@ -104,7 +104,10 @@ def test_old_names_inside_a_row() -> None:
     assert "decoded_tokens" not in upgraded({"idx": "t", "dgd": skipped})["dgd"]
 
 
-@pytest.mark.parametrize("record", [{"arm": "a"}, {"arm": "a", "method": "Guided"}, {"arm": "diagnostic", "ttt": None}])
+@pytest.mark.parametrize(
+    "record",
+    [{"arm": "a"}, {"arm": "a", "method": "Guided"}, {"arm": "a", "method": ["x"]}, {"arm": "diagnostic", "ttt": None}],
+)
 def test_other_rows_stay_as_they_are(record: dict[str, Any]) -> None:
     row = {"idx": "t", "dgd": record}
     assert upgraded(row) is row

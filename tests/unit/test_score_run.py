@@ -125,9 +125,14 @@ class Broken(Echo):
     """Works for a while, then meets what only the user can hint."""
 
     workers = 2
+    met = threading.Event()
 
     def grade(self, row: dict[str, Any], answer: str) -> Score:
+        if row["idx"] == "t0":  # still at work then: what it comes to is kept too
+            self.met.wait(10)
+            time.sleep(0.2)
         if int(row["idx"][1:]) >= 20:
+            self.met.set()
             raise InputError("judge.model", expected="a model", received="none", hint="name one")
         return super().grade(row, answer)
 
